@@ -37,7 +37,7 @@ type testConfig struct {
 	Token     string            `yaml:"token" secret:"true"`
 	Key       Bytes             `yaml:"key" secret:"true"`
 	Providers []provider        `yaml:"providers"`
-	Skipped   chan int `yaml:"-"`
+	Skipped   chan int          `yaml:"-"`
 }
 
 type provider struct {
