@@ -70,7 +70,6 @@ var Methods = map[string]Rule{
 	apiv1.TokenService_ListTokens_FullMethodName:  {Administer, ClusterWide},
 	apiv1.TokenService_RevokeToken_FullMethodName: {Administer, ClusterWide},
 
-	clusterv1.RelayService_ReadIndex_FullMethodName:      {Relay, ClusterWide},
 	clusterv1.RelayService_GetServerStats_FullMethodName: {Relay, ClusterWide},
 	clusterv1.RelayService_Link_FullMethodName:           {Relay, ClusterWide},
 

@@ -29,7 +29,7 @@ const (
 )
 
 // ServerTLS is for a server's port. Clients' certificates are verified against the CA file; what they say is in
-// ConnIdentity. ALPN is left to the protocol above.
+// PeerIdentity. ALPN is left to the protocol above.
 func (c *Certs) ServerTLS(want ClientCert) (*tls.Config, error) {
 	return c.serverTLS(want, nil)
 }
@@ -142,9 +142,9 @@ func isServer(cert *x509.Certificate) error {
 	return nil
 }
 
-// ConnIdentity returns who is at the other end of a connection that one of these configurations verified; false when it
+// PeerIdentity returns who is at the other end of a connection that one of these configurations verified; false when it
 // showed no certificate, or one without a role.
-func ConnIdentity(s *tls.ConnectionState) (Identity, bool) {
+func PeerIdentity(s *tls.ConnectionState) (Identity, bool) {
 	if s == nil || !s.HandshakeComplete || len(s.PeerCertificates) == 0 {
 		return Identity{}, false
 	}

@@ -161,7 +161,7 @@ func TestConversations(t *testing.T) {
 			if state.Version != tls.VersionTLS13 {
 				t.Errorf("version %x", state.Version)
 			}
-			who, ok := ConnIdentity(&state)
+			who, ok := PeerIdentity(&state)
 			if ok != (c.who != "") || ok && who.String() != c.who {
 				t.Errorf("the client is %s, %v; want %q", who, ok, c.who)
 			}
