@@ -8,7 +8,6 @@ func (binPack) Name() string { return "bin-pack" }
 func (s binPack) Choose(req Request, c []Candidate) (int, string) {
 	var l line
 	best, room := pick(&req, c, byFullness)
-	l.text("bin-pack: ")
 	if best < 0 {
 		return best, l.none(len(c))
 	}

@@ -8,7 +8,6 @@ func (capabilityAware) Name() string { return "capability-aware" }
 func (s capabilityAware) Choose(req Request, c []Candidate) (int, string) {
 	var l line
 	best, room := pick(&req, c, byExtras)
-	l.text("capability-aware: ")
 	if best < 0 {
 		return best, l.none(len(c))
 	}

@@ -8,7 +8,6 @@ func (leastConnections) Name() string { return "least-connections" }
 func (s leastConnections) Choose(req Request, c []Candidate) (int, string) {
 	var l line
 	best, room := pick(&req, c, bySessions)
-	l.text("least-connections: ")
 	if best < 0 {
 		return best, l.none(len(c))
 	}

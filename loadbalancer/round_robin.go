@@ -12,7 +12,6 @@ func (roundRobin) Name() string { return "round-robin" }
 
 func (s roundRobin) Choose(req Request, c []Candidate) (int, string) {
 	var l line
-	l.text("round-robin: ")
 	healthy, degraded := 0, 0
 	for i := range c {
 		switch {

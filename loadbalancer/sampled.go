@@ -12,7 +12,6 @@ func (sampled) Name() string { return "sampled" }
 
 func (s sampled) Choose(req Request, c []Candidate) (int, string) {
 	var l line
-	l.text("sampled: ")
 	if len(c) == 0 {
 		return -1, l.none(0)
 	}

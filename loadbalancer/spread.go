@@ -12,7 +12,6 @@ func (spread) Name() string { return "spread" }
 
 func (s spread) Choose(req Request, c []Candidate) (int, string) {
 	var l line
-	l.text("spread: ")
 	if req.SpreadBy == "" {
 		best, room := pick(&req, c, byEmptiness)
 		if best < 0 {

@@ -44,7 +44,8 @@ type Request struct {
 type Strategy interface {
 	// Name is how specs and configurations name it.
 	Name() string
-	// Choose returns the index of the best candidate, -1 when none has room, and why: one line of at most WhyMaxBytes.
+	// Choose returns the index of the best candidate, -1 when none has room, and why: one line of at most WhyMaxBytes
+	// that goes on behind the strategy's name.
 	Choose(req Request, c []Candidate) (best int, why string)
 }
 

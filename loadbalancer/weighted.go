@@ -10,7 +10,6 @@ func (weighted) Name() string { return "weighted" }
 func (s weighted) Choose(req Request, c []Candidate) (int, string) {
 	var l line
 	best, room := pick(&req, c, byWeight)
-	l.text("weighted: ")
 	if best < 0 {
 		return best, l.none(len(c))
 	}

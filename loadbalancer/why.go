@@ -31,11 +31,10 @@ func (l *line) decimal(f float64) *line {
 	return l
 }
 
-// of ends an explanation: how many were to choose from, and why a degraded one was.
+// of ends an explanation: how many had no room, and why a degraded node was chosen.
 func (l *line) of(room, all int, chosen *Candidate) string {
-	l.text(" among ").number(uint64(room)).text(" with room")
 	if full := all - room; full > 0 {
-		l.text(", ").number(uint64(full)).text(" without")
+		l.text("; ").number(uint64(full)).text(" of ").number(uint64(all)).text(" have no room")
 	}
 	if chosen.Degraded {
 		l.text("; degraded, as no healthy node has room")
