@@ -54,6 +54,11 @@ type Options struct {
 	// SecretsDir holds one file for each secret; empty for a node without secrets.
 	SecretsDir string
 
+	// PastLogs reads the log below a session's directory when no process of it lives; nil when logs go with processes.
+	PastLogs func(ctx context.Context, sessionDir string, from uint64, emit func([]*apiv1.LogLine) error) error
+	// Sweep kills what lives of a session whose record is damaged, by its directory; nil when nothing outlives an agent.
+	Sweep func(ctx context.Context, sessionDir string) error
+
 	MaxFactsUnacked int
 	MaxStarts       int           // processes being started at one time
 	MaxEndedKept    int           // ended sessions whose directory is kept until the cluster forgets them; beyond it the oldest go

@@ -80,6 +80,25 @@ func TestEndIsReportedAgainByTheNextAgent(t *testing.T) {
 	})
 }
 
+func TestWhatWasNeverStartedIsStartedWhenToldAgain(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.lead.holdLease = true
+		n.start()
+		st := n.agent.host.store
+		if err := st.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}); err != nil { // and then the agent was killed
+			t.Fatal(err)
+		}
+		n.stop()
+		n.world.absent = true
+		n.lead.locked(func() { n.lead.holdLease = false })
+		n.start()
+		same(t, "inventory", len(n.lead.inventory()), 0)
+		same(t, "facts", len(n.lead.told("s")), 0)
+		n.lead.desired(1, false, toRun("s", 1))
+		same(t, "starts", n.world.started(), []string{"s/1"})
+	})
+}
+
 // flaky is a driver whose adoption fails for a while.
 type flaky struct {
 	*world

@@ -26,11 +26,6 @@ type stream interface {
 	Close(err error, exit *apiv1.Session_Exit)
 }
 
-// pastLogs is implemented by drivers that can read the log of a session whose process is gone.
-type pastLogs interface {
-	ReadPastLogs(ctx context.Context, s driver.Start, from uint64, emit func([]*apiv1.LogLine) error) error
-}
-
 // where asks the supervisor for a session.
 type where struct {
 	id    string
@@ -125,10 +120,8 @@ func (a *Agent) readLogs(ctx context.Context, s stream, r *run, req *nodev1.Read
 	if proc := r.status().proc; proc != nil {
 		return proc.ReadLogs(ctx, req.GetFromLine(), req.GetFollow(), emit)
 	}
-	if !r.live() {
-		if p, ok := r.drivers[r.spec.Type].(pastLogs); ok {
-			return p.ReadPastLogs(ctx, r.start(), req.GetFromLine(), emit)
-		}
+	if !r.live() && a.opts.PastLogs != nil {
+		return a.opts.PastLogs(ctx, r.store.dir(r.id), req.GetFromLine(), emit)
 	}
 	_, err := r.running()
 	return err

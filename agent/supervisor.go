@@ -110,7 +110,8 @@ type supervisor struct {
 	ended         []*run // whose directories are kept, oldest first
 	verdict       health.Verdict
 	sample        health.Sample
-	inventoryOwed []string // request ids of get_sessions that the link had no room for the answer to
+	inventoryOwed []string // request ids of get_sessions that could not be answered yet
+	adopting      int      // sessions of an earlier agent of which nothing is known yet
 
 	renewTimer, leaseTimer, retryTimer *time.Timer
 }
@@ -134,11 +135,12 @@ func (s *supervisor) load() error {
 		return err
 	}
 	for name, why := range damaged {
+		s.sweep(name)
 		to, err := s.host.store.setAside(name)
 		if err != nil {
 			return err
 		}
-		s.log.Error("a session's record is damaged; its directory was set aside, and nothing of it is run", "session", name, "kept_in", to, "error", why)
+		s.log.Error("a session's record is damaged; what lived of it was killed and its directory set aside", "session", name, "kept_in", to, "error", why)
 		s.metrics.damaged.Inc()
 	}
 	for _, rec := range records {
@@ -151,6 +153,18 @@ func (s *supervisor) load() error {
 		s.entries[rec.SessionID] = &entry{id: rec.SessionID, run: newRun(s.host, rec, spec, true)}
 	}
 	return nil
+}
+
+// sweep kills what lives of a session that cannot be adopted: the agent would renew its lease for ever.
+func (s *supervisor) sweep(name string) {
+	if s.opts.Sweep == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.StartTimeout)
+	defer cancel()
+	if err := s.opts.Sweep(ctx, s.host.store.dir(name)); err != nil {
+		s.log.Error("what may live of a damaged session could not be killed", "session", name, "error", err)
+	}
 }
 
 // loop is the supervisor's goroutine. It returns once every session was let go.
@@ -196,6 +210,7 @@ func (s *supervisor) adoptAll() {
 			ended = append(ended, e)
 			continue
 		}
+		s.adopting++
 		s.launch(e.run)
 	}
 	slices.SortFunc(ended, func(a, b *entry) int { return a.run.rec.Ended.Time.Compare(b.run.rec.Ended.Time) })
@@ -317,8 +332,16 @@ func (s *supervisor) event(e event) {
 	if e.fact != nil {
 		s.facts.add(e.fact)
 	}
+	if e.settled {
+		s.adopting--
+	}
 	ent := s.entries[e.run.id]
 	if ent == nil || ent.run != e.run {
+		return
+	}
+	if e.absent {
+		ent.run, ent.removing = nil, true
+		s.janitor.forget(ent.id)
 		return
 	}
 	s.answerWaiters(ent)
@@ -403,7 +426,7 @@ func (s *supervisor) flush() {
 	if !s.linked {
 		return
 	}
-	for len(s.inventoryOwed) > 0 {
+	for len(s.inventoryOwed) > 0 && s.adopting == 0 {
 		if !s.sendInventory(s.inventoryOwed[0]) {
 			return
 		}
