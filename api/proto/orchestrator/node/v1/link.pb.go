@@ -614,7 +614,10 @@ type Hello struct {
 	ResumeIndex uint64 `protobuf:"varint,10,opt,name=resume_index,json=resumeIndex,proto3" json:"resume_index,omitempty"`
 	Address     string `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"`
 	// The cluster this node belongs to; empty before the first hello_ack.
-	ClusterId     string `protobuf:"bytes,12,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ClusterId string `protobuf:"bytes,12,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Counts the links this incarnation has opened, from 1. Of two links of one node, the one with the greater
+	// (incarnation, link_number) stays, in whatever order servers come to hear of them.
+	LinkNumber    uint64 `protobuf:"varint,13,opt,name=link_number,json=linkNumber,proto3" json:"link_number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +734,13 @@ func (x *Hello) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *Hello) GetLinkNumber() uint64 {
+	if x != nil {
+		return x.LinkNumber
+	}
+	return 0
 }
 
 type HelloAck struct {
@@ -3168,7 +3178,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\rstream_window\x18\" \x01(\v2\".orchestrator.node.v1.StreamWindowH\x00R\fstreamWindow\x12F\n" +
 	"\fstream_close\x18# \x01(\v2!.orchestrator.node.v1.StreamCloseH\x00R\vstreamClose\x129\n" +
 	"\agoodbye\x18$ \x01(\v2\x1d.orchestrator.node.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\apayload\"\xe3\x03\n" +
+	"\apayload\"\x84\x04\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\x17\n" +
@@ -3183,7 +3193,9 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	" \x01(\x04R\vresumeIndex\x12\x18\n" +
 	"\aaddress\x18\v \x01(\tR\aaddress\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\f \x01(\tR\tclusterId\x1a9\n" +
+	"cluster_id\x18\f \x01(\tR\tclusterId\x12\x1f\n" +
+	"\vlink_number\x18\r \x01(\x04R\n" +
+	"linkNumber\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd3\x02\n" +
