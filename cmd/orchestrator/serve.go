@@ -268,7 +268,7 @@ func (s *server) authorizeLink(r *http.Request) (string, error) {
 		return "", nil
 	}
 	if h := r.Header.Get("Authorization"); h == "" && r.TLS != nil {
-		if id, ok := auth.ConnIdentity(r.TLS); ok {
+		if id, ok := auth.PeerIdentity(r.TLS); ok {
 			return id.Name, id.Authorize(auth.MethodLink)
 		}
 	}
