@@ -81,30 +81,31 @@ type server struct {
 type listeners struct{ raft, grpc, link, client net.Listener }
 
 // newServer builds a server; nothing serves yet. Close must be called also after an error of run.
-func newServer(cfg Config, log *slog.Logger) (s *server, err error) {
-	s = &server{cfg: cfg, log: log, fatal: make(chan error, 1)}
-	defer func() {
-		if err != nil {
-			s.closeParts()
-		}
-	}()
-	if err := s.checkPorts(); err != nil {
+func newServer(cfg Config, log *slog.Logger) (*server, error) {
+	s := &server{cfg: cfg, log: log, fatal: make(chan error, 1)}
+	if err := s.prepare(); err != nil {
+		s.closeParts()
 		return nil, err
+	}
+	return s, nil
+}
+
+func (s *server) prepare() (err error) {
+	cfg := s.cfg
+	if err := s.checkPorts(); err != nil {
+		return err
 	}
 	if s.data, err = cluster.OpenDataDir(cfg.DataDir, cfg.Cluster, cfg.Name); err != nil {
-		return nil, err
+		return err
 	}
 	if cfg.TLS.CertFile != "" || cfg.TLS.CAFile != "" {
-		if s.certs, err = auth.LoadCerts(auth.Files{Cert: cfg.TLS.CertFile, Key: cfg.TLS.KeyFile, CA: cfg.TLS.CAFile}, auth.DefaultRecheck, log, time.Now); err != nil {
-			return nil, err
+		if s.certs, err = auth.LoadCerts(auth.Files{Cert: cfg.TLS.CertFile, Key: cfg.TLS.KeyFile, CA: cfg.TLS.CAFile}, auth.DefaultRecheck, s.log, time.Now); err != nil {
+			return err
 		}
 	}
 	s.store = state.New(state.DefaultLimits())
 	s.auth = auth.NewAuthenticator(gateway.TokenStore{State: s.store}, time.Now)
-	if err := s.build(); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s.build()
 }
 
 // checkPorts refuses to open the cluster to other machines unprotected.
