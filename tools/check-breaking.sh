@@ -8,6 +8,10 @@ if [ -z "$ref" ] || [ "$(git rev-parse "$ref^{commit}")" = "$(git rev-parse HEAD
 	echo "NOTE: no earlier release or merged commit to compare the protocols with" >&2
 	exit 0
 fi
+if ! git cat-file -e "$ref:buf.yaml" 2>/dev/null; then
+	echo "NOTE: $ref had no protocols yet" >&2
+	exit 0
+fi
 old=$(mktemp -d)
 trap 'rm -rf "$old"' EXIT
 # An index of its own: the checkout is not touched.
