@@ -135,20 +135,3 @@ type Execer interface {
 
 // Size is a terminal's.
 type Size struct{ Columns, Rows uint16 }
-
-// Exec is a further command beside a session, in its workspace and with its environment.
-type Exec struct {
-	Command []string
-	TTY     bool
-	Size    Size // of the terminal, with TTY
-	Stdin   io.Reader
-	Stdout  io.Writer
-	Stderr  io.Writer   // not used with TTY
-	Resize  <-chan Size // may be nil
-}
-
-// Execer is implemented by a Process beside which further commands can run.
-type Execer interface {
-	// Exec runs the command until it, the session, or ctx ends; nothing of it is left when it returns.
-	Exec(ctx context.Context, x Exec) (session.Exit, error)
-}
