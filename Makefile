@@ -76,7 +76,8 @@ generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generate Go code from the proto
 
 .PHONY: demo
 demo: build ## run the main job for real: 3 servers, 3 nodes, 30 sessions, kills; prints what was measured
-	$(GO) run ./test/demo $(ARGS)
+	@CGO_ENABLED=0 $(GO) build -o bin/demo ./test/demo
+	@bin/demo $(ARGS)
 
 .PHONY: bench
 bench: build ## measure, against the raw limits of this machine
