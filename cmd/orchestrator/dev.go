@@ -335,7 +335,7 @@ func (d *dev) waitReady(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	last := "nothing answers yet"
+	var last string
 	for {
 		missing, err := d.missing(ctx, c)
 		switch {
