@@ -81,6 +81,12 @@ func (n *Node) watchLeadership(ctx context.Context) {
 		}
 	}
 	defer end()
+	// While lead runs, who leads is its to say: nobody may hear of a successor before the duties here are over.
+	refresh := func() {
+		if stop == nil {
+			n.refreshLeader()
+		}
+	}
 	observed := make(chan raft.Observation, 16)
 	observer := raft.NewObserver(observed, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
@@ -100,11 +106,11 @@ func (n *Node) watchLeadership(ctx context.Context) {
 			if leads {
 				stop = n.startLead(ctx)
 			}
-			n.refreshLeader()
+			refresh()
 		case <-observed:
-			n.refreshLeader()
+			refresh()
 		case <-tick.C:
-			n.refreshLeader()
+			refresh()
 		}
 	}
 }
@@ -127,11 +133,9 @@ func (n *Node) refreshLeader() {
 	_, id := n.raft.LeaderWithID()
 	l := Leader{ID: string(id)}
 	if l.ID == n.opts.ID {
-		if present, _ := n.watch.get(); present.Self {
-			return // lead itself says when it is ready
-		}
-		l.Self, l.Address = true, n.opts.GRPCAddress
-	} else if l.ID != "" {
+		return // lead itself says when it is ready
+	}
+	if l.ID != "" {
 		l.Address = n.grpcAddress(l.ID)
 	}
 	n.watch.set(l)

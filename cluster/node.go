@@ -133,7 +133,8 @@ func (n *Node) open() error {
 		return fmt.Errorf("cache the log: %w", err)
 	}
 	if o.Gossip != nil {
-		if n.gossip, err = newGossip(*o.Gossip, n.selfMeta(), n.log, o.HCLog); err != nil {
+		id, self := n.selfMeta()
+		if n.gossip, err = newGossip(*o.Gossip, id, self, n.log, o.HCLog); err != nil {
 			return err
 		}
 		n.closers = append(n.closers, n.gossip)

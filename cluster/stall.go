@@ -82,3 +82,8 @@ func (n *Node) watchStall(ctx context.Context) {
 		}
 	}
 }
+
+// LogStats are the writes to the log since the start, and the time they took.
+func (n *Node) LogStats() (writes uint64, took time.Duration) {
+	return n.stall.writes.Load(), time.Duration(n.stall.nanos.Load())
+}

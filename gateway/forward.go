@@ -26,6 +26,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/nodelink"
 )
 
 // forwardedKey marks a call that was passed on once; it is not passed on again.
@@ -42,13 +43,37 @@ var peerBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1
 
 // Peers are connections to the other servers' gRPC APIs, made when first needed.
 type Peers struct {
-	tls  *tls.Config // nil for plain text
-	mu   sync.Mutex
-	open map[string]*grpc.ClientConn
+	tls    *tls.Config // nil for plain text
+	secret string
+	mu     sync.Mutex
+	open   map[string]*grpc.ClientConn
 }
 
-// NewPeers makes connections with the given TLS configuration; nil means plain text.
-func NewPeers(c *tls.Config) *Peers { return &Peers{tls: c, open: map[string]*grpc.ClientConn{}} }
+// NewPeers makes connections with the given TLS configuration; with nil they are plain text, and the secret shows that
+// this is a server of the cluster.
+func NewPeers(c *tls.Config, secret string) *Peers {
+	return &Peers{tls: c, secret: secret, open: map[string]*grpc.ClientConn{}}
+}
+
+// peerKey carries the secret.
+const peerKey = "x-orchestrator-peer"
+
+// asPeer marks a call of this server's own.
+func (p *Peers) asPeer(ctx context.Context) context.Context {
+	if p.tls != nil {
+		return ctx // the certificate says it
+	}
+	return metadata.AppendToOutgoingContext(ctx, peerKey, p.secret)
+}
+
+// Relay opens the stream that carries a follower's links to the leader.
+func (p *Peers) Relay(ctx context.Context, address string) (nodelink.RelayStream, error) {
+	c, err := p.Conn(address)
+	if err != nil {
+		return nil, err
+	}
+	return clusterv1.NewRelayServiceClient(c).Link(p.asPeer(ctx))
+}
 
 // Conn returns the connection to a server.
 func (p *Peers) Conn(address string) (*grpc.ClientConn, error) {
@@ -94,7 +119,7 @@ func (p *Peers) Stats(ctx context.Context, address string) (cluster.ServerStats,
 	if err != nil {
 		return cluster.ServerStats{}, err
 	}
-	r, err := clusterv1.NewRelayServiceClient(c).GetServerStats(ctx, &clusterv1.GetServerStatsRequest{})
+	r, err := clusterv1.NewRelayServiceClient(c).GetServerStats(p.asPeer(ctx), &clusterv1.GetServerStatsRequest{})
 	if err != nil {
 		return cluster.ServerStats{}, fmt.Errorf("ask server %s for its state: %w", address, err)
 	}

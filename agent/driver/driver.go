@@ -30,7 +30,10 @@ type Gone struct {
 	Turns []Turn
 }
 
-func (g *Gone) Error() string        { return "driver: the session's process is gone: " + g.Exit.Message }
+// Error says how the session ended.
+func (g *Gone) Error() string { return "driver: the session's process is gone: " + g.Exit.Message }
+
+// Is makes a Gone match ErrGone.
 func (g *Gone) Is(target error) bool { return target == ErrGone }
 
 // Start is what a session is started with.

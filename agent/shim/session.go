@@ -128,7 +128,7 @@ func (s *session) run() {
 			if !s.gone {
 				s.status, s.gone = <-s.mainEnded, true
 			}
-			killCgroups(s.p.Cgroup2, s.p.Cgroup1) // what joined the cgroup from outside, such as an exec
+			s.killCgroups() // what joined them from outside, such as an exec
 			t := time.NewTimer(drainPatience)
 			defer t.Stop()
 			drained = t.C
@@ -287,11 +287,18 @@ func (s *session) killPass() {
 		return
 	default:
 	}
-	killCgroups(s.p.Cgroup2, s.p.Cgroup1)
+	s.killCgroups()
 	s.run0.Process.Kill()
 	killDescendants()
 	s.killTimer.Reset(s.killWait)
 	s.killWait = min(2*s.killWait, killWaitMax)
+}
+
+// killCgroups kills what is in the session's cgroups; an exec is only a guest there.
+func (s *session) killCgroups() {
+	if !s.p.Exec {
+		killCgroups(s.p.Cgroup2, s.p.Cgroup1)
+	}
 }
 
 // finish writes the end down, tells it, and lets the goroutines go.
