@@ -93,11 +93,10 @@ func (a *Agent) assemble() error {
 		metrics: a.metrics, log: a.log}
 	a.keeper = newLeaseKeeper(o.Lease)
 	a.super.init(a)
-	forgotten, err := a.super.load()
-	if err != nil {
+	if err := a.super.load(); err != nil {
 		return err
 	}
-	a.janitor = newJanitor(store, o.KeptLogs, forgotten, a.log)
+	a.janitor = newJanitor(store, a.log)
 	if a.link, err = a.newLink(); err != nil {
 		return err
 	}

@@ -24,13 +24,13 @@ type metrics struct {
 
 func newMetrics() *metrics {
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "orch", Subsystem: "agent", Name: name, Help: help})
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "node_agent", Name: name, Help: help})
 	}
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "orch", Subsystem: "agent", Name: name, Help: help})
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "node_agent", Name: name, Help: help})
 	}
 	histogram := func(name, help string) prometheus.Histogram {
-		return prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "orch", Subsystem: "agent", Name: name, Help: help,
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "node_agent", Name: name, Help: help,
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)})
 	}
 	return &metrics{
@@ -51,7 +51,7 @@ func newMetrics() *metrics {
 
 // register registers the metrics.
 func (m *metrics) register(r prometheus.Registerer, a *Agent) error {
-	m.leaseSeconds = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "orch", Subsystem: "agent", Name: "lease_seconds",
+	m.leaseSeconds = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "node_agent", Name: "lease_seconds",
 		Help: "What is left of the node's lease; negative after it lapsed, 0 before the first."}, func() float64 {
 		if !a.host.lease.ever() {
 			return 0

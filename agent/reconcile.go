@@ -80,6 +80,10 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 	if s.tombs.buried(id, epoch) || e != nil && e.epoch() >= epoch {
 		return
 	}
+	if d.GetStarted() {
+		s.neverRan(id, epoch, d.GetOutputBase(), session.Exit{Cause: session.CauseLost, Message: "the node does not have it any more"})
+		return
+	}
 	spec := pbconv.SpecFromProto(d.GetSpec())
 	spec.Normalize()
 	raw, err := protojson.Marshal(d.GetSpec())
