@@ -156,8 +156,8 @@ func (a *applier) finish() *Change {
 	for _, id := range a.sessions.order {
 		if s := a.sessions.get(nil, id); s != nil {
 			c.Sessions = append(c.Sessions, s)
-		} else {
-			c.RemovedSessions = append(c.RemovedSessions, id)
+		} else if was := first[session.Session](a.base, tableSessions, byID, idBytes(id)); was != nil {
+			c.RemovedSessions = append(c.RemovedSessions, was)
 		}
 	}
 	for _, id := range a.nodes.order {
