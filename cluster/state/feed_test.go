@@ -49,7 +49,7 @@ func (m *mirror) apply(t *testing.T, c *Change) {
 		m.sessions[s.ID] = s
 	}
 	for _, id := range c.RemovedSessions {
-		delete(m.sessions, id)
+		delete(m.sessions, id.ID)
 	}
 	for _, n := range c.Nodes {
 		m.nodes[n.ID] = n
