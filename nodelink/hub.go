@@ -221,7 +221,7 @@ func (h *Hub) greet(conn carrier, identity string) *socket {
 
 // drainUntilClosed reads until the link ends, so that the node gets to read why it was refused.
 func drainUntilClosed(conn carrier) {
-	for conn.receive(context.Background(), func(*nodev1.Frame, []byte) {}) == nil { //nolint:revive // all is in the condition
+	for conn.receive(context.Background(), func(*nodev1.Frame, []byte) {}) == nil {
 	}
 }
 

@@ -3,6 +3,7 @@ package clienttest
 
 import (
 	"context"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -263,7 +264,7 @@ func (s *cluster) RestoreSnapshot(in apiv1.ClusterService_RestoreSnapshotServer)
 	var b []byte
 	for {
 		m, err := in.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
