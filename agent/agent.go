@@ -1,4 +1,5 @@
 // The agent as a whole: opening its data directory, what it starts, and how it ends.
+
 package agent
 
 import (

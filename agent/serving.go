@@ -1,4 +1,5 @@
 // A run's process while it lives: messages in, turns out, and what it is told about its end.
+
 package agent
 
 import (

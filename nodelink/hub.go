@@ -9,6 +9,7 @@
 //
 // The sockets stay when the mode changes: a node keeps its link while leaders come and go. A frame that comes while
 // nobody leads is dropped; all that a node sends is said again to the next leader.
+
 package nodelink
 
 import (

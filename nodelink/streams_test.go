@@ -1,3 +1,5 @@
+// Streams with credit beside control frames.
+
 package nodelink
 
 import (

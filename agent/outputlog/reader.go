@@ -1,4 +1,5 @@
 // Reading, also while somebody appends.
+
 package outputlog
 
 import (

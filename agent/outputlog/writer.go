@@ -1,4 +1,5 @@
 // Appending: one writer per log, the shim.
+
 package outputlog
 
 import (

@@ -1,4 +1,5 @@
 // The other services of the cluster in memory, and what tests may do to it directly.
+
 package clienttest
 
 import (

@@ -1,4 +1,5 @@
 // The session service of the cluster in memory.
+
 package clienttest
 
 import (
