@@ -188,7 +188,7 @@ func (s *serving) expire() {
 // awaitSend waits for a write under way, whose context was cancelled.
 func (s *serving) awaitSend() {
 	if s.sending != nil {
-		<-s.sent
+		_ = <-s.sent
 		s.sending = nil
 	}
 }
