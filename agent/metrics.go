@@ -1,4 +1,5 @@
 // What the agent counts.
+
 package agent
 
 import (

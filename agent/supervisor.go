@@ -1,4 +1,5 @@
 // The supervisor: the one goroutine that owns the table of sessions, the facts, and the lease.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // A whole cluster on this machine: real servers and real node agents, as processes of their own, on loopback.
+
 package main
 
 import (
