@@ -1,4 +1,5 @@
 // The agent as a whole: opening its data directory, what it starts, and how it ends.
+
 package agent
 
 import (
@@ -153,7 +154,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	cancelLink()
 	cancelHelpers()
 	a.drain(&links, &helpers)
-	if err == nil && ctx.Err() != nil && context.Cause(ctx) != ctx.Err() {
+	if err == nil && ctx.Err() != nil && !errors.Is(context.Cause(ctx), ctx.Err()) {
 		err = context.Cause(ctx)
 	}
 	a.log.Info("node agent ended; its sessions go on until the lease ends", "node", a.opts.Name, "error", err)

@@ -1,4 +1,5 @@
 // Heartbeats: asking for the lease, saying how the machine is, and what happens when the lease lapses.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // What an agent is made of.
+
 package agent
 
 import (

@@ -1,3 +1,5 @@
+// Calls: what is repeated and what is not, which server is asked next, what errors carry.
+
 package client_test
 
 import (

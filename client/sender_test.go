@@ -1,3 +1,5 @@
+// The batched sender: nothing lost, nothing doubled, each message its own answer.
+
 package client_test
 
 import (

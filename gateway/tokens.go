@@ -1,4 +1,5 @@
 // TokenService and EventService in gRPC.
+
 package gateway
 
 import (

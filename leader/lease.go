@@ -4,6 +4,7 @@
 // it answers; a successor is thus elected later than the node sent it. (2) The node counts from when it sent, the leader
 // from when it answers, plus a margin. (3) One goroutine both answers heartbeats and calls nodes lost, so that a node that
 // is being called lost gets no answer any more.
+
 package leader
 
 import (

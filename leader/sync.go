@@ -1,5 +1,6 @@
 // Sync: a node says hello and is registered, shows its inventory, and is told the difference to what it should run; then
 // it reports facts, and is told of changes.
+
 package leader
 
 import (

@@ -1,4 +1,5 @@
 // The node's end of the link: one link at a time, to whichever server will have it, for ever.
+
 package nodelink
 
 import (

@@ -1,4 +1,5 @@
 // The life of a Client: dial, greet, receive, wait, again.
+
 package nodelink
 
 import (

@@ -1,3 +1,5 @@
+// The node's end of the link: connecting, backing off, coming back, noticing silence.
+
 package nodelink
 
 import (

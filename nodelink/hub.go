@@ -9,6 +9,7 @@
 //
 // The sockets stay when the mode changes: a node keeps its link while leaders come and go. A frame that comes while
 // nobody leads is dropped; all that a node sends is said again to the next leader.
+
 package nodelink
 
 import (
@@ -221,7 +222,7 @@ func (h *Hub) greet(conn carrier, identity string) *socket {
 
 // drainUntilClosed reads until the link ends, so that the node gets to read why it was refused.
 func drainUntilClosed(conn carrier) {
-	for conn.receive(context.Background(), func(*nodev1.Frame, []byte) {}) == nil { //nolint:revive // all is in the condition
+	for conn.receive(context.Background(), func(*nodev1.Frame, []byte) {}) == nil {
 	}
 }
 

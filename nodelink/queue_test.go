@@ -1,3 +1,5 @@
+// The bounded send queue against a model.
+
 package nodelink
 
 import (

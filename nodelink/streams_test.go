@@ -1,3 +1,5 @@
+// Streams with credit beside control frames.
+
 package nodelink
 
 import (
@@ -238,13 +240,11 @@ func TestStreamYieldsToControl(t *testing.T) {
 		defer node.Close("")
 		defer leader.Close("")
 		m := NewStreams(StreamsOptions{Send: leader.Send})
-		var streams []*Stream
 		for range 40 {
 			s, err := m.Open(&nodev1.StreamOpen{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			streams = append(streams, s)
 			go func() { _ = s.Send(t.Context(), &nodev1.StreamData{Stdin: make([]byte, InitialWindow-32)}) }()
 		}
 		time.Sleep(time.Second)

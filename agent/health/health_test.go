@@ -1,3 +1,5 @@
+// How measurements become a status, and that the documented table is the one in force.
+
 package health
 
 import (

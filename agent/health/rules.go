@@ -1,4 +1,5 @@
 // The rules by which a node is judged, as data, and the one function that applies them.
+
 package health
 
 import (

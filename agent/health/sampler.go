@@ -1,4 +1,5 @@
 // Measuring the machine.
+
 package health
 
 import (

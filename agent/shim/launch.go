@@ -1,4 +1,5 @@
 // The agent's side: launching a shim, and finding one that an earlier agent launched.
+
 package shim
 
 import (

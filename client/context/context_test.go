@@ -1,3 +1,5 @@
+// The contexts file: where it is, that it is private, and that changes at once lose nothing.
+
 package clientcontext
 
 import (

@@ -123,6 +123,24 @@ func TestIdempotencyKeysAreBounded(t *testing.T) {
 	checkInvariants(t, m.View())
 }
 
+// TestKeysOfOneEntryGiveWay: with nothing to keep keys for, an entry pushes out its own.
+func TestKeysOfOneEntryGiveWay(t *testing.T) {
+	m := newMachine(t, func(l *Limits) { l.IdempotencyKeys, l.IdempotencyMinKeep = 2, 0 })
+	m.ok(spawn("s", ""))
+	keyed := func(k string) *clusterv1.SendMessage {
+		return &clusterv1.SendMessage{SessionId: "s", IdempotencyKey: k}
+	}
+	for i, r := range m.do(keyed("a"), keyed("b"), keyed("c"), keyed("d"), keyed("a")) {
+		if r.Err != nil || r.Duplicate {
+			t.Errorf("send %d gave %+v", i, r)
+		}
+	}
+	if r := m.do(keyed("d"), keyed("b"), keyed("a")); !r[0].Duplicate || r[1].Duplicate || !r[2].Duplicate {
+		t.Errorf("kept the wrong ones: %+v", r)
+	}
+	checkInvariants(t, m.View())
+}
+
 func TestTurn(t *testing.T) {
 	m := running(t)
 	m.ok(send("s", "one"))

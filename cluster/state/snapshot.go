@@ -9,6 +9,7 @@
 //
 // Rows come by table, and within a table by key; a mailbox is followed by its results in the order of their ends, dead
 // letters and idempotency keys come by age. The same state gives the same bytes.
+
 package state
 
 import (
@@ -36,7 +37,7 @@ const (
 	// maxFrameBytes bounds one row: a session with its spec and history, a message or a result with its text.
 	maxFrameBytes = 16 << 20
 	checksumBytes = 8
-	ioBufferBytes = 1 << 20
+	ioBufferBytes = 64 << 10
 )
 
 // frameWriter writes frames and keeps the checksum. The first error stays.

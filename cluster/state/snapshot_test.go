@@ -95,7 +95,13 @@ func TestRestoreRefusesWhatIsDamaged(t *testing.T) {
 			t.Fatalf("%s: was inspected without a word", what)
 		}
 	}
-	step := max(1, len(good)/1500)
+	// Every byte of the beginning, where versions and the header lie, and others all over.
+	step := len(good)/150 + 1
+	for i := range 64 {
+		flipped := bytes.Clone(good)
+		flipped[i] ^= 1 << (i % 8)
+		refuse("a flipped bit", flipped)
+	}
 	for i := 0; i < len(good); i += step {
 		flipped := bytes.Clone(good)
 		flipped[i] ^= 1 << (i % 8)
@@ -112,6 +118,20 @@ func TestRestoreRefusesWhatIsDamaged(t *testing.T) {
 	}
 	old.Apply(old.Index()+1, h.batch(old.View()))
 	checkInvariants(t, old.View())
+}
+
+// TestRestoreOfMoreRowsThanOneTransaction: a restore writes in pieces.
+func TestRestoreOfMoreRowsThanOneTransaction(t *testing.T) {
+	s, r := New(DefaultLimits()), New(DefaultLimits())
+	runSessions(t, s, 0, 2*restoreRows+100, true)
+	snapshot := persisted(t, s.View())
+	if err := r.Restore(bytes.NewReader(snapshot)); err != nil {
+		t.Fatal(err)
+	}
+	checkInvariants(t, r.View())
+	if !bytes.Equal(snapshot, persisted(t, r.View())) || s.View().Stats() != r.View().Stats() {
+		t.Errorf("%+v was restored as %+v", s.View().Stats(), r.View().Stats())
+	}
 }
 
 // reframe writes a snapshot with another framing version or another header, whole in every other way.

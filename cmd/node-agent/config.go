@@ -1,4 +1,5 @@
 // The settings of a node agent, their defaults, and what contradicts itself.
+
 package main
 
 import (

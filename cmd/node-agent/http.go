@@ -1,4 +1,5 @@
 // Metrics and health over HTTP, for whoever watches the machine.
+
 package main
 
 import (

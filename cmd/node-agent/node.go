@@ -1,4 +1,5 @@
 // A node: the parts, how they hang together, and their life.
+
 package main
 
 import (
@@ -23,6 +24,7 @@ import (
 	"github.com/neolith/orchestrator/agent/driver/process"
 	"github.com/neolith/orchestrator/agent/health"
 	"github.com/neolith/orchestrator/agent/lease"
+	"github.com/neolith/orchestrator/agent/outputlog"
 	"github.com/neolith/orchestrator/agent/shim"
 	"github.com/neolith/orchestrator/agent/shim/embed"
 	"github.com/neolith/orchestrator/auth"
@@ -123,19 +125,24 @@ func (n *node) dataDir(_ context.Context, o *agent.Options) error {
 	}
 	program := shim.Self()
 	path, err := embed.Extract(dir)
-	if err != nil {
+	switch {
+	case err != nil:
 		return fault.New(fault.FailedPrecondition, "data_dir: %w; make it writable for this user", err)
-	}
-	if path != "" {
+	case path != "":
 		program = shim.Program{Path: path}
+	default:
+		n.log.Warn("no shim is built in, so this larger program stands beside each session; build with `make build`")
 	}
 	o.DataDir, o.LeasePath = dir, filepath.Join(dir, "lease")
 	if n.lease, err = lease.OpenWriter(o.LeasePath); err != nil {
 		return fault.New(fault.FailedPrecondition, "data_dir: %w; make it writable for this user", err)
 	}
 	o.Lease = n.lease
+	total := int64(n.cfg.Sessions.OutputLogBytes)
 	o.Drivers = map[string]driver.Driver{session.TypeProcess: process.New(process.Options{
-		Shim: program, Logger: n.log, NoCgroups: !n.cfg.Sessions.Cgroups, LogTotalBytes: int64(n.cfg.Sessions.OutputLogBytes)})}
+		Shim: program, Logger: n.log, NoCgroups: !n.cfg.Sessions.Cgroups,
+		LogTotalBytes: total, LogSegmentBytes: min(outputlog.DefaultSegmentBytes, total/2), // of one segment nothing can go
+	})}
 	return nil
 }
 

@@ -1,4 +1,5 @@
 // The processes of a dev cluster: started, watched, and ended together.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // Adopting a session that an earlier agent started, or saying how it ended.
+
 package process
 
 import (

@@ -1,4 +1,5 @@
 // One running session: the goroutine that owns it, and what it is asked.
+
 package process
 
 import (

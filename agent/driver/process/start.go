@@ -1,4 +1,5 @@
 // Starting a session.
+
 package process
 
 import (
