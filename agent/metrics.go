@@ -47,7 +47,6 @@ func newMetrics() *metrics {
 
 // register registers the metrics, with those that are read off the agent.
 func (m *metrics) register(r prometheus.Registerer, a *Agent) error {
-<<<<<<< HEAD
 	read := func(name, help string, value func(Status) float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "node_agent", Name: name, Help: help}, func() float64 { return value(a.Status()) })
 	}
@@ -60,11 +59,6 @@ func (m *metrics) register(r prometheus.Registerer, a *Agent) error {
 			if s.Linked {
 				return 1
 			}
-=======
-	m.leaseSeconds = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "node_agent", Name: "lease_seconds",
-		Help: "What is left of the node's lease; negative after it lapsed, 0 before the first."}, func() float64 {
-		if !a.host.lease.ever() {
->>>>>>> main
 			return 0
 		}),
 	} {

@@ -271,11 +271,7 @@ func (s *supervisor) fromLink(m any) error {
 		}
 		s.log.Warn("the node link is down; sessions go on until the lease ends", "lease_left", s.leaseLeft(), "error", m.err)
 	case *nodev1.Frame:
-<<<<<<< HEAD
 		if s.linked.Load() { // else it is of a server that is not this node's
-=======
-		if s.linked { // else it is of a server that is not this node's
->>>>>>> main
 			s.frame(m)
 		}
 	}
@@ -287,11 +283,7 @@ func (s *supervisor) linkUp(up linkUp) error {
 	if err := s.data.joinCluster(up.ack.GetClusterId(), up.server); err != nil {
 		if s.linkedEver {
 			// One wrong address among good ones must not end a node that runs sessions.
-<<<<<<< HEAD
 			s.linked.Store(false)
-=======
-			s.linked = false
->>>>>>> main
 			s.log.Error("a server of another cluster answered", "server", up.server, "error", err)
 			s.bounce("another cluster's server")
 			return nil
