@@ -28,11 +28,11 @@ type Config struct {
 	Insecure bool              `yaml:"insecure" help:"allow servers beyond loopback without TLS, and metrics beyond loopback"`
 
 	Capabilities struct {
-		Custom                map[string]string `yaml:"custom" help:"capabilities by name, true or false; they win over what is found"`
-		MaxConcurrentSessions int               `yaml:"max_concurrent_sessions" help:"sessions at one time; 0 for no limit but CPU and memory"`
-		SessionTypes          []string          `yaml:"session_types" help:"types of sessions to offer; all that the agent has when empty"`
-		CPUMilli              int64             `yaml:"cpu_milli" help:"thousandths of a core for sessions; what the machine has when 0"`
-		MemoryBytes           config.Bytes      `yaml:"memory_bytes" help:"memory for sessions; what the machine has when 0"`
+		Custom                []string     `yaml:"custom" help:"capabilities, as KEY or KEY=false; they win over what is found"`
+		MaxConcurrentSessions int          `yaml:"max_concurrent_sessions" help:"sessions at one time; 0 for no limit but CPU and memory"`
+		SessionTypes          []string     `yaml:"session_types" help:"types of sessions to offer; all that the agent has when empty"`
+		CPUMilli              int64        `yaml:"cpu_milli" help:"thousandths of a core for sessions; what the machine has when 0"`
+		MemoryBytes           config.Bytes `yaml:"memory_bytes" help:"memory for sessions; what the machine has when 0"`
 	} `yaml:"capabilities"`
 
 	TokenFile string `yaml:"token_file" help:"file with the node's token; not needed with a certificate that names the node"`
@@ -156,12 +156,12 @@ func (c *Config) declared() (capability.Declared, error) {
 	can := c.Capabilities
 	d := capability.Declared{Custom: make(map[string]bool, len(can.Custom)), MaxSessions: uint32(max(can.MaxConcurrentSessions, 0)),
 		SessionTypes: can.SessionTypes, CPUMilli: can.CPUMilli, MemoryBytes: int64(can.MemoryBytes)}
-	for k, v := range can.Custom {
-		b, err := strconv.ParseBool(v)
-		if err != nil {
-			return d, config.Bad("capabilities.custom", "%s: %q is neither true nor false", k, v)
+	for _, c := range can.Custom {
+		key, value, given := strings.Cut(c, "=")
+		if key == "" || given && value != "true" && value != "false" {
+			return d, config.Bad("capabilities.custom", "%q is not KEY, KEY=true or KEY=false", c)
 		}
-		d.Custom[k] = b
+		d.Custom[key] = value != "false"
 	}
 	return d, nil
 }

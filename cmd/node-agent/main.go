@@ -47,7 +47,6 @@ the agent: it may be stopped, killed or replaced, and takes them up again when i
 		Version:       telemetry.ThisBuild().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -137,7 +136,10 @@ in rising order of precedence. node-agent config print shows what is in force an
 }
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Look at settings", Args: cobra.NoArgs}
+	cmd := &cobra.Command{
+		Use: "config", Short: "Look at settings", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, // without it, cobra lets any argument pass
+	}
 	show := &cobra.Command{
 		Use:   "print",
 		Short: "Show the effective settings and where each comes from; secrets are masked",
