@@ -51,8 +51,10 @@ type Agent struct {
 	connMu sync.Mutex
 	conn   nodelink.Conn // the one last dialled
 
-	ran   atomic.Bool
-	super supervisor
+	linked  atomic.Bool // written by the supervisor
+	running atomic.Int64
+	ran     atomic.Bool
+	super   supervisor
 }
 
 // New opens the data directory, begins the node's next incarnation, and reads what sessions there are. Errors say what is

@@ -99,7 +99,6 @@ type supervisor struct {
 	tombs   tombstones
 
 	cluster       atomic.Pointer[string] // read when a hello is made
-	linked        bool
 	linkedEver    bool
 	renew         time.Duration
 	heartbeat     time.Duration
@@ -229,7 +228,11 @@ func (s *supervisor) reportEnded(e *entry) {
 }
 
 func (s *supervisor) launch(r *run) {
-	s.runs.Go(func() { r.main(s.runCtx) })
+	s.running.Add(1)
+	s.runs.Go(func() {
+		defer s.running.Add(-1)
+		r.main(s.runCtx)
+	})
 }
 
 // letGo waits for all runs, which let their processes go, and sends their last facts.
@@ -260,8 +263,7 @@ func (s *supervisor) fromLink(m any) error {
 	case linkUp:
 		return s.linkUp(m)
 	case linkDown:
-		s.linked = false
-		s.metrics.linked.Set(0)
+		s.linked.Store(false)
 		s.renewTimer.Stop()
 		s.dropWaiters()
 		if !s.host.lease.held() {
@@ -269,7 +271,7 @@ func (s *supervisor) fromLink(m any) error {
 		}
 		s.log.Warn("the node link is down; sessions go on until the lease ends", "lease_left", s.leaseLeft(), "error", m.err)
 	case *nodev1.Frame:
-		if s.linked { // else it is of a server that is not this node's
+		if s.linked.Load() { // else it is of a server that is not this node's
 			s.frame(m)
 		}
 	}
@@ -281,7 +283,7 @@ func (s *supervisor) linkUp(up linkUp) error {
 	if err := s.data.joinCluster(up.ack.GetClusterId(), up.server); err != nil {
 		if s.linkedEver {
 			// One wrong address among good ones must not end a node that runs sessions.
-			s.linked = false
+			s.linked.Store(false)
 			s.log.Error("a server of another cluster answered", "server", up.server, "error", err)
 			s.bounce("another cluster's server")
 			return nil
@@ -290,9 +292,9 @@ func (s *supervisor) linkUp(up linkUp) error {
 	}
 	id := s.data.id.ClusterID
 	s.cluster.Store(&id)
-	s.linked, s.linkedEver = true, true
+	s.linkedEver = true
+	s.linked.Store(true)
 	s.dropWaiters() // of an earlier leader on the same link
-	s.metrics.linked.Set(1)
 	s.renew = positive(up.ack.GetRenewInterval().AsDuration(), defaultRenew)
 	s.heartbeat = positive(up.ack.GetHeartbeatInterval().AsDuration(), defaultHeartbeat)
 	s.leaseLength = up.ack.GetLease().AsDuration()
@@ -424,7 +426,7 @@ func (s *supervisor) wakeAll() {
 
 // flush hands waiting facts and owed answers to the link, as far as it has room.
 func (s *supervisor) flush() {
-	if !s.linked {
+	if !s.linked.Load() {
 		return
 	}
 	for len(s.inventoryOwed) > 0 && s.adopting == 0 {
