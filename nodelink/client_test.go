@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,21 +251,21 @@ func TestClientLeavesSilentServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeServers()
 		s.ack = &nodev1.HelloAck{Protocol: 1, Lease: durationpb.New(12 * time.Second)}
-		var black bool
-		s.faults = func(Direction, *nodev1.Frame) Verdict { return Verdict{Drop: black} }
+		var black atomic.Bool
+		s.faults = func(Direction, *nodev1.Frame) Verdict { return Verdict{Drop: black.Load()} }
 		run(t, s, nil, func(c *Client) {
 			time.Sleep(10 * time.Minute) // idle, but pinged: it stays
 			synctest.Wait()
 			if c.State() != Connected || len(s.times) != 1 {
 				t.Fatalf("state %s after %d dials", c.State(), len(s.times))
 			}
-			black = true
+			black.Store(true)
 			time.Sleep(6*time.Second + time.Millisecond)
 			synctest.Wait()
 			if c.State() != Reconnecting {
 				t.Errorf("after half a lease of silence the state is %s", c.State())
 			}
-			black = false
+			black.Store(false)
 			time.Sleep(time.Second)
 			synctest.Wait()
 			if c.State() != Connected {
