@@ -376,6 +376,45 @@ func TestClientHearsReasons(t *testing.T) {
 	})
 }
 
+// Facts whose predecessors went down with an earlier link do not go to a leader that lacks those: it would take the later
+// ones for all there is.
+func TestClientLeavesNoGapInFacts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeServers()
+		run(t, s, nil, func(c *Client) {
+			synctest.Wait()
+			first := <-s.conns
+			mustSend(t, c, factsFrame(4, 1, 2)) // taken, and lost with its link
+			if err := c.Send(factsFrame(4, 4)); err != ErrClosed {
+				t.Errorf("a gap on one link gave %v", err)
+			}
+			Cut(first)
+			synctest.Wait()
+			mustSend(t, c, factsFrame(4, 3)) // waits for a link
+			time.Sleep(time.Second)
+			synctest.Wait()
+			second := <-s.conns
+			if err := c.Send(factsFrame(4, 4)); err != ErrClosed {
+				t.Errorf("facts with a gap before them gave %v", err)
+			}
+			mustSend(t, c, factsFrame(4, 1, 2, 3)) // their sender has heard of the link
+			mustSend(t, c, factsFrame(4, 4))
+			mustSend(t, c, factsFrame(4, 2)) // again is no gap
+			for _, want := range []uint64{1, 4, 2} {
+				if f := recv(t, second); f.GetFacts().GetFacts()[0].GetIndex() != want {
+					t.Errorf("got %v, want facts from %d", f, want)
+				}
+			}
+			mustSend(t, second, &nodev1.Frame{Payload: &nodev1.Frame_HelloAck{HelloAck: &nodev1.HelloAck{Protocol: 1, FactIndex: 2}}})
+			synctest.Wait()
+			if err := c.Send(factsFrame(4, 5)); err != ErrClosed {
+				t.Errorf("facts with a gap under a new leader gave %v", err)
+			}
+			mustSend(t, c, factsFrame(4, 3, 4, 5))
+		})
+	})
+}
+
 func TestClientFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeServers()

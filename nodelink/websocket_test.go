@@ -441,7 +441,9 @@ func TestSilenceEndsLink(t *testing.T) {
 		s.conn.setLiveness(20*time.Millisecond, 60*time.Millisecond)
 	}
 	hub.mu.Unlock()
-	handler.await(t, "link down", func() bool { return strings.HasPrefix(handler.calls[len(handler.calls)-1], "down n1: nothing was received for") })
+	handler.await(t, "link down", func() bool {
+		return strings.HasPrefix(handler.calls[len(handler.calls)-1], "down n1: nothing was received for")
+	})
 }
 
 // A node that only answers pings stays linked.
