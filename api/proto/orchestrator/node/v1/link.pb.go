@@ -1233,8 +1233,11 @@ type DesiredSession struct {
 	Spec      *v1.SessionSpec        `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
 	Grace     *durationpb.Duration   `protobuf:"bytes,5,opt,name=grace,proto3" json:"grace,omitempty"`
 	// The number of the last output line of earlier epochs; this one begins after it.
-	OutputBase    uint64 `protobuf:"varint,6,opt,name=output_base,json=outputBase,proto3" json:"output_base,omitempty"`
-	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	OutputBase uint64 `protobuf:"varint,6,opt,name=output_base,json=outputBase,proto3" json:"output_base,omitempty"`
+	Reason     string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The cluster has seen this epoch run: a node that does not have it must not start it, but reports it as exited
+	// (lost), so that it is started again under a new epoch or ends.
+	Started       bool `protobuf:"varint,8,opt,name=started,proto3" json:"started,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1316,6 +1319,13 @@ func (x *DesiredSession) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *DesiredSession) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
 }
 
 // Facts is what happened on a node, numbered from 1 in each incarnation and sent again until acked.
@@ -3226,7 +3236,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05inbox\x18\a \x03(\x04R\x05inbox\"_\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12@\n" +
-	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xf1\x02\n" +
+	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\x8b\x03\n" +
 	"\x0eDesiredSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -3236,7 +3246,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05grace\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x1f\n" +
 	"\voutput_base\x18\x06 \x01(\x04R\n" +
 	"outputBase\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"I\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\astarted\x18\b \x01(\bR\astarted\"I\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03RUN\x10\x01\x12\b\n" +

@@ -1,0 +1,389 @@
+// Sender: many goroutines' messages on one stream, in batches, several batches under way at once.
+//
+//	Send ──► queue ──► owner ──► batch ──► stream ──► server
+//	  ▲                  │ ▲                            │
+//	  └──── result ──────┘ └───── answers, in order ────┘
+//
+// One goroutine owns the stream and everything that waits. When a stream breaks, the batches that were not answered go
+// out again on the next one, under the same idempotency keys and before anything newer.
+package client
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/fault"
+)
+
+// The bounds of a Sender.
+const (
+	SenderQueueMessages   = 1024
+	SenderBatchMessages   = 256
+	SenderBatchBytes      = 1 << 20
+	SenderBatchesInFlight = 4
+	// senderStall is how long a batch may go unanswered before the stream is given up for another server's.
+	senderStall = 10 * time.Second
+)
+
+// errUnary tells a caller that the servers have no streaming form.
+var errUnary = errors.New("client: send this message by itself")
+
+// Sender sends messages at a high rate. Its methods may be used by many goroutines.
+type Sender struct {
+	c      *Client
+	queue  chan *outgoing
+	unary  atomic.Bool // the servers do not know the stream
+	cancel context.CancelFunc
+	ctx    context.Context // ends with Close
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	lastErr error // why the stream broke last; nil while it works
+}
+
+// outgoing is one message on its way.
+type outgoing struct {
+	ctx    context.Context
+	req    *apiv1.SendMessageRequest
+	result chan sendResult // of one
+}
+
+type sendResult struct {
+	sequence uint64
+	err      error
+}
+
+// NewSender starts a sender; Close ends it.
+func (c *Client) NewSender() *Sender {
+	s := &Sender{c: c, queue: make(chan *outgoing, SenderQueueMessages)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.wg.Go(func() { (&sendLoop{s: s}).run() })
+	return s
+}
+
+// Close ends the sender. Messages that were not answered fail; whether they were taken is unknown.
+func (s *Sender) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	return nil
+}
+
+// Send puts one message into its session's mailbox and returns the sequence once it is durable. It is repeated under
+// the same key until ctx ends, or for the client's Timeout. req is not changed.
+func (s *Sender) Send(ctx context.Context, req *apiv1.SendMessageRequest) (sequence uint64, err error) {
+	if req.GetWait() || s.unary.Load() {
+		return s.sendUnary(ctx, req)
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.c.cfg.Timeout)
+		defer cancel()
+	}
+	if req.GetIdempotencyKey() == "" {
+		req = proto.CloneOf(req)
+		req.IdempotencyKey = NewKey()
+	}
+	o := &outgoing{ctx: ctx, req: req, result: make(chan sendResult, 1)}
+	select {
+	case s.queue <- o:
+	case <-ctx.Done():
+		return 0, s.expired(o, "was not sent")
+	case <-s.ctx.Done():
+		return 0, fault.New(fault.Unavailable, "the sender is closed; the message was not sent")
+	}
+	select {
+	case r := <-o.result:
+		if errors.Is(r.err, errUnary) {
+			return s.sendUnary(ctx, req)
+		}
+		return r.sequence, r.err
+	case <-ctx.Done():
+		return 0, s.expired(o, "may have been taken")
+	case <-s.ctx.Done():
+		return 0, fault.New(fault.Unavailable, "the sender is closed; the message may have been taken")
+	}
+}
+
+func (s *Sender) sendUnary(ctx context.Context, req *apiv1.SendMessageRequest) (uint64, error) {
+	resp, err := s.c.Sessions.SendMessage(ctx, req)
+	return resp.GetSequence(), err
+}
+
+// expired is the error of a message whose time ran out.
+func (s *Sender) expired(o *outgoing, what string) error {
+	s.mu.Lock()
+	last := s.lastErr
+	s.mu.Unlock()
+	kind := fault.Timeout
+	if errors.Is(o.ctx.Err(), context.Canceled) {
+		kind = fault.Aborted
+	}
+	if last != nil {
+		return fault.New(kind, "%w: the message %s (idempotency key %s); the stream failed: %v", o.ctx.Err(), what, o.req.GetIdempotencyKey(), last)
+	}
+	return fault.New(kind, "%w: the message %s (idempotency key %s)", o.ctx.Err(), what, o.req.GetIdempotencyKey())
+}
+
+func (s *Sender) setLastErr(err error) {
+	s.mu.Lock()
+	s.lastErr = err
+	s.mu.Unlock()
+}
+
+// sendLoop is the state of the owning goroutine.
+type sendLoop struct {
+	s        *Sender
+	stream   *sendStream // nil while there is none
+	inFlight []batch     // sent and not answered, oldest first
+	pending  []*outgoing // to be sent, oldest first
+	failures int         // in a row
+	notUntil time.Time   // no new stream before
+}
+
+type batch struct {
+	items []*outgoing
+	sent  time.Time
+}
+
+// sendStream is one opening.
+type sendStream struct {
+	grpc.BidiStreamingClient[apiv1.SendMessagesRequest, apiv1.SendMessagesResponse]
+	cancel  context.CancelFunc
+	answers chan answer // holds all that can come, so that the receiver never waits
+	done    sync.WaitGroup
+}
+
+type answer struct {
+	resp *apiv1.SendMessagesResponse
+	err  error
+}
+
+func (l *sendLoop) run() {
+	defer l.closeStream()
+	tick := time.NewTimer(time.Hour)
+	defer tick.Stop()
+	for {
+		l.send()
+		tick.Reset(l.nextTick())
+		var queue chan *outgoing
+		if len(l.pending) < SenderBatchMessages {
+			queue = l.s.queue
+		}
+		var answers chan answer
+		if l.stream != nil {
+			answers = l.stream.answers
+		}
+		select {
+		case o := <-queue:
+			l.take(o)
+		case a := <-answers:
+			l.answered(a)
+		case <-tick.C:
+			l.checkStall()
+		case <-l.s.ctx.Done():
+			return
+		}
+	}
+}
+
+// take queues one message and those that wait behind it.
+func (l *sendLoop) take(o *outgoing) {
+	l.pending = append(l.pending, o)
+	for len(l.pending) < SenderBatchMessages {
+		select {
+		case o := <-l.s.queue:
+			l.pending = append(l.pending, o)
+		default:
+			return
+		}
+	}
+}
+
+// nextTick is how long there is nothing to do by time alone.
+func (l *sendLoop) nextTick() time.Duration {
+	next := time.Hour
+	if len(l.inFlight) > 0 {
+		next = max(time.Until(l.inFlight[0].sent.Add(senderStall)), 0)
+	}
+	if len(l.pending) > 0 && len(l.inFlight) < SenderBatchesInFlight {
+		next = min(next, max(time.Until(l.notUntil), time.Millisecond))
+	}
+	return next
+}
+
+// send sends as many batches as may be under way.
+func (l *sendLoop) send() {
+	for len(l.pending) > 0 && len(l.inFlight) < SenderBatchesInFlight && !time.Now().Before(l.notUntil) {
+		b, rest := l.cut()
+		if len(b.items) == 0 {
+			l.pending = rest
+			continue
+		}
+		if l.stream == nil {
+			if err := l.open(); err != nil {
+				l.broken(err)
+				return
+			}
+		}
+		l.pending = rest
+		l.inFlight = append(l.inFlight, b)
+		req := &apiv1.SendMessagesRequest{Messages: make([]*apiv1.SendMessageRequest, len(b.items))}
+		for i, o := range b.items {
+			req.Messages[i] = o.req
+		}
+		// An error here comes again, with its reason, from the receiver.
+		if err := l.stream.Send(req); err != nil {
+			return
+		}
+	}
+}
+
+// cut takes the next batch off the pending messages, without those whose callers have left.
+func (l *sendLoop) cut() (b batch, rest []*outgoing) {
+	bytes := 0
+	b.sent = time.Now()
+	for i, o := range l.pending {
+		if o.ctx.Err() != nil {
+			continue
+		}
+		n := len(o.req.GetText())
+		if len(b.items) > 0 && (len(b.items) == SenderBatchMessages || bytes+n > SenderBatchBytes) {
+			return b, l.pending[i:]
+		}
+		b.items, bytes = append(b.items, o), bytes+n
+	}
+	return b, nil
+}
+
+// open opens a stream and starts its receiver.
+func (l *sendLoop) open() error {
+	ctx, cancel := context.WithCancel(l.s.ctx)
+	st, err := l.s.c.Sessions.SendMessages(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	s := &sendStream{BidiStreamingClient: st, cancel: cancel, answers: make(chan answer, SenderBatchesInFlight+1)}
+	s.done.Go(func() {
+		for {
+			m, err := st.Recv()
+			select {
+			case s.answers <- answer{m, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	l.stream = s
+	return nil
+}
+
+func (l *sendLoop) closeStream() {
+	if l.stream != nil {
+		l.stream.cancel()
+		l.stream.done.Wait()
+		l.stream = nil
+	}
+}
+
+// answered settles the oldest batch.
+func (l *sendLoop) answered(a answer) {
+	if a.err != nil {
+		l.broken(a.err)
+		return
+	}
+	if len(l.inFlight) == 0 || len(a.resp.GetResults()) != len(l.inFlight[0].items) {
+		l.broken(fault.New(fault.Unavailable, "the server's answer does not fit the batch"))
+		return
+	}
+	b := l.inFlight[0]
+	l.inFlight = l.inFlight[1:]
+	var again []*outgoing
+	var last error
+	for i, r := range a.resp.GetResults() {
+		o := b.items[i]
+		if r.GetCode() == int32(codes.OK) {
+			o.result <- sendResult{sequence: r.GetSequence()}
+			continue
+		}
+		err := fault.New(kindOf(codes.Code(r.GetCode())), "%s", r.GetError())
+		if repeatable(err) {
+			again, last = append(again, o), err
+			continue
+		}
+		o.result <- sendResult{err: err}
+	}
+	if last != nil {
+		l.pending = append(again, l.pending...)
+		l.delay(last)
+		return
+	}
+	l.failures = 0
+	l.s.setLastErr(nil)
+}
+
+// broken ends the stream. What was not answered is sent again, or fails with the stream when repeating cannot help.
+func (l *sendLoop) broken(err error) {
+	l.closeStream()
+	var items []*outgoing
+	for _, b := range l.inFlight {
+		items = append(items, b.items...)
+	}
+	l.inFlight, l.pending = nil, append(items, l.pending...)
+	switch {
+	case fault.Is(err, fault.Unimplemented):
+		l.s.unary.Store(true)
+		l.fail(errUnary)
+	case fault.As(err) != nil && !repeatable(err):
+		l.fail(err)
+	default: // also an end of the stream that the server gave no reason for
+		l.delay(err)
+	}
+}
+
+// fail gives up all that waits.
+func (l *sendLoop) fail(err error) {
+	for _, o := range l.pending {
+		o.result <- sendResult{err: err}
+	}
+	l.pending = nil
+}
+
+// delay puts off the next sending, longer with each failure in a row.
+func (l *sendLoop) delay(err error) {
+	l.s.setLastErr(err)
+	l.failures++
+	r := retrier{c: l.s.c, attempt: l.failures}
+	wait, ok := r.wait(err)
+	if !ok {
+		wait = retryMax
+	}
+	l.notUntil = time.Now().Add(wait)
+	if f := l.s.c.cfg.OnRetry; f != nil {
+		f(Retry{Method: apiv1.SessionService_SendMessages_FullMethodName, Attempt: l.failures, Err: err, Wait: wait})
+	}
+}
+
+// checkStall gives up a stream whose oldest batch has waited too long.
+func (l *sendLoop) checkStall() {
+	if len(l.inFlight) == 0 || time.Since(l.inFlight[0].sent) < senderStall {
+		return
+	}
+	if st, ok := l.stream.BidiStreamingClient.(*grpc.GenericClientStream[apiv1.SendMessagesRequest, apiv1.SendMessagesResponse]); ok {
+		if s, ok := st.ClientStream.(*stream); ok {
+			l.s.c.pool.moveOn(s.e)
+		}
+	}
+	l.broken(fault.New(fault.Unavailable, "no answer for %s", senderStall))
+}
