@@ -73,6 +73,8 @@ type Client struct {
 	waiting []*nodev1.Frame // for a link; at most SendQueueMax
 	bytes   int             // of waiting, roughly
 	closed  bool
+	// committed is the last fact that a leader is known to have. A leader that knows of fewer has forgotten the node.
+	committed uint64
 }
 
 // session is one leader on one link.
@@ -229,7 +231,7 @@ func (c *Client) setState(s State, server string) {
 
 // ack begins a leader's session on the link: the first, or another leader's.
 func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64) *session {
-	s := &session{conn: conn, server: server, nextFact: ack.GetFactIndex() + 1}
+	s := &session{conn: conn, server: server}
 	s.req = NewRequester("n"+strconv.FormatUint(n, 10)+"-", 0, conn.Send)
 	s.streams = NewStreams(StreamsOptions{Send: conn.Send, Accept: c.opts.OnStream, Logger: c.log})
 	if lease := ack.GetLease().AsDuration(); lease > 0 {
@@ -243,6 +245,8 @@ func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64
 	if c.state != Connected {
 		c.events.emit(Event{Type: EventConnected, Server: server})
 	}
+	c.committed = max(c.committed, ack.GetFactIndex())
+	s.nextFact = c.committed + 1
 	c.up, c.state, c.server = s, Connected, server
 	c.flush(s, ack)
 	return s
