@@ -2,7 +2,9 @@ package nodelink
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"runtime"
@@ -16,22 +18,35 @@ import (
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 )
 
+const benchLinks = 2000
+
 // BenchmarkIdleLinks opens 2,000 real links from another process and reports what each costs this one: the resident
 // set, the heap and the stacks. Every link has exchanged a hello and a heartbeat first.
 func BenchmarkIdleLinks(b *testing.B) {
-	const links = 2000
 	if addr := os.Getenv("NODELINK_BENCH_DIAL"); addr != "" {
-		dialMany(b, addr, links)
+		dialMany(b, addr, benchLinks)
 		return
 	}
+	b.Run("plain", func(b *testing.B) { idleLinks(b, false) })
+	b.Run("tls", func(b *testing.B) { idleLinks(b, true) })
+}
+
+func idleLinks(b *testing.B, secure bool) {
+	const links = benchLinks
 	raiseFileLimit(b)
 	hub, addr := startHub(b, HubOptions{})
+	scheme := "ws"
+	if secure {
+		srv := httptest.NewTLSServer(hub)
+		b.Cleanup(srv.Close)
+		scheme, addr = "wss", srv.Listener.Addr().String()
+	}
 	handler := newEchoHandler()
 	hub.Lead(handler)
 	for b.Loop() {
 		base := memory()
 		cmd := exec.Command(os.Args[0], "-test.run=^$", "-test.bench=BenchmarkIdleLinks", "-test.benchtime=1x")
-		cmd.Env = append(os.Environ(), "NODELINK_BENCH_DIAL="+addr)
+		cmd.Env = append(os.Environ(), "NODELINK_BENCH_DIAL="+addr, "NODELINK_BENCH_SCHEME="+scheme)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			b.Fatal(err)
@@ -64,7 +79,13 @@ func BenchmarkIdleLinks(b *testing.B) {
 
 func dialMany(b *testing.B, addr string, links int) {
 	raiseFileLimit(b)
-	dial := DialWebSocket(DialOptions{})
+	var o DialOptions
+	if os.Getenv("NODELINK_BENCH_SCHEME") == "wss" {
+		o.TLS = func() (*tls.Config, error) {
+			return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}, nil //nolint:gosec // loopback, for memory
+		}
+	}
+	dial := DialWebSocket(o)
 	for i := range links {
 		c, err := dial(context.Background(), addr)
 		if err != nil {
