@@ -181,7 +181,7 @@ func TestClientReconnects(t *testing.T) {
 		run(t, s, func(o *ClientOptions) {
 			o.OnDown = func(err error) { downs = append(downs, err) }
 		}, func(c *Client) {
-			if err := c.Send(heartbeatFrame(1)); err != ErrClosed {
+			if err := c.Send(heartbeatFrame(1)); !errors.Is(err, ErrClosed) {
 				t.Errorf("before the first link, Send gave %v", err)
 			}
 			events, stop := c.Subscribe(100)
@@ -197,10 +197,10 @@ func TestClientReconnects(t *testing.T) {
 			for i := range uint64(SendQueueMax) {
 				mustSend(t, c, factsFrame(4, i+1))
 			}
-			if err := c.Send(factsFrame(4, 5000)); err != ErrQueueFull {
+			if err := c.Send(factsFrame(4, 5000)); !errors.Is(err, ErrQueueFull) {
 				t.Errorf("with a full queue, Send gave %v", err)
 			}
-			if err := c.Send(heartbeatFrame(1)); err != ErrClosed {
+			if err := c.Send(heartbeatFrame(1)); !errors.Is(err, ErrClosed) {
 				t.Errorf("a heartbeat without a link gave %v", err)
 			}
 			if _, err := c.Request(t.Context(), heartbeatFrame(1)); !fault.Is(err, fault.Unavailable) {
@@ -385,7 +385,7 @@ func TestClientLeavesNoGapInFacts(t *testing.T) {
 			synctest.Wait()
 			first := <-s.conns
 			mustSend(t, c, factsFrame(4, 1, 2)) // taken, and lost with its link
-			if err := c.Send(factsFrame(4, 4)); err != ErrClosed {
+			if err := c.Send(factsFrame(4, 4)); !errors.Is(err, ErrClosed) {
 				t.Errorf("a gap on one link gave %v", err)
 			}
 			Cut(first)
@@ -394,7 +394,7 @@ func TestClientLeavesNoGapInFacts(t *testing.T) {
 			time.Sleep(time.Second)
 			synctest.Wait()
 			second := <-s.conns
-			if err := c.Send(factsFrame(4, 4)); err != ErrClosed {
+			if err := c.Send(factsFrame(4, 4)); !errors.Is(err, ErrClosed) {
 				t.Errorf("facts with a gap before them gave %v", err)
 			}
 			mustSend(t, c, factsFrame(4, 1, 2, 3)) // their sender has heard of the link
@@ -407,7 +407,7 @@ func TestClientLeavesNoGapInFacts(t *testing.T) {
 			}
 			mustSend(t, second, &nodev1.Frame{Payload: &nodev1.Frame_HelloAck{HelloAck: &nodev1.HelloAck{Protocol: 1, FactIndex: 2}}})
 			synctest.Wait()
-			if err := c.Send(factsFrame(4, 5)); err != ErrClosed {
+			if err := c.Send(factsFrame(4, 5)); !errors.Is(err, ErrClosed) {
 				t.Errorf("facts with a gap under a new leader gave %v", err)
 			}
 			mustSend(t, c, factsFrame(4, 3, 4, 5))

@@ -50,7 +50,9 @@ func serveRelay(t *testing.T, h *Hub) func(ctx context.Context) (RelayStream, er
 	t.Cleanup(func() {
 		_ = cc.Close()
 		srv.Stop()
-		<-served
+		if err := <-served; err != nil {
+			t.Errorf("gRPC server: %v", err)
+		}
 	})
 	return func(ctx context.Context) (RelayStream, error) {
 		return clusterv1.NewRelayServiceClient(cc).Link(ctx)
@@ -124,7 +126,7 @@ func TestRelayOverGRPC(t *testing.T) {
 		sameFrame(t, recv(t, c), ackFrame())
 	}
 	exchange(2000)
-	if err := old.Send(heartbeatAckFrame(1)); err != ErrClosed {
+	if err := old.Send(heartbeatAckFrame(1)); !errors.Is(err, ErrClosed) {
 		t.Errorf("the earlier leader could still send: %v", err)
 	}
 	first.mu.Lock()
