@@ -115,7 +115,7 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "Node", value: s.GetNode()}, {label: "Placement", value: s.GetPlacement()}, {label: "Epoch", value: number(s.GetEpoch())}, {label: "PID", value: some(s.GetPid())},
 		{label: "Priority", value: priorityText(s.GetPriority())}, {label: "Labels", value: pairsText(s.GetLabels())},
 		{label: "Created", value: a.at(s.GetCreateTime())}, {label: "Started", value: a.at(s.GetStartTime())}, {label: "Ended", value: a.at(s.GetEndTime())},
-		{label: "Restarts", value: fmt.Sprintf("%d (%s, at most %d)", s.GetRestarts(), spec.GetRestart(), spec.GetMaxRestarts())},
+		{label: "Restarts", value: restartsText(s)},
 		{label: "Mailbox", value: fmt.Sprintf("%d queued, %d delivered, %d acked, %d dead", m.GetQueued(), m.GetDelivered(), m.GetAcked(), m.GetDead())},
 		{label: "Output", value: fmt.Sprintf("%d lines", s.GetOutputLine())},
 		{label: "Command", value: strings.Join(spec.GetCommand(), " ")}, {label: "Protocol", value: spec.GetProtocol()},
@@ -123,7 +123,8 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 	wide := []field{
 		{label: "Environment", value: pairsText(spec.GetEnv())}, {label: "Secrets", value: strings.Join(spec.GetSecrets(), ",")},
 		{label: "Requires", value: strings.Join(spec.GetRequire(), ",")}, {label: "Node selector", value: pairsText(spec.GetNodeSelector())},
-		{label: "CPU", value: some(spec.GetCpuMilli())}, {label: "Memory", value: some(spec.GetMemoryBytes())}, {label: "Memory profile", value: spec.GetMemoryProfile()},
+		{label: "CPU", value: amount(spec.GetCpuMilli(), fmt.Sprintf("%dm", spec.GetCpuMilli()))},
+		{label: "Memory", value: amount(spec.GetMemoryBytes(), bytesText(spec.GetMemoryBytes()))}, {label: "Memory profile", value: spec.GetMemoryProfile()},
 		{label: "TTL", value: spanText(spec.GetTtl())}, {label: "Grace", value: spanText(spec.GetGrace())}, {label: "Turn idle", value: spanText(spec.GetTurnIdle())},
 		{label: "Strategy", value: spec.GetStrategy()}, {label: "Modify index", value: number(s.GetModifyIndex())},
 	}
@@ -132,6 +133,22 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		fields = append(fields, f)
 	}
 	return fields
+}
+
+// restartsText is how often it was started again, and what decides that.
+func restartsText(s *apiv1.Session) string {
+	if policy := s.GetSpec().GetRestart(); policy != string(session.RestartNever) {
+		return fmt.Sprintf("%d (%s, at most %d)", s.GetRestarts(), policy, s.GetSpec().GetMaxRestarts())
+	}
+	return fmt.Sprintf("%d (never)", s.GetRestarts())
+}
+
+// amount is the text, empty when there is none of it.
+func amount(n int64, text string) string {
+	if n == 0 {
+		return ""
+	}
+	return text
 }
 
 func spanText(d *durationpb.Duration) string {
