@@ -18,13 +18,14 @@ const (
 	ProtocolMin       = 1
 	ProtocolMax       = 1
 	MaxFrameBytes     = 4 << 20
-	SendQueueMax      = 1000 // frames
+	SendQueueMax      = 1000     // frames
+	SendQueueMaxBytes = 16 << 20 // of frames that wait; stream data may take half of either bound
 	SubprotocolBinary = "orchestrator.node.v1+proto"
 	SubprotocolJSON   = "orchestrator.node.v1+json"
 	Path              = "/v1/link"
 )
 
-// ErrQueueFull is returned by Send when SendQueueMax frames wait; nothing was queued.
+// ErrQueueFull is returned by Send when SendQueueMax frames or SendQueueMaxBytes wait; nothing was queued.
 var ErrQueueFull = errors.New("nodelink: the send queue is full")
 
 // ErrClosed is returned once a link is closed.
@@ -32,9 +33,12 @@ var ErrClosed = errors.New("nodelink: the link is closed")
 
 // Conn is one link as frames, whoever carries them: a WebSocket, or memory in simulations.
 type Conn interface {
-	// Send queues a frame, which must not be changed any more. It does not block: ErrQueueFull or ErrClosed.
+	// Send queues a frame, which must not be changed any more. It does not block: ErrQueueFull or ErrClosed, or a
+	// fault.Invalid for a frame that cannot be sent at all. Control frames arrive in the order in which they were sent,
+	// and overtake stream_data and stream_close.
 	Send(f *nodev1.Frame) error
-	// Recv returns the next frame. One goroutine may call it.
+	// Recv returns the next frame. One goroutine may call it. A link that has ended gives a *CloseError, which matches
+	// ErrClosed; a WebSocket also ends when ctx does, for a frame cannot be read by halves.
 	Recv(ctx context.Context) (*nodev1.Frame, error)
 	// Close ends the link; the reason goes to the other side as far as the carrier can. It is idempotent.
 	Close(reason string)

@@ -23,86 +23,6 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type ReadIndexRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReadIndexRequest) Reset() {
-	*x = ReadIndexRequest{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReadIndexRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReadIndexRequest) ProtoMessage() {}
-
-func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
-func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{0}
-}
-
-type ReadIndexResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReadIndexResponse) Reset() {
-	*x = ReadIndexResponse{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReadIndexResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReadIndexResponse) ProtoMessage() {}
-
-func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
-func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *ReadIndexResponse) GetIndex() uint64 {
-	if x != nil {
-		return x.Index
-	}
-	return 0
-}
-
 type GetServerStatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -111,7 +31,7 @@ type GetServerStatsRequest struct {
 
 func (x *GetServerStatsRequest) Reset() {
 	*x = GetServerStatsRequest{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -123,7 +43,7 @@ func (x *GetServerStatsRequest) String() string {
 func (*GetServerStatsRequest) ProtoMessage() {}
 
 func (x *GetServerStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -136,7 +56,7 @@ func (x *GetServerStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetServerStatsRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{2}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{0}
 }
 
 type GetServerStatsResponse struct {
@@ -155,7 +75,7 @@ type GetServerStatsResponse struct {
 
 func (x *GetServerStatsResponse) Reset() {
 	*x = GetServerStatsResponse{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -167,7 +87,7 @@ func (x *GetServerStatsResponse) String() string {
 func (*GetServerStatsResponse) ProtoMessage() {}
 
 func (x *GetServerStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -180,7 +100,7 @@ func (x *GetServerStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetServerStatsResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{3}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *GetServerStatsResponse) GetId() string {
@@ -249,7 +169,7 @@ type LinkUp struct {
 
 func (x *LinkUp) Reset() {
 	*x = LinkUp{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -261,7 +181,7 @@ func (x *LinkUp) String() string {
 func (*LinkUp) ProtoMessage() {}
 
 func (x *LinkUp) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -274,7 +194,7 @@ func (x *LinkUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkUp.ProtoReflect.Descriptor instead.
 func (*LinkUp) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *LinkUp) GetLinkId() uint64 {
@@ -358,7 +278,7 @@ type LinkDown struct {
 
 func (x *LinkDown) Reset() {
 	*x = LinkDown{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +290,7 @@ func (x *LinkDown) String() string {
 func (*LinkDown) ProtoMessage() {}
 
 func (x *LinkDown) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +303,7 @@ func (x *LinkDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkDown.ProtoReflect.Descriptor instead.
 func (*LinkDown) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LinkDown) GetLinkId() uint64 {
@@ -446,7 +366,7 @@ type LinkRequest struct {
 
 func (x *LinkRequest) Reset() {
 	*x = LinkRequest{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +378,7 @@ func (x *LinkRequest) String() string {
 func (*LinkRequest) ProtoMessage() {}
 
 func (x *LinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +391,7 @@ func (x *LinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRequest.ProtoReflect.Descriptor instead.
 func (*LinkRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{6}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LinkRequest) GetServerId() string {
@@ -497,7 +417,7 @@ type LinkResponse struct {
 
 func (x *LinkResponse) Reset() {
 	*x = LinkResponse{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +429,7 @@ func (x *LinkResponse) String() string {
 func (*LinkResponse) ProtoMessage() {}
 
 func (x *LinkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +442,7 @@ func (x *LinkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkResponse.ProtoReflect.Descriptor instead.
 func (*LinkResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{7}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LinkResponse) GetItems() []*LinkDown {
@@ -536,10 +456,7 @@ var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\n" +
-	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\"\x12\n" +
-	"\x10ReadIndexRequest\")\n" +
-	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x17\n" +
+	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\"\x17\n" +
 	"\x15GetServerStatsRequest\"\xd4\x01\n" +
 	"\x16GetServerStatsResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -565,9 +482,8 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x125\n" +
 	"\x05items\x18\x02 \x03(\v2\x1f.orchestrator.cluster.v1.LinkUpR\x05items\"G\n" +
 	"\fLinkResponse\x127\n" +
-	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xbe\x02\n" +
-	"\fRelayService\x12b\n" +
-	"\tReadIndex\x12).orchestrator.cluster.v1.ReadIndexRequest\x1a*.orchestrator.cluster.v1.ReadIndexResponse\x12q\n" +
+	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xda\x01\n" +
+	"\fRelayService\x12q\n" +
 	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
@@ -583,28 +499,24 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
-	(*ReadIndexRequest)(nil),       // 0: orchestrator.cluster.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),      // 1: orchestrator.cluster.v1.ReadIndexResponse
-	(*GetServerStatsRequest)(nil),  // 2: orchestrator.cluster.v1.GetServerStatsRequest
-	(*GetServerStatsResponse)(nil), // 3: orchestrator.cluster.v1.GetServerStatsResponse
-	(*LinkUp)(nil),                 // 4: orchestrator.cluster.v1.LinkUp
-	(*LinkDown)(nil),               // 5: orchestrator.cluster.v1.LinkDown
-	(*LinkRequest)(nil),            // 6: orchestrator.cluster.v1.LinkRequest
-	(*LinkResponse)(nil),           // 7: orchestrator.cluster.v1.LinkResponse
+	(*GetServerStatsRequest)(nil),  // 0: orchestrator.cluster.v1.GetServerStatsRequest
+	(*GetServerStatsResponse)(nil), // 1: orchestrator.cluster.v1.GetServerStatsResponse
+	(*LinkUp)(nil),                 // 2: orchestrator.cluster.v1.LinkUp
+	(*LinkDown)(nil),               // 3: orchestrator.cluster.v1.LinkDown
+	(*LinkRequest)(nil),            // 4: orchestrator.cluster.v1.LinkRequest
+	(*LinkResponse)(nil),           // 5: orchestrator.cluster.v1.LinkResponse
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	4, // 0: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
-	5, // 1: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	0, // 2: orchestrator.cluster.v1.RelayService.ReadIndex:input_type -> orchestrator.cluster.v1.ReadIndexRequest
-	2, // 3: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
-	6, // 4: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1, // 5: orchestrator.cluster.v1.RelayService.ReadIndex:output_type -> orchestrator.cluster.v1.ReadIndexResponse
-	3, // 6: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	7, // 7: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	5, // [5:8] is the sub-list for method output_type
-	2, // [2:5] is the sub-list for method input_type
+	2, // 0: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
+	3, // 1: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
+	0, // 2: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
+	4, // 3: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1, // 4: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	5, // 5: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	4, // [4:6] is the sub-list for method output_type
+	2, // [2:4] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -615,12 +527,12 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 	if File_orchestrator_cluster_v1_relay_proto != nil {
 		return
 	}
-	file_orchestrator_cluster_v1_relay_proto_msgTypes[4].OneofWrappers = []any{
+	file_orchestrator_cluster_v1_relay_proto_msgTypes[2].OneofWrappers = []any{
 		(*LinkUp_Attached)(nil),
 		(*LinkUp_Frame)(nil),
 		(*LinkUp_Detached)(nil),
 	}
-	file_orchestrator_cluster_v1_relay_proto_msgTypes[5].OneofWrappers = []any{
+	file_orchestrator_cluster_v1_relay_proto_msgTypes[3].OneofWrappers = []any{
 		(*LinkDown_Frame)(nil),
 		(*LinkDown_Close)(nil),
 	}
@@ -630,7 +542,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,7 +21,6 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RelayService_ReadIndex_FullMethodName      = "/orchestrator.cluster.v1.RelayService/ReadIndex"
 	RelayService_GetServerStats_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerStats"
 	RelayService_Link_FullMethodName           = "/orchestrator.cluster.v1.RelayService/Link"
 )
@@ -32,8 +31,6 @@ const (
 //
 // RelayService is spoken between servers.
 type RelayServiceClient interface {
-	// ReadIndex returns the leader's commit index after it has confirmed that it leads.
-	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
 	// GetServerStats describes the asked server's log.
 	GetServerStats(ctx context.Context, in *GetServerStatsRequest, opts ...grpc.CallOption) (*GetServerStatsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
@@ -46,16 +43,6 @@ type relayServiceClient struct {
 
 func NewRelayServiceClient(cc grpc.ClientConnInterface) RelayServiceClient {
 	return &relayServiceClient{cc}
-}
-
-func (c *relayServiceClient) ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ReadIndexResponse)
-	err := c.cc.Invoke(ctx, RelayService_ReadIndex_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *relayServiceClient) GetServerStats(ctx context.Context, in *GetServerStatsRequest, opts ...grpc.CallOption) (*GetServerStatsResponse, error) {
@@ -87,8 +74,6 @@ type RelayService_LinkClient = grpc.BidiStreamingClient[LinkRequest, LinkRespons
 //
 // RelayService is spoken between servers.
 type RelayServiceServer interface {
-	// ReadIndex returns the leader's commit index after it has confirmed that it leads.
-	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)
 	// GetServerStats describes the asked server's log.
 	GetServerStats(context.Context, *GetServerStatsRequest) (*GetServerStatsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
@@ -103,9 +88,6 @@ type RelayServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedRelayServiceServer struct{}
 
-func (UnimplementedRelayServiceServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ReadIndex not implemented")
-}
 func (UnimplementedRelayServiceServer) GetServerStats(context.Context, *GetServerStatsRequest) (*GetServerStatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerStats not implemented")
 }
@@ -131,24 +113,6 @@ func RegisterRelayServiceServer(s grpc.ServiceRegistrar, srv RelayServiceServer)
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&RelayService_ServiceDesc, srv)
-}
-
-func _RelayService_ReadIndex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ReadIndexRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(RelayServiceServer).ReadIndex(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: RelayService_ReadIndex_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(RelayServiceServer).ReadIndex(ctx, req.(*ReadIndexRequest))
-	}
-	return interceptor(ctx, in, info, handler)
 }
 
 func _RelayService_GetServerStats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -183,10 +147,6 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "orchestrator.cluster.v1.RelayService",
 	HandlerType: (*RelayServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "ReadIndex",
-			Handler:    _RelayService_ReadIndex_Handler,
-		},
 		{
 			MethodName: "GetServerStats",
 			Handler:    _RelayService_GetServerStats_Handler,

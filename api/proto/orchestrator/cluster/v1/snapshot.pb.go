@@ -28,13 +28,15 @@ const (
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version of the rows; a reader refuses a newer one.
-	Version       uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	ClusterId     string `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Index         uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
-	Time          int64  `protobuf:"varint,4,opt,name=time,proto3" json:"time,omitempty"`
-	EventIndex    uint64 `protobuf:"varint,5,opt,name=event_index,json=eventIndex,proto3" json:"event_index,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Version    uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	ClusterId  string `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Index      uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Time       int64  `protobuf:"varint,4,opt,name=time,proto3" json:"time,omitempty"`
+	EventIndex uint64 `protobuf:"varint,5,opt,name=event_index,json=eventIndex,proto3" json:"event_index,omitempty"`
+	// Dead letters dropped for want of room, ever.
+	DeadLettersDropped uint64 `protobuf:"varint,6,opt,name=dead_letters_dropped,json=deadLettersDropped,proto3" json:"dead_letters_dropped,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
@@ -98,6 +100,13 @@ func (x *SnapshotHeader) GetTime() int64 {
 func (x *SnapshotHeader) GetEventIndex() uint64 {
 	if x != nil {
 		return x.EventIndex
+	}
+	return 0
+}
+
+func (x *SnapshotHeader) GetDeadLettersDropped() uint64 {
+	if x != nil {
+		return x.DeadLettersDropped
 	}
 	return 0
 }
@@ -1482,7 +1491,7 @@ var File_orchestrator_cluster_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\x94\x01\n" +
+	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xc6\x01\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1490,7 +1499,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x1f\n" +
 	"\vevent_index\x18\x05 \x01(\x04R\n" +
-	"eventIndex\"\xa1\x05\n" +
+	"eventIndex\x120\n" +
+	"\x14dead_letters_dropped\x18\x06 \x01(\x04R\x12deadLettersDropped\"\xa1\x05\n" +
 	"\vSnapshotRow\x12?\n" +
 	"\asession\x18\x01 \x01(\v2#.orchestrator.cluster.v1.SessionRowH\x00R\asession\x12?\n" +
 	"\amailbox\x18\x02 \x01(\v2#.orchestrator.cluster.v1.MailboxRowH\x00R\amailbox\x12?\n" +

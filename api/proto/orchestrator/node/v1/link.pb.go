@@ -614,7 +614,10 @@ type Hello struct {
 	ResumeIndex uint64 `protobuf:"varint,10,opt,name=resume_index,json=resumeIndex,proto3" json:"resume_index,omitempty"`
 	Address     string `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"`
 	// The cluster this node belongs to; empty before the first hello_ack.
-	ClusterId     string `protobuf:"bytes,12,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ClusterId string `protobuf:"bytes,12,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Counts the links this incarnation has opened, from 1. Of two links of one node, the one with the greater
+	// (incarnation, link_number) stays, in whatever order servers come to hear of them.
+	LinkNumber    uint64 `protobuf:"varint,13,opt,name=link_number,json=linkNumber,proto3" json:"link_number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +734,13 @@ func (x *Hello) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *Hello) GetLinkNumber() uint64 {
+	if x != nil {
+		return x.LinkNumber
+	}
+	return 0
 }
 
 type HelloAck struct {
@@ -1223,8 +1233,11 @@ type DesiredSession struct {
 	Spec      *v1.SessionSpec        `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
 	Grace     *durationpb.Duration   `protobuf:"bytes,5,opt,name=grace,proto3" json:"grace,omitempty"`
 	// The number of the last output line of earlier epochs; this one begins after it.
-	OutputBase    uint64 `protobuf:"varint,6,opt,name=output_base,json=outputBase,proto3" json:"output_base,omitempty"`
-	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	OutputBase uint64 `protobuf:"varint,6,opt,name=output_base,json=outputBase,proto3" json:"output_base,omitempty"`
+	Reason     string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The cluster has seen this epoch run: a node that does not have it must not start it, but reports it as exited
+	// (lost), so that it is started again under a new epoch or ends.
+	Started       bool `protobuf:"varint,8,opt,name=started,proto3" json:"started,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1306,6 +1319,13 @@ func (x *DesiredSession) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *DesiredSession) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
 }
 
 // Facts is what happened on a node, numbered from 1 in each incarnation and sent again until acked.
@@ -3158,7 +3178,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\rstream_window\x18\" \x01(\v2\".orchestrator.node.v1.StreamWindowH\x00R\fstreamWindow\x12F\n" +
 	"\fstream_close\x18# \x01(\v2!.orchestrator.node.v1.StreamCloseH\x00R\vstreamClose\x129\n" +
 	"\agoodbye\x18$ \x01(\v2\x1d.orchestrator.node.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\apayload\"\xe3\x03\n" +
+	"\apayload\"\x84\x04\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\x17\n" +
@@ -3173,7 +3193,9 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	" \x01(\x04R\vresumeIndex\x12\x18\n" +
 	"\aaddress\x18\v \x01(\tR\aaddress\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\f \x01(\tR\tclusterId\x1a9\n" +
+	"cluster_id\x18\f \x01(\tR\tclusterId\x12\x1f\n" +
+	"\vlink_number\x18\r \x01(\x04R\n" +
+	"linkNumber\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd3\x02\n" +
@@ -3214,7 +3236,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05inbox\x18\a \x03(\x04R\x05inbox\"_\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12@\n" +
-	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xf1\x02\n" +
+	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\x8b\x03\n" +
 	"\x0eDesiredSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -3224,7 +3246,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05grace\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x1f\n" +
 	"\voutput_base\x18\x06 \x01(\x04R\n" +
 	"outputBase\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"I\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\astarted\x18\b \x01(\bR\astarted\"I\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03RUN\x10\x01\x12\b\n" +

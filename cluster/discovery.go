@@ -1,0 +1,276 @@
+// Discovery: memberlist says who is there and under which addresses. It is a hint; raft decides who is a member.
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/memberlist"
+
+	"github.com/neolith/orchestrator/internal/fault"
+)
+
+// GossipOptions say where to gossip and with whom.
+type GossipOptions struct {
+	// BindAddress is host:port; AdvertiseAddress is what peers are told, the same when empty.
+	BindAddress, AdvertiseAddress string
+	// Key encrypts gossip: 16, 24 or 32 bytes; empty for none.
+	Key []byte
+	// Join are gossip addresses of peers, tried until one answers, and again when this server is alone.
+	Join []string
+}
+
+// memberMeta is what a server says of itself. It travels as JSON with short keys: memberlist allows 512 bytes.
+type memberMeta struct {
+	RaftAddress string `json:"r"`
+	GRPCAddress string `json:"g"`
+	LinkAddress string `json:"l"`
+	Version     string `json:"v"`
+	PID         int    `json:"p"`
+	Expect      int    `json:"e,omitempty"`
+	// Formed: the server has raft state, so a cluster exists already.
+	Formed bool `json:"f,omitempty"`
+}
+
+// What discovery says of a member.
+const (
+	memberAlive  = "alive"
+	memberFailed = "failed"
+	memberLeft   = "left"
+)
+
+type gossipMember struct {
+	ID     string
+	Status string
+	Meta   memberMeta
+}
+
+const (
+	gossipLeaveTimeout = 500 * time.Millisecond
+	gossipRejoin       = 2 * time.Second
+	gossipUpdate       = time.Second
+	// A server that comes back under a new address takes its name over after this time.
+	gossipReclaim = 5 * time.Second
+)
+
+// gossip tucks memberlist behind a few methods. It remembers members that failed or left.
+type gossip struct {
+	opts GossipOptions
+	log  *slog.Logger
+	list *memberlist.Memberlist
+
+	mu      sync.Mutex
+	self    memberMeta
+	known   map[string]gossipMember
+	changed chan struct{}
+}
+
+func (n *Node) selfMeta() (id string, m memberMeta) {
+	o := n.opts
+	return o.ID, memberMeta{
+		RaftAddress: o.RaftAddress, GRPCAddress: o.GRPCAddress, LinkAddress: o.LinkAddress,
+		Version: clipVersion(o.Version), PID: pid(), Expect: o.BootstrapExpect,
+	}
+}
+
+func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hlog hclog.Logger) (*gossip, error) {
+	g := &gossip{opts: o, log: log, self: self, known: map[string]gossipMember{}, changed: make(chan struct{})}
+	if b, err := json.Marshal(self); err != nil || len(b) > memberlist.MetaMaxSize {
+		return nil, fault.New(fault.Invalid, "gossip: the addresses of this server are %d bytes as metadata, more than %d; use shorter names", len(b), memberlist.MetaMaxSize)
+	}
+	c := memberlist.DefaultLANConfig()
+	c.Name = id
+	host, port, err := splitHostPort(o.BindAddress)
+	if err != nil {
+		return nil, fmt.Errorf("gossip: %w", err)
+	}
+	c.BindAddr, c.BindPort = host, port
+	c.AdvertisePort = port
+	if o.AdvertiseAddress != "" {
+		if host, port, err = splitHostPort(o.AdvertiseAddress); err != nil {
+			return nil, fmt.Errorf("gossip: %w", err)
+		}
+		if ips, err := net.LookupIP(host); err == nil && len(ips) > 0 {
+			c.AdvertiseAddr, c.AdvertisePort = ips[0].String(), port
+		}
+	}
+	c.Delegate, c.Events = g, g
+	c.Logger = hlog.Named("gossip").StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
+	c.DeadNodeReclaimTime = gossipReclaim
+	c.EnableCompression = false
+	if len(o.Key) > 0 {
+		c.SecretKey = o.Key
+		c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
+	}
+	if g.list, err = memberlist.Create(c); err != nil {
+		return nil, fault.New(fault.Invalid, "gossip: listen on %s: %w; choose another address or end what uses it", o.BindAddress, err)
+	}
+	return g, nil
+}
+
+// run joins peers, and again whenever this server finds itself alone.
+func (g *gossip) run(ctx context.Context) {
+	tick := time.NewTicker(gossipRejoin)
+	defer tick.Stop()
+	for {
+		if g.list.NumMembers() < 2 && len(g.opts.Join) > 0 {
+			if _, err := g.join(g.opts.Join); err != nil {
+				g.log.Debug("no peer answers yet", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (g *gossip) join(addresses []string) (int, error) {
+	others := slices.DeleteFunc(slices.Clone(addresses), func(a string) bool { return a == g.opts.BindAddress || a == g.opts.AdvertiseAddress })
+	if len(others) == 0 {
+		return 0, nil
+	}
+	reached, err := g.list.Join(others)
+	if reached == 0 && err != nil {
+		return 0, fault.New(fault.Unavailable, "join %s: %s", strings.Join(others, ", "), oneLine(err))
+	}
+	return reached, nil
+}
+
+// members returns all that are known, ordered by id.
+func (g *gossip) members() []gossipMember {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := make([]gossipMember, 0, len(g.known))
+	for _, m := range g.known {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b gossipMember) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+func (g *gossip) member(id string) (gossipMember, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m, ok := g.known[id]
+	return m, ok
+}
+
+// changes returns a channel that is closed at the next change.
+func (g *gossip) changes() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.changed
+}
+
+// update changes what this server says of itself.
+func (g *gossip) update(change func(*memberMeta)) {
+	g.mu.Lock()
+	change(&g.self)
+	g.mu.Unlock()
+	if err := g.list.UpdateNode(gossipUpdate); err != nil {
+		g.log.Debug("gossip own changes", "error", err)
+	}
+}
+
+func (g *gossip) leave(ctx context.Context) {
+	d := gossipLeaveTimeout
+	if t, ok := ctx.Deadline(); ok {
+		d = min(d, time.Until(t))
+	}
+	if err := g.list.Leave(d); err != nil {
+		g.log.Debug("leave gossip", "error", err)
+	}
+}
+
+// Close ends gossip.
+func (g *gossip) Close() error { return g.list.Shutdown() }
+
+// NodeMeta implements memberlist.Delegate.
+func (g *gossip) NodeMeta(limit int) []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b, err := json.Marshal(g.self)
+	if err != nil || len(b) > limit {
+		return nil
+	}
+	return b
+}
+
+// NotifyMsg implements memberlist.Delegate; nothing is sent this way.
+func (g *gossip) NotifyMsg([]byte) {}
+
+// GetBroadcasts implements memberlist.Delegate.
+func (g *gossip) GetBroadcasts(_, _ int) [][]byte { return nil }
+
+// LocalState implements memberlist.Delegate.
+func (g *gossip) LocalState(bool) []byte { return nil }
+
+// MergeRemoteState implements memberlist.Delegate.
+func (g *gossip) MergeRemoteState([]byte, bool) {}
+
+// NotifyJoin implements memberlist.EventDelegate.
+func (g *gossip) NotifyJoin(n *memberlist.Node) { g.note(n, memberAlive) }
+
+// NotifyUpdate implements memberlist.EventDelegate.
+func (g *gossip) NotifyUpdate(n *memberlist.Node) { g.note(n, memberAlive) }
+
+// NotifyLeave implements memberlist.EventDelegate; memberlist calls it for failed members too.
+func (g *gossip) NotifyLeave(n *memberlist.Node) {
+	status := memberFailed
+	if n.State == memberlist.StateLeft {
+		status = memberLeft
+	}
+	g.note(n, status)
+}
+
+func (g *gossip) note(n *memberlist.Node, status string) {
+	var meta memberMeta
+	if len(n.Meta) > 0 {
+		if err := json.Unmarshal(n.Meta, &meta); err != nil {
+			g.log.Warn("a member gossips metadata that cannot be read", "member", n.Name, "error", err)
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if old, ok := g.known[n.Name]; ok && meta.RaftAddress == "" {
+		meta = old.Meta
+	}
+	g.known[n.Name] = gossipMember{ID: n.Name, Status: status, Meta: meta}
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// forget drops a member that was removed from the cluster.
+func (g *gossip) forget(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m, ok := g.known[id]; ok && m.Status != memberAlive {
+		delete(g.known, id)
+	}
+}
+
+func splitHostPort(a string) (string, int, error) {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return "", 0, fault.New(fault.Invalid, "address %q: %w", a, err)
+	}
+	p, err := strconv.Atoi(port)
+	if err != nil || p < 0 || p > 65535 {
+		return "", 0, fault.New(fault.Invalid, "address %q: %q is not a port", a, port)
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	return host, p, nil
+}

@@ -1,0 +1,226 @@
+// Applying: one entry of the log, from its commands to its transaction and its change.
+package state
+
+import (
+	"github.com/hashicorp/go-memdb"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
+)
+
+// applier applies one entry. Commands check first and write after: a command that has written cannot be refused.
+type applier struct {
+	limits *Limits
+	intern *interner
+	meta   meta
+	w      *memdb.Txn // what is written; read only by flush
+	base   *memdb.Txn // the state as of the last flush
+	before *memdb.Txn // the state before the entry
+
+	sessions    overlay[string, session.Session]
+	mailboxes   overlay[string, mailboxRow]
+	messages    overlay[messageKey, session.Message]
+	dead        overlay[LetterKey, deadRow]
+	nodes       overlay[string, Node]
+	tokens      overlay[string, Token]
+	idempotency overlay[idempotencyKey, idempotencyRow]
+	ops         []setOp            // on sets, not written yet
+	names       map[nameKey]string // names taken ("" for freed) by ops not written yet
+
+	events  []*Event
+	queued  []messageKey // messages that became queued
+	results []*session.Result
+}
+
+// nameKey is a name within its namespace.
+type nameKey struct{ namespace, name string }
+
+// newApplier returns the applier of an entry of about so many commands.
+func newApplier(limits *Limits, intern *interner, w, base *memdb.Txn, commands int) *applier {
+	return &applier{
+		limits: limits, intern: intern, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
+		sessions:    newOverlay[string, session.Session](tableSessions, idBytes, commands),
+		mailboxes:   newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
+		messages:    newOverlay[messageKey, session.Message](tableMessages, messageKey.bytes, commands),
+		dead:        newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
+		nodes:       newOverlay[string, Node](tableNodes, idBytes, commands),
+		tokens:      newOverlay[string, Token](tableTokens, idBytes, commands),
+		idempotency: newOverlay[idempotencyKey, idempotencyRow](tableIdempotency, idempotencyKey.bytes, commands),
+	}
+}
+
+// apply applies one command.
+func (a *applier) apply(c *clusterv1.Command) (r Result) {
+	switch k := c.GetKind().(type) {
+	case *clusterv1.Command_InitCluster:
+		r.Err = a.initCluster(k.InitCluster)
+	case *clusterv1.Command_SpawnSession:
+		return a.spawnSession(k.SpawnSession)
+	case *clusterv1.Command_PlaceSession:
+		r.Session, r.Err = a.placeSession(k.PlaceSession)
+	case *clusterv1.Command_TerminateSession:
+		r.Session, r.Err = a.terminateSession(k.TerminateSession)
+	case *clusterv1.Command_SendMessage:
+		return a.sendMessage(k.SendMessage)
+	case *clusterv1.Command_ApplyFacts:
+		r.Node, r.Count, r.Err = a.applyFacts(k.ApplyFacts)
+	case *clusterv1.Command_RegisterNode:
+		r.Node, r.Err = a.registerNode(k.RegisterNode)
+	case *clusterv1.Command_SetNodeStatus:
+		r.Node, r.Err = a.setNodeStatus(k.SetNodeStatus)
+	case *clusterv1.Command_LoseNode:
+		r.Node, r.Count, r.Err = a.loseNode(k.LoseNode)
+	case *clusterv1.Command_SetNodeSchedulable:
+		r.Node, r.Err = a.setNodeSchedulable(k.SetNodeSchedulable)
+	case *clusterv1.Command_RemoveNode:
+		r.Node, r.Err = a.removeNode(k.RemoveNode)
+	case *clusterv1.Command_CreateToken:
+		r.Duplicate, r.Err = a.createToken(k.CreateToken)
+	case *clusterv1.Command_RevokeToken:
+		r.Err = a.revokeToken(k.RevokeToken)
+	case *clusterv1.Command_RetryDeadLetters:
+		r.Count, r.Err = a.retryDeadLetters(k.RetryDeadLetters)
+	case *clusterv1.Command_PurgeDeadLetters:
+		r.Count, r.Err = a.purgeDeadLetters(k.PurgeDeadLetters)
+	case *clusterv1.Command_BuryMessages:
+		r.Count, r.Err = a.buryMessages(k.BuryMessages)
+	case *clusterv1.Command_CollectGarbage:
+		r.Count = a.collectGarbage(k.CollectGarbage)
+	case *clusterv1.Command_SetPendingReason:
+		r.Session, r.Err = a.setPendingReason(k.SetPendingReason)
+	case *clusterv1.Command_RemoveSession:
+		r.Err = a.removeSession(k.RemoveSession)
+	default:
+		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
+	}
+	return r
+}
+
+// initCluster gives the cluster its id.
+func (a *applier) initCluster(c *clusterv1.InitCluster) error {
+	switch {
+	case c.GetClusterId() == "" || len(c.GetClusterId()) > maxIDBytes:
+		return fault.New(fault.Invalid, "init cluster: the id is empty or over %d bytes", maxIDBytes).WithField("cluster_id")
+	case a.meta.clusterID == "":
+		a.meta.clusterID = c.GetClusterId()
+	case a.meta.clusterID != c.GetClusterId():
+		return fault.New(fault.FailedPrecondition, "init cluster: this is cluster %s already; a server of another cluster needs a data directory of its own", a.meta.clusterID)
+	}
+	return nil
+}
+
+// flush writes what is pending and moves the base on, so that walks see it.
+func (a *applier) flush() {
+	a.write()
+	a.base = a.w.Snapshot()
+}
+
+// write writes the overlays and the operations on sets.
+func (a *applier) write() {
+	a.sessions.flush(a.base, a.w)
+	a.mailboxes.flush(a.base, a.w)
+	a.messages.flush(a.base, a.w)
+	a.dead.flush(a.base, a.w)
+	a.nodes.flush(a.base, a.w)
+	a.tokens.flush(a.base, a.w)
+	a.idempotency.flush(a.base, a.w)
+	applyOps(a.base, a.w, a.ops)
+	a.ops = a.ops[:0]
+	clear(a.names)
+}
+
+// set and unset change a set.
+func (a *applier) set(kind setKind, owner, key, value string) {
+	a.ops = append(a.ops, setOp{setID: setID{kind, owner}, setEntry: setEntry{key, value}})
+}
+
+func (a *applier) unset(kind setKind, owner, key string) {
+	a.ops = append(a.ops, setOp{setID: setID{kind, owner}, setEntry: setEntry{key: key}, remove: true})
+}
+
+// event adds to what happened.
+func (a *applier) event(e Event) {
+	a.meta.event++
+	e.Number, e.Index, e.Time = a.meta.event, a.meta.index, a.meta.time
+	a.events = append(a.events, &e)
+}
+
+// finish writes everything and says what changed. Only Commit is left to do.
+func (a *applier) finish() *Change {
+	a.boundDeadLetters()
+	a.write()
+	a.writeEvents()
+	m := a.meta
+	must(a.w.Insert(tableMeta, &m))
+	c := &Change{Index: a.meta.index, Time: a.meta.time, Events: a.events, Results: a.results}
+	for _, id := range a.sessions.order {
+		if s := a.sessions.get(nil, id); s != nil {
+			c.Sessions = append(c.Sessions, s)
+		} else if was := first[session.Session](a.before, tableSessions, byID, idBytes(id)); was != nil {
+			c.RemovedSessions = append(c.RemovedSessions, was)
+		}
+	}
+	for _, id := range a.nodes.order {
+		if n := a.nodes.get(nil, id); n != nil {
+			c.Nodes = append(c.Nodes, n)
+		} else {
+			c.RemovedNodes = append(c.RemovedNodes, id)
+		}
+	}
+	seen := make(map[messageKey]bool, len(a.queued))
+	for _, k := range a.queued {
+		if m := a.messages.get(nil, k); m != nil && !m.Delivered && !seen[k] {
+			seen[k] = true
+			c.Messages = append(c.Messages, m)
+		}
+	}
+	for _, k := range a.dead.order {
+		if d := a.dead.get(nil, k); d != nil {
+			c.Dead = append(c.Dead, d.letter)
+		}
+	}
+	c.TokensChanged = len(a.tokens.order) > 0
+	return c
+}
+
+// writeEvents appends the entry's events and lets the oldest go.
+func (a *applier) writeEvents() {
+	if len(a.events) == 0 {
+		return
+	}
+	fresh := a.events
+	if drop := len(fresh) - a.limits.Events; drop > 0 {
+		fresh = fresh[drop:]
+	}
+	total := int(a.meta.stats.Events) + len(fresh)
+	from(a.base, tableEvents, byID, numberBytes(0), func(r *eventsRow) bool {
+		excess := total - a.limits.Events
+		if excess <= 0 {
+			return false
+		}
+		if excess < len(r.events) {
+			must(a.w.Insert(tableEvents, &eventsRow{index: r.index, events: r.events[excess:]}))
+			total -= excess
+			return false
+		}
+		must(a.w.Delete(tableEvents, r))
+		total -= len(r.events)
+		return true
+	})
+	must(a.w.Insert(tableEvents, &eventsRow{index: a.meta.index, events: fresh}))
+	a.meta.stats.Events = uint64(total)
+}
+
+// clip cuts a text that others wrote to at most n bytes, at the end of a rune.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}
+
+func (a *applier) reason(s string) string { return a.intern.str(clip(s, a.limits.ReasonBytes)) }

@@ -1,0 +1,116 @@
+// Ends: what becomes of a session whose process ended or whose node was lost.
+package state
+
+import (
+	"fmt"
+
+	"github.com/neolith/orchestrator/session"
+)
+
+// end moves a session into a phase it never leaves. What waits in its mailbox becomes dead letters; results stay.
+func (a *applier) end(old, s *session.Session, phase session.Phase, reason string) {
+	s.EndTime = a.meta.time
+	a.enter(s, phase, reason)
+	a.save(old, s)
+	a.buryAll(s, fmt.Sprintf("session ended: %s: %s", phase, s.Reason))
+}
+
+// exited is told that the process of a session and its whole tree are gone, and how.
+func (a *applier) exited(old *session.Session, exit session.Exit, outputLine, outstanding uint64) {
+	s := *old
+	s.PID = 0
+	s.OutputLine = max(s.OutputLine, outputLine)
+	a.takeBack(&s, outstanding, exit)
+	how := describe(exit)
+	if s.Phase == session.Terminating {
+		exit.Cause = s.StopCause
+		s.Exit = &exit
+		a.endWith(old, &s, session.Ended, s.Reason+"; "+how)
+		return
+	}
+	s.Exit = &exit
+	clean := exit.Cause == session.CauseCompleted
+	again := s.Spec.Restart == session.RestartAlways || s.Spec.Restart == session.RestartOnFailure && !clean
+	spent := s.Restarts >= s.Spec.MaxRestarts
+	switch {
+	case again && !spent:
+		s.Restarts++
+		delay := session.RestartDelay(s.Restarts)
+		s.NotBefore = a.meta.time + int64(delay)
+		a.retry(old, &s, fmt.Sprintf("%s; restart %d of %d in %s", how, s.Restarts, s.Spec.MaxRestarts, delay))
+	case clean && again:
+		a.endWith(old, &s, session.Complete, fmt.Sprintf("%s; its %d restarts are used up", how, s.Restarts))
+	case clean:
+		a.endWith(old, &s, session.Complete, how)
+	case again:
+		a.endWith(old, &s, session.Fail, fmt.Sprintf("%s; its %d restarts are used up", how, s.Restarts))
+	default:
+		a.endWith(old, &s, session.Fail, how)
+	}
+}
+
+// lost is told that the node of a session is gone, and so is its process. It is not counted as a restart: the session
+// has no part in it.
+func (a *applier) lost(old *session.Session, node, reason string) {
+	exit := session.Exit{Code: -1, Cause: session.CauseLost, Message: a.reason("node " + node + " was lost: " + reason)}
+	s := *old
+	s.PID = 0
+	a.takeBack(&s, 0, exit)
+	if s.Phase == session.Terminating {
+		exit.Cause = s.StopCause
+		s.Exit = &exit
+		a.endWith(old, &s, session.Ended, s.Reason+"; "+exit.Message)
+		return
+	}
+	s.Exit = &exit
+	if s.Spec.Restart == session.RestartNever {
+		a.endWith(old, &s, session.Fail, exit.Message)
+		return
+	}
+	s.NotBefore = a.meta.time
+	a.retry(old, &s, exit.Message+"; starting again")
+}
+
+func (a *applier) endWith(old, s *session.Session, event session.Event, reason string) {
+	if to, ok := session.Next(s.Phase, event); ok {
+		a.end(old, s, to, reason)
+	}
+}
+
+func (a *applier) retry(old, s *session.Session, reason string) {
+	if to, ok := session.Next(s.Phase, session.Retry); ok {
+		a.enter(s, to, reason)
+		a.save(old, s)
+	}
+}
+
+// describe says in a few words how a process ended.
+func describe(e session.Exit) string {
+	how := fmt.Sprintf("%s: exit code %d", e.Cause, e.Code)
+	if e.Signal != "" {
+		how = fmt.Sprintf("%s: %s", e.Cause, e.Signal)
+	}
+	if e.Message != "" {
+		how += " (" + e.Message + ")"
+	}
+	return how
+}
+
+// exitOf turns what a node says of an end into one of the causes that there are.
+func (a *applier) exitOf(e *session.Exit) session.Exit {
+	if e == nil {
+		return session.Exit{Code: -1, Cause: session.CauseFailed, Message: "the node did not say how it ended"}
+	}
+	x := session.Exit{Code: e.Code, Signal: a.intern.str(clip(e.Signal, 32)), Message: a.reason(e.Message)}
+	switch e.Cause {
+	case session.CauseCompleted, session.CauseFailed, session.CauseOOMKilled, session.CauseEvicted, session.CauseLost,
+		session.CauseStartFailed, session.CauseTerminated, session.CauseExpired:
+		x.Cause = a.intern.str(e.Cause)
+	default:
+		x.Cause = session.CauseFailed
+		if e.Code == 0 && e.Signal == "" {
+			x.Cause = session.CauseCompleted
+		}
+	}
+	return x
+}

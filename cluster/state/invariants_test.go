@@ -1,0 +1,239 @@
+// What holds after every entry, recounted from the rows.
+package state
+
+import (
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/neolith/orchestrator/session"
+)
+
+type fataler interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// checkInvariants recounts everything that is counted as it changes.
+func checkInvariants(t fataler, v *View) {
+	t.Helper()
+	var want Stats
+	names := map[[2]string]string{}
+	type held struct {
+		sessions    uint32
+		cpu, memory int64
+	}
+	nodes := map[string]held{}
+	pending, ended := map[string]bool{}, map[string]bool{}
+	for s := range v.Sessions("") {
+		want.Phases[s.Phase]++
+		if s.Spec.Name != "" && !s.Phase.Ended() {
+			key := [2]string{s.Spec.Namespace, s.Spec.Name}
+			if other, ok := names[key]; ok {
+				t.Fatalf("sessions %s and %s both have the name %v", other, s.ID, key)
+			}
+			names[key] = s.ID
+			if got := v.SessionByName(key[0], key[1]); got != s {
+				t.Fatalf("by name %v: %v", key, got)
+			}
+		}
+		if s.Phase.HoldsNode() {
+			h := nodes[s.NodeID]
+			nodes[s.NodeID] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}
+		}
+		if s.Phase == session.Pending {
+			pending[s.ID] = true
+		}
+		if s.Phase.Ended() != (s.EndTime != 0) {
+			t.Fatalf("session %s is %s with end time %d", s.ID, s.Phase, s.EndTime)
+		}
+		if s.Phase.Ended() {
+			ended[s.ID] = true
+			if s.Exit == nil || s.Exit.Cause == "" {
+				t.Fatalf("session %s ended without a cause", s.ID)
+			}
+		}
+		if n := len(s.History); n == 0 || n > session.HistoryMax || s.History[n-1].Phase != s.Phase {
+			t.Fatalf("session %s is %s with history %v", s.ID, s.Phase, s.History)
+		}
+		checkMailbox(t, v, s, &want)
+	}
+	for d := range v.DeadLetters("", "", LetterKey{}) {
+		want.DeadLetters++
+		want.DeadLetterBytes += uint64(len(d.Text))
+		if got := v.DeadLetter(LetterKey{d.SessionID, d.Sequence}); got != d {
+			t.Fatalf("dead letter %s/%d is not found by its key", d.SessionID, d.Sequence)
+		}
+	}
+	for n := range v.Nodes() {
+		want.Nodes++
+		if got := (held{n.Sessions, n.ReservedCPUMilli, n.ReservedMemoryBytes}); got != nodes[n.ID] {
+			t.Fatalf("node %s counts %+v, recounted %+v", n.Name, got, nodes[n.ID])
+		}
+		var on uint32
+		for s := range v.SessionsOnNode(n.ID) {
+			if on++; s.NodeID != n.ID || !s.Phase.HoldsNode() {
+				t.Fatalf("session %s is listed on node %s", s.ID, n.ID)
+			}
+		}
+		if on != n.Sessions || n.Lost && on > 0 {
+			t.Fatalf("node %s (lost %v) lists %d sessions and counts %d", n.Name, n.Lost, on, n.Sessions)
+		}
+		delete(nodes, n.ID)
+		if v.NodeByName(n.Name) != n {
+			t.Fatalf("node %s is not found by its name", n.Name)
+		}
+	}
+	if len(nodes) > 0 {
+		t.Fatalf("sessions hold nodes that are not there: %v", nodes)
+	}
+	checkOrder(t, "pending", v.Pending(), pending, func(a, b *session.Session) bool {
+		return a.Spec.Priority < b.Spec.Priority || a.Spec.Priority == b.Spec.Priority && a.CreateIndex <= b.CreateIndex
+	})
+	checkOrder(t, "ended", v.Ended(), ended, func(a, b *session.Session) bool { return a.EndTime <= b.EndTime })
+	want.Tokens = uint64(len(slices.Collect(v.Tokens())))
+	checkEvents(t, v, &want)
+	prefixed(v.txn, tableIdempotency, nil, func(*idempotencyRow) bool { want.IdempotencyKeys++; return true })
+	var aged uint64
+	for range (setID{kind: setIdempotency}).all(v.txn) {
+		aged++
+	}
+	want.DeadLettersDropped = v.Stats().DeadLettersDropped
+	if got := v.Stats(); got != want || aged != want.IdempotencyKeys {
+		t.Fatalf("counts\n%+v, recounted\n%+v; %d idempotency keys by age", got, want, aged)
+	}
+}
+
+func checkMailbox(t fataler, v *View, s *session.Session, want *Stats) {
+	t.Helper()
+	got := *v.Mailbox(s.ID)
+	re := session.Mailbox{SessionID: s.ID, NextSequence: got.NextSequence, Acked: got.Acked, LastAckTime: got.LastAckTime}
+	var last *session.Message
+	for m := range v.Messages(s.ID) {
+		if last != nil && (last.Priority > m.Priority || last.Priority == m.Priority && last.Sequence >= m.Sequence) {
+			t.Fatalf("session %s: message %d (%s) comes after %d (%s)", s.ID, m.Sequence, m.Priority, last.Sequence, last.Priority)
+		}
+		last = m
+		if m.Delivered {
+			re.Delivered++
+			if m.DeliveredEpoch != s.Epoch || !s.Phase.HoldsNode() {
+				t.Fatalf("session %s (%s, epoch %d): message %d is with a process of epoch %d", s.ID, s.Phase, s.Epoch, m.Sequence, m.DeliveredEpoch)
+			}
+		} else {
+			re.Queued++
+		}
+		re.Bytes += uint64(len(m.Text))
+		if m.Sequence >= got.NextSequence || v.Message(s.ID, m.Sequence) != m {
+			t.Fatalf("session %s: message %d is not found, or beyond %d", s.ID, m.Sequence, got.NextSequence)
+		}
+	}
+	if s.Phase.Ended() && re.Queued+re.Delivered > 0 {
+		t.Fatalf("session %s is %s and still has messages", s.ID, s.Phase)
+	}
+	for range v.DeadLetters("", s.ID, LetterKey{}) {
+		re.Dead++
+	}
+	if got != re {
+		t.Fatalf("session %s: mailbox %+v, recounted %+v", s.ID, got, re)
+	}
+	want.Messages += uint64(re.Queued + re.Delivered)
+	want.MessageBytes += re.Bytes
+}
+
+func checkEvents(t fataler, v *View, want *Stats) {
+	t.Helper()
+	events := v.Events(0, 1<<30)
+	want.Events = uint64(len(events))
+	for i, e := range events {
+		if e.Number != v.EventNumber()-uint64(len(events)-1-i) {
+			t.Fatalf("event %d of %d has number %d; the last is %d", i, len(events), e.Number, v.EventNumber())
+		}
+	}
+}
+
+func checkOrder(t fataler, what string, seq func(func(*session.Session) bool), want map[string]bool, ordered func(a, b *session.Session) bool) {
+	t.Helper()
+	var last *session.Session
+	n := 0
+	for s := range seq {
+		if n++; !want[s.ID] || last != nil && !ordered(last, s) {
+			t.Fatalf("%s: %s is not one, or out of order", what, s.ID)
+		}
+		last = s
+	}
+	if n != len(want) {
+		t.Fatalf("%s: lists %d, want %d", what, n, len(want))
+	}
+}
+
+// TestInvariantsHold draws histories and recounts after every entry. On failure rapid prints the seed that repeats it.
+func TestInvariantsHold(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		limits := smallLimits()
+		if rapid.Bool().Draw(t, "wide") {
+			limits = DefaultLimits()
+		}
+		h, s := newHistory(rapid.Uint64().Draw(t, "seed")), New(limits)
+		for range rapid.IntRange(1, 60).Draw(t, "entries") {
+			s.Apply(s.Index()+1, h.batch(s.View()))
+			checkInvariants(t, s.View())
+		}
+	})
+}
+
+// TestSets compares the sets with a map.
+func TestSets(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		db := newDB()
+		model := map[setID]map[string]string{}
+		key := rapid.StringMatching(`[ab\x00\xff]{0,6}`)
+		owner := rapid.SampledFrom([]string{"", "x", "xy"})
+		for range rapid.IntRange(1, 12).Draw(t, "rounds") {
+			var ops []setOp
+			removing := rapid.IntRange(0, 3).Draw(t, "removing")
+			for range rapid.IntRange(1, 150).Draw(t, "ops") {
+				op := setOp{setID: setID{setNames, owner.Draw(t, "owner")}, setEntry: setEntry{key.Draw(t, "key"), key.Draw(t, "value")}}
+				op.remove = rapid.IntRange(0, 3).Draw(t, "remove") < removing
+				ops = append(ops, op)
+				if model[op.setID] == nil {
+					model[op.setID] = map[string]string{}
+				}
+				if op.remove {
+					delete(model[op.setID], op.key)
+				} else {
+					model[op.setID][op.key] = op.value
+				}
+			}
+			w := db.Txn(true)
+			applyOps(db.Txn(false), w, ops)
+			w.Commit()
+			for set, want := range model {
+				var keys []string
+				for k, v := range set.all(db.Txn(false)) {
+					if got, ok := want[k]; !ok || got != v {
+						t.Fatalf("%v: %q is %q, want %q (%v)", set, k, v, got, ok)
+					}
+					keys = append(keys, k)
+				}
+				if len(keys) != len(want) || !slices.IsSorted(keys) {
+					t.Fatalf("%v: keys %q, want %d sorted", set, keys, len(want))
+				}
+				for k, v := range want {
+					if got, ok := set.get(db.Txn(false), k); !ok || got != v {
+						t.Fatalf("%v: get %q: %q, %v", set, k, got, ok)
+					}
+				}
+				if _, ok := set.get(db.Txn(false), "absent"); ok {
+					t.Fatalf("%v: holds what was not put", set)
+				}
+			}
+			prefixed(db.Txn(false), tableSets, nil, func(c *chunk) bool {
+				if len(c.entries) > chunkMax || len(c.entries) == 0 {
+					t.Fatalf("a chunk of %d", len(c.entries))
+				}
+				return true
+			})
+		}
+	})
+}

@@ -1,0 +1,80 @@
+// Limits: every bound of the replicated state, with its unit in its name.
+package state
+
+import "time"
+
+// Limits bounds the state. They are part of the state machine: servers with different limits would come to different
+// states from the same log, so they are constants of a release and not settings of a server.
+type Limits struct {
+	// Sessions is how many sessions the state holds, ended ones that were not collected yet included.
+	Sessions int
+	// Nodes and Tokens bound their tables, in rows.
+	Nodes, Tokens int
+
+	// MailboxMessages and MailboxBytes (of texts) bound one session's messages that have not ended.
+	MailboxMessages int
+	MailboxBytes    uint64
+	// MessageBytes bounds the texts of all mailboxes together.
+	MessageBytes uint64
+	// DeliveryAttempts is how often a message is handed to a process before it becomes a dead letter.
+	DeliveryAttempts uint32
+
+	// ResultsPerSession and ResultBytesPerSession bound the results kept for one session; the oldest go first.
+	ResultsPerSession     int
+	ResultBytesPerSession int
+
+	// DeadLetters and DeadLetterBytes bound all dead letters together; beyond, the oldest are dropped, which is counted
+	// and told by an event.
+	DeadLetters     int
+	DeadLetterBytes uint64
+
+	// Events is how many events are kept; the oldest go first.
+	Events int
+
+	// IdempotencyKeys bounds the table of keys. When it is full, keys older than IdempotencyMinKeep give way; when there
+	// is none, requests that carry a new key are refused. Collection removes keys older than IdempotencyKeep.
+	IdempotencyKeys    int
+	IdempotencyMinKeep time.Duration
+	IdempotencyKeep    time.Duration
+
+	// FeedChanges and FeedBytes (of texts) bound how far a subscriber may fall behind.
+	FeedChanges int
+	FeedBytes   int
+
+	// ReasonBytes cuts reasons, causes and exit messages; PlacementBytes cuts placement explanations.
+	ReasonBytes    int
+	PlacementBytes int
+
+	// CollectRows is the most that one CollectGarbage removes when it names no limit.
+	CollectRows int
+
+	// RetryAfter is what a refusal for want of room tells the client to wait.
+	RetryAfter time.Duration
+}
+
+// DefaultLimits returns the limits of this release.
+func DefaultLimits() Limits {
+	return Limits{
+		Sessions:              2_000_000,
+		Nodes:                 20_000,
+		Tokens:                10_000,
+		MailboxMessages:       10_000,
+		MailboxBytes:          64 << 20,
+		MessageBytes:          2 << 30,
+		DeliveryAttempts:      4, // the first, and three retries
+		ResultsPerSession:     64,
+		ResultBytesPerSession: 256 << 10,
+		DeadLetters:           10_000,
+		DeadLetterBytes:       256 << 20,
+		Events:                10_000,
+		IdempotencyKeys:       262_144,
+		IdempotencyMinKeep:    10 * time.Minute,
+		IdempotencyKeep:       time.Hour,
+		FeedChanges:           4096,
+		FeedBytes:             64 << 20,
+		ReasonBytes:           1024,
+		PlacementBytes:        2048,
+		CollectRows:           1000,
+		RetryAfter:            time.Second,
+	}
+}

@@ -1,0 +1,235 @@
+// Messages: a session's mailbox from the send to the ack.
+package state
+
+import (
+	"fmt"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
+)
+
+// sendMessage puts a message into a session's mailbox.
+func (a *applier) sendMessage(c *clusterv1.SendMessage) Result {
+	key := idempotencyKey{"send/" + c.GetSessionId(), c.GetIdempotencyKey()}
+	if known, err := a.seen(key, c.GetRequestHash()); err != nil {
+		return Result{Err: err}
+	} else if known != nil {
+		return Result{Session: a.sessions.get(a.base, known.sessionID), Sequence: known.sequence, Duplicate: true}
+	}
+	s := a.sessions.get(a.base, c.GetSessionId())
+	if s == nil {
+		return Result{Err: noSession(c.GetSessionId())}
+	}
+	priority := session.Priority(c.GetPriority())
+	if c.GetPriority() == apiv1.Priority_PRIORITY_UNSPECIFIED {
+		priority = session.Normal
+	}
+	mb := a.openMailbox(s.ID)
+	if err := a.checkSend(s, mb, c, priority); err != nil {
+		return Result{Err: err}
+	}
+	m := &session.Message{
+		SessionID: s.ID, Sequence: mb.NextSequence, Priority: priority, Text: c.GetText(),
+		CreateTime: a.meta.time, Deadline: c.GetDeadline(),
+	}
+	mb.NextSequence++
+	a.enqueue(mb, m)
+	a.mailboxes.put(s.ID, mb)
+	a.remember(key, c.GetRequestHash(), s.ID, m.Sequence)
+	return Result{Session: s, Sequence: m.Sequence}
+}
+
+func (a *applier) checkSend(s *session.Session, mb *mailboxRow, c *clusterv1.SendMessage, priority session.Priority) error {
+	switch {
+	case s.Phase.Ended():
+		return fault.New(fault.FailedPrecondition, "send: session %s has ended: %s: %s", s.ID, s.Phase, s.Reason)
+	case s.Phase == session.Terminating:
+		return fault.New(fault.FailedPrecondition, "send: session %s is ending: %s", s.ID, s.Reason)
+	case priority < session.Critical || priority > session.Low:
+		return fault.New(fault.Invalid, "send: %d is not a priority; use critical, high, normal or low", c.GetPriority()).WithField("priority")
+	case c.GetDeadline() != 0 && c.GetDeadline() <= a.meta.time:
+		return fault.New(fault.Timeout, "send: the message's deadline has passed; it was not accepted")
+	}
+	if err := s.Spec.ValidateMessage(c.GetText()); err != nil {
+		return err
+	}
+	if err := a.room(mb, 1, uint64(len(c.GetText()))); err != nil {
+		return err
+	}
+	return a.roomForKey(c.GetIdempotencyKey())
+}
+
+// room says why so many more messages and bytes would not fit; nil when they do.
+func (a *applier) room(mb *mailboxRow, messages int, bytes uint64) error {
+	waiting := int(mb.Queued) + int(mb.Delivered)
+	full := func(format string, args ...any) error {
+		return fault.New(fault.Exhausted, format, args...).WithRetry(a.limits.RetryAfter)
+	}
+	switch {
+	case waiting+messages > a.limits.MailboxMessages:
+		return full("send: the mailbox of session %s holds %d messages, its limit is %d; wait until some are answered", mb.SessionID, waiting, a.limits.MailboxMessages)
+	case mb.Bytes+bytes > a.limits.MailboxBytes:
+		return full("send: the mailbox of session %s holds %d bytes, its limit is %d; wait until some are answered", mb.SessionID, mb.Bytes, a.limits.MailboxBytes)
+	case a.meta.stats.MessageBytes+bytes > a.limits.MessageBytes:
+		return full("send: the cluster's mailboxes hold %d bytes, their limit is %d", a.meta.stats.MessageBytes, a.limits.MessageBytes)
+	}
+	return nil
+}
+
+// openMailbox returns a copy of a session's mailbox to be changed and put back.
+func (a *applier) openMailbox(id string) *mailboxRow {
+	if old := a.mailboxes.get(a.base, id); old != nil {
+		mb := *old
+		return &mb
+	}
+	return &mailboxRow{Mailbox: session.Mailbox{SessionID: id, NextSequence: 1}}
+}
+
+// enqueue adds a message, not shared yet, to the queue.
+func (a *applier) enqueue(mb *mailboxRow, m *session.Message) {
+	mb.Queued++
+	mb.Bytes += uint64(len(m.Text))
+	a.meta.stats.Messages++
+	a.meta.stats.MessageBytes += uint64(len(m.Text))
+	a.messages.add(keyOf(m), m)
+	a.queued = append(a.queued, keyOf(m))
+}
+
+// unlist takes a message out of the mailbox.
+func (a *applier) unlist(mb *mailboxRow, m *session.Message) {
+	if m.Delivered {
+		mb.Delivered--
+	} else {
+		mb.Queued--
+	}
+	mb.Bytes -= uint64(len(m.Text))
+	a.meta.stats.Messages--
+	a.meta.stats.MessageBytes -= uint64(len(m.Text))
+	a.messages.put(keyOf(m), nil)
+}
+
+// message returns the message with the sequence. The key begins with the priority, so each of the four is asked: that
+// is cheaper than a second index of all messages.
+func (a *applier) message(id string, sequence uint64) *session.Message {
+	if sequence == 0 {
+		return nil
+	}
+	for _, p := range [...]session.Priority{session.Normal, session.High, session.Critical, session.Low} {
+		if m := a.messages.get(a.base, messageKey{id, p, sequence}); m != nil {
+			return m
+		}
+	}
+	return nil
+}
+
+// messagesOf returns a session's messages in the order of delivery.
+func (a *applier) messagesOf(id string) []*session.Message {
+	if a.messages.added {
+		a.flush() // the walk sees only what is written
+	}
+	var all []*session.Message
+	prefixed(a.base, tableMessages, mailboxPrefix(id), func(m *session.Message) bool {
+		if m = a.messages.get(a.base, keyOf(m)); m != nil {
+			all = append(all, m)
+		}
+		return true
+	})
+	return all
+}
+
+// handOver marks a message as handed to the session's process.
+func (a *applier) handOver(mb *mailboxRow, s *session.Session, m *session.Message) *session.Message {
+	d := *m
+	d.Delivered, d.DeliveredEpoch = true, s.Epoch
+	d.Attempts++
+	mb.Queued--
+	mb.Delivered++
+	a.messages.put(keyOf(&d), &d)
+	return &d
+}
+
+// delivered is told that a message was written to the process.
+func (a *applier) delivered(s *session.Session, sequence uint64) {
+	m := a.message(s.ID, sequence)
+	if m == nil || m.Delivered {
+		return
+	}
+	mb := a.openMailbox(s.ID)
+	a.handOver(mb, s, m)
+	a.mailboxes.put(s.ID, mb)
+}
+
+// turnEnded acks a message and keeps its result.
+func (a *applier) turnEnded(old *session.Session, t *nodev1.TurnEnded) {
+	if t.GetOutputLine() > old.OutputLine {
+		s := *old
+		s.OutputLine = t.GetOutputLine()
+		a.save(old, &s)
+	}
+	m := a.message(old.ID, t.GetSequence())
+	if m == nil {
+		return // acked before, or given up
+	}
+	mb := a.openMailbox(old.ID)
+	if !m.Delivered {
+		m = a.handOver(mb, old, m) // the fact of the delivery did not come
+	}
+	a.unlist(mb, m)
+	mb.Acked++
+	mb.LastAckTime = a.meta.time
+	text, truncated := t.GetResult(), t.GetResultTruncated()
+	if len(text) > session.MaxResultBytes {
+		text, truncated = text[:session.MaxResultBytes:session.MaxResultBytes], true
+	}
+	a.keepResult(mb, &session.Result{
+		SessionID: old.ID, Sequence: m.Sequence, Text: text, Truncated: truncated, EndTime: a.meta.time, Attempts: m.Attempts,
+	})
+	a.mailboxes.put(old.ID, mb)
+}
+
+// keepResult appends a result and lets the oldest go.
+func (a *applier) keepResult(mb *mailboxRow, r *session.Result) {
+	keep := mb.results
+	bytes := mb.resultBytes + len(r.Text)
+	for len(keep) > 0 && (len(keep) >= a.limits.ResultsPerSession || bytes > a.limits.ResultBytesPerSession) {
+		bytes -= len(keep[0].Text)
+		keep = keep[1:]
+	}
+	results := make([]*session.Result, len(keep), len(keep)+1)
+	copy(results, keep)
+	results = append(results, r)
+	mb.results, mb.resultBytes = results, bytes
+	a.results = append(a.results, r)
+}
+
+// takeBack makes what a process had not finished wait for the next one, or gives it up after too many attempts.
+// outstanding names a message that the process had, in case the fact of its delivery did not come.
+func (a *applier) takeBack(s *session.Session, outstanding uint64, exit session.Exit) {
+	a.delivered(s, outstanding)
+	if mb := a.mailboxes.get(a.base, s.ID); mb == nil || mb.Delivered == 0 {
+		return
+	}
+	mb := a.openMailbox(s.ID)
+	var spent []*session.Message
+	for _, m := range a.messagesOf(s.ID) {
+		switch {
+		case !m.Delivered:
+		case m.Attempts >= a.limits.DeliveryAttempts:
+			spent = append(spent, m)
+		default:
+			q := *m
+			q.Delivered = false
+			mb.Delivered--
+			mb.Queued++
+			a.messages.put(keyOf(&q), &q)
+			a.queued = append(a.queued, keyOf(&q))
+		}
+	}
+	a.mailboxes.put(s.ID, mb)
+	if len(spent) > 0 {
+		a.bury(s, spent, fmt.Sprintf("handed to %d processes, none of which ended its turn; the last one %s", a.limits.DeliveryAttempts, describe(exit)))
+	}
+}

@@ -1,0 +1,246 @@
+// Restore: new tables from a snapshot, in place of the old ones only when all of it was read; and inspection.
+package state
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/go-memdb"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/session"
+)
+
+// restoreRows is how many rows one transaction of a restore writes: enough to share paths, few enough to stay in memdb's
+// cache of the nodes it may write.
+const restoreRows = 4096
+
+// Restore replaces the state by a snapshot's, or changes nothing. Damaged snapshots and those of newer versions are
+// refused. Subscribers are told by a Change with Restored.
+func (s *Store) Restore(r io.Reader) error {
+	l := &loader{db: newDB(), intern: s.intern}
+	if err := readSnapshot(r, l.head, l.row); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	l.finish()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.db.Store(l.db)
+	s.feed.publish(&Change{Index: l.meta.index, Time: l.meta.time, Restored: true})
+	return nil
+}
+
+// loader builds tables from rows.
+type loader struct {
+	db      *memdb.MemDB
+	intern  *interner
+	meta    meta
+	txn     *memdb.Txn
+	written int // rows in txn
+	ops     []setOp
+	mailbox *mailboxRow // waits for its results
+	events  *eventsRow  // waits for the other events of its entry
+	lastID  string      // of the last message: they come by session
+}
+
+func (l *loader) head(h *clusterv1.SnapshotHeader) {
+	l.meta = meta{clusterID: h.GetClusterId(), index: h.GetIndex(), time: h.GetTime(), event: h.GetEventIndex()}
+	l.meta.stats.DeadLettersDropped = h.GetDeadLettersDropped()
+}
+
+// insert writes a row; now and then it commits, and the database that nobody sees yet grows piece by piece.
+func (l *loader) insert(table string, row any) {
+	if l.txn == nil {
+		l.txn = l.db.Txn(true)
+	}
+	must(l.txn.Insert(table, row))
+	if l.written++; l.written >= restoreRows {
+		l.commit()
+	}
+}
+
+func (l *loader) commit() {
+	if l.txn == nil {
+		l.txn = l.db.Txn(true)
+	}
+	applyOps(l.db.Txn(false), l.txn, l.ops)
+	l.txn.Commit()
+	l.txn, l.written, l.ops = nil, 0, l.ops[:0]
+}
+
+func (l *loader) set(kind setKind, owner, key, value string) {
+	l.ops = append(l.ops, setOp{setID: setID{kind, owner}, setEntry: setEntry{key, value}})
+}
+
+// flushParts writes the rows that were waiting for more of them.
+func (l *loader) flushParts() {
+	if l.mailbox != nil {
+		l.insert(tableMailboxes, l.mailbox)
+		l.mailbox = nil
+	}
+	if l.events != nil {
+		l.insert(tableEvents, l.events)
+		l.events = nil
+	}
+}
+
+func (l *loader) finish() {
+	l.flushParts()
+	m := l.meta
+	l.insert(tableMeta, &m)
+	l.commit()
+}
+
+// row takes one row of the snapshot.
+func (l *loader) row(row *clusterv1.SnapshotRow, _ int64) error {
+	switch k := row.GetRow().(type) {
+	case *clusterv1.SnapshotRow_Session:
+		return l.session(sessionFromRow(k.Session, l.intern))
+	case *clusterv1.SnapshotRow_Mailbox:
+		l.flushParts()
+		l.mailbox = mailboxFromRow(k.Mailbox)
+	case *clusterv1.SnapshotRow_Result:
+		return l.result(resultFromRow(k.Result))
+	case *clusterv1.SnapshotRow_Message:
+		l.message(messageFromRow(k.Message))
+	case *clusterv1.SnapshotRow_DeadLetter:
+		l.flushParts()
+		d := deadFromRow(k.DeadLetter, l.intern)
+		l.meta.dead++
+		l.meta.stats.DeadLetters++
+		l.meta.stats.DeadLetterBytes += uint64(len(d.Text))
+		l.insert(tableDead, &deadRow{d, l.meta.dead})
+	case *clusterv1.SnapshotRow_Node:
+		l.meta.stats.Nodes++
+		l.insert(tableNodes, nodeFromRow(k.Node, l.intern))
+	case *clusterv1.SnapshotRow_Token:
+		l.meta.stats.Tokens++
+		l.insert(tableTokens, tokenFromRow(k.Token, l.intern))
+	case *clusterv1.SnapshotRow_Idempotency:
+		r := idempotencyFromRow(k.Idempotency, l.intern)
+		l.meta.idempotency++
+		l.meta.stats.IdempotencyKeys++
+		r.number = l.meta.idempotency
+		l.set(setIdempotency, "", string(numberBytes(r.number)), string(r.bytes()))
+		l.insert(tableIdempotency, r)
+	case *clusterv1.SnapshotRow_Event:
+		l.event(eventFromRow(k.Event, l.intern))
+	default:
+		return fmt.Errorf("a row of a kind that this release does not know")
+	}
+	return nil
+}
+
+func (l *loader) session(s *session.Session) error {
+	if s.ID == "" || s.Phase == 0 || int(s.Phase) >= len(phaseEvents) {
+		return fmt.Errorf("a session without id, or in phase %d", s.Phase)
+	}
+	l.meta.stats.Phases[s.Phase]++
+	st := standingOf(s)
+	if st.name != "" {
+		l.set(setNames, s.Spec.Namespace, st.name, s.ID)
+	}
+	if st.node != "" {
+		l.set(setOnNode, st.node, s.ID, "")
+	}
+	if st.pending != "" {
+		l.set(setPending, "", st.pending, s.ID)
+	}
+	if st.ended != "" {
+		l.set(setEnded, "", st.ended, s.ID)
+	}
+	l.insert(tableSessions, s)
+	return nil
+}
+
+func (l *loader) result(r *session.Result) error {
+	if l.mailbox == nil || l.mailbox.SessionID != r.SessionID {
+		return fmt.Errorf("a result of session %q apart from its mailbox", r.SessionID)
+	}
+	r.SessionID = l.mailbox.SessionID
+	l.mailbox.results = append(l.mailbox.results, r)
+	l.mailbox.resultBytes += len(r.Text)
+	return nil
+}
+
+func (l *loader) message(m *session.Message) {
+	l.flushParts()
+	if m.SessionID == l.lastID {
+		m.SessionID = l.lastID
+	}
+	l.lastID = m.SessionID
+	l.meta.stats.Messages++
+	l.meta.stats.MessageBytes += uint64(len(m.Text))
+	l.insert(tableMessages, m)
+}
+
+func (l *loader) event(e *Event) {
+	if l.events == nil || l.events.index != e.Index {
+		l.flushParts()
+		l.events = &eventsRow{index: e.Index}
+	}
+	l.events.events = append(l.events.events, e)
+	l.meta.stats.Events++
+}
+
+// Table says how much of a snapshot is of one table.
+type Table struct {
+	Name  string
+	Rows  uint64
+	Bytes int64 // in the snapshot
+}
+
+// Summary says what a snapshot holds.
+type Summary struct {
+	Version   uint32 // of the rows
+	ClusterID string
+	Index     uint64
+	Time      int64 // the state's, Unix nanoseconds
+	Rows      uint64
+	Bytes     int64 // of the rows with their lengths
+	Tables    []Table
+}
+
+// InspectSnapshot reads a whole snapshot, checks it as a restore does, and says what it holds.
+func InspectSnapshot(r io.Reader) (Summary, error) {
+	var sum Summary
+	sum.Tables = []Table{
+		{Name: tableSessions}, {Name: tableMailboxes}, {Name: "results"}, {Name: tableMessages}, {Name: tableDead},
+		{Name: tableNodes}, {Name: tableTokens}, {Name: tableIdempotency}, {Name: tableEvents},
+	}
+	err := readSnapshot(r, func(h *clusterv1.SnapshotHeader) {
+		sum.Version, sum.ClusterID, sum.Index, sum.Time = h.GetVersion(), h.GetClusterId(), h.GetIndex(), h.GetTime()
+	}, func(row *clusterv1.SnapshotRow, bytes int64) error {
+		var i int
+		switch row.GetRow().(type) {
+		case *clusterv1.SnapshotRow_Session: // the first
+		case *clusterv1.SnapshotRow_Mailbox:
+			i = 1
+		case *clusterv1.SnapshotRow_Result:
+			i = 2
+		case *clusterv1.SnapshotRow_Message:
+			i = 3
+		case *clusterv1.SnapshotRow_DeadLetter:
+			i = 4
+		case *clusterv1.SnapshotRow_Node:
+			i = 5
+		case *clusterv1.SnapshotRow_Token:
+			i = 6
+		case *clusterv1.SnapshotRow_Idempotency:
+			i = 7
+		case *clusterv1.SnapshotRow_Event:
+			i = 8
+		default:
+			return fmt.Errorf("a row of a kind that this release does not know")
+		}
+		sum.Tables[i].Rows++
+		sum.Tables[i].Bytes += bytes
+		sum.Rows++
+		sum.Bytes += bytes
+		return nil
+	})
+	if err != nil {
+		return Summary{}, fmt.Errorf("inspect: %w", err)
+	}
+	return sum, nil
+}

@@ -1,0 +1,158 @@
+// Rows on disk: the tables' rows as messages of a snapshot, and back.
+package state
+
+import (
+	"time"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/pbconv"
+	"github.com/neolith/orchestrator/session"
+)
+
+func sessionToRow(s *session.Session) *clusterv1.SessionRow {
+	history := make([]clusterv1.SessionRow_History, len(s.History))
+	r := &clusterv1.SessionRow{
+		Id: s.ID, Spec: pbconv.SpecToProto(s.Spec), Phase: uint32(s.Phase), Reason: s.Reason, NodeId: s.NodeID, Epoch: s.Epoch,
+		CreateTime: s.CreateTime, StartTime: s.StartTime, EndTime: s.EndTime, Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit),
+		Placement: s.Placement, CreateIndex: s.CreateIndex, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine,
+		NotBefore: s.NotBefore, StopGrace: int64(s.StopGrace), StopCause: s.StopCause, PlacedIndex: s.PlacedIndex,
+		History: make([]*clusterv1.SessionRow_History, len(s.History)),
+	}
+	for i, h := range s.History {
+		p := &history[i]
+		p.Time, p.Index, p.Phase, p.Epoch, p.Node, p.Reason = h.Time, h.Index, uint32(h.Phase), h.Epoch, h.Node, h.Reason
+		r.History[i] = p
+	}
+	return r
+}
+
+func sessionFromRow(r *clusterv1.SessionRow, in *interner) *session.Session {
+	s := &session.Session{
+		ID: r.GetId(), Spec: in.spec(pbconv.SpecFromProto(r.GetSpec())), Phase: session.Phase(r.GetPhase()), Reason: in.str(r.GetReason()),
+		NodeID: in.str(r.GetNodeId()), Epoch: r.GetEpoch(), CreateTime: r.GetCreateTime(), StartTime: r.GetStartTime(), EndTime: r.GetEndTime(),
+		Restarts: r.GetRestarts(), Exit: pbconv.ExitFromProto(r.GetExit()), Placement: in.str(r.GetPlacement()),
+		CreateIndex: r.GetCreateIndex(), ModifyIndex: r.GetModifyIndex(), PID: r.GetPid(), OutputLine: r.GetOutputLine(),
+		NotBefore: r.GetNotBefore(), StopGrace: time.Duration(r.GetStopGrace()), StopCause: in.str(r.GetStopCause()), PlacedIndex: r.GetPlacedIndex(),
+	}
+	if n := len(r.GetHistory()); n > 0 {
+		s.History = make([]session.HistoryEntry, n)
+	}
+	for i, h := range r.GetHistory() {
+		s.History[i] = session.HistoryEntry{
+			Time: h.GetTime(), Index: h.GetIndex(), Phase: session.Phase(h.GetPhase()), Epoch: h.GetEpoch(),
+			Node: in.str(h.GetNode()), Reason: in.str(h.GetReason()),
+		}
+	}
+	return s
+}
+
+func mailboxToRow(m *mailboxRow) *clusterv1.MailboxRow {
+	return &clusterv1.MailboxRow{
+		SessionId: m.SessionID, NextSequence: m.NextSequence, Queued: m.Queued, Delivered: m.Delivered, Acked: m.Acked,
+		Dead: m.Dead, Bytes: m.Bytes, LastAckTime: m.LastAckTime,
+	}
+}
+
+func mailboxFromRow(r *clusterv1.MailboxRow) *mailboxRow {
+	return &mailboxRow{Mailbox: session.Mailbox{
+		SessionID: r.GetSessionId(), NextSequence: r.GetNextSequence(), Queued: r.GetQueued(), Delivered: r.GetDelivered(),
+		Acked: r.GetAcked(), Dead: r.GetDead(), Bytes: r.GetBytes(), LastAckTime: r.GetLastAckTime(),
+	}}
+}
+
+func messageToRow(m *session.Message) *clusterv1.MessageRow {
+	return &clusterv1.MessageRow{
+		SessionId: m.SessionID, Sequence: m.Sequence, Priority: apiv1.Priority_Level(m.Priority), Text: m.Text, CreateTime: m.CreateTime,
+		Deadline: m.Deadline, Attempts: m.Attempts, Delivered: m.Delivered, DeliveredEpoch: m.DeliveredEpoch,
+	}
+}
+
+func messageFromRow(r *clusterv1.MessageRow) *session.Message {
+	return &session.Message{
+		SessionID: r.GetSessionId(), Sequence: r.GetSequence(), Priority: session.Priority(r.GetPriority()), Text: r.GetText(),
+		CreateTime: r.GetCreateTime(), Deadline: r.GetDeadline(), Attempts: r.GetAttempts(), Delivered: r.GetDelivered(), DeliveredEpoch: r.GetDeliveredEpoch(),
+	}
+}
+
+func resultToRow(r *session.Result) *clusterv1.ResultRow {
+	return &clusterv1.ResultRow{
+		SessionId: r.SessionID, Sequence: r.Sequence, Result: r.Text, Truncated: r.Truncated, EndTime: r.EndTime, Attempts: r.Attempts,
+	}
+}
+
+func resultFromRow(r *clusterv1.ResultRow) *session.Result {
+	return &session.Result{
+		SessionID: r.GetSessionId(), Sequence: r.GetSequence(), Text: r.GetResult(), Truncated: r.GetTruncated(),
+		EndTime: r.GetEndTime(), Attempts: r.GetAttempts(),
+	}
+}
+
+func deadToRow(d *session.DeadLetter) *clusterv1.DeadLetterRow {
+	return &clusterv1.DeadLetterRow{Message: messageToRow(&d.Message), Cause: d.Cause, Time: d.Time, Namespace: d.Namespace}
+}
+
+func deadFromRow(r *clusterv1.DeadLetterRow, in *interner) *session.DeadLetter {
+	return &session.DeadLetter{
+		Message: *messageFromRow(r.GetMessage()), Cause: in.str(r.GetCause()), Time: r.GetTime(), Namespace: in.str(r.GetNamespace()),
+	}
+}
+
+func nodeToRow(n *Node) *clusterv1.NodeRow {
+	return &clusterv1.NodeRow{
+		Id: n.ID, Name: n.Name, Address: n.Address, Status: apiv1.Node_Status(n.Status), Reason: n.Reason, Schedulable: n.Schedulable,
+		Capabilities: n.Capabilities.Proto(), Labels: pbconv.MapFromPairs(n.Labels), Version: n.Version, Pid: n.PID,
+		Incarnation: n.Incarnation, FactIndex: n.FactIndex, Lost: n.Lost, Sessions: n.Sessions,
+		ReservedCpuMilli: n.ReservedCPUMilli, ReservedMemoryBytes: n.ReservedMemoryBytes, CreateTime: n.CreateTime, ModifyIndex: n.ModifyIndex,
+	}
+}
+
+func nodeFromRow(r *clusterv1.NodeRow, in *interner) *Node {
+	return &Node{
+		ID: in.str(r.GetId()), Name: r.GetName(), Address: r.GetAddress(), Status: NodeStatus(r.GetStatus()), Reason: in.str(r.GetReason()),
+		Schedulable: r.GetSchedulable(), Capabilities: CapabilitiesFromProto(r.GetCapabilities()), Labels: in.pairs(pbconv.PairsFromMap(r.GetLabels())),
+		Version: in.str(r.GetVersion()), PID: r.GetPid(), Incarnation: r.GetIncarnation(), FactIndex: r.GetFactIndex(), Lost: r.GetLost(),
+		Sessions: r.GetSessions(), ReservedCPUMilli: r.GetReservedCpuMilli(), ReservedMemoryBytes: r.GetReservedMemoryBytes(),
+		CreateTime: r.GetCreateTime(), ModifyIndex: r.GetModifyIndex(),
+	}
+}
+
+func tokenToRow(t *Token) *clusterv1.TokenRow {
+	return &clusterv1.TokenRow{
+		Id: t.ID, Name: t.Name, Role: t.Role, Namespace: t.Namespace, Hash: t.Hash, CreateTime: t.CreateTime, ExpireTime: t.ExpireTime,
+	}
+}
+
+func tokenFromRow(r *clusterv1.TokenRow, in *interner) *Token {
+	return &Token{
+		ID: r.GetId(), Name: r.GetName(), Role: in.str(r.GetRole()), Namespace: in.str(r.GetNamespace()), Hash: r.GetHash(),
+		CreateTime: r.GetCreateTime(), ExpireTime: r.GetExpireTime(),
+	}
+}
+
+func idempotencyToRow(r *idempotencyRow) *clusterv1.IdempotencyRow {
+	return &clusterv1.IdempotencyRow{
+		Scope: r.scope, Key: r.key, RequestHash: r.hash, SessionId: r.sessionID, Sequence: r.sequence, Time: r.time, Index: r.index,
+	}
+}
+
+func idempotencyFromRow(r *clusterv1.IdempotencyRow, in *interner) *idempotencyRow {
+	return &idempotencyRow{
+		idempotencyKey: idempotencyKey{in.str(r.GetScope()), r.GetKey()}, hash: r.GetRequestHash(), sessionID: r.GetSessionId(),
+		sequence: r.GetSequence(), time: r.GetTime(), index: r.GetIndex(),
+	}
+}
+
+func eventToRow(e *Event) *clusterv1.EventRow {
+	return &clusterv1.EventRow{
+		Number: e.Number, Index: e.Index, Time: e.Time, Type: e.Type, Namespace: e.Namespace, SessionId: e.SessionID,
+		Node: e.Node, Epoch: e.Epoch, Message: e.Message,
+	}
+}
+
+func eventFromRow(r *clusterv1.EventRow, in *interner) *Event {
+	return &Event{
+		Number: r.GetNumber(), Index: r.GetIndex(), Time: r.GetTime(), Type: in.str(r.GetType()), Namespace: in.str(r.GetNamespace()),
+		SessionID: r.GetSessionId(), Node: in.str(r.GetNode()), Epoch: r.GetEpoch(), Message: in.str(r.GetMessage()),
+	}
+}

@@ -1,0 +1,274 @@
+// Snapshots on disk: how they are written, and the frames they are made of.
+//
+//	offset  bytes  what
+//	0       8      "ORCHSNAP"
+//	8       4      version of the framing, big-endian; 1
+//	12      …      frames: the length as a uvarint, then so many bytes of protobuf:
+//	               one SnapshotHeader, SnapshotRows, and at last a SnapshotRow with the trailer
+//	end-8   8      xxhash64 of all bytes before, big-endian
+//
+// Rows come by table, and within a table by key; a mailbox is followed by its results in the order of their ends, dead
+// letters and idempotency keys come by age. The same state gives the same bytes.
+package state
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cespare/xxhash/v2"
+	"google.golang.org/protobuf/proto"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
+)
+
+const (
+	snapshotMagic = "ORCHSNAP"
+	// framingVersion is the version of the bytes around the rows, rowsVersion that of the rows. Version 1 of both is
+	// the first.
+	framingVersion = 1
+	rowsVersion    = 1
+	// maxFrameBytes bounds one row: a session with its spec and history, a message or a result with its text.
+	maxFrameBytes = 16 << 20
+	checksumBytes = 8
+	ioBufferBytes = 64 << 10
+)
+
+// frameWriter writes frames and keeps the checksum. The first error stays.
+type frameWriter struct {
+	w    *bufio.Writer
+	sum  *xxhash.Digest
+	buf  []byte
+	rows uint64
+	err  error
+}
+
+func (f *frameWriter) write(b []byte) {
+	if f.err != nil {
+		return
+	}
+	_, _ = f.sum.Write(b) // a hash does not fail
+	_, f.err = f.w.Write(b)
+}
+
+func (f *frameWriter) frame(m proto.Message) {
+	if f.err != nil {
+		return
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(append(f.buf[:0], make([]byte, binary.MaxVarintLen64)...), m)
+	if err != nil {
+		f.err = err
+		return
+	}
+	f.buf = b
+	// The length goes right before the message, into the room that was left for it.
+	body := len(b) - binary.MaxVarintLen64
+	var length [binary.MaxVarintLen64]byte
+	n := binary.PutUvarint(length[:], uint64(body))
+	start := binary.MaxVarintLen64 - n
+	copy(b[start:], length[:n])
+	f.write(b[start:])
+}
+
+func (f *frameWriter) row(r *clusterv1.SnapshotRow) bool {
+	f.frame(r)
+	f.rows++
+	return f.err == nil
+}
+
+// Persist writes the view as a snapshot.
+func (v *View) Persist(w io.Writer) error {
+	f := &frameWriter{w: bufio.NewWriterSize(w, ioBufferBytes), sum: xxhash.New()}
+	f.write(binary.BigEndian.AppendUint32([]byte(snapshotMagic), framingVersion))
+	f.frame(&clusterv1.SnapshotHeader{
+		Version: rowsVersion, ClusterId: v.meta.clusterID, Index: v.meta.index, Time: v.meta.time,
+		EventIndex: v.meta.event, DeadLettersDropped: v.meta.stats.DeadLettersDropped,
+	})
+	v.persistSessions(f)
+	v.persistRest(f)
+	f.frame(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Trailer{Trailer: &clusterv1.SnapshotTrailer{Rows: f.rows}}})
+	if f.err == nil {
+		_, f.err = f.w.Write(binary.BigEndian.AppendUint64(nil, f.sum.Sum64()))
+	}
+	if f.err == nil {
+		f.err = f.w.Flush()
+	}
+	if f.err != nil {
+		return fmt.Errorf("state: write snapshot at index %d: %w", v.meta.index, f.err)
+	}
+	return nil
+}
+
+// persistSessions writes sessions, mailboxes with results, and messages.
+func (v *View) persistSessions(f *frameWriter) {
+	prefixed(v.txn, tableSessions, nil, func(s *session.Session) bool {
+		return f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Session{Session: sessionToRow(s)}})
+	})
+	prefixed(v.txn, tableMailboxes, nil, func(m *mailboxRow) bool {
+		ok := f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Mailbox{Mailbox: mailboxToRow(m)}})
+		for _, r := range m.results {
+			ok = f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Result{Result: resultToRow(r)}})
+		}
+		return ok
+	})
+	prefixed(v.txn, tableMessages, nil, func(m *session.Message) bool {
+		return f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}})
+	})
+}
+
+// persistRest writes the other tables.
+func (v *View) persistRest(f *frameWriter) {
+	from(v.txn, tableDead, byNumber, numberBytes(0), func(d *deadRow) bool {
+		return f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_DeadLetter{DeadLetter: deadToRow(d.letter)}})
+	})
+	for n := range v.Nodes() {
+		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Node{Node: nodeToRow(n)}})
+	}
+	for t := range v.Tokens() {
+		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Token{Token: tokenToRow(t)}})
+	}
+	for _, key := range (setID{kind: setIdempotency}).all(v.txn) {
+		r := first[idempotencyRow](v.txn, tableIdempotency, byID, []byte(key))
+		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Idempotency{Idempotency: idempotencyToRow(r)}})
+	}
+	prefixed(v.txn, tableEvents, nil, func(r *eventsRow) bool {
+		for _, e := range r.events {
+			f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Event{Event: eventToRow(e)}})
+		}
+		return f.err == nil
+	})
+}
+
+// frameReader reads frames and keeps the checksum.
+type frameReader struct {
+	r      *bufio.Reader
+	sum    *xxhash.Digest
+	buf    []byte
+	offset int64
+}
+
+// corrupt says that the snapshot's bytes are not what was written.
+func (f *frameReader) corrupt(format string, args ...any) error {
+	return fault.New(fault.Invalid, "state: snapshot is damaged near byte %d: %w; use another snapshot", f.offset, fmt.Errorf(format, args...))
+}
+
+func (f *frameReader) read(b []byte) error {
+	n, err := io.ReadFull(f.r, b)
+	f.offset += int64(n)
+	_, _ = f.sum.Write(b[:n])
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return f.corrupt("it ends too early")
+	}
+	return err
+}
+
+// ReadByte lets the length of a frame be read; it counts and sums like read.
+func (f *frameReader) ReadByte() (byte, error) {
+	b, err := f.r.ReadByte()
+	if err == nil {
+		f.offset++
+		_, _ = f.sum.Write([]byte{b})
+	}
+	return b, err
+}
+
+// frame reads one message into m and returns how many bytes its frame took.
+func (f *frameReader) frame(m proto.Message) (int64, error) {
+	start := f.offset
+	n, err := binary.ReadUvarint(f)
+	switch {
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return 0, f.corrupt("it ends too early")
+	case err != nil:
+		return 0, f.corrupt("length of a row: %w", err)
+	case n > maxFrameBytes:
+		return 0, f.corrupt("a row of %d bytes, more than %d", n, maxFrameBytes)
+	}
+	if cap(f.buf) < int(n) {
+		f.buf = make([]byte, n)
+	}
+	b := f.buf[:n]
+	if err := f.read(b); err != nil {
+		return 0, err
+	}
+	if err := proto.Unmarshal(b, m); err != nil {
+		return 0, f.corrupt("a row: %w", err)
+	}
+	return f.offset - start, nil
+}
+
+// open reads what comes before the rows.
+func (f *frameReader) open() (*clusterv1.SnapshotHeader, error) {
+	lead := make([]byte, len(snapshotMagic)+4)
+	if err := f.read(lead); err != nil {
+		return nil, err
+	}
+	if !bytes.HasPrefix(lead, []byte(snapshotMagic)) {
+		return nil, fault.New(fault.Invalid, "state: this is not a snapshot of the state; it begins with %q", lead[:len(snapshotMagic)])
+	}
+	if v := binary.BigEndian.Uint32(lead[len(snapshotMagic):]); v != framingVersion {
+		return nil, versionError("framing", v, framingVersion)
+	}
+	h := &clusterv1.SnapshotHeader{}
+	if _, err := f.frame(h); err != nil {
+		return nil, err
+	}
+	if h.GetVersion() == 0 || h.GetVersion() > rowsVersion {
+		return nil, versionError("rows", h.GetVersion(), rowsVersion)
+	}
+	return h, nil
+}
+
+func versionError(of string, got, know uint32) error {
+	if got == 0 {
+		return fault.New(fault.Invalid, "state: the snapshot names no version of its %s; it is damaged", of)
+	}
+	return fault.New(fault.FailedPrecondition, "state: the snapshot has %s of version %d, and this release reads up to version %d; use a release that reads version %d", of, got, know, got)
+}
+
+// close checks what comes after the rows.
+func (f *frameReader) close(rows, told uint64) error {
+	if rows != told {
+		return f.corrupt("it holds %d rows, and its trailer says %d", rows, told)
+	}
+	want := f.sum.Sum64()
+	sum := make([]byte, checksumBytes)
+	if err := f.read(sum); err != nil {
+		return err
+	}
+	if binary.BigEndian.Uint64(sum) != want {
+		return f.corrupt("its checksum is not that of its bytes")
+	}
+	if _, err := f.r.ReadByte(); !errors.Is(err, io.EOF) {
+		return f.corrupt("something follows its end")
+	}
+	return nil
+}
+
+// readSnapshot reads a whole snapshot and calls f with each row but the trailer.
+func readSnapshot(r io.Reader, head func(*clusterv1.SnapshotHeader), each func(row *clusterv1.SnapshotRow, bytes int64) error) error {
+	f := &frameReader{r: bufio.NewReaderSize(r, ioBufferBytes), sum: xxhash.New()}
+	h, err := f.open()
+	if err != nil {
+		return err
+	}
+	head(h)
+	for rows := uint64(0); ; rows++ {
+		row := &clusterv1.SnapshotRow{}
+		n, err := f.frame(row)
+		if err != nil {
+			return err
+		}
+		if t, ok := row.GetRow().(*clusterv1.SnapshotRow_Trailer); ok {
+			return f.close(rows, t.Trailer.GetRows())
+		}
+		if err := each(row, n); err != nil {
+			return f.corrupt("%w", err)
+		}
+	}
+}

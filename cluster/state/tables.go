@@ -1,0 +1,215 @@
+// The tables as memdb sees them: their rows, and how a row's key is written.
+package state
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/neolith/orchestrator/session"
+)
+
+// The tables.
+const (
+	tableMeta        = "meta"
+	tableSessions    = "sessions"
+	tableMailboxes   = "mailboxes"
+	tableMessages    = "messages"
+	tableDead        = "dead-letters"
+	tableNodes       = "nodes"
+	tableTokens      = "tokens"
+	tableIdempotency = "idempotency"
+	tableEvents      = "events"
+	tableSets        = "sets"
+)
+
+// The indexes; every table has the first.
+const (
+	byID     = "id"
+	byName   = "name"
+	byNumber = "number"
+)
+
+// meta is the one row about the state as a whole.
+type meta struct {
+	clusterID string
+	index     uint64
+	time      int64
+	event     uint64 // the last event's number
+	// The last numbers given to idempotency keys and dead letters. They only say which is older, and are given anew by
+	// a restore.
+	idempotency, dead uint64
+	stats             Stats
+}
+
+// mailboxRow is a session's counts with the results of its last turns, in the order of their ends. It exists from the
+// first message on.
+type mailboxRow struct {
+	session.Mailbox
+	results     []*session.Result
+	resultBytes int
+}
+
+// messageKey is a message's place: within a session by priority, then by sequence.
+type messageKey struct {
+	session  string
+	priority session.Priority
+	sequence uint64
+}
+
+// LetterKey names a dead letter.
+type LetterKey struct {
+	SessionID string
+	Sequence  uint64
+}
+
+// deadRow is a dead letter with its age among all of them.
+type deadRow struct {
+	letter *session.DeadLetter
+	number uint64
+}
+
+// idempotencyKey names what a client's retry repeats.
+type idempotencyKey struct{ scope, key string }
+
+// idempotencyRow is what a key stood for the first time.
+type idempotencyRow struct {
+	idempotencyKey
+	hash      uint64
+	sessionID string
+	sequence  uint64
+	time      int64
+	index     uint64
+	number    uint64 // its age among all keys
+}
+
+// eventsRow is all events of one log entry.
+type eventsRow struct {
+	index  uint64
+	events []*Event
+}
+
+func idBytes(id string) []byte { return []byte(id) }
+
+func (k messageKey) bytes() []byte {
+	b := make([]byte, 0, len(k.session)+10)
+	b = append(b, k.session...)
+	b = append(b, 0, byte(k.priority))
+	return binary.BigEndian.AppendUint64(b, k.sequence)
+}
+
+func keyOf(m *session.Message) messageKey { return messageKey{m.SessionID, m.Priority, m.Sequence} }
+
+// mailboxPrefix is the prefix of the keys of a session's messages, and of its dead letters.
+func mailboxPrefix(sessionID string) []byte {
+	b := make([]byte, 0, len(sessionID)+1)
+	return append(append(b, sessionID...), 0)
+}
+
+func (k LetterKey) bytes() []byte {
+	return binary.BigEndian.AppendUint64(mailboxPrefix(k.SessionID), k.Sequence)
+}
+
+func letterKey(d *session.DeadLetter) LetterKey { return LetterKey{d.SessionID, d.Sequence} }
+
+func (k idempotencyKey) bytes() []byte {
+	b := make([]byte, 0, len(k.scope)+1+len(k.key))
+	return append(append(append(b, k.scope...), 0), k.key...)
+}
+
+func numberBytes(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n) }
+
+// index is a memdb index over rows of one type. Arguments are the key itself, as bytes: the callers write keys.
+type index[T any] struct{ key func(*T) []byte }
+
+// FromObject returns the row's key.
+func (x index[T]) FromObject(o any) (bool, []byte, error) { return true, x.key(o.(*T)), nil }
+
+// FromArgs returns the key that was given.
+func (x index[T]) FromArgs(args ...any) ([]byte, error) {
+	if len(args) == 1 {
+		if b, ok := args[0].([]byte); ok {
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("state: an index takes one key, not %d arguments", len(args))
+}
+
+// PrefixFromArgs returns the key's beginning that was given.
+func (x index[T]) PrefixFromArgs(args ...any) ([]byte, error) { return x.FromArgs(args...) }
+
+func one[T any](name string, key func(*T) []byte) *memdb.TableSchema {
+	return &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{
+		byID: {Name: byID, Unique: true, Indexer: index[T]{key}},
+	}}
+}
+
+func two[T any](name string, key func(*T) []byte, second string, key2 func(*T) []byte) *memdb.TableSchema {
+	t := one(name, key)
+	t.Indexes[second] = &memdb.IndexSchema{Name: second, Unique: true, Indexer: index[T]{key2}}
+	return t
+}
+
+// newDB returns empty tables.
+func newDB() *memdb.MemDB {
+	db, err := memdb.NewMemDB(&memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
+		tableMeta:      one(tableMeta, func(*meta) []byte { return []byte{1} }),
+		tableSessions:  one(tableSessions, func(s *session.Session) []byte { return idBytes(s.ID) }),
+		tableMailboxes: one(tableMailboxes, func(m *mailboxRow) []byte { return idBytes(m.SessionID) }),
+		tableMessages:  one(tableMessages, func(m *session.Message) []byte { return keyOf(m).bytes() }),
+		tableDead: two(tableDead, func(d *deadRow) []byte { return letterKey(d.letter).bytes() },
+			byNumber, func(d *deadRow) []byte { return numberBytes(d.number) }),
+		tableNodes: two(tableNodes, func(n *Node) []byte { return idBytes(n.ID) },
+			byName, func(n *Node) []byte { return idBytes(n.Name) }),
+		tableTokens:      one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
+		tableIdempotency: one(tableIdempotency, func(r *idempotencyRow) []byte { return r.bytes() }),
+		tableEvents:      one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
+		tableSets:        one(tableSets, func(c *chunk) []byte { return c.bytes() }),
+	}})
+	if err != nil {
+		panic(fmt.Sprintf("state: the schema is wrong: %v", err)) // a defect of this file
+	}
+	// A snapshot is a database of its own, but one that keeps no account of whom to wake: nobody watches rows here, and
+	// the account would cost a map entry for each node of a tree that a transaction touches.
+	return db.Snapshot()
+}
+
+// first returns the row with the key, nil when there is none.
+func first[T any](txn *memdb.Txn, table, index string, key []byte) *T {
+	raw, err := txn.First(table, index, key)
+	if err != nil {
+		panic(fmt.Sprintf("state: read %s by %s: %v", table, index, err)) // a defect: table and index are constants
+	}
+	row, _ := raw.(*T)
+	return row
+}
+
+// must panics on an error of memdb, which says that a constant of this package is wrong.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("state: %v", err))
+	}
+}
+
+// prefixed calls f with each row whose key begins so, in order, until f returns false.
+func prefixed[T any](txn *memdb.Txn, table string, prefix []byte, f func(*T) bool) {
+	it, err := txn.Get(table, byID+"_prefix", prefix)
+	must(err)
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		if !f(raw.(*T)) {
+			return
+		}
+	}
+}
+
+// from calls f with each row whose key is not less, in order, until f returns false.
+func from[T any](txn *memdb.Txn, table, index string, key []byte, f func(*T) bool) {
+	it, err := txn.LowerBound(table, index, key)
+	must(err)
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		if !f(raw.(*T)) {
+			return
+		}
+	}
+}

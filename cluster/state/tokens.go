@@ -1,0 +1,72 @@
+// Tokens: made, revoked.
+package state
+
+import (
+	"bytes"
+	"crypto/sha256"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
+)
+
+// createToken adds a token. The same one again is the same one: true.
+func (a *applier) createToken(c *clusterv1.CreateToken) (bool, error) {
+	if err := checkID("token", c.GetId()); err != nil {
+		return false, err
+	}
+	switch c.GetRole() {
+	case "admin", "operator", "client", "node", "viewer":
+	default:
+		return false, fault.New(fault.Invalid, "token: %q is not a role; use admin, operator, client, node or viewer", clip(c.GetRole(), 64)).WithField("role")
+	}
+	if c.GetNamespace() != "" {
+		if wrong := session.CheckName(c.GetNamespace()); wrong != "" {
+			return false, fault.New(fault.Invalid, "token namespace: %s", wrong).WithField("namespace")
+		}
+	}
+	switch {
+	case len(c.GetName()) > session.MaxNameBytes:
+		return false, fault.New(fault.Invalid, "token name: is over %d bytes", session.MaxNameBytes).WithField("name")
+	case len(c.GetHash()) != sha256.Size:
+		return false, fault.New(fault.Invalid, "token: the hash is %d bytes, not %d", len(c.GetHash()), sha256.Size).WithField("hash")
+	case c.GetExpireTime() != 0 && c.GetExpireTime() <= a.meta.time:
+		return false, fault.New(fault.Invalid, "token: it would have expired already").WithField("expire_time")
+	}
+	if t := a.tokens.get(a.base, c.GetId()); t != nil {
+		if bytes.Equal(t.Hash, c.GetHash()) {
+			return true, nil
+		}
+		return false, fault.New(fault.AlreadyExists, "token %s: exists", t.ID)
+	}
+	switch n := a.meta.stats.Tokens; {
+	case c.GetOnlyFirst() && n > 0:
+		return false, fault.New(fault.FailedPrecondition, "token: the cluster has its first token already; ask an admin for one")
+	case n >= uint64(a.limits.Tokens):
+		return false, fault.New(fault.Exhausted, "token: there are %d, the limit; revoke some", n).WithRetry(a.limits.RetryAfter)
+	}
+	t := &Token{
+		ID: c.GetId(), Name: c.GetName(), Role: a.intern.str(c.GetRole()), Namespace: a.intern.str(c.GetNamespace()),
+		Hash: c.GetHash(), CreateTime: a.meta.time, ExpireTime: c.GetExpireTime(),
+	}
+	a.meta.stats.Tokens++
+	a.tokens.add(t.ID, t)
+	a.event(Event{Type: "token.created", Namespace: t.Namespace, Message: "token " + t.ID + " (" + t.Name + ") with role " + t.Role})
+	return false, nil
+}
+
+// revokeToken ends a token.
+func (a *applier) revokeToken(c *clusterv1.RevokeToken) error {
+	t := a.tokens.get(a.base, c.GetId())
+	if t == nil {
+		return fault.New(fault.NotFound, "token %s: there is none", clip(c.GetId(), 64))
+	}
+	a.dropToken(t, "token.revoked")
+	return nil
+}
+
+func (a *applier) dropToken(t *Token, kind string) {
+	a.tokens.put(t.ID, nil)
+	a.meta.stats.Tokens--
+	a.event(Event{Type: kind, Namespace: t.Namespace, Message: "token " + t.ID + " (" + t.Name + ") with role " + t.Role})
+}

@@ -1,0 +1,247 @@
+// Views: immutable snapshots of the state, and the questions they answer.
+package state
+
+import (
+	"iter"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/neolith/orchestrator/session"
+)
+
+// View is the state at one index. It never changes, and may be used from many goroutines. Rows that it returns are
+// shared: treat them as immutable. What is not there is nil.
+type View struct {
+	txn  *memdb.Txn
+	meta *meta
+}
+
+func newView(txn *memdb.Txn) *View {
+	return &View{txn: txn, meta: first[meta](txn, tableMeta, byID, []byte{1})}
+}
+
+// Index returns the index of the last entry that this view holds.
+func (v *View) Index() uint64 { return v.meta.index }
+
+// Time returns the state's time in Unix nanoseconds: the largest clock of a proposer so far.
+func (v *View) Time() int64 { return v.meta.time }
+
+// ClusterID returns the cluster's id; empty before it was given one.
+func (v *View) ClusterID() string { return v.meta.clusterID }
+
+// EventNumber returns the number of the last event, 0 for none.
+func (v *View) EventNumber() uint64 { return v.meta.event }
+
+// PhaseCounts counts the sessions by phase.
+func (v *View) PhaseCounts() PhaseCounts { return v.meta.stats.Phases }
+
+// Stats counts everything.
+func (v *View) Stats() Stats { return v.meta.stats }
+
+// Session returns the session with the id.
+func (v *View) Session(id string) *session.Session {
+	return first[session.Session](v.txn, tableSessions, byID, idBytes(id))
+}
+
+// SessionByName returns the session that has the name and has not ended.
+func (v *View) SessionByName(namespace, name string) *session.Session {
+	if name == "" {
+		return nil
+	}
+	id, ok := setID{setNames, namespace}.get(v.txn, name)
+	if !ok {
+		return nil
+	}
+	return v.Session(id)
+}
+
+// SessionsByPrefix returns up to limit sessions whose ids begin so, by id.
+func (v *View) SessionsByPrefix(prefix string, limit int) []*session.Session {
+	var found []*session.Session
+	if limit <= 0 {
+		return nil
+	}
+	prefixed(v.txn, tableSessions, idBytes(prefix), func(s *session.Session) bool {
+		found = append(found, s)
+		return len(found) < limit
+	})
+	return found
+}
+
+// Sessions yields the sessions with larger ids than afterID, by id.
+func (v *View) Sessions(afterID string) iter.Seq[*session.Session] {
+	return func(yield func(*session.Session) bool) {
+		from(v.txn, tableSessions, byID, idBytes(afterID), func(s *session.Session) bool {
+			return s.ID == afterID || yield(s)
+		})
+	}
+}
+
+// SessionsOnNode yields the sessions that hold the node, by id.
+func (v *View) SessionsOnNode(nodeID string) iter.Seq[*session.Session] {
+	return func(yield func(*session.Session) bool) {
+		for id := range (setID{setOnNode, nodeID}).all(v.txn) {
+			if !yield(v.Session(id)) {
+				return
+			}
+		}
+	}
+}
+
+// Pending yields the sessions that wait for a place: the more urgent first, then the older.
+func (v *View) Pending() iter.Seq[*session.Session] { return v.sessionsOf(setID{kind: setPending}) }
+
+// Ended yields the sessions that have ended and were not collected, in the order of their ends.
+func (v *View) Ended() iter.Seq[*session.Session] { return v.sessionsOf(setID{kind: setEnded}) }
+
+func (v *View) sessionsOf(set setID) iter.Seq[*session.Session] {
+	return func(yield func(*session.Session) bool) {
+		for _, id := range set.all(v.txn) {
+			if !yield(v.Session(id)) {
+				return
+			}
+		}
+	}
+}
+
+// Mailbox returns the counts of a session's messages; never nil.
+func (v *View) Mailbox(sessionID string) *session.Mailbox {
+	if mb := v.mailbox(sessionID); mb != nil {
+		return &mb.Mailbox
+	}
+	return &session.Mailbox{SessionID: sessionID, NextSequence: 1}
+}
+
+func (v *View) mailbox(sessionID string) *mailboxRow {
+	return first[mailboxRow](v.txn, tableMailboxes, byID, idBytes(sessionID))
+}
+
+// Messages yields a session's messages that have not ended, in the order of delivery: by priority, then by sequence.
+func (v *View) Messages(sessionID string) iter.Seq[*session.Message] {
+	return func(yield func(*session.Message) bool) {
+		prefixed(v.txn, tableMessages, mailboxPrefix(sessionID), yield)
+	}
+}
+
+// AllMessages yields the messages of all sessions that have not ended, by session, then in the order of delivery.
+func (v *View) AllMessages() iter.Seq[*session.Message] {
+	return func(yield func(*session.Message) bool) { prefixed(v.txn, tableMessages, nil, yield) }
+}
+
+// Message returns a message that has not ended.
+func (v *View) Message(sessionID string, sequence uint64) *session.Message {
+	for _, p := range [...]session.Priority{session.Normal, session.High, session.Critical, session.Low} {
+		if m := first[session.Message](v.txn, tableMessages, byID, messageKey{sessionID, p, sequence}.bytes()); m != nil {
+			return m
+		}
+	}
+	return nil
+}
+
+// Result returns what a message's turn gave, if it is among the session's last turns.
+func (v *View) Result(sessionID string, sequence uint64) *session.Result {
+	mb := v.mailbox(sessionID)
+	if mb == nil {
+		return nil
+	}
+	for _, r := range mb.results {
+		if r.Sequence == sequence {
+			return r
+		}
+	}
+	return nil
+}
+
+// Results returns what is kept of a session's last turns, in the order of their ends.
+func (v *View) Results(sessionID string) []*session.Result {
+	if mb := v.mailbox(sessionID); mb != nil {
+		return mb.results[:len(mb.results):len(mb.results)]
+	}
+	return nil
+}
+
+// DeadLetter returns the dead letter with the key.
+func (v *View) DeadLetter(key LetterKey) *session.DeadLetter {
+	if d := first[deadRow](v.txn, tableDead, byID, key.bytes()); d != nil {
+		return d.letter
+	}
+	return nil
+}
+
+// DeadLetters yields dead letters by session, then by sequence: of a namespace (empty: of all), of a session (empty: of
+// all), with larger keys than after (zero: from the first).
+func (v *View) DeadLetters(namespace, sessionID string, after LetterKey) iter.Seq[*session.DeadLetter] {
+	start := after.bytes()
+	if after == (LetterKey{}) && sessionID != "" {
+		start = mailboxPrefix(sessionID)
+	}
+	return func(yield func(*session.DeadLetter) bool) {
+		from(v.txn, tableDead, byID, start, func(d *deadRow) bool {
+			switch l := d.letter; {
+			case sessionID != "" && l.SessionID > sessionID:
+				return false
+			case letterKey(l) == after, namespace != "" && l.Namespace != namespace, sessionID != "" && l.SessionID != sessionID:
+				return true
+			default:
+				return yield(l)
+			}
+		})
+	}
+}
+
+// Node returns the node with the id.
+func (v *View) Node(id string) *Node { return first[Node](v.txn, tableNodes, byID, idBytes(id)) }
+
+// NodeByName returns the node with the name.
+func (v *View) NodeByName(name string) *Node {
+	return first[Node](v.txn, tableNodes, byName, idBytes(name))
+}
+
+// NodesByPrefix returns up to limit nodes whose ids begin so, by id.
+func (v *View) NodesByPrefix(prefix string, limit int) []*Node {
+	var found []*Node
+	if limit <= 0 {
+		return nil
+	}
+	prefixed(v.txn, tableNodes, idBytes(prefix), func(n *Node) bool {
+		found = append(found, n)
+		return len(found) < limit
+	})
+	return found
+}
+
+// Nodes yields all nodes, by id.
+func (v *View) Nodes() iter.Seq[*Node] {
+	return func(yield func(*Node) bool) { prefixed(v.txn, tableNodes, nil, yield) }
+}
+
+// Token returns the token with the id.
+func (v *View) Token(id string) *Token { return first[Token](v.txn, tableTokens, byID, idBytes(id)) }
+
+// Tokens yields all tokens, by id.
+func (v *View) Tokens() iter.Seq[*Token] {
+	return func(yield func(*Token) bool) { prefixed(v.txn, tableTokens, nil, yield) }
+}
+
+// Events returns up to limit of the kept events with larger numbers than after, oldest first.
+func (v *View) Events(after uint64, limit int) []*Event {
+	var found []*Event
+	if limit <= 0 || after >= v.meta.event {
+		return nil
+	}
+	prefixed(v.txn, tableEvents, nil, func(r *eventsRow) bool {
+		// Numbers have no holes, so the place of the first one wanted is known.
+		last := r.events[len(r.events)-1].Number
+		if last <= after {
+			return true
+		}
+		skip := 0
+		if n := r.events[0].Number; n <= after {
+			skip = int(after - n + 1)
+		}
+		wanted := r.events[skip:]
+		found = append(found, wanted[:min(len(wanted), limit-len(found))]...)
+		return len(found) < limit
+	})
+	return found
+}

@@ -1,0 +1,118 @@
+// From rows of the state to messages of the API.
+package gateway
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/internal/pbconv"
+	"github.com/neolith/orchestrator/leader"
+	"github.com/neolith/orchestrator/session"
+)
+
+// sessionProto describes a session as clients see it.
+func sessionProto(v *state.View, s *session.Session) *apiv1.Session {
+	spec := s.Spec
+	out := &apiv1.Session{
+		Id: s.ID, Namespace: spec.Namespace, Name: spec.Name, Type: spec.Type,
+		Phase: apiv1.Session_Phase(s.Phase), Reason: s.Reason, Epoch: s.Epoch, Priority: apiv1.Priority_Level(spec.Priority),
+		Labels: pbconv.MapFromPairs(spec.Labels), CreateTime: pbconv.Time(s.CreateTime), StartTime: pbconv.Time(s.StartTime),
+		EndTime: pbconv.Time(s.EndTime), Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit), Spec: pbconv.SpecToProto(spec),
+		Placement: s.Placement, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine,
+		Node: nodeName(v, s.NodeID), Mailbox: &apiv1.Session_Mailbox{}, Lag: &apiv1.Session_Lag{},
+	}
+	if box := v.Mailbox(s.ID); box != nil {
+		out.Mailbox = &apiv1.Session_Mailbox{Queued: box.Queued, Delivered: box.Delivered, Acked: box.Acked, Dead: box.Dead}
+		// Without a checkpoint, everything that the process was told and did is what a loss of its node would undo.
+		out.Lag = &apiv1.Session_Lag{Turns: box.Acked, Messages: box.Queued + box.Delivered}
+	}
+	if !s.Phase.Ended() && s.StartTime != 0 {
+		out.Lag.Seconds = time.Duration(v.Time() - s.StartTime).Seconds()
+	}
+	return out
+}
+
+// nodeName is the name of a node; its id when the state has forgotten it.
+func nodeName(v *state.View, id string) string {
+	if id == "" {
+		return ""
+	}
+	if n := v.Node(id); n != nil {
+		return n.Name
+	}
+	return id
+}
+
+// nodeProto describes a node as clients see it.
+func nodeProto(n *state.Node, live leader.Live) *apiv1.Node {
+	out := &apiv1.Node{
+		Id: n.ID, Name: n.Name, Address: n.Address, Status: apiv1.Node_Status(n.Status), Reason: n.Reason,
+		Schedulable: n.Schedulable, Capabilities: n.Capabilities.Proto(), Labels: pbconv.MapFromPairs(n.Labels),
+		Sessions: n.Sessions, Version: n.Version, Pid: n.PID, Server: live.Server,
+		ReservedCpuMilli: n.ReservedCPUMilli, ReservedMemoryBytes: n.ReservedMemoryBytes, CreateTime: pbconv.Time(n.CreateTime),
+		Connection: connection(n, live),
+		Health: &apiv1.NodeHealth{
+			CpuUsage: live.CPUUsage, MemoryUsage: live.MemoryUsage, ActiveSessions: live.Active,
+			ResponseTimeMs: live.ResponseMS, UptimeSeconds: live.UptimeSeconds,
+		},
+	}
+	if !live.LastHeartbeat.IsZero() {
+		out.Health.LastHeartbeat = timestamppb.New(live.LastHeartbeat)
+	}
+	return out
+}
+
+// connection is the state of a node's link in the words of the node link protocol.
+func connection(n *state.Node, live leader.Live) string {
+	switch {
+	case live.Linked:
+		return "connected"
+	case n.Status == state.Offline:
+		return "failed"
+	case n.Lost:
+		return "disconnected"
+	default:
+		return "reconnecting"
+	}
+}
+
+func deadProto(d *session.DeadLetter) *apiv1.Message {
+	m := pbconv.MessageToProto(&d.Message)
+	m.Status, m.Cause, m.Namespace, m.EndTime = apiv1.Message_DEAD, d.Cause, d.Namespace, pbconv.Time(d.Time)
+	return m
+}
+
+func resultProto(r *session.Result) *apiv1.Message {
+	return &apiv1.Message{
+		SessionId: r.SessionID, Sequence: r.Sequence, Status: apiv1.Message_ACKED, Result: r.Text,
+		EndTime: pbconv.Time(r.EndTime), Attempts: r.Attempts,
+	}
+}
+
+func eventProto(e *state.Event) *apiv1.Event {
+	return &apiv1.Event{
+		Index: e.Index, Time: pbconv.Time(e.Time), Type: e.Type, Namespace: e.Namespace, SessionId: e.SessionID,
+		Node: e.Node, Epoch: e.Epoch, Message: e.Message,
+	}
+}
+
+func tokenProto(t *state.Token) *apiv1.Token {
+	return &apiv1.Token{
+		Id: t.ID, Name: t.Name, Role: t.Role, Namespace: t.Namespace,
+		CreateTime: pbconv.Time(t.CreateTime), ExpireTime: pbconv.Time(t.ExpireTime),
+	}
+}
+
+func historyProto(v *state.View, s *session.Session) []*apiv1.GetSessionHistoryResponse_Entry {
+	out := make([]*apiv1.GetSessionHistoryResponse_Entry, len(s.History))
+	for i, h := range s.History {
+		out[i] = &apiv1.GetSessionHistoryResponse_Entry{
+			Time: pbconv.Time(h.Time), Index: h.Index, Phase: apiv1.Session_Phase(h.Phase), Epoch: h.Epoch,
+			Node: nodeName(v, h.Node), Reason: h.Reason,
+		}
+	}
+	return out
+}

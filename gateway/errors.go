@@ -1,0 +1,84 @@
+// Errors on the wire: kinds become codes, with details that clients can act on. The one table for it.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/neolith/orchestrator/internal/fault"
+)
+
+// errorDomain names this product in ErrorInfo.
+const errorDomain = "orchestrator.neolith.io"
+
+var codeOf = map[fault.Kind]codes.Code{
+	fault.Internal:           codes.Internal,
+	fault.Invalid:            codes.InvalidArgument,
+	fault.NotFound:           codes.NotFound,
+	fault.AlreadyExists:      codes.AlreadyExists,
+	fault.FailedPrecondition: codes.FailedPrecondition,
+	fault.Exhausted:          codes.ResourceExhausted,
+	fault.Unavailable:        codes.Unavailable,
+	fault.Unauthenticated:    codes.Unauthenticated,
+	fault.PermissionDenied:   codes.PermissionDenied,
+	fault.Timeout:            codes.DeadlineExceeded,
+	fault.Aborted:            codes.Aborted,
+	fault.Unimplemented:      codes.Unimplemented,
+}
+
+// toStatus turns an error into a gRPC status with details; a status passes as it is.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	f := fault.As(err)
+	switch {
+	case f != nil:
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, err.Error())
+	default:
+		return status.Error(codes.Internal, err.Error())
+	}
+	code := codeOf[f.Kind]
+	s := status.New(code, err.Error())
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: reasonOf(code), Domain: errorDomain}}
+	if f.RetryAfter > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(f.RetryAfter)})
+	} else if f.Kind == fault.Exhausted {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
+	}
+	if f.Field != "" {
+		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: f.Field, Description: f.Message}}})
+	}
+	if d, derr := s.WithDetails(details...); derr == nil {
+		s = d
+	}
+	return s.Err()
+}
+
+// reasonOf is the code in the spelling of ErrorInfo.
+func reasonOf(c codes.Code) string {
+	out := make([]byte, 0, 24)
+	for i, r := range c.String() {
+		if i > 0 && r >= 'A' && r <= 'Z' {
+			out = append(out, '_')
+		}
+		if r >= 'a' && r <= 'z' {
+			r -= 'a' - 'A'
+		}
+		out = append(out, byte(r))
+	}
+	return string(out)
+}

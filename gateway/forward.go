@@ -1,0 +1,308 @@
+// Forwarding: a server that does not lead passes a call on to the one that does, as it came.
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/cluster"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/nodelink"
+)
+
+// forwardedKey marks a call that was passed on once; it is not passed on again.
+const forwardedKey = "x-orchestrator-forwarded"
+
+// leaderWait is how long a call waits for a leader when there is none.
+const leaderWait = 5 * time.Second
+
+// MaxMessageBytes bounds a gRPC message in either direction.
+const MaxMessageBytes = 4 << 20
+
+// peerBackoff is short: after a crash the new leader is often the server that was unreachable a moment ago.
+var peerBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+
+// Peers are connections to the other servers' gRPC APIs, made when first needed.
+type Peers struct {
+	tls    *tls.Config // nil for plain text
+	secret string
+	mu     sync.Mutex
+	open   map[string]*grpc.ClientConn
+}
+
+// NewPeers makes connections with the given TLS configuration; with nil they are plain text, and the secret shows that
+// this is a server of the cluster.
+func NewPeers(c *tls.Config, secret string) *Peers {
+	return &Peers{tls: c, secret: secret, open: map[string]*grpc.ClientConn{}}
+}
+
+// peerKey carries the secret.
+const peerKey = "x-orchestrator-peer"
+
+// asPeer marks a call of this server's own.
+func (p *Peers) asPeer(ctx context.Context) context.Context {
+	if p.tls != nil {
+		return ctx // the certificate says it
+	}
+	return metadata.AppendToOutgoingContext(ctx, peerKey, p.secret)
+}
+
+// Relay opens the stream that carries a follower's links to the leader.
+func (p *Peers) Relay(ctx context.Context, address string) (nodelink.RelayStream, error) {
+	c, err := p.Conn(address)
+	if err != nil {
+		return nil, err
+	}
+	return clusterv1.NewRelayServiceClient(c).Link(p.asPeer(ctx))
+}
+
+// Conn returns the connection to a server.
+func (p *Peers) Conn(address string) (*grpc.ClientConn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c, ok := p.open[address]; ok {
+		return c, nil
+	}
+	creds := insecure.NewCredentials()
+	if p.tls != nil {
+		creds = credentials.NewTLS(p.tls)
+	}
+	c, err := grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(creds),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 2 * time.Second, Backoff: peerBackoff}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)))
+	if err != nil {
+		return nil, fmt.Errorf("connect to server %s: %w", address, err)
+	}
+	p.open[address] = c
+	return c, nil
+}
+
+// Close closes all connections.
+func (p *Peers) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, c := range p.open {
+		errs = append(errs, c.Close())
+	}
+	p.open = map[string]*grpc.ClientConn{}
+	return errors.Join(errs...)
+}
+
+// Stats asks a server for the state of its log.
+func (p *Peers) Stats(ctx context.Context, address string) (cluster.ServerStats, error) {
+	if address == "" {
+		return cluster.ServerStats{}, fault.New(fault.Unavailable, "the server's address is not known")
+	}
+	c, err := p.Conn(address)
+	if err != nil {
+		return cluster.ServerStats{}, err
+	}
+	r, err := clusterv1.NewRelayServiceClient(c).GetServerStats(p.asPeer(ctx), &clusterv1.GetServerStatsRequest{})
+	if err != nil {
+		return cluster.ServerStats{}, fmt.Errorf("ask server %s for its state: %w", address, err)
+	}
+	s := cluster.ServerStats{
+		Term: r.GetTerm(), LastIndex: r.GetLastIndex(), AppliedIndex: r.GetAppliedIndex(), LastContact: -1,
+		Version: r.GetVersion(), PID: int(r.GetPid()),
+	}
+	if r.GetLastContactMs() >= 0 {
+		s.LastContact = time.Duration(r.GetLastContactMs() * float64(time.Millisecond))
+	}
+	return s, nil
+}
+
+// forwarder passes calls on to the leader.
+type forwarder struct {
+	node  *cluster.Node
+	peers *Peers
+}
+
+// local are methods that any server answers by itself.
+var local = map[string]bool{
+	apiv1.ClusterService_GetStatus_FullMethodName:        true,
+	apiv1.ClusterService_JoinMember_FullMethodName:       true,
+	clusterv1.RelayService_GetServerStats_FullMethodName: true,
+	clusterv1.RelayService_Link_FullMethodName:           true,
+}
+
+// isLocal reports whether this server may answer although it does not lead.
+func isLocal(method string, req any) bool {
+	if local[method] || !strings.HasPrefix(method, "/orchestrator.") {
+		return true // health and reflection
+	}
+	c, ok := req.(interface {
+		GetConsistency() apiv1.Consistency_Level
+	})
+	return ok && c.GetConsistency() == apiv1.Consistency_STALE
+}
+
+// leader returns a connection to the leader, nil when this server leads. It waits for one a little.
+func (f *forwarder) leader(ctx context.Context) (*grpc.ClientConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, leaderWait)
+	defer cancel()
+	for {
+		l, changed := f.node.Leader()
+		if l.Self && l.Ready {
+			return nil, nil
+		}
+		if !l.Self && l.Address != "" {
+			if md, ok := metadata.FromIncomingContext(ctx); ok && len(md.Get(forwardedKey)) > 0 {
+				return nil, fault.New(fault.Unavailable, "the leader has just changed; ask again").WithRetry(200 * time.Millisecond)
+			}
+			return f.peers.Conn(l.Address)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "the cluster has no leader now; see `orchctl cluster members`, and try again").WithRetry(time.Second)
+		}
+	}
+}
+
+// outgoing carries the caller's own metadata along.
+func outgoing(ctx context.Context) context.Context {
+	md, _ := metadata.FromIncomingContext(ctx)
+	out := metadata.MD{}
+	for _, k := range []string{"authorization"} {
+		if v := md.Get(k); len(v) > 0 {
+			out.Set(k, v...)
+		}
+	}
+	out.Set(forwardedKey, "1")
+	return metadata.NewOutgoingContext(ctx, out)
+}
+
+// unary is an interceptor that passes calls on when this server cannot answer them.
+func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if isLocal(info.FullMethod, req) {
+		return handler(ctx, req)
+	}
+	conn, err := f.leader(ctx)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	if conn == nil {
+		return handler(ctx, req)
+	}
+	_, reply, err := messageTypes(info.FullMethod)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	out := reply.New().Interface()
+	if err := conn.Invoke(outgoing(ctx), info.FullMethod, req, out); err != nil {
+		return nil, forwardError(err)
+	}
+	return out, nil
+}
+
+// forwardError makes a leader that went away in mid-call a reason to ask again.
+func forwardError(err error) error {
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Unavailable && len(s.Details()) == 0 {
+		return toStatus(fault.New(fault.Unavailable, "the leader could not be reached: %s; ask again, with the same idempotency key", s.Message()).WithRetry(200 * time.Millisecond))
+	}
+	return err
+}
+
+// stream is an interceptor that passes streams on.
+func (f *forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if isLocal(info.FullMethod, nil) {
+		return handler(srv, ss)
+	}
+	conn, err := f.leader(ss.Context())
+	if err != nil {
+		return toStatus(err)
+	}
+	if conn == nil {
+		return handler(srv, ss)
+	}
+	request, reply, err := messageTypes(info.FullMethod)
+	if err != nil {
+		return toStatus(err)
+	}
+	ctx, cancel := context.WithCancel(outgoing(ss.Context()))
+	defer cancel()
+	desc := &grpc.StreamDesc{ClientStreams: info.IsClientStream, ServerStreams: info.IsServerStream}
+	up, err := conn.NewStream(ctx, desc, info.FullMethod)
+	if err != nil {
+		return forwardError(err)
+	}
+	// The goroutine ends with ss: the transport ends ss.RecvMsg when the handler, this function, returns.
+	go pump(request, ss.RecvMsg, up.SendMsg, func(err error) {
+		if err == nil || errors.Is(err, io.EOF) {
+			_ = up.CloseSend()
+		} else {
+			cancel()
+		}
+	})
+	var down error
+	pump(reply, up.RecvMsg, ss.SendMsg, func(err error) { down = err })
+	if errors.Is(down, io.EOF) {
+		return nil
+	}
+	return forwardError(down)
+}
+
+// pump copies messages until one side fails or ends.
+func pump(t protoreflect.MessageType, recv, send func(any) error, done func(error)) {
+	for {
+		m := t.New().Interface()
+		if err := recv(m); err != nil {
+			done(err)
+			return
+		}
+		if err := send(m); err != nil {
+			done(err)
+			return
+		}
+	}
+}
+
+var methodCache sync.Map // full method → [2]protoreflect.MessageType
+
+// messageTypes returns the request's and the answer's types of a method.
+func messageTypes(method string) (request, reply protoreflect.MessageType, err error) {
+	if v, ok := methodCache.Load(method); ok {
+		t := v.([2]protoreflect.MessageType)
+		return t[0], t[1], nil
+	}
+	service, name, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
+	if err != nil {
+		return nil, nil, fault.New(fault.Unimplemented, "%s: no such service", method)
+	}
+	sd, ok := d.(protoreflect.ServiceDescriptor)
+	if !ok || sd.Methods().ByName(protoreflect.Name(name)) == nil {
+		return nil, nil, fault.New(fault.Unimplemented, "%s: no such method", method)
+	}
+	md := sd.Methods().ByName(protoreflect.Name(name))
+	var types [2]protoreflect.MessageType
+	for i, n := range []protoreflect.FullName{md.Input().FullName(), md.Output().FullName()} {
+		if types[i], err = protoregistry.GlobalTypes.FindMessageByName(n); err != nil {
+			return nil, nil, fmt.Errorf("find the type of %s: %w", n, err)
+		}
+	}
+	methodCache.Store(method, types)
+	return types[0], types[1], nil
+}

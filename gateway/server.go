@@ -1,0 +1,184 @@
+// The gRPC server: who is asked what, in which order.
+package gateway
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/nodelink"
+)
+
+// The bounds of the gRPC server.
+const (
+	maxConcurrentStreams = 4096 // on one connection
+	maxHeaderBytes       = 16 << 10
+	minPingInterval      = 5 * time.Second
+	maxConnectionAge     = 2 * time.Hour
+	connectionAgeGrace   = 10 * time.Minute
+)
+
+// Server is the gRPC API of one server.
+type Server struct {
+	*grpc.Server
+	Health *health.Server
+	ops    *Operations
+}
+
+// ServerOptions say how the gRPC API is served.
+type ServerOptions struct {
+	Hub *nodelink.Hub
+	// TLS is nil for plain text, which serves a machine's own loopback.
+	TLS *tls.Config
+	// PeerSecret makes servers known to each other where there is no TLS.
+	PeerSecret string
+	// Open lets everybody in as an admin.
+	Open bool
+	// Observe is told of each call that has ended.
+	Observe func(method string, code codes.Code, d time.Duration)
+}
+
+// NewServer makes the gRPC API.
+func NewServer(ops *Operations, so ServerOptions) *Server {
+	g := &guard{auth: ops.Auth, log: ops.Logger, observe: so.Observe, plain: so.TLS == nil, open: so.Open, peerSecret: so.PeerSecret}
+	f := &forwarder{node: ops.Node, peers: ops.Peers}
+	opts := []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(g.unary, f.unary),
+		grpc.ChainStreamInterceptor(g.stream, f.stream),
+		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxRecvMsgSize(MaxMessageBytes), grpc.MaxSendMsgSize(MaxMessageBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: connectionAgeGrace, Time: 30 * time.Second, Timeout: 10 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
+	}
+	if so.TLS != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(so.TLS)))
+	}
+	s := &Server{Server: grpc.NewServer(opts...), Health: health.NewServer(), ops: ops}
+	apiv1.RegisterSessionServiceServer(s, &sessionService{ops: ops})
+	apiv1.RegisterNodeServiceServer(s, &nodeService{ops: ops})
+	apiv1.RegisterClusterServiceServer(s, &clusterService{ops: ops})
+	apiv1.RegisterQueueServiceServer(s, &queueService{ops: ops})
+	apiv1.RegisterTokenServiceServer(s, &tokenService{ops: ops})
+	apiv1.RegisterEventServiceServer(s, &eventService{ops: ops})
+	clusterv1.RegisterRelayServiceServer(s, &relayService{ops: ops, hub: so.Hub})
+	healthv1.RegisterHealthServer(s, s.Health)
+	reflection.Register(s)
+	return s
+}
+
+// guard lets nobody in who may not, and lets no panic out.
+type guard struct {
+	auth    *auth.Authenticator
+	log     *slog.Logger
+	observe func(method string, code codes.Code, d time.Duration)
+	// plain: without TLS servers know each other by a secret; open: nobody needs a token.
+	plain, open bool
+	peerSecret  string
+}
+
+// admit finds out who calls and whether they may.
+func (g *guard) admit(ctx context.Context, method string) (context.Context, error) {
+	if auth.IsPublic(method) {
+		return ctx, nil
+	}
+	id, err := g.identify(ctx)
+	if err != nil {
+		return ctx, toStatus(err)
+	}
+	if err := id.Authorize(method); err != nil {
+		return ctx, toStatus(err)
+	}
+	return auth.NewContext(ctx, id), nil
+}
+
+// identify takes a server's certificate, or a token.
+func (g *guard) identify(ctx context.Context) (auth.Identity, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	header := md.Get("authorization")
+	if len(header) == 0 {
+		if secret := md.Get(peerKey); g.plain && len(secret) == 1 && subtle.ConstantTimeCompare([]byte(secret[0]), []byte(g.peerSecret)) == 1 {
+			return auth.Identity{Name: "peer", Role: auth.Server}, nil
+		}
+		if g.open {
+			return auth.Identity{Name: "anybody", Role: auth.Admin}, nil
+		}
+		if p, ok := peer.FromContext(ctx); ok {
+			if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+				if id, ok := auth.PeerIdentity(&info.State); ok {
+					return id, nil
+				}
+			}
+		}
+		return g.auth.Authenticate("")
+	}
+	text, err := auth.Bearer(header[0])
+	if err != nil {
+		return auth.Identity{}, err
+	}
+	return g.auth.Authenticate(text)
+}
+
+func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			err = g.panicked(info.FullMethod, p)
+		}
+		err = toStatus(err)
+		g.observe(info.FullMethod, status.Code(err), time.Since(start))
+	}()
+	if ctx, err = g.admit(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
+	return handler(ctx, req)
+}
+
+func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			err = g.panicked(info.FullMethod, p)
+		}
+		err = toStatus(err)
+		g.observe(info.FullMethod, status.Code(err), time.Since(start))
+	}()
+	ctx, err := g.admit(ss.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return handler(srv, &identified{ss, ctx})
+}
+
+// panicked keeps a defect in one call from ending the server: the stack goes to the log, never to the client.
+func (g *guard) panicked(method string, p any) error {
+	g.log.Error("a call panicked", "method", method, "panic", p, "stack", string(debug.Stack()))
+	return status.Errorf(codes.Internal, "%s: the server ran into a defect; its log says where", method)
+}
+
+// identified is a stream whose context knows the caller.
+type identified struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context returns the context that knows the caller.
+func (s *identified) Context() context.Context { return s.ctx }

@@ -1,0 +1,227 @@
+// Messages on their way: for each session, the most urgent few that its node does not have yet.
+//
+// What was sent is remembered for the life of a link only. A node that comes back says what it still holds, everything
+// else is sent again, and the node knows what its process was given already.
+package leader
+
+import (
+	"time"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/internal/pbconv"
+	"github.com/neolith/orchestrator/session"
+)
+
+const (
+	// deliverWindowMessages and deliverWindowBytes bound what is sent to one session and not acked.
+	deliverWindowMessages = 64
+	deliverWindowBytes    = 1 << 20
+	// resendAfter is when a message that the node has not confirmed is sent again.
+	resendAfter = 5 * time.Second
+)
+
+// delivery is what was sent to a session in its present epoch. The value says whether the node has confirmed it.
+type delivery struct {
+	epoch  uint32
+	sent   map[uint64]bool
+	bytes  int
+	last   time.Time
+	behind bool // the window was full, so there is more in the mailbox
+}
+
+type messageKey struct {
+	session  string
+	sequence uint64
+}
+
+func (r *reign) delivery(s *session.Session) *delivery {
+	d := r.deliveries[s.ID]
+	if d == nil || d.epoch != s.Epoch {
+		d = &delivery{epoch: s.Epoch, sent: map[uint64]bool{}}
+		r.deliveries[s.ID] = d
+	}
+	return d
+}
+
+// loadMessages takes in a session's mailbox as it stands.
+func (r *reign) loadMessages(v *state.View, id string) {
+	box := v.Mailbox(id)
+	if box == nil || box.Queued+box.Delivered == 0 {
+		return
+	}
+	r.toDeliver[id] = true
+	for m := range v.Messages(id) {
+		if m.Deadline != 0 {
+			r.expiries.add(m.Deadline, id, m.Sequence)
+		}
+	}
+}
+
+// observeMessages takes in what a change of the state says of messages.
+func (r *reign) observeMessages(c *state.Change) {
+	for _, m := range c.Messages {
+		r.toDeliver[m.SessionID] = true
+		if d := r.deliveries[m.SessionID]; d != nil {
+			delete(d.sent, m.Sequence) // queued again
+		}
+		if m.Deadline != 0 {
+			r.expiries.add(m.Deadline, m.SessionID, m.Sequence)
+		}
+	}
+	for _, res := range c.Results {
+		r.settled(res.SessionID, res.Sequence)
+	}
+	for _, dead := range c.Dead {
+		r.settled(dead.SessionID, dead.Sequence)
+		delete(r.buried, messageKey{dead.SessionID, dead.Sequence})
+	}
+}
+
+// settled: the message needs no delivery any more.
+func (r *reign) settled(id string, sequence uint64) {
+	d := r.deliveries[id]
+	if d == nil {
+		return
+	}
+	delete(d.sent, sequence)
+	if len(d.sent) == 0 {
+		d.bytes = 0
+	}
+	if d.behind {
+		r.toDeliver[id] = true
+	}
+}
+
+// pullMessages gives each session that may have some its next messages.
+func (r *reign) pullMessages() {
+	if len(r.toDeliver) == 0 {
+		return
+	}
+	view := r.opts.State.View()
+	for id := range r.toDeliver {
+		delete(r.toDeliver, id)
+		s := view.Session(id)
+		if s == nil || (s.Phase != session.Running && s.Phase != session.Starting) {
+			continue
+		}
+		n := r.nodes[s.NodeID]
+		if n == nil || !n.synced {
+			continue
+		}
+		if box := view.Mailbox(id); box == nil || box.Queued+box.Delivered == 0 {
+			continue
+		}
+		if batch := r.nextMessages(view, s); len(batch) > 0 {
+			sm := &nodev1.SessionMessages{SessionId: id, Epoch: s.Epoch}
+			for _, m := range batch {
+				sm.Messages = append(sm.Messages, pbconv.MessageToProto(m))
+			}
+			n.deliver = append(n.deliver, sm)
+		}
+	}
+}
+
+// nextMessages returns what fits into a session's window, most urgent first, and counts it as sent.
+func (r *reign) nextMessages(view *state.View, s *session.Session) []*session.Message {
+	d := r.delivery(s)
+	d.behind = false
+	var batch []*session.Message
+	for m := range view.Messages(s.ID) {
+		if _, sent := d.sent[m.Sequence]; sent {
+			continue
+		}
+		if len(d.sent) >= deliverWindowMessages || (d.bytes >= deliverWindowBytes && len(d.sent) > 0) {
+			d.behind = true
+			break
+		}
+		d.sent[m.Sequence] = false
+		d.bytes += len(m.Text)
+		batch = append(batch, m)
+	}
+	if len(batch) > 0 {
+		d.last = r.opts.Now()
+	}
+	return batch
+}
+
+// flushMessages sends a node its messages, in frames of a bounded size.
+func (r *reign) flushMessages(n *node, index uint64) {
+	var batch []*nodev1.SessionMessages
+	bytes := 0
+	count := uint64(0)
+	send := func() {
+		if len(batch) > 0 {
+			r.send(n, &nodev1.Frame{Index: index, Payload: &nodev1.Frame_Deliver{Deliver: &nodev1.Deliver{Sessions: batch}}})
+		}
+		batch, bytes = nil, 0
+	}
+	deliver := n.deliver
+	n.deliver = nil
+	for _, sm := range deliver {
+		batch = append(batch, sm)
+		count += uint64(len(sm.GetMessages()))
+		for _, m := range sm.GetMessages() {
+			bytes += len(m.GetText()) + 64
+		}
+		if bytes >= maxDownFrameBytes {
+			send()
+		}
+	}
+	send()
+	if count > 0 {
+		r.l.count(func(s *Stats) { s.MessagesSent += count })
+	}
+}
+
+// delivered: the node has taken messages into its inboxes.
+func (r *reign) delivered(f *nodev1.Delivered) {
+	for _, s := range f.GetSessions() {
+		d := r.deliveries[s.GetSessionId()]
+		if d == nil || d.epoch != s.GetEpoch() {
+			continue
+		}
+		for _, seq := range s.GetSequences() {
+			if _, ok := d.sent[seq]; ok {
+				d.sent[seq] = true
+			}
+		}
+	}
+}
+
+// resend sends again what nodes have not confirmed.
+func (r *reign) resend(now time.Time) {
+	for id, d := range r.deliveries {
+		if len(d.sent) == 0 || now.Sub(d.last) < resendAfter {
+			continue
+		}
+		for seq, confirmed := range d.sent {
+			if !confirmed {
+				delete(d.sent, seq)
+				r.toDeliver[id] = true
+			}
+		}
+		d.last = now
+	}
+}
+
+// bury commits that messages whose deadline has passed are dead letters.
+func (r *reign) bury(id string, sequence uint64, cause string) {
+	key := messageKey{id, sequence}
+	if r.buried[key] {
+		return
+	}
+	m := r.opts.State.View().Message(id, sequence)
+	if m == nil || m.Delivered {
+		return // done, or with the process: what has begun is not taken back
+	}
+	r.buried[key] = true
+	fail := r.logFailures("a message's deadline")
+	r.propose(func(results []state.Result, err error) {
+		delete(r.buried, key)
+		fail(results, err)
+	}, &clusterv1.Command{Kind: &clusterv1.Command_BuryMessages{BuryMessages: &clusterv1.BuryMessages{
+		SessionId: id, Sequences: []uint64{sequence}, Cause: cause,
+	}}})
+}

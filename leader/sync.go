@@ -1,0 +1,323 @@
+// Sync: a node says hello and is registered, shows its inventory, and is told the difference to what it should run; then
+// it reports facts, and is told of changes.
+package leader
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/pbconv"
+	"github.com/neolith/orchestrator/nodelink"
+	"github.com/neolith/orchestrator/session"
+)
+
+// maxSessionsPerFrame and maxFrameBytes keep desired and deliver frames well below nodelink.MaxFrameBytes.
+const (
+	maxSessionsPerFrame = 256
+	maxDownFrameBytes   = 1 << 20
+)
+
+// LinkUp implements nodelink.Handler.
+func (r *reign) LinkUp(l nodelink.Link) { r.post(func() { r.register(l) }) }
+
+// LinkFrame implements nodelink.Handler.
+func (r *reign) LinkFrame(l nodelink.Link, f *nodev1.Frame) {
+	if r.queued() >= maxQueuedEvents {
+		r.l.count(func(s *Stats) { s.LinkEventsDropped++ })
+		l.Close(fmt.Sprintf("the leader is %d frames behind; come back", maxQueuedEvents))
+		return
+	}
+	r.post(func() { r.frame(l, f) })
+}
+
+// LinkDown implements nodelink.Handler.
+func (r *reign) LinkDown(l nodelink.Link, reason string) {
+	r.post(func() {
+		n := r.nodes[l.Hello().GetNodeId()]
+		if n == nil || n.link != l {
+			return
+		}
+		r.log.Info("a node's link is down", "node", l.Hello().GetName(), "server", l.Server(), "reason", reason)
+		r.dropLink(n, "")
+	})
+}
+
+// register commits what the hello says; the link is the node's from then on.
+func (r *reign) register(l nodelink.Link) {
+	h := l.Hello()
+	if why := session.CheckName(h.GetName()); why != "" {
+		refuse(l, "INVALID_ARGUMENT", "node name "+why)
+		return
+	}
+	if id := r.opts.State.View().ClusterID(); h.GetClusterId() != "" && h.GetClusterId() != id {
+		refuse(l, "FAILED_PRECONDITION", fmt.Sprintf("the node's data belongs to cluster %s, and this is %s; point the node at its own cluster, or give it an empty data_dir", h.GetClusterId(), id))
+		return
+	}
+	r.propose(func(results []state.Result, err error) {
+		if err == nil {
+			err = results[0].Err
+		}
+		if err != nil {
+			r.log.Warn("a node was not registered", "node", h.GetName(), "id", h.GetNodeId(), "error", err)
+			refuse(l, codeName(err), err.Error())
+			return
+		}
+		r.registered(l, results[0].Node)
+	}, &clusterv1.Command{Kind: &clusterv1.Command_RegisterNode{RegisterNode: &clusterv1.RegisterNode{
+		NodeId: h.GetNodeId(), Name: h.GetName(), Address: h.GetAddress(), Capabilities: h.GetCapabilities(),
+		Labels: h.GetLabels(), Version: h.GetVersion(), Pid: h.GetPid(), Incarnation: h.GetIncarnation(),
+	}}})
+}
+
+func (r *reign) registered(l nodelink.Link, row *state.Node) {
+	n := r.node(row.ID)
+	if n.losing {
+		// The node was being called lost when it said hello. It comes back, and finds that settled.
+		l.Close("the lease has ended; register again")
+		return
+	}
+	r.dropLink(n, "the node has a newer link")
+	n.link, n.registered, n.silentSince = l, true, r.opts.Now()
+	n.links++
+	n.streams = nodelink.NewStreams(nodelink.StreamsOptions{Send: l.Send, FirstID: r.term<<32 | n.links<<20, Logger: r.log})
+	if n.expiry.IsZero() || r.opts.Now().After(n.expiry) {
+		n.expiry = r.opts.Now().Add(r.opts.Lease.Duration + r.opts.Lease.Margin)
+	}
+	live, _ := r.l.Live(n.id)
+	live.Linked, live.Server = true, l.Server()
+	r.l.setLive(n.id, live)
+	r.log.Info("a node is linked", "node", row.Name, "id", row.ID, "server", l.Server(), "incarnation", row.Incarnation, "version", row.Version)
+	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_HelloAck{HelloAck: &nodev1.HelloAck{
+		Protocol: nodelink.ProtocolMax, ClusterId: r.opts.State.View().ClusterID(),
+		Lease: durationpb.New(r.opts.Lease.Duration), RenewInterval: durationpb.New(r.opts.Lease.Renew),
+		HeartbeatInterval: durationpb.New(r.opts.Lease.Heartbeat),
+		Servers:           r.opts.LinkAddresses(), Server: l.Server(), FactIndex: row.FactIndex,
+	}}})
+	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_GetSessions{GetSessions: &nodev1.GetSessions{}}})
+}
+
+// dropLink forgets a node's link; with a reason it also closes it.
+func (r *reign) dropLink(n *node, reason string) {
+	if n.link == nil {
+		return
+	}
+	if reason != "" {
+		n.link.Close(reason)
+	}
+	n.streams.Close(nodelink.ErrClosed)
+	n.link, n.streams, n.registered, n.synced = nil, nil, false, false
+	n.dirty, n.deliver = map[string]*nodev1.DesiredSession{}, nil
+	live, _ := r.l.Live(n.id)
+	live.Linked, live.Server = false, ""
+	r.l.setLive(n.id, live)
+}
+
+func refuse(l nodelink.Link, code, why string) {
+	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: &nodev1.Error{Error: why, RequestType: "hello", Code: code}}})
+	l.Close(why)
+}
+
+// frame handles a frame of a registered node; one that overtakes the registration is dropped, for a node speaks again
+// after hello_ack.
+func (r *reign) frame(l nodelink.Link, f *nodev1.Frame) {
+	n := r.nodes[l.Hello().GetNodeId()]
+	if n == nil || n.link != l {
+		return
+	}
+	switch p := f.GetPayload().(type) {
+	case *nodev1.Frame_Heartbeat:
+		r.heartbeat(n, l, p.Heartbeat)
+	case *nodev1.Frame_SessionsResponse:
+		r.inventory(n, p.SessionsResponse)
+	case *nodev1.Frame_Facts:
+		r.facts(n, l, p.Facts)
+	case *nodev1.Frame_Delivered:
+		r.delivered(p.Delivered)
+	case *nodev1.Frame_StreamData, *nodev1.Frame_StreamWindow, *nodev1.Frame_StreamClose:
+		n.streams.Handle(f)
+	case *nodev1.Frame_Goodbye:
+		r.log.Info("a node says goodbye", "node", l.Hello().GetName(), "reason", p.Goodbye.GetReason())
+	case *nodev1.Frame_Error:
+		r.log.Warn("a node reports an error", "node", l.Hello().GetName(), "error", p.Error.GetError(), "on", p.Error.GetRequestType())
+	}
+}
+
+// inventory compares what a node has with what it should run, and makes the difference its desired set.
+func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
+	view := r.opts.State.View()
+	n.synced = true
+	has := make(map[string]*nodev1.SessionState, len(inv.GetSessions()))
+	for _, s := range inv.GetSessions() {
+		has[s.GetSessionId()] = s
+		if d := stray(view, n.id, s); d != nil {
+			n.dirty[s.GetSessionId()] = d
+		}
+	}
+	running := 0
+	for s := range view.SessionsOnNode(n.id) {
+		if !s.Phase.HoldsNode() {
+			continue
+		}
+		running++
+		h := has[s.ID]
+		if h == nil || h.GetEpoch() != s.Epoch || s.Phase == session.Terminating {
+			n.dirty[s.ID] = desired(s)
+		}
+		delete(r.deliveries, s.ID)
+		if h != nil && h.GetEpoch() == s.Epoch && len(h.GetInbox()) > 0 {
+			d := r.delivery(s)
+			for _, seq := range h.GetInbox() {
+				d.sent[seq] = true
+			}
+		}
+		r.toDeliver[s.ID] = true
+	}
+	r.placeDirty = true
+	r.log.Info("a node showed its inventory", "node", n.link.Hello().GetName(), "has", len(has), "should", running, "corrections", len(n.dirty))
+}
+
+// stray says what to do with something a node has and should not run; nil when it should.
+func stray(view *state.View, nodeID string, has *nodev1.SessionState) *nodev1.DesiredSession {
+	d := &nodev1.DesiredSession{SessionId: has.GetSessionId(), Epoch: has.GetEpoch()}
+	s := view.Session(has.GetSessionId())
+	switch {
+	case s == nil:
+		d.Action, d.Reason = nodev1.DesiredSession_FORGET, "the cluster does not know the session"
+	case s.Epoch != has.GetEpoch() || s.NodeID != nodeID:
+		d.Action, d.Reason = nodev1.DesiredSession_FORGET, fmt.Sprintf("the session is at epoch %d now", s.Epoch)
+		if s.NodeID == nodeID && s.Phase.HoldsNode() {
+			return nil // the newer epoch belongs here too, and replaces this one
+		}
+	default:
+		return nil
+	}
+	return d
+}
+
+// desire tells a node of a change to a session that is placed on it, unless the node itself reported it: that a session
+// runs, or has ended. The directory of one that has ended stays on the node, with its output, until the state forgets it.
+func (r *reign) desire(n *node, s *session.Session) {
+	if s.Phase == session.Starting || s.Phase == session.Terminating {
+		n.dirty[s.ID] = desired(s)
+	}
+}
+
+// desired is what a node is told of a session that holds it.
+func desired(s *session.Session) *nodev1.DesiredSession {
+	d := &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_RUN, Reason: s.Reason}
+	if s.Phase == session.Terminating {
+		d.Action, d.Grace, d.Reason = nodev1.DesiredSession_STOP, durationpb.New(s.StopGrace), s.StopCause
+		return d
+	}
+	d.Spec, d.OutputBase, d.Started = pbconv.SpecToProto(s.Spec), s.OutputLine, s.Phase == session.Running
+	return d
+}
+
+// forgetElsewhere tells the node of an earlier epoch that it may drop the session's directory.
+func (r *reign) forgetElsewhere(s *session.Session) {
+	for _, h := range s.History {
+		if h.Node == "" || h.Node == s.NodeID || h.Epoch >= s.Epoch {
+			continue
+		}
+		if n := r.nodes[h.Node]; n != nil && n.synced {
+			n.dirty[s.ID] = &nodev1.DesiredSession{SessionId: s.ID, Epoch: h.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is elsewhere now"}
+		}
+	}
+}
+
+// flushNode sends a node its changes, in frames of a bounded size.
+func (r *reign) flushNode(n *node, index uint64) {
+	if n.link == nil || !n.synced {
+		n.dirty, n.deliver = map[string]*nodev1.DesiredSession{}, nil
+		return
+	}
+	var batch []*nodev1.DesiredSession
+	bytes := 0
+	send := func() {
+		if len(batch) > 0 {
+			r.send(n, &nodev1.Frame{Index: index, Payload: &nodev1.Frame_Desired{Desired: &nodev1.Desired{Sessions: batch}}})
+		}
+		batch, bytes = nil, 0
+	}
+	for id, d := range n.dirty {
+		batch = append(batch, d)
+		bytes += specBytes(d)
+		delete(n.dirty, id)
+		if len(batch) >= maxSessionsPerFrame || bytes >= maxDownFrameBytes {
+			send()
+		}
+	}
+	send()
+	r.flushMessages(n, index)
+}
+
+func specBytes(d *nodev1.DesiredSession) int {
+	size := 64
+	for _, c := range d.GetSpec().GetCommand() {
+		size += len(c)
+	}
+	for k, v := range d.GetSpec().GetEnv() {
+		size += len(k) + len(v)
+	}
+	return size
+}
+
+// send sends a frame that must arrive: a link that cannot take it is closed, and the node syncs again.
+func (r *reign) send(n *node, f *nodev1.Frame) {
+	if n.link == nil {
+		return
+	}
+	if err := n.link.Send(f); err != nil {
+		r.dropLink(n, "could not be sent what it needs: "+err.Error())
+	}
+}
+
+// facts commits what happened on a node, in the order of its frames, and acks it.
+func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
+	count := uint64(len(f.GetFacts()))
+	r.propose(func(results []state.Result, err error) {
+		if err == nil {
+			err = results[0].Err
+		}
+		if n.link != l {
+			return
+		}
+		if err != nil {
+			// The node keeps its facts and sends them again over a new link.
+			r.log.Warn("facts were not committed", "node", l.Hello().GetName(), "error", err)
+			r.dropLink(n, "facts were not committed: "+err.Error())
+			return
+		}
+		r.l.count(func(s *Stats) { s.Facts += count })
+		_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_FactsAck{FactsAck: &nodev1.FactsAck{
+			Incarnation: f.GetIncarnation(), Index: results[0].Node.FactIndex,
+		}}}) // when it is lost, the facts come again and are known
+	}, &clusterv1.Command{Kind: &clusterv1.Command_ApplyFacts{ApplyFacts: &clusterv1.ApplyFacts{
+		NodeId: n.id, Incarnation: f.GetIncarnation(), Facts: f.GetFacts(),
+	}}})
+}
+
+// codeName is the google.rpc.Code name of an error, for the link's error frame.
+func codeName(err error) string {
+	switch fault.KindOf(err) {
+	case fault.Invalid:
+		return "INVALID_ARGUMENT"
+	case fault.NotFound:
+		return "NOT_FOUND"
+	case fault.AlreadyExists:
+		return "ALREADY_EXISTS"
+	case fault.FailedPrecondition:
+		return "FAILED_PRECONDITION"
+	case fault.Exhausted:
+		return "RESOURCE_EXHAUSTED"
+	case fault.Unavailable:
+		return "UNAVAILABLE"
+	default:
+		return "INTERNAL"
+	}
+}

@@ -1,0 +1,84 @@
+// Why not the others: obstacles, counted, with an example each.
+package router
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// retryPlace is when a client may ask again for a place that is not there now.
+const retryPlace = 2 * time.Second
+
+type obstacle uint8
+
+const (
+	fits obstacle = iota
+	away
+	unlinked
+	cordoned
+	unhealthy
+	noSpawn
+	wrongType
+	lacks
+	wrongLabel
+	full
+	noCPU
+	noMemory
+	avoided
+	obstacles
+)
+
+var obstacleText = [obstacles]string{
+	away: "lost or offline", unlinked: "not linked", cordoned: "cordoned", unhealthy: "unhealthy", noSpawn: "takes no sessions",
+	wrongType: "does not run type", lacks: "lacks capability", wrongLabel: "lacks label", full: "full",
+	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided",
+}
+
+// rejections counts obstacles.
+type rejections struct {
+	count   [obstacles]int
+	example [obstacles]string
+	detail  [obstacles]string
+}
+
+func (r *rejections) add(o obstacle, node, detail string) {
+	if r.count[o] == 0 {
+		r.example[o], r.detail[o] = node, detail
+	}
+	r.count[o]++
+}
+
+// list names each obstacle with its count, or with the node where it is one.
+func (r *rejections) list() string {
+	var parts []string
+	for o := range obstacles {
+		if r.count[o] == 0 {
+			continue
+		}
+		text := obstacleText[o]
+		if r.detail[o] != "" {
+			text += " " + r.detail[o]
+		}
+		if r.count[o] == 1 {
+			parts = append(parts, r.example[o]+" "+text)
+		} else {
+			parts = append(parts, fmt.Sprintf("%d %s", r.count[o], text))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (r *rejections) explain(nodes int) string {
+	if nodes == 0 {
+		return "there are no nodes; start a node-agent and point it at this cluster"
+	}
+	return clip(r.list())
+}
+
+func (r *rejections) suffix() string {
+	if l := r.list(); l != "" {
+		return "; not: " + l
+	}
+	return ""
+}
