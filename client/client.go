@@ -1,4 +1,5 @@
 // The Client, and the making of one call: choose a server, ask, and ask again where that is safe.
+
 package client
 
 import (

@@ -1,4 +1,5 @@
 // What a Client needs to know: where, as whom, over what, and how patiently.
+
 package client
 
 import (

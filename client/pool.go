@@ -1,4 +1,5 @@
 // The connections: one per address, one of them in use, the next one taken when it fails.
+
 package client
 
 import (

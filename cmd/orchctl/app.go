@@ -1,4 +1,5 @@
 // The command tree and what all commands share: flags, the connection, the running of one command.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // sessions attach and sessions exec: a terminal here, a process there.
+
 package main
 
 import (

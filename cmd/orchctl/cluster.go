@@ -1,4 +1,5 @@
 // cluster: the control plane itself. Its snapshots are in snapshot.go.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // Completion of what only the cluster knows: sessions, nodes, members. The shells' scripts are 'orchctl completion SHELL'.
+
 package main
 
 import (

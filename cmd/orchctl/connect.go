@@ -1,4 +1,5 @@
 // Where to go and as whom: flags, then environment, then contexts.
+
 package main
 
 import (
@@ -45,7 +46,7 @@ func (a *app) resolve() (*target, error) {
 	}
 	if using {
 		t.context = chosen.Name
-		if t.token == "" && tokenFile == "" && !(a.flags.insecure && slices.ContainsFunc(t.addresses, beyond)) {
+		if t.token == "" && tokenFile == "" && (!a.flags.insecure || !slices.ContainsFunc(t.addresses, beyond)) {
 			t.token, tokenFile = chosen.Token, chosen.TokenFile
 		}
 		if t.tls.Empty() {

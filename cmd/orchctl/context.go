@@ -1,4 +1,5 @@
 // context: which clusters there are, and which one is meant.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // dlq: messages that were given up, for a person to look at, retry or purge.
+
 package main
 
 import (

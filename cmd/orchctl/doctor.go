@@ -1,4 +1,5 @@
 // doctor: is everything between here and a running session well? Each line says ok, warn or fail, and what to do.
+
 package main
 
 import (

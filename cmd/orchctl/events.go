@@ -1,4 +1,5 @@
 // events: what happened in the cluster.
+
 package main
 
 import (

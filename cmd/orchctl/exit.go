@@ -1,4 +1,5 @@
 // What a run ends with: the exit codes, and the one line that says why.
+
 package main
 
 import (

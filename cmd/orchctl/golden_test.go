@@ -1,3 +1,5 @@
+// What every command that shows something prints, in every form, held in testdata.
+
 package main
 
 import (

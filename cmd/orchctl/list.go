@@ -1,4 +1,5 @@
 // Lists: pages, limits, filters of what the server does not filter, and watching by looking again.
+
 package main
 
 import (
@@ -85,11 +86,11 @@ func poll[T proto.Message](ctx context.Context, a *app, k kind[T], fetch func() 
 		for _, item := range items {
 			id, row := k.name(item), k.row(item)
 			present[id] = true
-			if sum := k.sum(row); last[id] == sum {
+			sum := k.sum(row)
+			if last[id] == sum {
 				continue
-			} else {
-				last[id] = sum
 			}
+			last[id] = sum
 			if err := printChange(a, k, t, item, row); err != nil {
 				return err
 			}

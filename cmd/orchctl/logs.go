@@ -1,11 +1,11 @@
 // sessions logs: the numbered output of a session.
+
 package main
 
 import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"strconv"
 	"time"
 
@@ -87,7 +87,7 @@ func (w *logWriter) line(l *apiv1.LogLine) error {
 	if w.open = l.GetPartial(); !w.open {
 		b.WriteByte('\n')
 	}
-	var to io.Writer = w.a.out()
+	to := w.a.out()
 	if l.GetStream() == apiv1.LogLine_STDERR {
 		to = w.a.stderr
 	}

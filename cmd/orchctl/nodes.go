@@ -1,4 +1,5 @@
 // nodes: the machines that run sessions.
+
 package main
 
 import (

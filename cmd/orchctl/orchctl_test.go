@@ -1,3 +1,5 @@
+// The whole program against a cluster in memory: exit codes, errors, and what each command does.
+
 package main
 
 import (
@@ -271,7 +273,7 @@ func TestPagesAndLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cl.Close() //nolint:errcheck // it has no error
+	defer cl.Close()
 	for range 1005 {
 		if _, err := cl.Sessions.SpawnSession(t.Context(), &apiv1.SpawnSessionRequest{Spec: &apiv1.SessionSpec{Command: []string{"run"}}}); err != nil {
 			t.Fatal(err)

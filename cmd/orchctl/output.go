@@ -1,4 +1,5 @@
 // Printing: tables for people, the API's messages as JSON or YAML for programs, ids for shells.
+
 package main
 
 import (

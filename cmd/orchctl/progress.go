@@ -1,4 +1,5 @@
 // Progress on standard error: a spinner or a bar on a terminal, plain lines elsewhere for what is meant to take long.
+
 package main
 
 import (

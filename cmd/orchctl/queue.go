@@ -1,4 +1,5 @@
 // queue: what waits in mailboxes.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // sessions send: one message into a session's mailbox.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // sessions: list, get, watch, history, terminate. The commands that speak with a session have files of their own.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // cluster snapshot: the state of the whole cluster as one file.
+
 package main
 
 import (
@@ -59,7 +60,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		defer r.Close() //nolint:errcheck // it was only read
+		defer r.Close()
 		cl, err := a.connect()
 		if err != nil {
 			return err

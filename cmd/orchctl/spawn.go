@@ -1,4 +1,5 @@
 // sessions spawn: what to run and what it needs, from flags to a spec.
+
 package main
 
 import (

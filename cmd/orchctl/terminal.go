@@ -1,4 +1,5 @@
 // The near end of a terminal: raw mode and back, keys, window sizes.
+
 package main
 
 import (

@@ -1,3 +1,5 @@
+// The program on a terminal: attach, exec, top and colours, on a pty.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // tokens: who may speak to the cluster, and as what.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // top: nodes and sessions at a glance, again and again.
+
 package main
 
 import (

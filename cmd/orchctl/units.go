@@ -1,4 +1,5 @@
 // Quantities as people write and read them.
+
 package main
 
 import (

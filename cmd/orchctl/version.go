@@ -1,4 +1,5 @@
 // version: of this program, and of the server that answers.
+
 package main
 
 import (
