@@ -621,3 +621,26 @@ func TestEveryCommandHelpsItself(t *testing.T) {
 		t.Error("only", n, "commands")
 	}
 }
+
+func TestSnapshotInspectNeedsNoServer(t *testing.T) {
+	r := newRig(t)
+	r.env = nil
+	file := filepath.Join("..", "..", "cluster", "state", "testdata", "v1.snapshot")
+	table := r.must("cluster snapshot inspect " + file)
+	for _, want := range []string{"Cluster:", "Version:  1\n", "TABLE", "sessions", "messages"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("%s\nlacks %q", table, want)
+		}
+	}
+	if got := r.must("cluster snapshot inspect -o json " + file); !strings.Contains(got, `"version": 1,`) || !strings.Contains(got, `"name": "sessions"`) {
+		t.Error(got)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2]++
+	if res := r.runIn("cluster snapshot inspect -", bytes.NewReader(b)); res.code != exitUsage || !strings.Contains(res.err, "damaged") || strings.Count(res.err, "\n") != 1 {
+		t.Errorf("%+v", res)
+	}
+}

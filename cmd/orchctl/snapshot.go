@@ -5,20 +5,23 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
-	return a.group("snapshot", "Save and restore the state of the whole cluster", a.saveCommand(), a.restoreCommand())
+	return a.group("snapshot", "Save, look into and restore the state of the whole cluster", a.saveCommand(), a.inspectCommand(), a.restoreCommand())
 }
 
 func (a *app) saveCommand() *cobra.Command {
@@ -51,6 +54,77 @@ func (a *app) saveCommand() *cobra.Command {
 	})
 	c.ValidArgsFunction = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault)
 	return c
+}
+
+// snapshotSummary is what inspect prints as JSON.
+type snapshotSummary struct {
+	Version   uint32          `json:"version"`
+	ClusterID string          `json:"clusterId"`
+	Index     uint64          `json:"index"`
+	Time      time.Time       `json:"time"`
+	Rows      uint64          `json:"rows"`
+	Bytes     int64           `json:"bytes"`
+	Tables    []snapshotTable `json:"tables"`
+}
+
+type snapshotTable struct {
+	Name  string `json:"name"`
+	Rows  uint64 `json:"rows"`
+	Bytes int64  `json:"bytes"`
+}
+
+func (a *app) inspectCommand() *cobra.Command {
+	c := a.command("inspect FILE|-", "Check a snapshot file, without a server, and say what it holds", exactly(1), streams, func(_ context.Context, args []string) error {
+		r, size, err := a.open(args[0])
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		progress, done := a.bar("checking", size)
+		defer done()
+		found, err := state.InspectSnapshot(bufio.NewReaderSize(io.TeeReader(r, progress), 1<<20))
+		if err != nil {
+			return err
+		}
+		done()
+		sum := snapshotSummary{Version: found.Version, ClusterID: found.ClusterID, Index: found.Index, Time: time.Unix(0, found.Time).UTC(), Rows: found.Rows, Bytes: found.Bytes}
+		for _, t := range found.Tables {
+			sum.Tables = append(sum.Tables, snapshotTable(t))
+		}
+		return a.printSummary(&sum)
+	})
+	c.ValidArgsFunction = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault)
+	return c
+}
+
+func (a *app) printSummary(sum *snapshotSummary) error {
+	switch a.flags.output {
+	case "json", "yaml":
+		raw, err := json.Marshal(sum)
+		if err != nil {
+			return fault.New(fault.Internal, "print the summary: %w", err)
+		}
+		return a.printJSON(raw)
+	case "name":
+		_, err := fmt.Fprintln(a.out(), sum.ClusterID)
+		return err
+	}
+	err := a.printFields([]field{
+		{label: "Cluster", value: sum.ClusterID}, {label: "Index", value: number(sum.Index)}, {label: "Time", value: sum.Time.Format(time.RFC3339)},
+		{label: "Version", value: number(sum.Version)}, {label: "Rows", value: number(sum.Rows)}, {label: "Size", value: bytesText(sum.Bytes)},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(a.out()); err != nil {
+		return err
+	}
+	k := kind[snapshotTable]{
+		noun: "tables", columns: []string{"TABLE", "ROWS", "SIZE"},
+		row:  func(t snapshotTable) []string { return []string{t.Name, number(t.Rows), bytesText(t.Bytes)} },
+		name: func(t snapshotTable) string { return t.Name },
+	}
+	return printList(a, k, sum.Tables, nil)
 }
 
 func (a *app) restoreCommand() *cobra.Command {
