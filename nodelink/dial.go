@@ -1,4 +1,5 @@
 // The node's end of the WebSocket handshake.
+
 package nodelink
 
 import (
