@@ -1,3 +1,5 @@
+// The document is held to the schema: every frame and field, and the example exchange.
+
 package nodelink
 
 import (

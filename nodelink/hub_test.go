@@ -1,3 +1,5 @@
+// The hub: leading, following, changing between them, and links that come twice.
+
 package nodelink
 
 import (
