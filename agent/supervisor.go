@@ -47,6 +47,11 @@ const (
 	// maxTombstones bounds the memory of sessions that are forgotten; the oldest go first.
 	maxTombstones = 4096
 
+	// endOnStopGrace is the time from SIGTERM to SIGKILL for sessions that end with their agent, and endOnStopPatience how
+	// long the agent stays for that.
+	endOnStopGrace    = 5 * time.Second
+	endOnStopPatience = 8 * time.Second
+
 	defaultRenew     = 3 * time.Second
 	defaultHeartbeat = 10 * time.Second
 )
@@ -180,9 +185,13 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 		s.letGo()
 	}()
 	s.adoptAll()
+	stop, patience := ctx.Done(), (<-chan time.Time)(nil)
 	for {
 		s.checkLease()
 		s.flush()
+		if stop == nil && s.allToldAndGone() {
+			return nil
+		}
 		select {
 		case m := <-s.in:
 			if err := s.fromLink(m); err != nil {
@@ -196,10 +205,33 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 			s.sendHeartbeat()
 		case <-s.leaseTimer.C:
 		case <-s.retryTimer.C:
-		case <-ctx.Done():
+		case <-stop:
+			if !s.opts.EndOnStop {
+				return nil
+			}
+			stop, patience = nil, time.After(endOnStopPatience)
+			s.endAll()
+		case <-patience:
 			return nil
 		}
 	}
+}
+
+// endAll ends every session because the agent was told to end them with it.
+func (s *supervisor) endAll() {
+	s.dropNext("the agent is stopping")
+	for _, e := range s.entries {
+		if e.live() {
+			e.run.order(order{strength: orderStop, grace: min(e.run.spec.Grace, endOnStopGrace), exit: session.Exit{
+				Cause: session.CauseEvicted, Message: "the node agent was stopped, and ends its sessions then",
+			}})
+		}
+	}
+}
+
+// allToldAndGone: no session lives, and the cluster knows of every end, as far as there is a link to tell it.
+func (s *supervisor) allToldAndGone() bool {
+	return s.liveSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
 }
 
 // adoptAll starts the runs of what an earlier agent left.

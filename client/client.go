@@ -214,6 +214,10 @@ func (r *retrier) pause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return r.giveUp(ctx, err)
 	}
+	var nobody *unreachable
+	if reach := r.c.cfg.ReachTimeout; reach > 0 && errors.As(err, &nobody) && now.Add(wait).Sub(r.streak) > reach {
+		return r.giveUp(ctx, err)
+	}
 	if _, bounded := ctx.Deadline(); !bounded && now.Add(wait).Sub(r.streak) > r.c.cfg.Timeout {
 		return r.giveUp(ctx, err)
 	}

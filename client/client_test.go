@@ -1,4 +1,4 @@
-// Calls: what is repeated and what is not, which server is asked next, what errors carry.
+// What a client promises: effects that happen once, failover that is sticky, streams without holes, errors that say what to do.
 
 package client_test
 
@@ -303,7 +303,7 @@ func TestTLSAndToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer cl.Close() //nolint:errcheck // nothing is left to be lost
+		defer cl.Close()
 		_, err = cl.Cluster.GetStatus(t.Context(), &apiv1.GetStatusRequest{})
 		return err
 	}

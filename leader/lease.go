@@ -123,7 +123,7 @@ func (r *reign) noteStatus(n *node, status state.NodeStatus, reason string) {
 		return
 	}
 	n.settingTo = status
-	r.log.Info("a node's status changes", "node", row.Name, "from", row.Status, "to", status, "reason", reason)
+	r.log.Info("a node's status changes", "node", row.Name, "from", row.Status.String(), "to", status.String(), "reason", reason)
 	fail := r.logFailures("a node's status")
 	r.propose(func(results []state.Result, err error) {
 		n.settingTo = 0

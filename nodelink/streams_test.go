@@ -92,7 +92,7 @@ func TestStreamEcho(t *testing.T) {
 		var out []byte
 		for {
 			d, err := s.Recv(t.Context())
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
@@ -107,7 +107,7 @@ func TestStreamEcho(t *testing.T) {
 		if p.leader.Len() != 0 || p.node.Len() != 0 {
 			t.Errorf("%d and %d streams are still open", p.leader.Len(), p.node.Len())
 		}
-		if err := s.Send(t.Context(), &nodev1.StreamData{Stdin: []byte("more")}); err != io.ErrClosedPipe {
+		if err := s.Send(t.Context(), &nodev1.StreamData{Stdin: []byte("more")}); !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("Send after the end gave %v", err)
 		}
 	})

@@ -1,4 +1,4 @@
-// The contexts file: where it is, that it is private, and that changes at once lose nothing.
+// The contexts file: private, whole, strict, and safe to change from two programs at once.
 
 package clientcontext
 

@@ -54,7 +54,7 @@ type Capabilities struct {
 func CapabilitiesFromProto(p *apiv1.Capabilities) Capabilities {
 	c := Capabilities{
 		CanSpawnSessions: p.GetCanSpawnSessions(), MaxConcurrentSessions: p.GetMaxConcurrentSessions(),
-		SupportedSessionTypes: p.GetSupportedSessionTypes(), HasGPUAccess: p.GetHasGpuAccess(), HasHighMemory: p.GetHasHighMemory(),
+		SupportedSessionTypes: slices.Clone(p.GetSupportedSessionTypes()), HasGPUAccess: p.GetHasGpuAccess(), HasHighMemory: p.GetHasHighMemory(),
 		CPUMilli: p.GetCpuMilli(), MemoryBytes: p.GetMemoryBytes(),
 	}
 	custom := p.GetCustomCapabilities()

@@ -214,8 +214,7 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 	}, func(row *clusterv1.SnapshotRow, bytes int64) error {
 		var i int
 		switch row.GetRow().(type) {
-		case *clusterv1.SnapshotRow_Session:
-			i = 0
+		case *clusterv1.SnapshotRow_Session: // the first
 		case *clusterv1.SnapshotRow_Mailbox:
 			i = 1
 		case *clusterv1.SnapshotRow_Result:

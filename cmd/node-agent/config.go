@@ -50,6 +50,7 @@ type Config struct {
 		OutputLogBytes config.Bytes `yaml:"output_log_bytes" help:"output kept of each session; the oldest goes first"`
 		MaxStarts      int          `yaml:"max_starts" help:"processes being started at one time"`
 		MaxEndedKept   int          `yaml:"max_ended_kept" help:"ended sessions whose directory is kept at most"`
+		EndOnStop      bool         `yaml:"end_on_stop" help:"end the sessions when this agent is told to stop, instead of leaving them to the next"`
 		Cgroups        bool         `yaml:"cgroups" help:"give each session a cgroup where the kernel lets it"`
 	} `yaml:"sessions"`
 	Metrics struct {

@@ -48,10 +48,7 @@ func TestFencing(t *testing.T) {
 				return
 			}
 			tc.back(s, lost)
-			s.until("the node is back", func(ctx context.Context) bool {
-				r, err := s.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
-				return err == nil && len(r.GetNodes()) == 2
-			})
+			s.until("the node is back", func(ctx context.Context) bool { return s.linked(ctx) == 2 })
 			after := s.session(row.GetId())
 			if after.GetPhase() != apiv1.Session_RUNNING || after.GetEpoch() != row.GetEpoch() || after.GetNode() != row.GetNode() {
 				t.Errorf("the return of the node disturbed the session: %s epoch %d on %s", after.GetPhase(), after.GetEpoch(), after.GetNode())
