@@ -267,7 +267,9 @@ func (d *doctor) nodes(ctx context.Context) bool {
 	for _, n := range all {
 		if n.GetStatus() != apiv1.Node_HEALTHY {
 			bad = append(bad, fmt.Sprintf("%s is %s (%s)", n.GetName(), n.GetStatus(), first(n.GetReason(), "no reason given")))
-		} else if n.GetSchedulable() {
+		}
+		// A degraded node is the second choice, and takes sessions all the same.
+		if n.GetSchedulable() && (n.GetStatus() == apiv1.Node_HEALTHY || n.GetStatus() == apiv1.Node_DEGRADED) {
 			usable++
 		}
 	}
