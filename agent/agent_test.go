@@ -423,3 +423,24 @@ func TestEndInGoodOrderIsQuickAndLeavesSessions(t *testing.T) {
 		}
 	})
 }
+
+func TestEndOnStopEndsEverySessionAndSaysSo(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.opts = func(o *Options) { o.EndOnStop = true }
+		n.world.stubborn = 2 * time.Second
+		n.start()
+		n.lead.desired(1, true, toRun("a", 1), toRun("b", 1))
+		done := make(chan struct{})
+		go func() { defer close(done); n.stop() }()
+		wait(time.Second)
+		n.lead.desired(2, false, toRun("late", 1))
+		<-done
+		same(t, "starts", n.world.started(), []string{"a/1", "b/1"})
+		for _, id := range []string{"a", "b"} {
+			if n.world.alive(id) {
+				t.Errorf("%s outlived its agent", id)
+			}
+			same(t, id, n.lead.told(id), []string{"1:started", "1:exited evicted"})
+		}
+	})
+}

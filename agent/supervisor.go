@@ -105,6 +105,7 @@ type supervisor struct {
 
 	cluster       atomic.Pointer[string] // read when a hello is made
 	linkedEver    bool
+	stopping      bool // sessions are being ended; none is started any more
 	renew         time.Duration
 	heartbeat     time.Duration
 	leaseLength   time.Duration // as the last hello_ack said
@@ -219,6 +220,7 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 
 // endAll ends every session because the agent was told to end them with it.
 func (s *supervisor) endAll() {
+	s.stopping = true
 	s.dropNext("the agent is stopping")
 	for _, e := range s.entries {
 		if e.live() {
@@ -231,7 +233,7 @@ func (s *supervisor) endAll() {
 
 // allToldAndGone: no session lives, and the cluster knows of every end, as far as there is a link to tell it.
 func (s *supervisor) allToldAndGone() bool {
-	return s.liveSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
+	return s.activeSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
 }
 
 // adoptAll starts the runs of what an earlier agent left.
