@@ -65,6 +65,9 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 		a.enter(s, session.Pending, by+"; the chosen node no longer fits: "+misfit.Error())
 	default:
 		a.enter(s, session.Pending, by+"; waiting for a place")
+		if why := c.GetPlacement(); why != "" {
+			s.Reason = a.reason(why) // why no node fits, from the first answer on
+		}
 	}
 	a.sessions.add(s.ID, s)
 	a.account(nil, s)
