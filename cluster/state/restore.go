@@ -150,6 +150,9 @@ func (l *loader) session(s *session.Session) error {
 	if st.ended != "" {
 		l.set(setEnded, "", st.ended, s.ID)
 	}
+	if st.endedName != "" {
+		l.set(setEndedNames, s.Spec.Namespace, st.endedName, s.ID)
+	}
 	l.insert(tableSessions, s)
 	return nil
 }
