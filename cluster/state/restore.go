@@ -111,7 +111,9 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 		l.insert(tableDead, &deadRow{d, l.meta.dead})
 	case *clusterv1.SnapshotRow_Node:
 		l.meta.stats.Nodes++
-		l.insert(tableNodes, nodeFromRow(k.Node, l.intern))
+		n := nodeFromRow(k.Node, l.intern)
+		l.set(setNodeNames, "", n.Name, n.ID)
+		l.insert(tableNodes, n)
 	case *clusterv1.SnapshotRow_Token:
 		l.meta.stats.Tokens++
 		l.insert(tableTokens, tokenFromRow(k.Token, l.intern))
