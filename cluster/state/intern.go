@@ -1,4 +1,5 @@
 // Interning: strings and specs that many sessions share are held once.
+
 package state
 
 import (

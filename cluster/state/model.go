@@ -1,4 +1,5 @@
 // The rows that are not session nouns: nodes, tokens, events; and the counts.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Rows on disk: the tables' rows as messages of a snapshot, and back. Sessions, which are many, are in wire.go.
+
 package state
 
 import (

@@ -3,6 +3,7 @@
 // The bytes are those of SessionRow in snapshot.proto; a test sets every field of that message and compares with what
 // the generated code reads and writes. A spec is written once and its bytes used again for all sessions that have the
 // same: the name, which differs, comes behind the others.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Session rows by hand are what the generated code reads and writes.
+
 package state
 
 import (
