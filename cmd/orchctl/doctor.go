@@ -132,6 +132,10 @@ func (d *doctor) addresses(ctx context.Context) bool {
 			if len(d.target.addresses) > 1 {
 				report = d.warn
 			}
+			var op *net.OpError
+			if errors.As(err, &op) {
+				err = op.Err // the address is named already
+			}
 			report("address", "start the server there, or correct the address", "%s: %v", address, err)
 			continue
 		}
@@ -265,9 +269,12 @@ func (d *doctor) nodes(ctx context.Context) bool {
 	var bad []string
 	usable := 0
 	for _, n := range all {
-		if n.GetStatus() != apiv1.Node_HEALTHY {
-			bad = append(bad, fmt.Sprintf("%s is %s (%s)", n.GetName(), n.GetStatus(), first(n.GetReason(), "no reason given")))
-		} else if n.GetSchedulable() {
+		st := n.GetStatus()
+		if st != apiv1.Node_HEALTHY {
+			bad = append(bad, fmt.Sprintf("%s is %s (%s)", n.GetName(), st, first(n.GetReason(), "no reason given")))
+		}
+		// A degraded node takes sessions where no healthy one has room.
+		if n.GetSchedulable() && (st == apiv1.Node_HEALTHY || st == apiv1.Node_DEGRADED) {
 			usable++
 		}
 	}
