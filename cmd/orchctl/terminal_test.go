@@ -228,7 +228,7 @@ func TestProgressIsShownOnATerminalAndLeavesNoTrace(t *testing.T) {
 	if code != exitUnreachable || !strings.HasPrefix(strings.TrimLeft(last, " \x1b[K2"), "orchctl: ") {
 		t.Errorf("%d %q", code, last)
 	}
-	if _, screen := r.onTerminal(line + " --quiet").end(); strings.Contains(screen, "is PENDING") {
+	if _, screen := r.onTerminal("--quiet " + line).end(); strings.Contains(screen, "is PENDING") {
 		t.Errorf("progress in spite of --quiet: %q", screen)
 	}
 	// Lines elsewhere, each of them once.
