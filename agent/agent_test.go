@@ -1,4 +1,5 @@
 // What an agent does with what it is told: starting, ending, epochs, messages, facts.
+
 package agent
 
 import (
@@ -316,12 +317,10 @@ func TestInventoryAndVerbs(t *testing.T) {
 
 func TestForgottenDirectoriesGo(t *testing.T) {
 	inBubble(t, func(n *node) {
-		n.opts = func(o *Options) { o.KeptLogs = 1 }
 		n.start()
 		n.lead.desired(1, true, toRun("a", 1), toRun("b", 1), toRun("ghost", 1))
 		for _, id := range []string{"a", "b"} {
 			write(t, filepath.Join(n.dir, "sessions", id, "workspace", "deep", "file"))
-			write(t, filepath.Join(n.dir, "sessions", id, "log", "0001.seg"))
 			n.world.tree(id).die(session.Exit{Cause: session.CauseCompleted})
 		}
 		wait(0)
@@ -333,12 +332,12 @@ func TestForgottenDirectoriesGo(t *testing.T) {
 		if n.world.alive("ghost") {
 			t.Error("a session that is held for ended lives on")
 		}
-		exists(t, n.dir, "sessions/a/workspace", false)
-		n.lead.desired(3, false, want("b", 1, forget))
-		wait(0)
-		exists(t, n.dir, "sessions/b/workspace", false)
-		exists(t, n.dir, "sessions/b/log/0001.seg", true)
 		exists(t, n.dir, "sessions/a", false)
+		exists(t, n.dir, "sessions/ghost", false)
+		exists(t, n.dir, "sessions/b/workspace/deep/file", true)
+		n.lead.desired(3, true)
+		wait(0)
+		exists(t, n.dir, "sessions/b", false)
 		same(t, "inventory", len(n.lead.inventory()), 0)
 		n.stop()
 		if left, _ := os.ReadDir(filepath.Join(n.dir, "trash")); len(left) != 0 {
@@ -346,11 +345,44 @@ func TestForgottenDirectoriesGo(t *testing.T) {
 		}
 		n.start()
 		same(t, "inventory of the next agent", len(n.lead.inventory()), 0)
-		n.lead.desired(4, false, toRun("b", 1))
-		same(t, "starts", n.world.started(), []string{"a/1", "b/1", "ghost/1"})
-		n.lead.desired(5, false, toRun("b", 2))
-		exists(t, n.dir, "sessions/b/workspace", true)
-		exists(t, n.dir, "sessions/b/log/0001.seg", true)
+	})
+}
+
+func TestEndedSessionsAreKeptUpToABound(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.opts = func(o *Options) { o.MaxEndedKept = 2 }
+		n.start()
+		for i, id := range []string{"a", "b", "c", "d"} {
+			n.lead.desired(uint64(i+1), false, toRun(id, 1))
+			n.world.tree(id).die(session.Exit{Cause: session.CauseCompleted})
+			wait(time.Second)
+		}
+		exists(t, n.dir, "sessions/a", false)
+		exists(t, n.dir, "sessions/b", false)
+		exists(t, n.dir, "sessions/c/workspace", true)
+		n.stop()
+		n.opts = func(o *Options) { o.MaxEndedKept = 1 }
+		n.lead.locked(func() { n.lead.holdFacts = true })
+		n.start()
+		exists(t, n.dir, "sessions/c/workspace", true) // its end may not be committed
+		n.lead.locked(func() { n.lead.holdFacts = false })
+		n.lead.desired(9, false, toRun("e", 1))
+		n.world.tree("e").die(session.Exit{Cause: session.CauseCompleted})
+		wait(time.Second)
+		exists(t, n.dir, "sessions/c", false)
+	})
+}
+
+func TestWhatTheClusterHasSeenRunIsNotStartedAgain(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.start()
+		d := toRun("s", 3)
+		d.Started = true
+		n.lead.desired(1, false, d)
+		same(t, "facts", n.lead.told("s"), []string{"3:exited lost"})
+		same(t, "starts", len(n.world.started()), 0)
+		n.lead.desired(2, false, toRun("s", 4))
+		same(t, "the next epoch", n.world.started(), []string{"s/4"})
 	})
 }
 

@@ -42,6 +42,6 @@
 //
 // Facts that wait for the control plane (Options.MaxFactsUnacked): at the bound sessions are given no more messages
 // and no turn's end is taken from them, and nothing is dropped. Messages of a session: maxInboxMessages and maxInboxBytes;
-// what does not fit is not acknowledged and comes again. Starts at one time: Options.MaxStarts. Logs of forgotten
-// sessions: Options.KeptLogs. Log readers, terminals and commands at one time: nodelink.MaxStreams.
+// what does not fit is not acknowledged and comes again. Starts at one time: Options.MaxStarts. Directories of ended
+// sessions, which stay for their logs until the cluster forgets them: Options.MaxEndedKept. Log readers, terminals and commands at one time: nodelink.MaxStreams.
 package agent

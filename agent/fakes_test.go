@@ -1,4 +1,5 @@
 // A world of processes that outlive agents, a leader at the other end of a link in memory, and a lease in memory.
+
 package agent
 
 import (
@@ -36,6 +37,7 @@ type world struct {
 	startErr  error
 	think     time.Duration // how long a turn takes; negative for ever
 	stubborn  time.Duration // how long a killed tree takes to die
+	absent    bool          // what is not alive was never started
 	starting  int
 	startPeak int
 	startTime time.Duration
@@ -116,6 +118,9 @@ func (w *world) Adopt(_ context.Context, s driver.Start) (driver.Process, error)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	tr := w.trees[s.SessionID]
+	if w.absent {
+		return nil, &driver.Gone{Exit: session.Exit{Cause: session.CauseStartFailed, Message: "never started"}}
+	}
 	if tr == nil || tr.epoch != s.Epoch {
 		return nil, &driver.Gone{Exit: session.Exit{Cause: session.CauseLost, Message: "no trace of it"}}
 	}

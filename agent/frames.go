@@ -1,4 +1,5 @@
 // What the control plane says and asks, frame by frame.
+
 package agent
 
 import (
@@ -40,9 +41,7 @@ func (s *supervisor) frame(f *nodev1.Frame) {
 	case *nodev1.Frame_HeartbeatAck:
 		s.heartbeatAck(p.HeartbeatAck)
 	case *nodev1.Frame_GetSessions:
-		if !s.sendInventory(f.GetRequestId()) {
-			s.oweInventory(f.GetRequestId())
-		}
+		s.oweInventory(f.GetRequestId())
 	case *nodev1.Frame_GetHealth:
 		s.answer(f, &nodev1.Frame{Payload: &nodev1.Frame_HealthResponse{HealthResponse: s.healthResponse()}})
 	case *nodev1.Frame_GetSession:
@@ -170,7 +169,7 @@ func (s *supervisor) sendInventory(requestID string) bool {
 	return s.send(&nodev1.Frame{RequestId: requestID, Index: s.facts.last(), Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: resp}})
 }
 
-// oweInventory remembers to answer once the link has room. One answer is as good as several to who asks again.
+// oweInventory has get_sessions answered once it can be: when what an earlier agent left is known, and the link has room.
 func (s *supervisor) oweInventory(requestID string) {
 	if len(s.inventoryOwed) < maxWaitersPerSession && !slices.Contains(s.inventoryOwed, requestID) {
 		s.inventoryOwed = append(s.inventoryOwed, requestID)

@@ -1,4 +1,5 @@
 // What an agent is made of.
+
 package agent
 
 import (
@@ -21,7 +22,7 @@ import (
 const (
 	DefaultMaxFactsUnacked = 10_000
 	DefaultMaxStarts       = 8
-	DefaultKeptLogs        = 64
+	DefaultMaxEndedKept    = 1000
 	DefaultStartTimeout    = 8 * time.Second // within the time an agent has to end in good order
 )
 
@@ -54,10 +55,18 @@ type Options struct {
 	// SecretsDir holds one file for each secret; empty for a node without secrets.
 	SecretsDir string
 
+	// PastLogs reads the log below a session's directory when no process of it lives; nil when logs go with processes.
+	PastLogs func(ctx context.Context, sessionDir string, from uint64, emit func([]*apiv1.LogLine) error) error
+	// Sweep kills what lives of a session whose record is damaged, by its directory; nil when nothing outlives an agent.
+	Sweep func(ctx context.Context, sessionDir string) error
+
 	MaxFactsUnacked int
 	MaxStarts       int           // processes being started at one time
-	KeptLogs        int           // forgotten sessions whose log stays readable; -1 for none
+	MaxEndedKept    int           // ended sessions whose directory is kept until the cluster forgets them; beyond it the oldest go
 	StartTimeout    time.Duration // of one start or adoption
+
+	// EndOnStop ends the sessions when the agent is told to stop, instead of leaving them to the next one.
+	EndOnStop bool
 
 	// Metrics is where the agent's metrics are registered; nil for nowhere.
 	Metrics prometheus.Registerer
@@ -97,8 +106,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	setDefault(&o.MaxFactsUnacked, DefaultMaxFactsUnacked)
 	setDefault(&o.MaxStarts, DefaultMaxStarts)
-	setDefault(&o.KeptLogs, DefaultKeptLogs)
-	o.KeptLogs = max(o.KeptLogs, 0)
+	setDefault(&o.MaxEndedKept, DefaultMaxEndedKept)
 	setDefault(&o.StartTimeout, DefaultStartTimeout)
 	return o, nil
 }

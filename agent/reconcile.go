@@ -1,4 +1,5 @@
 // Closing the difference between what the node should run and what it runs.
+
 package agent
 
 import (
@@ -78,6 +79,10 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 	id, epoch := d.GetSessionId(), d.GetEpoch()
 	e := s.entries[id]
 	if s.tombs.buried(id, epoch) || e != nil && e.epoch() >= epoch {
+		return
+	}
+	if d.GetStarted() {
+		s.neverRan(id, epoch, d.GetOutputBase(), session.Exit{Cause: session.CauseLost, Message: "the node does not have it any more"})
 		return
 	}
 	spec := pbconv.SpecFromProto(d.GetSpec())

@@ -1,4 +1,5 @@
 // One epoch of one session on this node, from its start or adoption to its end: one goroutine.
+
 package agent
 
 import (
@@ -77,6 +78,10 @@ type event struct {
 	fact *nodev1.Fact // nil when there is nothing to report
 	// Set with a run's last event: nothing of it lives any more.
 	ended bool
+	// absent: it was never started, and nothing is to be said of it.
+	absent bool
+	// settled: the first attempt to adopt it is over.
+	settled bool
 }
 
 // run is one epoch of one session. The supervisor makes it, starts main in a goroutine, orders, and reads its state;
@@ -96,6 +101,7 @@ type run struct {
 	wake       chan struct{} // holds one: an order, a message, room for facts, a new lease
 	done       chan struct{} // closed when main has returned
 	superseded bool          // guarded by mu: a newer epoch waits; nobody wants this one's turns
+	settled    bool          // owned by main
 
 	mu    sync.Mutex
 	want  order
@@ -164,11 +170,13 @@ func (r *run) main(ctx context.Context) {
 		r.proc = proc
 		r.mu.Unlock()
 		r.report(&nodev1.Fact{Kind: &nodev1.Fact_Started{Started: &nodev1.Started{Pid: int32(proc.PID())}}})
+		r.settle()
 		end = (&serving{run: r, proc: proc}).serve(ctx)
 	}
 	if end != nil {
 		r.finish(end)
 	}
+	r.settle()
 }
 
 // begin starts the session's process. It returns an ending when there is none to serve, and neither when the agent
@@ -226,6 +234,10 @@ func (r *run) adopt(ctx context.Context) (driver.Process, *ending) {
 		switch {
 		case err == nil:
 			return proc, nil
+		case errors.As(err, &gone) && gone.Exit.Cause == session.CauseStartFailed:
+			// The agent ended between the order and the start. It is told again, and starts it then.
+			r.emit(event{run: r, ended: true, absent: true})
+			return nil, nil
 		case errors.As(err, &gone):
 			return nil, r.gone(ctx, gone)
 		case ctx.Err() != nil:
@@ -234,9 +246,18 @@ func (r *run) adopt(ctx context.Context) (driver.Process, *ending) {
 			return nil, r.neverRan(session.Exit{Cause: session.CauseLost, Message: "could not be taken up again, and the node's lease has lapsed: " + oneLine(err)})
 		}
 		r.log.Warn("a session could not be taken up again; trying on", "session", r.id, "epoch", r.epoch, "error", err, "retry_in", delay)
+		r.settle()
 		if !r.pause(ctx, delay) {
 			return nil, nil
 		}
+	}
+}
+
+// settle tells the supervisor, once, that what can be known of an adopted run at once is known.
+func (r *run) settle() {
+	if r.adopted && !r.settled {
+		r.settled = true
+		r.emit(event{run: r, settled: true})
 	}
 }
 

@@ -1,4 +1,5 @@
 // The sessions' directories: what each session was started with, so that a later agent can take it up again.
+
 package agent
 
 import (
@@ -62,8 +63,6 @@ type record struct {
 	OutputBase uint64          `json:"outputBase,omitempty"`
 	CreateTime time.Time       `json:"createTime"`
 	Ended      *ending         `json:"ended,omitempty"`
-	// Forgotten says that the session's end is known to the cluster and only its log is kept.
-	Forgotten bool `json:"forgotten,omitempty"`
 }
 
 // ending is how a session's process ended, and what the cluster is told of it.
@@ -164,7 +163,7 @@ func (s *store) read(id string) (*record, error) {
 	}
 	switch {
 	case r.Version > recordVersion:
-		return nil, fault.New(fault.FailedPrecondition, "agent: the record of session %s has version %d and this node-agent knows %d; it was written by a newer release: run that one", id, r.Version, recordVersion)
+		return nil, fault.New(fault.FailedPrecondition, "agent: %s has version %d and this node-agent knows %d; it was written by a newer release: run that one", filepath.Join(s.dir(id), recordFile), r.Version, recordVersion)
 	case r.Version < 1 || r.SessionID != id || r.Epoch == 0:
 		return nil, fmt.Errorf("agent: the record of session %s is damaged", id)
 	}
@@ -239,15 +238,10 @@ func (s *store) names(dir string) ([]string, error) {
 	return names, nil
 }
 
-// discard moves a session's directory, or with onlyWorkspace only its workspace, to the trash: at once gone from
-// where anybody looks, whatever its size.
-func (s *store) discard(id string, onlyWorkspace bool) error {
-	from := filepath.Join(sessionsDir, id)
-	if onlyWorkspace {
-		from = filepath.Join(from, workspaceDir)
-	}
+// discard moves a session's directory to the trash: at once gone from where anybody looks, whatever its size.
+func (s *store) discard(id string) error {
 	to := filepath.Join(trashDir, id+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
-	if err := s.root.Rename(from, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.root.Rename(filepath.Join(sessionsDir, id), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("agent: remove the directory of session %s: %w", id, err)
 	}
 	return nil

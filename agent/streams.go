@@ -1,5 +1,6 @@
 // Bytes to and from a session: its log, a terminal, a further command. They ride on the link beside the supervisor,
 // which only says where the session is.
+
 package agent
 
 import (
@@ -24,11 +25,6 @@ type stream interface {
 	Send(ctx context.Context, d *nodev1.StreamData) error
 	Recv(ctx context.Context) (*nodev1.StreamData, error)
 	Close(err error, exit *apiv1.Session_Exit)
-}
-
-// pastLogs is implemented by drivers that can read the log of a session whose process is gone.
-type pastLogs interface {
-	ReadPastLogs(ctx context.Context, s driver.Start, from uint64, emit func([]*apiv1.LogLine) error) error
 }
 
 // where asks the supervisor for a session.
@@ -67,11 +63,8 @@ func (a *Agent) dispatch(ctx context.Context, s stream) (*session.Exit, error) {
 	return nil, fault.New(fault.Unimplemented, "this node-agent does not know that kind of stream")
 }
 
-// find returns the session's run; for a forgotten session one that only says where its log is.
+// find returns the session's run.
 func (a *Agent) find(ctx context.Context, id string) (*run, error) {
-	if err := checkSessionID(id); err != nil {
-		return nil, err
-	}
 	w := where{id: id, reply: make(chan *run, 1)}
 	select {
 	case a.notes <- w:
@@ -80,23 +73,13 @@ func (a *Agent) find(ctx context.Context, id string) (*run, error) {
 	}
 	select {
 	case r := <-w.reply:
-		if r != nil {
-			return r, nil
+		if r == nil {
+			return nil, fault.New(fault.NotFound, "session %s is not on node %s", clip(id), a.opts.Name)
 		}
+		return r, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	rec, err := a.host.store.read(id)
-	if err != nil || !rec.Forgotten {
-		return nil, fault.New(fault.NotFound, "session %s is not on node %s", id, a.opts.Name)
-	}
-	p, err := rec.spec()
-	if err != nil {
-		return nil, err
-	}
-	r := newRun(a.host, rec, pbconv.SpecFromProto(p), true)
-	r.ended = rec.Ended
-	return r, nil
 }
 
 // locate answers find.
@@ -138,10 +121,8 @@ func (a *Agent) readLogs(ctx context.Context, s stream, r *run, req *nodev1.Read
 	if proc := r.status().proc; proc != nil {
 		return proc.ReadLogs(ctx, req.GetFromLine(), req.GetFollow(), emit)
 	}
-	if !r.live() {
-		if p, ok := r.drivers[r.spec.Type].(pastLogs); ok {
-			return p.ReadPastLogs(ctx, r.start(), req.GetFromLine(), emit)
-		}
+	if !r.live() && a.opts.PastLogs != nil {
+		return a.opts.PastLogs(ctx, r.store.dir(r.id), req.GetFromLine(), emit)
 	}
 	_, err := r.running()
 	return err

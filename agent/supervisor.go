@@ -1,4 +1,5 @@
 // The supervisor: the one goroutine that owns the table of sessions, the facts, and the lease.
+
 package agent
 
 import (
@@ -6,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +47,11 @@ const (
 	// maxTombstones bounds the memory of sessions that are forgotten; the oldest go first.
 	maxTombstones = 4096
 
+	// endOnStopGrace is the time from SIGTERM to SIGKILL for sessions that end with their agent, and endOnStopPatience how
+	// long the agent stays for that.
+	endOnStopGrace    = 5 * time.Second
+	endOnStopPatience = 8 * time.Second
+
 	defaultRenew     = 3 * time.Second
 	defaultHeartbeat = 10 * time.Second
 )
@@ -58,6 +65,8 @@ type entry struct {
 	next *nextRun
 	// forget: once the run has ended, its directory may go.
 	forget bool
+	// endFact is the number of the fact that reports the run's end.
+	endFact uint64
 	// removing: the janitor has its directory in hand.
 	removing bool
 	waiters  []waiter
@@ -95,7 +104,6 @@ type supervisor struct {
 	tombs   tombstones
 
 	cluster       atomic.Pointer[string] // read when a hello is made
-	linked        bool
 	linkedEver    bool
 	renew         time.Duration
 	heartbeat     time.Duration
@@ -104,9 +112,11 @@ type supervisor struct {
 	lastAnswered  time.Duration // sent_at of the last heartbeat that was answered
 	lastAnswer    time.Time
 	roundTrip     time.Duration
+	ended         []*run // whose directories are kept, oldest first
 	verdict       health.Verdict
 	sample        health.Sample
-	inventoryOwed []string // request ids of get_sessions that the link had no room for the answer to
+	inventoryOwed []string // request ids of get_sessions that could not be answered yet
+	adopting      int      // sessions of an earlier agent of which nothing is known yet
 
 	renewTimer, leaseTimer, retryTimer *time.Timer
 }
@@ -123,35 +133,43 @@ func (s *supervisor) init(a *Agent) {
 
 func (s *supervisor) clusterID() string { return *s.cluster.Load() }
 
-// load makes an entry for each session that has a directory; it returns those that are forgotten.
-func (s *supervisor) load() (forgotten []*record, err error) {
+// load makes an entry for each session that has a directory.
+func (s *supervisor) load() error {
 	records, damaged, err := s.host.store.list()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for name, why := range damaged {
+		s.sweep(name)
 		to, err := s.host.store.setAside(name)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		s.log.Error("a session's record is damaged; its directory was set aside, and nothing of it is run", "session", name, "kept_in", to, "error", why)
+		s.log.Error("a session's record is damaged; what lived of it was killed and its directory set aside", "session", name, "kept_in", to, "error", why)
 		s.metrics.damaged.Inc()
 	}
 	for _, rec := range records {
-		if rec.Forgotten {
-			forgotten = append(forgotten, rec)
-			s.tombs.add(rec.SessionID, rec.Epoch)
-			continue
-		}
 		p, err := rec.spec()
 		if err != nil {
-			return nil, err // list has read it before
+			return err // list has read it before
 		}
 		spec := pbconv.SpecFromProto(p)
 		spec.Normalize()
 		s.entries[rec.SessionID] = &entry{id: rec.SessionID, run: newRun(s.host, rec, spec, true)}
 	}
-	return forgotten, nil
+	return nil
+}
+
+// sweep kills what lives of a session that cannot be adopted: the agent would renew its lease for ever.
+func (s *supervisor) sweep(name string) {
+	if s.opts.Sweep == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.StartTimeout)
+	defer cancel()
+	if err := s.opts.Sweep(ctx, s.host.store.dir(name)); err != nil {
+		s.log.Error("what may live of a damaged session could not be killed", "session", name, "error", err)
+	}
 }
 
 // loop is the supervisor's goroutine. It returns once every session was let go.
@@ -167,9 +185,13 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 		s.letGo()
 	}()
 	s.adoptAll()
+	stop, patience := ctx.Done(), (<-chan time.Time)(nil)
 	for {
 		s.checkLease()
 		s.flush()
+		if stop == nil && s.allToldAndGone() {
+			return nil
+		}
 		select {
 		case m := <-s.in:
 			if err := s.fromLink(m); err != nil {
@@ -183,20 +205,49 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 			s.sendHeartbeat()
 		case <-s.leaseTimer.C:
 		case <-s.retryTimer.C:
-		case <-ctx.Done():
+		case <-stop:
+			if !s.opts.EndOnStop {
+				return nil
+			}
+			stop, patience = nil, time.After(endOnStopPatience)
+			s.endAll()
+		case <-patience:
 			return nil
 		}
 	}
 }
 
+// endAll ends every session because the agent was told to end them with it.
+func (s *supervisor) endAll() {
+	s.dropNext("the agent is stopping")
+	for _, e := range s.entries {
+		if e.live() {
+			e.run.order(order{strength: orderStop, grace: min(e.run.spec.Grace, endOnStopGrace), exit: session.Exit{
+				Cause: session.CauseEvicted, Message: "the node agent was stopped, and ends its sessions then",
+			}})
+		}
+	}
+}
+
+// allToldAndGone: no session lives, and the cluster knows of every end, as far as there is a link to tell it.
+func (s *supervisor) allToldAndGone() bool {
+	return s.liveSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
+}
+
 // adoptAll starts the runs of what an earlier agent left.
 func (s *supervisor) adoptAll() {
+	var ended []*entry
 	for _, e := range s.entries {
 		if e.run.rec.Ended != nil {
-			s.reportEnded(e)
+			ended = append(ended, e)
 			continue
 		}
+		s.adopting++
 		s.launch(e.run)
+	}
+	slices.SortFunc(ended, func(a, b *entry) int { return a.run.rec.Ended.Time.Compare(b.run.rec.Ended.Time) })
+	for _, e := range ended {
+		s.reportEnded(e)
 	}
 }
 
@@ -205,10 +256,15 @@ func (s *supervisor) reportEnded(e *entry) {
 	e.run.ended = e.run.rec.Ended
 	close(e.run.done)
 	s.tell(e.run.fact(exitedFact(e.run.ended)))
+	s.keep(e)
 }
 
 func (s *supervisor) launch(r *run) {
-	s.runs.Go(func() { r.main(s.runCtx) })
+	s.running.Add(1)
+	s.runs.Go(func() {
+		defer s.running.Add(-1)
+		r.main(s.runCtx)
+	})
 }
 
 // letGo waits for all runs, which let their processes go, and sends their last facts.
@@ -239,8 +295,7 @@ func (s *supervisor) fromLink(m any) error {
 	case linkUp:
 		return s.linkUp(m)
 	case linkDown:
-		s.linked = false
-		s.metrics.linked.Set(0)
+		s.linked.Store(false)
 		s.renewTimer.Stop()
 		s.dropWaiters()
 		if !s.host.lease.held() {
@@ -248,7 +303,9 @@ func (s *supervisor) fromLink(m any) error {
 		}
 		s.log.Warn("the node link is down; sessions go on until the lease ends", "lease_left", s.leaseLeft(), "error", m.err)
 	case *nodev1.Frame:
-		s.frame(m)
+		if s.linked.Load() { // else it is of a server that is not this node's
+			s.frame(m)
+		}
 	}
 	return nil
 }
@@ -258,6 +315,7 @@ func (s *supervisor) linkUp(up linkUp) error {
 	if err := s.data.joinCluster(up.ack.GetClusterId(), up.server); err != nil {
 		if s.linkedEver {
 			// One wrong address among good ones must not end a node that runs sessions.
+			s.linked.Store(false)
 			s.log.Error("a server of another cluster answered", "server", up.server, "error", err)
 			s.bounce("another cluster's server")
 			return nil
@@ -266,9 +324,9 @@ func (s *supervisor) linkUp(up linkUp) error {
 	}
 	id := s.data.id.ClusterID
 	s.cluster.Store(&id)
-	s.linked, s.linkedEver = true, true
+	s.linkedEver = true
+	s.linked.Store(true)
 	s.dropWaiters() // of an earlier leader on the same link
-	s.metrics.linked.Set(1)
 	s.renew = positive(up.ack.GetRenewInterval().AsDuration(), defaultRenew)
 	s.heartbeat = positive(up.ack.GetHeartbeatInterval().AsDuration(), defaultHeartbeat)
 	s.leaseLength = up.ack.GetLease().AsDuration()
@@ -309,13 +367,39 @@ func (s *supervisor) event(e event) {
 	if e.fact != nil {
 		s.facts.add(e.fact)
 	}
+	if e.settled {
+		s.adopting--
+	}
 	ent := s.entries[e.run.id]
 	if ent == nil || ent.run != e.run {
 		return
 	}
+	if e.absent {
+		ent.run, ent.removing = nil, true
+		s.janitor.forget(ent.id)
+		return
+	}
 	s.answerWaiters(ent)
 	if e.ended {
+		s.keep(ent)
 		s.advance(ent)
+	}
+}
+
+// keep counts a session that has ended; beyond the bound the oldest goes whose end is committed.
+func (s *supervisor) keep(e *entry) {
+	e.endFact = s.facts.last()
+	s.ended = append(s.ended, e.run)
+	for len(s.ended) > s.opts.MaxEndedKept {
+		old := s.entries[s.ended[0].id]
+		if old != nil && old.run == s.ended[0] { // else it was forgotten, or started again
+			if old.endFact > s.facts.committed {
+				return
+			}
+			old.forget = true
+			s.advance(old)
+		}
+		s.ended = s.ended[1:]
 	}
 }
 
@@ -374,10 +458,10 @@ func (s *supervisor) wakeAll() {
 
 // flush hands waiting facts and owed answers to the link, as far as it has room.
 func (s *supervisor) flush() {
-	if !s.linked {
+	if !s.linked.Load() {
 		return
 	}
-	for len(s.inventoryOwed) > 0 {
+	for len(s.inventoryOwed) > 0 && s.adopting == 0 {
 		if !s.sendInventory(s.inventoryOwed[0]) {
 			return
 		}

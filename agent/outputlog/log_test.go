@@ -252,8 +252,8 @@ func TestLostOutputLeavesAHoleAndANotice(t *testing.T) {
 	w.Line(Stdout, []byte("again"), false, 1)
 	w.Close()
 	got := dump(t, dir, 1)
-	if len(got) != 4 || got[0] != "1 e0 k1 kept" || !strings.Contains(got[1], "output was lost in 2 writes") ||
-		got[2] != "hole 2-2" || got[3] != "3 e0 k1 again" {
+	if len(got) != 4 || got[0] != "1 e0 k1 kept" || !strings.Contains(got[2], "output was lost in 2 writes") ||
+		got[1] != "hole 2-2" || got[3] != "3 e0 k1 again" {
 		t.Fatalf("got %q", got)
 	}
 }

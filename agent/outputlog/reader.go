@@ -1,4 +1,5 @@
 // Reading, also while somebody appends.
+
 package outputlog
 
 import (
@@ -103,7 +104,7 @@ func (r *Reader) Next() (Record, error) {
 			}
 		}
 		rec, err := r.record()
-		if err == io.EOF || errors.Is(err, errTorn) {
+		if errors.Is(err, io.EOF) || errors.Is(err, errTorn) {
 			moved, err := r.advance()
 			if err != nil || !moved {
 				return Record{}, eof(err)
@@ -115,21 +116,31 @@ func (r *Reader) Next() (Record, error) {
 		}
 		switch {
 		case rec.Kind < Stdout || rec.Kind > Notice:
-		case !rec.IsLine() && rec.Number+1 >= r.from:
-			return rec, nil
-		case !rec.IsLine() || rec.Number < r.want:
-		case rec.Number > r.want:
-			hole := Record{Kind: Hole, Epoch: rec.Epoch, Number: r.want, Last: rec.Number - 1, Data: holeText(r.want, rec.Number-1)}
-			r.want = rec.Number + 1
-			r.keep = append(r.keep[:0], rec.Data...)
-			rec.Data = r.keep
-			r.held = &rec
-			return hole, nil
+		case rec.IsLine() && rec.Number < r.want, !rec.IsLine() && rec.Number+1 < r.from:
+		case rec.IsLine() && rec.Number > r.want:
+			return r.hole(rec, rec.Number-1), nil
+		case !rec.IsLine() && rec.Number >= r.want: // lines before it are missing, and come before it
+			return r.hole(rec, rec.Number), nil
 		default:
-			r.want++
+			if rec.IsLine() {
+				r.want++
+			}
 			return rec, nil
 		}
 	}
+}
+
+// hole returns the hole up to last and holds the record after it back for the next call.
+func (r *Reader) hole(rec Record, last uint64) Record {
+	h := Record{Kind: Hole, Epoch: rec.Epoch, Number: r.want, Last: last, Data: holeText(r.want, last)}
+	r.want = last + 1
+	if rec.IsLine() {
+		r.want = rec.Number + 1
+	}
+	r.keep = append(r.keep[:0], rec.Data...)
+	rec.Data = r.keep
+	r.held = &rec
+	return h
 }
 
 func eof(err error) error {

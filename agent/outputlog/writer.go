@@ -1,4 +1,5 @@
 // Appending: one writer per log, the shim.
+
 package outputlog
 
 import (
@@ -114,7 +115,7 @@ func scan(f *os.File) (last uint64, size int64, err error) {
 	last = r.first - 1
 	for {
 		rec, err := r.record()
-		if err == io.EOF || errors.Is(err, errTorn) {
+		if errors.Is(err, io.EOF) || errors.Is(err, errTorn) {
 			return last, r.at, nil
 		}
 		if err != nil {
@@ -202,7 +203,7 @@ func (w *Writer) Flush() error {
 	}
 	if w.err != nil {
 		text := fmt.Sprintf("output was lost in %d writes: %v", w.lost, w.err)
-		batch = append(appendRecord(nil, &Record{Kind: Notice, Epoch: w.opt.Epoch, Number: w.last, Time: time.Now().UnixNano(), Data: []byte(text)}), batch...)
+		batch = append(appendRecord(nil, &Record{Kind: Notice, Epoch: w.opt.Epoch, Number: w.lastBefore(batch), Time: time.Now().UnixNano(), Data: []byte(text)}), batch...)
 	}
 	err := w.write(batch)
 	if err != nil {
@@ -235,23 +236,26 @@ func (w *Writer) write(batch []byte) error {
 // rollBefore starts a segment whose first line is the first one of batch.
 func (w *Writer) rollBefore(batch []byte) error {
 	last := w.last
-	if rec, err := parseFirst(batch); err == nil {
-		w.last = rec.Number
-		if rec.IsLine() {
-			w.last--
-		}
-	}
+	w.last = w.lastBefore(batch)
 	err := w.roll()
 	w.last = last
 	return err
 }
 
-func parseFirst(b []byte) (Record, error) {
-	n, err := recordBytes(b)
+// lastBefore is the number of the last line before batch.
+func (w *Writer) lastBefore(batch []byte) uint64 {
+	n, err := recordBytes(batch)
 	if err != nil {
-		return Record{}, err
+		return w.last
 	}
-	return parseRecord(b[:n])
+	rec, err := parseRecord(batch[:n])
+	if err != nil {
+		return w.last
+	}
+	if rec.IsLine() {
+		return rec.Number - 1
+	}
+	return rec.Number
 }
 
 // Close writes what waits and closes the log.

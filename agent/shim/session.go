@@ -1,4 +1,5 @@
 // The goroutine that owns a session: output, input, requests, the lease, and the end.
+
 package shim
 
 import (
@@ -128,7 +129,7 @@ func (s *session) run() {
 			if !s.gone {
 				s.status, s.gone = <-s.mainEnded, true
 			}
-			killCgroups(s.p.Cgroup2, s.p.Cgroup1) // what joined the cgroup from outside, such as an exec
+			s.killCgroups() // what joined them from outside, such as an exec
 			t := time.NewTimer(drainPatience)
 			defer t.Stop()
 			drained = t.C
@@ -287,11 +288,18 @@ func (s *session) killPass() {
 		return
 	default:
 	}
-	killCgroups(s.p.Cgroup2, s.p.Cgroup1)
+	s.killCgroups()
 	s.run0.Process.Kill()
 	killDescendants()
 	s.killTimer.Reset(s.killWait)
 	s.killWait = min(2*s.killWait, killWaitMax)
+}
+
+// killCgroups kills what is in the session's cgroups; an exec is only a guest there.
+func (s *session) killCgroups() {
+	if !s.p.Exec {
+		killCgroups(s.p.Cgroup2, s.p.Cgroup1)
+	}
 }
 
 // finish writes the end down, tells it, and lets the goroutines go.

@@ -1,4 +1,5 @@
 // Applying: one entry of the log, from its commands to its transaction and its change.
+
 package state
 
 import (

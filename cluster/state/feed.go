@@ -1,4 +1,5 @@
 // The feed: every change in order, to whoever subscribed, each at its own pace and within bounds.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Messages: a session's mailbox from the send to the ack.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Nodes: registration, status transitions, loss, cordon, removal.
+
 package state
 
 import (

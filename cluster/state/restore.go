@@ -1,4 +1,5 @@
 // Restore: new tables from a snapshot, in place of the old ones only when all of it was read; and inspection.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Sessions: spawn, place, terminate, remove; and the one place where a session's row changes.
+
 package state
 
 import (

@@ -269,12 +269,11 @@ func (d *doctor) nodes(ctx context.Context) bool {
 	var bad []string
 	usable := 0
 	for _, n := range all {
-		st := n.GetStatus()
-		if st != apiv1.Node_HEALTHY {
-			bad = append(bad, fmt.Sprintf("%s is %s (%s)", n.GetName(), st, first(n.GetReason(), "no reason given")))
+		if n.GetStatus() != apiv1.Node_HEALTHY {
+			bad = append(bad, fmt.Sprintf("%s is %s (%s)", n.GetName(), n.GetStatus(), first(n.GetReason(), "no reason given")))
 		}
-		// A degraded node takes sessions where no healthy one has room.
-		if n.GetSchedulable() && (st == apiv1.Node_HEALTHY || st == apiv1.Node_DEGRADED) {
+		// A degraded node is the second choice, and takes sessions all the same.
+		if n.GetSchedulable() && (n.GetStatus() == apiv1.Node_HEALTHY || n.GetStatus() == apiv1.Node_DEGRADED) {
 			usable++
 		}
 	}

@@ -37,6 +37,10 @@ func main() {
 		}
 		return
 	}
+	os.Exit(run())
+}
+
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
@@ -44,9 +48,9 @@ func main() {
 	code, err := demo(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		code = 1
+		return 1
 	}
-	os.Exit(code)
+	return code
 }
 
 // demo starts the cluster, runs the story, and ends everything.
@@ -135,11 +139,15 @@ func startCluster(ctx context.Context, program, data string, base int) (*cluster
 // stop ends the cluster, and with it every process that it started.
 func (c *cluster) stop() {
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
+	var err error
 	select {
-	case <-c.done:
+	case err = <-c.done:
 	case <-time.After(30 * time.Second):
 		_ = c.cmd.Process.Kill()
-		<-c.done
+		err = <-c.done
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo: the cluster ended badly:", err)
 	}
 }
 
