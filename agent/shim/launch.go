@@ -46,11 +46,11 @@ func shimEnv() []string {
 
 // TryLock takes the lock of a shim's directory, which proves that no shim lives there, or returns ErrLives.
 func TryLock(dir string) (*os.File, error) {
-	fd, err := unix.Open(filepath.Join(dir, LockName), unix.O_RDWR|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Open(filepath.Join(dir, StateName), unix.O_RDWR|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("shim: open the lock in %s: %w", dir, err)
 	}
-	f := os.NewFile(uintptr(fd), LockName)
+	f := os.NewFile(uintptr(fd), StateName)
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if err == unix.EWOULDBLOCK {
@@ -131,8 +131,8 @@ func lastWords(dir string, err error) error {
 	if errors.As(err, &refusal) {
 		return nil
 	}
-	if b, rerr := os.ReadFile(filepath.Join(dir, LockName)); rerr == nil && len(b) > 0 {
-		return fmt.Errorf("shim: it said: %s", b[:min(len(b), 512)])
+	if said := LastWords(dir); said != "" {
+		return errors.New("shim: it said: " + said)
 	}
 	return nil
 }
@@ -159,8 +159,8 @@ func fork(prog Program, dir string, control int, lock *os.File, stdio [3]*os.Fil
 		}
 	}
 	if lock != nil {
-		if err := unix.Ftruncate(int(lock.Fd()), 0); err != nil { // what an earlier one said
-			return 0, fmt.Errorf("shim: launch: %w", err)
+		if err := clearState(lock); err != nil {
+			return 0, err
 		}
 		files[2] = lock.Fd() // and of the shim alone: what it starts gets a standard error of its own
 	}

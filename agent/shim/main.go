@@ -18,7 +18,7 @@ import (
 // HiddenArg as the first argument makes a program that calls MainIfRequested a shim.
 const HiddenArg = "__shim"
 
-// controlFD is a socket to the agent that launched the shim. Its standard error is the lock file, locked.
+// controlFD is a socket to the agent that launched the shim. Its standard error is the state file, locked.
 const controlFD = 3
 
 // MainIfRequested turns the calling program into a shim when its first argument is HiddenArg, and then does not return.
@@ -98,11 +98,6 @@ func setUp(control *conn, first frame) (*session, *Error) {
 	}
 	control.subscribed = true
 	_, _ = control.f.Write(encodeFrame(typeOK, first.request, s.started())) // an agent that is gone will come back by the socket
-	if !p.Exec {
-		if s.listener, err = listen(); err != nil {
-			fmt.Fprintln(os.Stderr, "shim:", err) // the launching connection still works
-		}
-	}
 	return s, nil
 }
 
@@ -129,7 +124,10 @@ func (s *session) recordRun() (err error) {
 	if s.p.Exec {
 		return nil
 	}
-	return writeSmall(RunName, sealRecord(r.encode()))
+	if err := writeRecord(".", slotRun, r.encode(), false); err != nil {
+		return fmt.Errorf("write the run record: %w", err)
+	}
+	return nil
 }
 
 func (s *session) started() fields {

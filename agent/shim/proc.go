@@ -4,7 +4,6 @@ package shim
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"os"
 	"strconv"
@@ -190,17 +189,4 @@ func readSmall(path string, buf []byte) ([]byte, error) {
 		return nil, &os.PathError{Op: "read", Path: path, Err: err}
 	}
 	return buf[:n], nil
-}
-
-// writeSmall makes a small file of its own, mode 0600.
-func writeSmall(path string, b []byte) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	if n, err := unix.Write(fd, b); err != nil || n < len(b) {
-		return &os.PathError{Op: "write", Path: path, Err: cmp.Or(err, error(unix.ENOSPC))}
-	}
-	return nil
 }

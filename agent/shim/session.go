@@ -63,6 +63,7 @@ type session struct {
 	flush     *time.Timer // a terminal's open line
 	grace     *time.Timer
 	killTimer *time.Timer
+	relisten  *time.Timer
 	killWait  time.Duration
 	killing   bool
 	gone      bool // the main process has ended
@@ -78,7 +79,7 @@ func newSession(p *Params, control *conn, watch *lease.Watch) *session {
 		output: make(chan chunk), requests: make(chan request), peers: make(chan *conn), lapsed: make(chan error, 1),
 		written: make(chan error, 1), mainEnded: make(chan unix.WaitStatus, 1),
 		none: make(chan struct{}), stop: make(chan struct{}),
-		flush: stopped(), grace: stopped(), killTimer: stopped(), killWait: killWaitMin,
+		flush: stopped(), grace: stopped(), killTimer: stopped(), relisten: stopped(), killWait: killWaitMin,
 	}
 }
 
@@ -113,6 +114,8 @@ func (s *session) run() {
 			}
 		case <-s.grace.C:
 			s.kill(s.cause, s.message)
+		case <-s.relisten.C:
+			s.listenOrRetry()
 		case <-s.killTimer.C:
 			s.killPass()
 		case s.status = <-s.mainEnded:
@@ -145,9 +148,6 @@ func (s *session) startGoroutines() {
 	if s.p.Exec {
 		return
 	}
-	if s.listener != nil {
-		go accept(s.listener, s.peers, s.stop)
-	}
 	s.open = 1
 	go s.read(s.child.stdout, outputlog.Stdout)
 	if s.child.stderr != nil {
@@ -155,6 +155,20 @@ func (s *session) startGoroutines() {
 		go s.read(s.child.stderr, outputlog.Stderr)
 	}
 	s.stdin.start(s.child.stdin, s.written)
+}
+
+// listen makes the socket, unless it is there. Most sessions end before anybody but their first agent wants to talk.
+func (s *session) listen() error {
+	if s.listener != nil || s.p.Exec {
+		return nil
+	}
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	s.listener = l
+	go accept(l, s.peers, s.stop)
+	return nil
 }
 
 func (s *session) serve(c *conn) {
