@@ -1,12 +1,7 @@
 // What a shim is started with, and what it leaves on disk: parameters, the run record, the exit record.
 //
-<<<<<<< HEAD
-// A record file is "ORSR", a version byte (1), three zero bytes, the CRC-32 (IEEE) of the fields, then the fields.
-
-=======
 // Both records lie in the state file, each in a slot of its own: "ORSR", a version byte (1), three zero bytes, the CRC-32
 // (IEEE) of the fields, their length (4 bytes each), then the fields. After the slots comes what the shim had to say.
->>>>>>> shim
 package shim
 
 import (
