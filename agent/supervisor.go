@@ -333,7 +333,12 @@ func (s *supervisor) linkUp(up linkUp) error {
 	s.heartbeat = positive(up.ack.GetHeartbeatInterval().AsDuration(), defaultHeartbeat)
 	s.leaseLength = up.ack.GetLease().AsDuration()
 	s.facts.resend()
-	if !s.commit(up.ack.GetFactIndex()) {
+	if up.ack.GetFactIndex() < s.facts.committed {
+		// The cluster has forgotten the node and taken it in again, or its state was restored from a snapshot.
+		s.log.Warn("the server knows fewer facts of this incarnation than were committed; numbering what is left after them",
+			"server", up.server, "knows", up.ack.GetFactIndex(), "committed", s.facts.committed)
+		s.facts.renumber(up.ack.GetFactIndex())
+	} else if !s.commit(up.ack.GetFactIndex()) {
 		// This incarnation was used before: the data directory came back from a copy. Lower numbers would have no effect.
 		s.log.Error("the server knows facts of this incarnation that this agent never reported; numbering its own after them",
 			"server", up.server, "committed", up.ack.GetFactIndex(), "last", s.facts.last())

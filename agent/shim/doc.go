@@ -19,11 +19,11 @@
 //
 // # The directory
 //
-//	lock     locked (flock) by the shim while it lives: who can lock it knows that there is none
-//	run      what runs: pids with their start times, boot, cgroups, where the epoch's output begins
-//	exit     how it ended; written once, whole or not at all, fsynced
-//	sock     the shim's Unix socket, mode 0600; a peer of another user is refused
-//	stderr   what the shim itself had to say, such as a panic
+//	lock  locked (flock) by the shim while it lives: who can lock it knows that there is none. It is the shim's
+//	      standard error, too, and holds what it had to say, such as a panic
+//	run   what runs: pids with their start times, boot, cgroups, where the epoch's output begins
+//	exit  how it ended; written once and fsynced, and void unless its checksum is right
+//	sock  the shim's Unix socket, mode 0600; a peer of another user is refused
 //
 // # The protocol, version 1
 //

@@ -1,6 +1,6 @@
 // What a shim is started with, and what it leaves on disk: parameters, the run record, the exit record.
 //
-// A record file is "ORSR", a version byte (1), three zero bytes, the CRC-32C of the fields, then the fields.
+// A record file is "ORSR", a version byte (1), three zero bytes, the CRC-32 (IEEE) of the fields, then the fields.
 
 package shim
 
@@ -16,11 +16,10 @@ import (
 
 // The names in a shim's directory.
 const (
-	LockName   = "lock"
-	RunName    = "run"
-	ExitName   = "exit"
-	SockName   = "sock"
-	StderrName = "stderr"
+	LockName = "lock"
+	RunName  = "run"
+	ExitName = "exit"
+	SockName = "sock"
 )
 
 // InputsMax is how many of the latest inputs a shim remembers.
@@ -266,13 +265,11 @@ const (
 	recordBytesMax = 1 << 20
 )
 
-var crcTable = crc32.MakeTable(crc32.Castagnoli)
-
 func sealRecord(payload []byte) []byte {
 	b := make([]byte, recordHead, recordHead+len(payload))
 	copy(b, recordMagic)
 	b[4] = recordVersion
-	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(payload, crcTable))
+	binary.LittleEndian.PutUint32(b[8:], crc32.ChecksumIEEE(payload))
 	return append(b, payload...)
 }
 
@@ -289,7 +286,7 @@ func openRecord(path string) ([]byte, error) {
 		return nil, fmt.Errorf("shim: read a record: %w", err)
 	}
 	if len(b) < recordHead || string(b[:4]) != recordMagic || b[4] != recordVersion ||
-		crc32.Checksum(b[recordHead:], crcTable) != binary.LittleEndian.Uint32(b[8:]) {
+		crc32.ChecksumIEEE(b[recordHead:]) != binary.LittleEndian.Uint32(b[8:]) {
 		return nil, fmt.Errorf("shim: read %s: %w", path, errMalformed)
 	}
 	return b[recordHead:], nil
@@ -314,10 +311,10 @@ func ReadExit(dir string) (*Exit, error) {
 	return decodeExit(b)
 }
 
-// WriteExit writes the exit record: whole or not at all, and on disk when it returns.
-func WriteExit(dir string, e *Exit) (err error) {
-	path := filepath.Join(dir, ExitName)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+// WriteExit writes the exit record; it is on disk when it returns. A record that is written only in part is none, by its
+// checksum, so it needs no second name; that saves a commit of the file system's journal.
+func WriteExit(dir string, e *Exit) error {
+	f, err := os.OpenFile(filepath.Join(dir, ExitName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("shim: write the exit record: %w", err)
 	}
@@ -326,9 +323,6 @@ func WriteExit(dir string, e *Exit) (err error) {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
 	if err == nil {
 		err = syncDir(dir)
 	}

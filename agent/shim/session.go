@@ -5,7 +5,6 @@ package shim
 import (
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +50,6 @@ type session struct {
 	requests  chan request
 	peers     chan *conn
 	lapsed    chan error
-	signals   chan os.Signal
 	written   chan error // the stdin writer's answers, one for each item
 	mainEnded chan unix.WaitStatus
 	none      chan struct{} // closed when nothing lives below the shim
@@ -78,7 +76,7 @@ func newSession(p *Params, control *conn, watch *lease.Watch) *session {
 	return &session{
 		p: p, watch: watch, conns: map[*conn]bool{control: true},
 		output: make(chan chunk), requests: make(chan request), peers: make(chan *conn), lapsed: make(chan error, 1),
-		signals: make(chan os.Signal, 4), written: make(chan error, 1), mainEnded: make(chan unix.WaitStatus, 1),
+		written: make(chan error, 1), mainEnded: make(chan unix.WaitStatus, 1),
 		none: make(chan struct{}), stop: make(chan struct{}),
 		flush: stopped(), grace: stopped(), killTimer: stopped(), killWait: killWaitMin,
 	}
@@ -112,10 +110,6 @@ func (s *session) run() {
 			if why != nil {
 				fmt.Fprintln(os.Stderr, "shim:", why)
 				s.kill(CauseLost, "lease lapsed")
-			}
-		case sig := <-s.signals:
-			if sig == syscall.SIGTERM {
-				s.terminate(10*time.Second, CauseTerminated, "the shim was sent SIGTERM")
 			}
 		case <-s.grace.C:
 			s.kill(s.cause, s.message)
@@ -306,8 +300,7 @@ func (s *session) killCgroups() {
 func (s *session) finish() {
 	s.watch.Close()
 	if s.listener != nil {
-		s.listener.Close()
-		_ = os.Remove(SockName) // a leftover is removed by the next shim
+		s.listener.Close() // the next shim in this directory removes its file
 	}
 	if s.log != nil {
 		now := time.Now().UnixNano()

@@ -25,6 +25,10 @@ func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 		if f.GetIndex() <= done {
 			continue
 		}
+		if f.GetIndex() != done+1 {
+			// One before it was lost on the way, as when a leader was replaced. It counts as not said until that one comes.
+			break
+		}
 		done = f.GetIndex()
 		s := a.sessions.get(a.base, f.GetSessionId())
 		if s == nil || s.NodeID != n.ID || s.Epoch != f.GetEpoch() || !s.Phase.HoldsNode() {

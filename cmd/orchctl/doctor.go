@@ -132,6 +132,10 @@ func (d *doctor) addresses(ctx context.Context) bool {
 			if len(d.target.addresses) > 1 {
 				report = d.warn
 			}
+			var op *net.OpError
+			if errors.As(err, &op) {
+				err = op.Err // the address is named already
+			}
 			report("address", "start the server there, or correct the address", "%s: %v", address, err)
 			continue
 		}
@@ -267,7 +271,9 @@ func (d *doctor) nodes(ctx context.Context) bool {
 	for _, n := range all {
 		if n.GetStatus() != apiv1.Node_HEALTHY {
 			bad = append(bad, fmt.Sprintf("%s is %s (%s)", n.GetName(), n.GetStatus(), first(n.GetReason(), "no reason given")))
-		} else if n.GetSchedulable() {
+		}
+		// A degraded node is the second choice, and takes sessions all the same.
+		if n.GetSchedulable() && (n.GetStatus() == apiv1.Node_HEALTHY || n.GetStatus() == apiv1.Node_DEGRADED) {
 			usable++
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/neolith/orchestrator/agent/driver"
@@ -165,7 +166,7 @@ func recordedGroup(dir string) group {
 }
 
 func lastWords(dir string) string {
-	b, err := os.ReadFile(dir + "/" + shim.StderrName)
+	b, err := os.ReadFile(filepath.Join(dir, shim.LockName))
 	if err != nil || len(b) == 0 {
 		return ""
 	}
