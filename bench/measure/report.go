@@ -117,3 +117,14 @@ func ReadFile(path string) (*Report, error) {
 	}
 	return r, nil
 }
+
+// Targets counts the figures that have a target.
+func (r *Report) Targets() int {
+	n := 0
+	for _, f := range r.Figures {
+		if f.Target != "" {
+			n++
+		}
+	}
+	return n
+}

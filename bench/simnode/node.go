@@ -41,6 +41,7 @@ type node struct {
 	next      uint64         // the next fact's number
 	sessions  map[string]running
 	heartbeat time.Duration
+	linked    bool
 	wake      chan struct{} // the interval of heartbeats is known, or another link is up
 }
 
@@ -120,8 +121,11 @@ func (n *node) sendHeartbeat() {
 }
 
 func (n *node) onAck(_ string, ack *nodev1.HelloAck) {
-	n.counts.linked.Add(1)
 	n.mu.Lock()
+	if !n.linked { // else another leader took over on the same link
+		n.linked = true
+		n.counts.linked.Add(1)
+	}
 	n.heartbeat = min(ack.GetHeartbeatInterval().AsDuration(), ack.GetRenewInterval().AsDuration())
 	n.drop(ack.GetFactIndex())
 	n.sendFacts(n.facts)
@@ -133,6 +137,9 @@ func (n *node) onAck(_ string, ack *nodev1.HelloAck) {
 }
 
 func (n *node) onDown(error) {
+	n.mu.Lock()
+	n.linked = false
+	n.mu.Unlock()
 	n.counts.linked.Add(-1)
 	n.counts.linksLost.Add(1)
 }
