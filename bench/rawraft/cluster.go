@@ -112,6 +112,16 @@ func (c *Cluster) Load(ctx context.Context, a LoadArgs) (s measure.Summary, err 
 	return s, c.nodes[leader].Ask(ctx, "load", a, &s)
 }
 
+// PIDs are the ids of the processes that run.
+func (c *Cluster) PIDs() (pids []int) {
+	for _, n := range c.nodes {
+		if n != nil {
+			pids = append(pids, n.PID())
+		}
+	}
+	return pids
+}
+
 // Stop ends all processes.
 func (c *Cluster) Stop() {
 	for i, n := range c.nodes {

@@ -151,4 +151,3 @@ func (n *node) load(_ context.Context, a LoadArgs) (measure.Summary, error) {
 		return n.raft.Apply(command, applyTimeout).Error()
 	}), nil
 }
-

@@ -138,26 +138,30 @@ func (b *Bench) profiled(ctx context.Context, c *testbed.Cluster, name string, l
 	return err
 }
 
-// cpuMeter measures the processor time of a cluster's servers.
+// cpuMeter measures the processor time of processes.
 type cpuMeter struct {
 	pids  []int
 	begin time.Time
 	used  time.Duration
 }
 
-func meter(servers ...*testbed.Server) *cpuMeter {
-	m := &cpuMeter{begin: time.Now()}
-	for _, s := range servers {
-		m.pids = append(m.pids, s.PID())
-	}
+func meter(pids []int) *cpuMeter {
+	m := &cpuMeter{begin: time.Now(), pids: pids}
 	m.used = m.now()
 	return m
+}
+
+func serverPIDs(c *testbed.Cluster) (pids []int) {
+	for _, s := range c.Servers() {
+		pids = append(pids, s.PID())
+	}
+	return pids
 }
 
 func (m *cpuMeter) now() (sum time.Duration) {
 	for _, pid := range m.pids {
 		t, err := measure.CPUTime(pid)
-		if err == nil { // a server that died fails elsewhere
+		if err == nil { // a process that died fails elsewhere
 			sum += t
 		}
 	}

@@ -44,9 +44,9 @@ var sendCases = []sendCase{
 
 // sendFigures are the figures of one case.
 type sendFigures struct {
-	rate, latency      measure.Figure
-	servers, generator measure.Series // cores in use
-	note               string
+	rate, latency           measure.Figure
+	servers, generator, raw measure.Series // processor time a message, in microseconds
+	note                    string
 }
 
 // Send measures sending, beside bare raft.
@@ -67,7 +67,8 @@ func (b *Bench) Send(ctx context.Context) ([]*measure.Figure, error) {
 	var out []*measure.Figure
 	for i, c := range sendCases {
 		f := figures[i]
-		f.rate.Note = fmt.Sprintf("%.2f cores for the servers, %.2f for the load generator%s", f.servers.Median(), f.generator.Median(), f.note)
+		f.rate.Note = fmt.Sprintf("processor time a message: %.0f µs in the three servers and %.0f µs in the load generator; raft %.0f µs%s",
+			f.servers.Median(), f.generator.Median(), f.raw.Median(), f.note)
 		if c.callers == 1 {
 			if !c.plain {
 				f.latency.WantAboveRawAtMost(1)
@@ -96,7 +97,7 @@ func (b *Bench) sendRun(ctx context.Context, figures []*sendFigures) error {
 		return err
 	}
 	defer raw.Stop()
-	last := map[int]measure.Summary{}
+	last := map[int]limit{}
 	for _, plain := range []bool{false, true} {
 		err := b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Plain: plain}, func(c *testbed.Cluster) error {
 			return helper(load.Role, func(h *testbed.Helper) error {
@@ -104,14 +105,14 @@ func (b *Bench) sendRun(ctx context.Context, figures []*sendFigures) error {
 					if sc.plain != plain {
 						continue
 					}
-					limit, known := last[sc.callers]
+					l, known := last[sc.callers]
 					if !known || plain {
-						if limit, err = b.rawLoad(ctx, raw, sc.callers); err != nil {
+						if l, err = b.rawLoad(ctx, raw, sc.callers); err != nil {
 							return err
 						}
-						last[sc.callers] = limit
+						last[sc.callers] = l
 					}
-					if err := b.sendOnce(ctx, c, h, sc, figures[i], limit); err != nil {
+					if err := b.sendOnce(ctx, c, h, sc, figures[i], l); err != nil {
 						return fmt.Errorf("%s: %w", sc.name, err)
 					}
 				}
@@ -125,13 +126,29 @@ func (b *Bench) sendRun(ctx context.Context, figures []*sendFigures) error {
 	return nil
 }
 
-func (b *Bench) rawLoad(ctx context.Context, raw *rawraft.Cluster, callers int) (measure.Summary, error) {
-	s, err := raw.Load(ctx, rawraft.LoadArgs{Callers: callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length})
-	b.logf("  raft, %d callers: %s", callers, brief(s))
-	return s, err
+// limit is what bare raft reached.
+type limit struct {
+	measure.Summary
+	micros float64 // of processor time an entry, in all three processes
 }
 
-func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Helper, sc sendCase, f *sendFigures, limit measure.Summary) error {
+func (b *Bench) rawLoad(ctx context.Context, raw *rawraft.Cluster, callers int) (limit, error) {
+	m := meter(raw.PIDs())
+	s, err := raw.Load(ctx, rawraft.LoadArgs{Callers: callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length})
+	l := limit{s, perOperation(m.cores(), s)}
+	b.logf("  raft, %d callers: %s; %.0f µs of processor time an entry", callers, brief(s), l.micros)
+	return l, err
+}
+
+// perOperation turns cores in use into microseconds an operation.
+func perOperation(cores float64, s measure.Summary) float64 {
+	if s.PerSecond == 0 {
+		return 0
+	}
+	return cores / s.PerSecond * 1e6
+}
+
+func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Helper, sc sendCase, f *sendFigures, l limit) error {
 	access, err := c.Access(ctx)
 	if err != nil {
 		return err
@@ -153,7 +170,7 @@ func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Hel
 	var s measure.Summary
 	var m *cpuMeter
 	err = b.profiled(ctx, c, fmt.Sprintf("send-%d-%s", sc.callers, sc.form), b.o.Warm+b.o.Length, func() error {
-		m = meter(c.Servers()...)
+		m = meter(serverPIDs(c))
 		return h.Ask(ctx, "send", load.SendArgs{
 			Sessions: spawned.IDs, Callers: sc.callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: sc.form,
 		}, &s)
@@ -161,15 +178,16 @@ func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Hel
 	if err != nil {
 		return err
 	}
-	f.servers, f.generator = append(f.servers, m.cores()), append(f.generator, s.CPU)
-	b.logf("  %s: %s (%.2f of raft); %.2f cores for the servers, %.2f for the generator", sc.name, brief(s), s.PerSecond/limit.PerSecond, m.cores(), s.CPU)
+	servers, generator := perOperation(m.cores(), s), perOperation(s.CPU, s)
+	f.servers, f.generator, f.raw = append(f.servers, servers), append(f.generator, generator), append(f.raw, l.micros)
+	b.logf("  %s: %s (%.2f of raft); %.0f + %.0f µs of processor time a message", sc.name, brief(s), s.PerSecond/l.PerSecond, servers, generator)
 	if s.Errors > 0 {
 		f.note = "; " + failedNote(s)
 	}
 	f.rate.AddRun(s.PerSecond, s.P99)
-	f.rate.AddRaw(limit.PerSecond, limit.P99)
+	f.rate.AddRaw(l.PerSecond, l.P99)
 	f.latency.AddRun(s.P50, s.P99)
-	f.latency.AddRaw(limit.P50, limit.P99)
+	f.latency.AddRaw(l.P50, l.P99)
 	return nil
 }
 
@@ -199,7 +217,7 @@ func (b *Bench) Raw(ctx context.Context) ([]*measure.Figure, error) {
 				return nil, err
 			}
 			figures[n].AddRun(s.PerSecond, s.P99)
-			figures[n].Note = fmt.Sprintf("p50 %.2f ms in the last run", s.P50)
+			figures[n].Note = fmt.Sprintf("p50 %.2f ms, %.0f µs of processor time an entry in the last run", s.P50, s.micros)
 		}
 		raw.Stop()
 		remove()
