@@ -1,4 +1,5 @@
 // What an agent does with what it is told: starting, ending, epochs, messages, facts.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // A world of processes that outlive agents, a leader at the other end of a link in memory, and a lease in memory.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // Closing the difference between what the node should run and what it runs.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // Agents come and go; sessions, the node's identity and its directory stay.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // The Client, and the making of one call: choose a server, ask, and ask again where that is safe.
+
 package client
 
 import (
@@ -211,6 +212,10 @@ func (r *retrier) pause(ctx context.Context, err error) error {
 	}
 	r.before = err
 	if ctx.Err() != nil {
+		return r.giveUp(ctx, err)
+	}
+	var nobody *unreachable
+	if reach := r.c.cfg.ReachTimeout; reach > 0 && errors.As(err, &nobody) && now.Add(wait).Sub(r.streak) > reach {
 		return r.giveUp(ctx, err)
 	}
 	if _, bounded := ctx.Deadline(); !bounded && now.Add(wait).Sub(r.streak) > r.c.cfg.Timeout {

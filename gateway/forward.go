@@ -1,4 +1,5 @@
 // Forwarding: a server that does not lead passes a call on to the one that does, as it came.
+
 package gateway
 
 import (

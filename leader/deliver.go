@@ -2,6 +2,7 @@
 //
 // What was sent is remembered for the life of a link only. A node that comes back says what it still holds, everything
 // else is sent again, and the node knows what its process was given already.
+
 package leader
 
 import (
@@ -22,13 +23,30 @@ const (
 	resendAfter = 5 * time.Second
 )
 
-// delivery is what was sent to a session in its present epoch. The value says whether the node has confirmed it.
+// delivery is what was sent to a session in its present epoch and has not ended.
 type delivery struct {
 	epoch  uint32
-	sent   map[uint64]bool
-	bytes  int
+	sent   map[uint64]sent
+	bytes  int // of what is in sent
 	last   time.Time
 	behind bool // the window was full, so there is more in the mailbox
+}
+
+// sent is a message on its way.
+type sent struct {
+	bytes     int
+	confirmed bool // by the node: it is in the session's inbox there
+}
+
+func (d *delivery) add(m *session.Message, confirmed bool) {
+	d.drop(m.Sequence)
+	d.sent[m.Sequence] = sent{len(m.Text), confirmed}
+	d.bytes += len(m.Text)
+}
+
+func (d *delivery) drop(sequence uint64) {
+	d.bytes -= d.sent[sequence].bytes
+	delete(d.sent, sequence)
 }
 
 type messageKey struct {
@@ -39,7 +57,7 @@ type messageKey struct {
 func (r *reign) delivery(s *session.Session) *delivery {
 	d := r.deliveries[s.ID]
 	if d == nil || d.epoch != s.Epoch {
-		d = &delivery{epoch: s.Epoch, sent: map[uint64]bool{}}
+		d = &delivery{epoch: s.Epoch, sent: map[uint64]sent{}}
 		r.deliveries[s.ID] = d
 	}
 	return d
@@ -64,7 +82,7 @@ func (r *reign) observeMessages(c *state.Change) {
 	for _, m := range c.Messages {
 		r.toDeliver[m.SessionID] = true
 		if d := r.deliveries[m.SessionID]; d != nil {
-			delete(d.sent, m.Sequence) // queued again
+			d.drop(m.Sequence) // queued again
 		}
 		if m.Deadline != 0 {
 			r.expiries.add(m.Deadline, m.SessionID, m.Sequence)
@@ -85,10 +103,7 @@ func (r *reign) settled(id string, sequence uint64) {
 	if d == nil {
 		return
 	}
-	delete(d.sent, sequence)
-	if len(d.sent) == 0 {
-		d.bytes = 0
-	}
+	d.drop(sequence)
 	if d.behind {
 		r.toDeliver[id] = true
 	}
@@ -129,15 +144,14 @@ func (r *reign) nextMessages(view *state.View, s *session.Session) []*session.Me
 	d.behind = false
 	var batch []*session.Message
 	for m := range view.Messages(s.ID) {
-		if _, sent := d.sent[m.Sequence]; sent {
+		if _, ok := d.sent[m.Sequence]; ok {
 			continue
 		}
 		if len(d.sent) >= deliverWindowMessages || (d.bytes >= deliverWindowBytes && len(d.sent) > 0) {
 			d.behind = true
 			break
 		}
-		d.sent[m.Sequence] = false
-		d.bytes += len(m.Text)
+		d.add(m, false)
 		batch = append(batch, m)
 	}
 	if len(batch) > 0 {
@@ -183,8 +197,9 @@ func (r *reign) delivered(f *nodev1.Delivered) {
 			continue
 		}
 		for _, seq := range s.GetSequences() {
-			if _, ok := d.sent[seq]; ok {
-				d.sent[seq] = true
+			if m, ok := d.sent[seq]; ok {
+				m.confirmed = true
+				d.sent[seq] = m
 			}
 		}
 	}
@@ -196,9 +211,9 @@ func (r *reign) resend(now time.Time) {
 		if len(d.sent) == 0 || now.Sub(d.last) < resendAfter {
 			continue
 		}
-		for seq, confirmed := range d.sent {
-			if !confirmed {
-				delete(d.sent, seq)
+		for seq, m := range d.sent {
+			if !m.confirmed {
+				d.drop(seq)
 				r.toDeliver[id] = true
 			}
 		}

@@ -1,4 +1,5 @@
 // The reign: one goroutine that owns all that a leader knows beside the state.
+
 package leader
 
 import (

@@ -1,5 +1,6 @@
 // Sync: a node says hello and is registered, shows its inventory, and is told the difference to what it should run; then
 // it reports facts, and is told of changes.
+
 package leader
 
 import (
@@ -172,7 +173,10 @@ func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
 		if h != nil && h.GetEpoch() == s.Epoch && len(h.GetInbox()) > 0 {
 			d := r.delivery(s)
 			for _, seq := range h.GetInbox() {
-				d.sent[seq] = true
+				// The node may hold turns whose end is committed already; they must not take up the window.
+				if m := view.Message(s.ID, seq); m != nil {
+					d.add(m, true)
+				}
 			}
 		}
 		r.toDeliver[s.ID] = true

@@ -1,4 +1,5 @@
 // The file: its encoding, the clock and the boot it belongs to, and reading it.
+
 package lease
 
 import (

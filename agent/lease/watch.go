@@ -1,4 +1,5 @@
 // The shim's side: waiting for the end.
+
 package lease
 
 import (

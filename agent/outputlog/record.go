@@ -1,4 +1,5 @@
 // Records and segment headers as bytes.
+
 package outputlog
 
 import (

@@ -1,4 +1,5 @@
 // Appending: one writer per log, the shim.
+
 package outputlog
 
 import (
@@ -114,7 +115,7 @@ func scan(f *os.File) (last uint64, size int64, err error) {
 	last = r.first - 1
 	for {
 		rec, err := r.record()
-		if err == io.EOF || errors.Is(err, errTorn) {
+		if errors.Is(err, io.EOF) || errors.Is(err, errTorn) {
 			return last, r.at, nil
 		}
 		if err != nil {

@@ -1,4 +1,5 @@
 // The agent's side of a connection.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // Frames and fields: the bytes of the protocol and of the files.
+
 package shim
 
 import (

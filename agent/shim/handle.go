@@ -1,4 +1,5 @@
 // Requests and their answers; how the end is told.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // The agent's side: launching a shim, and finding one that an earlier agent launched.
+
 package shim
 
 import (
@@ -27,9 +28,10 @@ type Program struct {
 func Self() Program { return Program{Path: "/proc/self/exe", Args: []string{HiddenArg}} }
 
 // shimEnv is the whole environment of a shim: nothing of the agent's. It has little to do and shall take little memory.
+// What people set to look into Go programs reaches it.
 func shimEnv() []string {
 	env := []string{"GOMAXPROCS=2", "GOGC=50", "GOMEMLIMIT=48MiB", "GOTRACEBACK=single"}
-	for _, k := range []string{"GOCOVERDIR", "GODEBUG"} {
+	for _, k := range []string{"GOCOVERDIR", "GODEBUG", "GORACE"} {
 		if v := os.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
 		}
@@ -52,6 +54,13 @@ func TryLock(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("shim: lock %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// Unlock gives back what TryLock or WaitLock took. Closing alone would leave it to a process that is being forked in this
+// moment, until that one executes its program.
+func Unlock(lock *os.File) {
+	_ = unix.Flock(int(lock.Fd()), unix.LOCK_UN) // closing unlocks too, only later
+	lock.Close()
 }
 
 // WaitLock waits until no shim lives in the directory and takes its lock.

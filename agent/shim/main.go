@@ -1,4 +1,5 @@
 // The shim's process: from its first frame to its exit code.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // Processes as /proc shows them: who lives, since when, below whom.
+
 package shim
 
 import (

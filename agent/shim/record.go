@@ -1,6 +1,7 @@
 // What a shim is started with, and what it leaves on disk: parameters, the run record, the exit record.
 //
 // A record file is "ORSR", a version byte (1), three zero bytes, the CRC-32C of the fields, then the fields.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // The goroutine that owns a session: output, input, requests, the lease, and the end.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // Input: a bounded queue to a process that may not read, and the memory of which messages it was given.
+
 package shim
 
 import (

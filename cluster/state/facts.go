@@ -1,4 +1,5 @@
 // Facts: what nodes report of their sessions, each with effect once.
+
 package state
 
 import (

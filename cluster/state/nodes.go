@@ -1,4 +1,5 @@
 // Nodes: registration, status transitions, loss, cordon, removal.
+
 package state
 
 import (
@@ -69,8 +70,8 @@ func (a *applier) claimName(c *clusterv1.RegisterNode) error {
 	if !holder.Lost || holder.Sessions > 0 {
 		return fault.New(fault.AlreadyExists, "register: the name %q belongs to node %s (%s); give this one another name, or remove that one once it is offline and holds no session", holder.Name, holder.ID, holder.Status)
 	}
+	// Nothing else waits to be written, so the name is freed before it is taken.
 	a.dropNode(holder, "replaced by node "+c.GetNodeId()+" of the same name")
-	a.flush() // the name must be free before it is taken
 	return nil
 }
 

@@ -1,4 +1,5 @@
 // Restore: new tables from a snapshot, in place of the old ones only when all of it was read; and inspection.
+
 package state
 
 import (
@@ -211,10 +212,9 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 	err := readSnapshot(r, func(h *clusterv1.SnapshotHeader) {
 		sum.Version, sum.ClusterID, sum.Index, sum.Time = h.GetVersion(), h.GetClusterId(), h.GetIndex(), h.GetTime()
 	}, func(row *clusterv1.SnapshotRow, bytes int64) error {
-		i := -1
+		var i int
 		switch row.GetRow().(type) {
-		case *clusterv1.SnapshotRow_Session:
-			i = 0
+		case *clusterv1.SnapshotRow_Session: // the first
 		case *clusterv1.SnapshotRow_Mailbox:
 			i = 1
 		case *clusterv1.SnapshotRow_Result:

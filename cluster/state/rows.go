@@ -1,4 +1,5 @@
 // Rows on disk: the tables' rows as messages of a snapshot, and back.
+
 package state
 
 import (

@@ -4,6 +4,7 @@
 // values, both strings that rows hold anyway. Its keys lie in chunks of up to chunkMax, a row each: the chunk with the
 // lower bound b holds the keys from b up to the next chunk's bound, and a set's first chunk has the bound "". Where the
 // bounds lie depends on history and is not part of the state: snapshots do not hold sets, a restore builds them anew.
+
 package state
 
 import (

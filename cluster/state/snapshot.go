@@ -9,6 +9,7 @@
 //
 // Rows come by table, and within a table by key; a mailbox is followed by its results in the order of their ends, dead
 // letters and idempotency keys come by age. The same state gives the same bytes.
+
 package state
 
 import (

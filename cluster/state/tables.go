@@ -1,4 +1,5 @@
 // The tables as memdb sees them: their rows, and how a row's key is written.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Views: immutable snapshots of the state, and the questions they answer.
+
 package state
 
 import (

@@ -2,10 +2,11 @@
 package deps
 
 import (
-	_ "github.com/cespare/xxhash/v2"
 	_ "charm.land/fang/v2"
 	_ "github.com/anishathalye/porcupine"
+	_ "github.com/cespare/xxhash/v2"
 	_ "github.com/creack/pty"
+	_ "github.com/google/renameio/v2"
 	_ "github.com/gorilla/websocket"
 	_ "github.com/hashicorp/go-memdb"
 	_ "github.com/hashicorp/memberlist"
@@ -24,16 +25,15 @@ import (
 	_ "github.com/spf13/cobra"
 	_ "github.com/spf13/viper"
 	_ "go.uber.org/goleak"
+	_ "go.yaml.in/yaml/v3"
+	_ "golang.org/x/sync/errgroup"
 	_ "golang.org/x/sys/unix"
 	_ "golang.org/x/term"
 	_ "golang.org/x/time/rate"
-	_ "golang.org/x/sync/errgroup"
 	_ "google.golang.org/genproto/googleapis/rpc/errdetails"
 	_ "google.golang.org/grpc"
 	_ "google.golang.org/grpc/health"
 	_ "google.golang.org/grpc/reflection"
 	_ "google.golang.org/protobuf/encoding/protojson"
 	_ "pgregory.net/rapid"
-	_ "go.yaml.in/yaml/v3"
-	_ "github.com/google/renameio/v2"
 )

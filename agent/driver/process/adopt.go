@@ -1,4 +1,5 @@
 // Adopting a session that an earlier agent started, or saying how it ended.
+
 package process
 
 import (
@@ -29,7 +30,7 @@ func (d *Driver) Adopt(ctx context.Context, s driver.Start) (driver.Process, err
 		lock, err := shim.TryLock(shimDir(&s))
 		switch {
 		case err == nil:
-			defer lock.Close()
+			defer shim.Unlock(lock)
 			return nil, d.gone(&s)
 		case errors.Is(err, os.ErrNotExist):
 			return nil, neverStarted()

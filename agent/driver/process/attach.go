@@ -1,4 +1,5 @@
 // Attaching a terminal, over a connection of its own: a slow one holds up nobody else.
+
 package process
 
 import (

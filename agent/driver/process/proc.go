@@ -1,4 +1,5 @@
 // One running session: the goroutine that owns it, and what it is asked.
+
 package process
 
 import (
@@ -222,8 +223,11 @@ func (p *proc) find() {
 	lock, err := shim.WaitLock(ctx, dir)
 	cancel()
 	if err == nil {
-		defer lock.Close()
-		p.ended()
+		exit := p.conclude()
+		shim.Unlock(lock) // before anybody hears of the end and starts the next epoch
+		p.exit = sessionExit(exit)
+		close(p.done)
+		p.more.ring()
 		return
 	}
 	if !errors.Is(err, shim.ErrLives) {
@@ -256,8 +260,8 @@ func (p *proc) reconnect(dir string) bool {
 	return true
 }
 
-// ended takes up the session's end; nothing of it lives after.
-func (p *proc) ended() {
+// conclude takes up the session's end, with the shim's lock held; nothing of it lives after.
+func (p *proc) conclude() *shim.Exit {
 	var wanted *session.Exit
 	if p.ending != nil {
 		wanted = &p.ending.exit
@@ -287,9 +291,7 @@ func (p *proc) ended() {
 	p.turns.settle(turnIdle(p.s.Spec), exit.Ended)
 	p.takeTurns()
 	p.line.Store(exit.LastLine)
-	p.exit = sessionExit(exit)
-	close(p.done)
-	p.more.ring()
+	return exit
 }
 
 // killShim is for one that did not act on a kill: its process dies with it, and the rest is swept.

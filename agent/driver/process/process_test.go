@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	shim.MainIfRequested()
 	drivertest.ToyIfRequested()
 	agentIfRequested()
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil { // with -race each shim would take a second to exit
+		panic(err)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -59,7 +62,7 @@ func toyStart(t testing.TB, name string) driver.Start {
 	}
 	return driver.Start{
 		SessionID: name + "-" + strconv.Itoa(os.Getpid()) + "-" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir), Epoch: 1, Spec: spec, Dir: dir, LeaseFile: file,
-		Env: []string{"PATH=" + bin + ":/usr/bin:/bin"},
+		Env: []string{"PATH=" + bin + ":/usr/bin:/bin", "GORACE=atexit_sleep_ms=0"},
 	}
 }
 

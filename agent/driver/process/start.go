@@ -1,4 +1,5 @@
 // Starting a session.
+
 package process
 
 import (
@@ -43,12 +44,12 @@ func (d *Driver) Start(ctx context.Context, s driver.Start) (driver.Process, err
 		return nil, fault.New(fault.Internal, "process: start %s: %w", s.SessionID, err)
 	}
 	if err := clearEarlier(ctx, &s); err != nil {
-		lock.Close()
+		shim.Unlock(lock)
 		return nil, fault.New(fault.Unavailable, "process: start %s: %w", s.SessionID, err)
 	}
 	g, err := d.cgroups.make(groupName(&s), s.Spec.MemoryBytes)
 	if err != nil {
-		lock.Close()
+		shim.Unlock(lock)
 		return nil, fault.New(fault.Internal, "process: start %s: %w", s.SessionID, err)
 	}
 	p := d.params(&s, path, g)
