@@ -35,8 +35,9 @@ type ClusterOptions struct {
 	// Env is added to each server's environment, as KEY=VALUE; %d stands for the server's number from 0.
 	Env []string
 	// NodeProgram is the node-agent to run, Nodes how many of them.
-	NodeProgram string
-	Nodes       int
+	NodeProgram  string
+	Nodes        int
+	NodeSettings map[string]any
 }
 
 // Cluster is a running cluster.
@@ -208,6 +209,9 @@ func (c *Cluster) startNodes() error {
 				return err
 			}
 			settings["tls"] = map[string]string{"ca_file": f.CA, "cert_file": f.Cert, "key_file": f.Key}
+		}
+		for k, v := range c.o.NodeSettings {
+			settings[k] = v
 		}
 		if err := c.writeConfig(name, settings); err != nil {
 			return err

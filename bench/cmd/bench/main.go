@@ -14,15 +14,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/neolith/orchestrator/agent/shim"
+	"github.com/neolith/orchestrator/bench/driverload"
 	"github.com/neolith/orchestrator/bench/load"
 	"github.com/neolith/orchestrator/bench/measure"
 	"github.com/neolith/orchestrator/bench/rawraft"
 	"github.com/neolith/orchestrator/bench/simnode"
+	"github.com/neolith/orchestrator/bench/stateload"
 	"github.com/neolith/orchestrator/bench/suite"
 	"github.com/neolith/orchestrator/bench/testbed"
 )
 
 func main() {
+	shim.MainIfRequested() // a build without the shim in it is its own
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
@@ -39,6 +43,9 @@ type part struct {
 
 var parts = []part{
 	{"send", "messages through the whole API, beside bare raft", (*suite.Bench).Send},
+	{"spawn", "sessions to RUNNING, beside the bare driver", (*suite.Bench).Spawn},
+	{"nodes", "what ten thousand linked nodes cost a server", (*suite.Bench).Nodes},
+	{"state", "a million sessions in the replicated state", (*suite.Bench).State},
 }
 
 // extra are parts that are not of `all`.
@@ -139,9 +146,11 @@ func (f *flags) makeQuick(cmd *cobra.Command) {
 // roleCommand runs a helper; see testbed.StartHelper.
 func roleCommand() *cobra.Command {
 	roles := map[string]func() testbed.Handlers{
-		rawraft.Role: rawraft.Serve,
-		load.Role:    load.Serve,
-		simnode.Role: simnode.Serve,
+		rawraft.Role:    rawraft.Serve,
+		load.Role:       load.Serve,
+		simnode.Role:    simnode.Serve,
+		driverload.Role: driverload.Serve,
+		stateload.Role:  stateload.Serve,
 	}
 	return &cobra.Command{
 		Use: testbed.RoleCommand + " NAME", Hidden: true, Args: cobra.ExactArgs(1),
