@@ -15,20 +15,60 @@ import (
 )
 
 const (
-	// deliverWindowMessages and deliverWindowBytes bound what is sent to one session and not acked.
+	// deliverWindowMessages and deliverWindowBytes bound what is sent to one session and not acked, for each priority: an
+	// urgent message does not wait behind a window full of others.
 	deliverWindowMessages = 64
 	deliverWindowBytes    = 1 << 20
 	// resendAfter is when a message that the node has not confirmed is sent again.
 	resendAfter = 5 * time.Second
 )
 
-// delivery is what was sent to a session in its present epoch. The value says whether the node has confirmed it.
+// delivery is what was sent to a session in its present epoch.
 type delivery struct {
-	epoch  uint32
-	sent   map[uint64]bool
-	bytes  int
-	last   time.Time
-	behind bool // the window was full, so there is more in the mailbox
+	epoch   uint32
+	sent    map[uint64]sentMessage
+	windows [session.Low + 1]window // by priority
+	last    time.Time
+	behind  bool // a window was full, so there is more in the mailbox
+}
+
+// sentMessage is a message that was sent and is not acked.
+type sentMessage struct {
+	priority  session.Priority
+	bytes     int
+	confirmed bool // by the node: it is in the session's inbox
+}
+
+// window counts what is sent and not acked.
+type window struct{ messages, bytes int }
+
+func (w window) full() bool {
+	return w.messages >= deliverWindowMessages || w.bytes >= deliverWindowBytes
+}
+
+// add counts a message as sent; nil is one that has ended, and whose end is on its way here.
+func (d *delivery) add(sequence uint64, m *session.Message, confirmed bool) {
+	d.remove(sequence)
+	s := sentMessage{priority: session.Normal, confirmed: confirmed}
+	if m != nil {
+		s.priority, s.bytes = m.Priority, len(m.Text)
+	}
+	d.sent[sequence] = s
+	w := &d.windows[s.priority]
+	w.messages++
+	w.bytes += s.bytes
+}
+
+// remove makes room: the message was acked, or must be sent again.
+func (d *delivery) remove(sequence uint64) {
+	s, ok := d.sent[sequence]
+	if !ok {
+		return
+	}
+	delete(d.sent, sequence)
+	w := &d.windows[s.priority]
+	w.messages--
+	w.bytes -= s.bytes
 }
 
 type messageKey struct {
@@ -39,7 +79,7 @@ type messageKey struct {
 func (r *reign) delivery(s *session.Session) *delivery {
 	d := r.deliveries[s.ID]
 	if d == nil || d.epoch != s.Epoch {
-		d = &delivery{epoch: s.Epoch, sent: map[uint64]bool{}}
+		d = &delivery{epoch: s.Epoch, sent: map[uint64]sentMessage{}}
 		r.deliveries[s.ID] = d
 	}
 	return d
@@ -64,7 +104,7 @@ func (r *reign) observeMessages(c *state.Change) {
 	for _, m := range c.Messages {
 		r.toDeliver[m.SessionID] = true
 		if d := r.deliveries[m.SessionID]; d != nil {
-			delete(d.sent, m.Sequence) // queued again
+			d.remove(m.Sequence) // queued again
 		}
 		if m.Deadline != 0 {
 			r.expiries.add(m.Deadline, m.SessionID, m.Sequence)
@@ -85,10 +125,7 @@ func (r *reign) settled(id string, sequence uint64) {
 	if d == nil {
 		return
 	}
-	delete(d.sent, sequence)
-	if len(d.sent) == 0 {
-		d.bytes = 0
-	}
+	d.remove(sequence)
 	if d.behind {
 		r.toDeliver[id] = true
 	}
@@ -123,7 +160,8 @@ func (r *reign) pullMessages() {
 	}
 }
 
-// nextMessages returns what fits into a session's window, most urgent first, and counts it as sent.
+// nextMessages returns what fits into a session's windows, most urgent first, and counts it as sent. Behind a full window
+// nothing less urgent is sent.
 func (r *reign) nextMessages(view *state.View, s *session.Session) []*session.Message {
 	d := r.delivery(s)
 	d.behind = false
@@ -132,12 +170,11 @@ func (r *reign) nextMessages(view *state.View, s *session.Session) []*session.Me
 		if _, sent := d.sent[m.Sequence]; sent {
 			continue
 		}
-		if len(d.sent) >= deliverWindowMessages || (d.bytes >= deliverWindowBytes && len(d.sent) > 0) {
+		if d.windows[m.Priority].full() {
 			d.behind = true
 			break
 		}
-		d.sent[m.Sequence] = false
-		d.bytes += len(m.Text)
+		d.add(m.Sequence, m, false)
 		batch = append(batch, m)
 	}
 	if len(batch) > 0 {
@@ -183,8 +220,9 @@ func (r *reign) delivered(f *nodev1.Delivered) {
 			continue
 		}
 		for _, seq := range s.GetSequences() {
-			if _, ok := d.sent[seq]; ok {
-				d.sent[seq] = true
+			if m, ok := d.sent[seq]; ok {
+				m.confirmed = true
+				d.sent[seq] = m
 			}
 		}
 	}
@@ -196,9 +234,9 @@ func (r *reign) resend(now time.Time) {
 		if len(d.sent) == 0 || now.Sub(d.last) < resendAfter {
 			continue
 		}
-		for seq, confirmed := range d.sent {
-			if !confirmed {
-				delete(d.sent, seq)
+		for seq, m := range d.sent {
+			if !m.confirmed {
+				d.remove(seq)
 				r.toDeliver[id] = true
 			}
 		}
