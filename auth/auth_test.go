@@ -1,4 +1,5 @@
 // Tokens, roles, identities and the listen policy.
+
 package auth
 
 import (

@@ -1,4 +1,5 @@
 // The authenticator: from what a caller shows to who it is.
+
 package auth
 
 import (

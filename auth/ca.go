@@ -1,4 +1,5 @@
 // The cluster's own certificate authority: one key pair in a directory, which signs for servers, nodes and clients.
+
 package auth
 
 import (

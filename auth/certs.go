@@ -1,4 +1,5 @@
 // Certificates that are read again when their files change.
+
 package auth
 
 import (

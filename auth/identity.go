@@ -1,4 +1,5 @@
 // Identity: a caller who has shown who it is, and what it may do.
+
 package auth
 
 import (

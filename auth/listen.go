@@ -1,4 +1,5 @@
 // Where a server may listen: nothing unprotected leaves the machine by accident.
+
 package auth
 
 import (

@@ -1,4 +1,5 @@
 // The table of methods: what right each takes, and whether it is about one namespace or the whole cluster.
+
 package auth
 
 import (

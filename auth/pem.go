@@ -1,4 +1,5 @@
 // PEM files: written once, never over another, keys for their owner only.
+
 package auth
 
 import (

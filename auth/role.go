@@ -1,4 +1,5 @@
 // Roles, and the rights each has.
+
 package auth
 
 import (

@@ -9,6 +9,7 @@
 // certificate, or by its host name. The role is enough because only the cluster's own authority gives it, and lets a
 // server be reached by an address that was not known when its certificate was made. With the system's authorities
 // (no CA file) the host name must match.
+
 package auth
 
 import (

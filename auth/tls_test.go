@@ -1,4 +1,5 @@
 // The authority, the four TLS configurations over real connections, and certificates that change under them.
+
 package auth
 
 import (

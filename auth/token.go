@@ -1,4 +1,5 @@
 // Tokens: how they look, how they are made, and how a secret is compared with its hash.
+
 package auth
 
 import (

@@ -1,4 +1,5 @@
 // bin-pack: the fullest node that has room.
+
 package loadbalancer
 
 type binPack struct{}

@@ -1,4 +1,5 @@
 // capability-aware: rare capabilities, such as a GPU, stay free for those who need them.
+
 package loadbalancer
 
 type capabilityAware struct{}

@@ -1,4 +1,5 @@
 // least-connections: the fewest sessions, then the least reserved.
+
 package loadbalancer
 
 type leastConnections struct{}

@@ -1,4 +1,5 @@
 // round-robin: the nodes in the order of their ids, one after the other as the seed counts up.
+
 package loadbalancer
 
 import (

@@ -1,5 +1,6 @@
 // sampled: the best of a few drawn by lot. With thousands of nodes this is nearly as even as looking at all of them, and
 // several who choose at the same time do not all choose the same one.
+
 package loadbalancer
 
 // sampleNodes is how many nodes are drawn. Two are enough in theory; more make up for those that are full.

@@ -1,4 +1,5 @@
 // spread: evenly over the values of a label, then over the nodes within.
+
 package loadbalancer
 
 import "github.com/neolith/orchestrator/session"

@@ -1,4 +1,5 @@
 // What every strategy has in common: the question, the answer, and how the best of many is found.
+
 package loadbalancer
 
 import (

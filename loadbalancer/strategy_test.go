@@ -1,4 +1,5 @@
 // Properties that every strategy has, and what distinguishes each.
+
 package loadbalancer
 
 import (

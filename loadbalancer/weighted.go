@@ -1,4 +1,5 @@
 // weighted: sessions in proportion to the nodes' weights.
+
 package loadbalancer
 
 import "math"

@@ -1,4 +1,5 @@
 // Explanations, built in place: one allocation, for the line itself.
+
 package loadbalancer
 
 import "strconv"

@@ -218,6 +218,9 @@ func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64
 	c.learn(ack.GetServers())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.state != Connected {
+		c.events.emit(Event{Type: EventConnected, Server: server})
+	}
 	c.up, c.state, c.server = s, Connected, server
 	c.flush(s, ack)
 	return s

@@ -94,7 +94,6 @@ func (c *Client) link(ctx context.Context, server string, attempt int) (lasted t
 	began := time.Now()
 	s := c.ack(conn, server, ack, c.links)
 	c.log.Info("node link: connected", "server", server, "attempt", attempt+1, "cluster", ack.GetClusterId())
-	c.events.emit(Event{Type: EventConnected, Server: server})
 	c.opts.OnAck(server, ack)
 	s, err = c.receive(conn, s)
 	c.drop(s, err)

@@ -1,4 +1,5 @@
 // The life of a session: its phases, and the one table that says what a phase may become.
+
 package session
 
 import "fmt"

@@ -1,4 +1,5 @@
 // The nouns: spec, session, message, end.
+
 package session
 
 import (

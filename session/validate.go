@@ -1,4 +1,5 @@
 // What a spec and a message must look like, with the remedy in each refusal; and the defaults.
+
 package session
 
 import (

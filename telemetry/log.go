@@ -1,4 +1,5 @@
 // The log: text for people at a terminal, JSON for machines.
+
 package telemetry
 
 import (
@@ -37,7 +38,7 @@ func (f *LogFormat) UnmarshalText(text []byte) error {
 func NewLogger(w io.Writer, format LogFormat, level slog.Leveler) *slog.Logger {
 	terminal := isTerminal(w)
 	if format == LogText || format != LogJSON && terminal {
-		return slog.New(tint.NewHandler(w, &tint.Options{
+		return slog.New(tint.NewTextHandler(w, &tint.Options{
 			Level: level, TimeFormat: time.StampMilli, NoColor: !terminal || os.Getenv("NO_COLOR") != "",
 		}))
 	}

@@ -1,4 +1,5 @@
 // Metrics: a registry of the program's own, and how it is served.
+
 package telemetry
 
 import (

@@ -1,4 +1,5 @@
 // Libraries that log through the standard library's log package.
+
 package telemetry
 
 import (

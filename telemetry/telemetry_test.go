@@ -1,4 +1,5 @@
 // The log's formats, lines of libraries, the registry, the version.
+
 package telemetry
 
 import (

@@ -1,4 +1,5 @@
 // Which build is this?
+
 package telemetry
 
 import (

@@ -30,7 +30,10 @@ type Gone struct {
 	Turns []Turn
 }
 
-func (g *Gone) Error() string        { return "driver: the session's process is gone: " + g.Exit.Message }
+// Error says how the session ended.
+func (g *Gone) Error() string { return "driver: the session's process is gone: " + g.Exit.Message }
+
+// Is makes a Gone match ErrGone.
 func (g *Gone) Is(target error) bool { return target == ErrGone }
 
 // Start is what a session is started with.
@@ -107,8 +110,27 @@ type Process interface {
 	Done() <-chan struct{}
 	// Exit says how it ended. A Stop or Kill that came first decides the cause; the code and signal are the process's.
 	Exit() session.Exit
-	// Release lets go of the process without ending it: the agent is about to stop. Done is not closed.
+	// Release lets go of the process without ending it: the agent is about to stop. Neither Done nor Turns is closed.
 	Release()
+}
+
+// Exec is a further command beside a session's process.
+type Exec struct {
+	Command []string
+	Env     []string // KEY=VALUE; the session's own when nil
+	TTY     bool
+	Size    Size        // of the terminal at first
+	Stdin   io.Reader   // nil for none; a Read that blocks is left behind when the command ends
+	Stdout  io.Writer   // nil discards
+	Stderr  io.Writer   // unused with TTY
+	Resize  <-chan Size // may be nil
+}
+
+// Execer is a Process that can run further commands in the session's workspace and environment.
+type Execer interface {
+	// Exec runs a command and returns when it has ended, with everything that it forked. The whole of it is killed when
+	// ctx ends, when the session ends, on Release, and when the agent dies.
+	Exec(ctx context.Context, e Exec) (session.Exit, error)
 }
 
 // Size is a terminal's.

@@ -35,16 +35,17 @@ type applier struct {
 // nameKey is a name within its namespace.
 type nameKey struct{ namespace, name string }
 
-func newApplier(limits *Limits, intern *interner, w, base *memdb.Txn) *applier {
+// newApplier returns the applier of an entry of about so many commands.
+func newApplier(limits *Limits, intern *interner, w, base *memdb.Txn, commands int) *applier {
 	return &applier{
 		limits: limits, intern: intern, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base,
-		sessions:    newOverlay[string, session.Session](tableSessions, idBytes),
-		mailboxes:   newOverlay[string, mailboxRow](tableMailboxes, idBytes),
-		messages:    newOverlay[messageKey, session.Message](tableMessages, messageKey.bytes),
-		dead:        newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes),
-		nodes:       newOverlay[string, Node](tableNodes, idBytes),
-		tokens:      newOverlay[string, Token](tableTokens, idBytes),
-		idempotency: newOverlay[idempotencyKey, idempotencyRow](tableIdempotency, idempotencyKey.bytes),
+		sessions:    newOverlay[string, session.Session](tableSessions, idBytes, commands),
+		mailboxes:   newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
+		messages:    newOverlay[messageKey, session.Message](tableMessages, messageKey.bytes, commands),
+		dead:        newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
+		nodes:       newOverlay[string, Node](tableNodes, idBytes, commands),
+		tokens:      newOverlay[string, Token](tableTokens, idBytes, commands),
+		idempotency: newOverlay[idempotencyKey, idempotencyRow](tableIdempotency, idempotencyKey.bytes, commands),
 	}
 }
 

@@ -20,10 +20,11 @@ type overlay[K comparable, T any] struct {
 	order []K // every key that the entry has touched
 	dirty []K // those not written yet
 	added bool
+	size  int // how many changes to make room for at the first
 }
 
-func newOverlay[K comparable, T any](table string, key func(K) []byte) overlay[K, T] {
-	return overlay[K, T]{table: table, key: key}
+func newOverlay[K comparable, T any](table string, key func(K) []byte, size int) overlay[K, T] {
+	return overlay[K, T]{table: table, key: key, size: size}
 }
 
 // get returns the row as it is now; nil when there is none.
@@ -39,7 +40,7 @@ func (o *overlay[K, T]) put(k K, row *T) {
 	c, ok := o.cells[k]
 	if !ok {
 		if o.cells == nil {
-			o.cells = make(map[K]cell[T])
+			o.cells = make(map[K]cell[T], o.size)
 		}
 		o.order = append(o.order, k)
 	}

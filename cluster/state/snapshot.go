@@ -36,7 +36,7 @@ const (
 	// maxFrameBytes bounds one row: a session with its spec and history, a message or a result with its text.
 	maxFrameBytes = 16 << 20
 	checksumBytes = 8
-	ioBufferBytes = 1 << 20
+	ioBufferBytes = 64 << 10
 )
 
 // frameWriter writes frames and keeps the checksum. The first error stays.

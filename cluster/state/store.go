@@ -58,7 +58,7 @@ func (s *Store) Index() uint64 { return s.View().Index() }
 func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	results := make([]Result, len(b.GetCommands()))
 	db := s.db.Load()
-	a := newApplier(&s.limits, s.intern, db.Txn(true), db.Txn(false))
+	a := newApplier(&s.limits, s.intern, db.Txn(true), db.Txn(false), len(results))
 	if index <= a.meta.index {
 		a.w.Abort()
 		for i := range results {

@@ -27,7 +27,7 @@ func (s *server) httpServers(tlsConfig *tls.Config) (link, user *http.Server) {
 	userMux.HandleFunc("GET /health", s.health)
 	userMux.HandleFunc("GET /ready", s.ready)
 	userMux.Handle("GET /metrics", telemetry.MetricsHandler(s.registry, s.log))
-	make := func(h http.Handler) *http.Server {
+	serverOf := func(h http.Handler) *http.Server {
 		return &http.Server{
 			Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHTTPHeader,
 			ErrorLog: telemetry.StdLogger(s.log),
@@ -39,7 +39,7 @@ func (s *server) httpServers(tlsConfig *tls.Config) (link, user *http.Server) {
 		c.NextProtos = []string{"http/1.1"}
 		s.listeners.link, s.listeners.client = tls.NewListener(s.listeners.link, c), tls.NewListener(s.listeners.client, c)
 	}
-	return make(linkMux), make(userMux)
+	return serverOf(linkMux), serverOf(userMux)
 }
 
 // health says that the process is alive.

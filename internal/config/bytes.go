@@ -1,4 +1,5 @@
 // Sizes in bytes, as people write them.
+
 package config
 
 import (

@@ -1,4 +1,5 @@
 // What a configuration accepts, refuses and says of itself.
+
 package config
 
 import (

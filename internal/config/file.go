@@ -1,4 +1,5 @@
 // Reading a YAML file strictly: every refusal knows its line.
+
 package config
 
 import (

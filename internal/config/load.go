@@ -1,4 +1,5 @@
 // Load: the sources in order, merged, checked.
+
 package config
 
 import (

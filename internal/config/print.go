@@ -1,4 +1,5 @@
 // Print: the effective configuration, with the origin of each value.
+
 package config
 
 import (

@@ -1,4 +1,5 @@
 // The settings of a struct: their keys, types, environment variables and flags, found by reflection once.
+
 package config
 
 import (

@@ -1,4 +1,5 @@
 // "Did you mean": the nearest name to one that is unknown.
+
 package config
 
 import (

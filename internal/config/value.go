@@ -1,4 +1,5 @@
 // From text to a setting's own type, with the remedy in each refusal.
+
 package config
 
 import (

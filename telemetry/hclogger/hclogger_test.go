@@ -1,4 +1,5 @@
 // What HashiCorp's libraries log arrives, with its level, its name and its arguments.
+
 package hclogger
 
 import (

@@ -1,4 +1,5 @@
 // The checker itself: it accepts an honest sample and tells each way of lying.
+
 package configtest
 
 import (

@@ -1,0 +1,105 @@
+# Everything there is to do with the source. Needs Go, make and git; tools are built from tools/ at pinned versions.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-builtin-rules --no-print-directory
+
+MODULE      := github.com/neolith/orchestrator
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO          ?= go
+TOOLS       := $(CURDIR)/.tools/bin
+PROGRAMS    := $(notdir $(wildcard cmd/*))
+SHIM        := agent/shim/embed/shim
+# What people wrote: generated code and what git does not know are not formatted.
+GO_FILES     = $(shell git ls-files --cached --others --exclude-standard '*.go' ':!*.pb.go')
+# The race detector needs a C compiler; a fresh machine may have none.
+RACE        := $(shell command -v "$$($(GO) env CC | cut -d' ' -f1)" >/dev/null 2>&1 && echo -race)
+# The whole of the tests takes a fraction of it; a test that hangs shows its goroutines before a build is given up.
+TEST_TIMEOUT ?= 8m
+# What the protocols must stay compatible with: the last release, or what is merged.
+BREAKING_REF ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git merge-base HEAD origin/main 2>/dev/null || true)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1 \t/' | expand -t 16
+
+.PHONY: build
+build: shim ## build the programs into bin/, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X $(MODULE)/telemetry.version=$(VERSION)" -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+# The shim is embedded into node-agent, so it comes first. It carries no version stamp: the same source gives the same
+# bytes, and what embeds it is not compiled again for each commit.
+.PHONY: shim
+shim:
+	@if [ -d agent/shim/cmd/shim ]; then \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w" -o $(SHIM) ./agent/shim/cmd/shim; \
+	fi
+
+.PHONY: test
+test: shim ## run all tests, with the race detector where there is a C compiler
+	@[ -n "$(RACE)" ] || echo "NOTE: no C compiler found: the tests run without the race detector" >&2
+	$(GO) test $(RACE) -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: check
+check: check-format check-module vet lint check-proto ## everything that looks at the source without running it
+
+.PHONY: check-format
+check-format:
+	@bad=$$(gofmt -l $(GO_FILES)); [ -z "$$bad" ] || { echo "not formatted (run make format):"; echo "$$bad"; exit 1; } >&2
+
+.PHONY: check-module
+check-module:
+	@$(GO) mod tidy -diff || { echo "go.mod is not tidy; run go mod tidy" >&2; exit 1; }
+
+.PHONY: vet
+vet: shim
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: shim $(TOOLS)/golangci-lint
+	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: check-proto
+check-proto: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## lint the protocols, compare them with the last release, and the generated code with them
+	$(TOOLS)/buf lint
+	@tools/check-generated.sh $(TOOLS)
+	@tools/check-breaking.sh $(TOOLS) $(BREAKING_REF)
+
+.PHONY: format
+format: ## format the Go source
+	gofmt -w $(GO_FILES)
+
+.PHONY: generate
+generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generate Go code from the protocols
+	PATH="$(TOOLS):$$PATH" $(TOOLS)/buf generate
+
+.PHONY: demo
+demo: build ## run the main job for real: 3 servers, 3 nodes, 30 sessions, kills; prints what was measured
+	@CGO_ENABLED=0 $(GO) build -o bin/demo ./test/demo
+	@bin/demo $(ARGS)
+
+.PHONY: bench
+bench: build ## measure, against the raw limits of this machine
+	$(GO) run ./test/bench $(ARGS)
+
+.PHONY: tools
+tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the tools into .tools/bin
+
+# A tool is built again only when its versions changed.
+$(TOOLS)/buf: tools/buf/go.mod tools/buf/go.sum
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/buf -o $(TOOLS)/ tool
+
+$(TOOLS)/protoc-gen-go: tools/protoc/go.mod tools/protoc/go.sum
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/protoc -o $(TOOLS)/ tool
+	@touch $@
+
+$(TOOLS)/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/lint -o $(TOOLS)/ tool
+
+.PHONY: clean
+clean: ## remove what was built, but for the tools
+	rm -rf bin dist $(SHIM) coverage.out

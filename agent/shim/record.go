@@ -1,0 +1,347 @@
+// What a shim is started with, and what it leaves on disk: parameters, the run record, the exit record.
+//
+// A record file is "ORSR", a version byte (1), three zero bytes, the CRC-32C of the fields, then the fields.
+package shim
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// The names in a shim's directory.
+const (
+	LockName   = "lock"
+	RunName    = "run"
+	ExitName   = "exit"
+	SockName   = "sock"
+	StderrName = "stderr"
+)
+
+// InputsMax is how many of the latest inputs a shim remembers.
+const InputsMax = 1024
+
+// Params is what a shim is started with.
+type Params struct {
+	Session string
+	Epoch   uint32
+	Args    []string // Args[0] is the program's path
+	Env     []string
+	Dir     string // the working directory
+	LogDir  string
+	Lease   string // the node's lease file
+	Base    uint64 // the last output line of earlier epochs
+	// Terminal gives the process a terminal instead of pipes.
+	Terminal      bool
+	Columns, Rows uint16
+	// FlushIdle is after how long a terminal's line without a newline is logged.
+	FlushIdle    time.Duration
+	SegmentBytes int64 // of the log; 0 for the default
+	TotalBytes   int64
+	Cgroup2      string   // the directory to start the process in; empty for none
+	Cgroup1      []string // the same of version 1 hierarchies
+	// Exec runs a further command of the session on the shim's own stdin, stdout and stderr.
+	Exec bool
+}
+
+func (p *Params) encode() []byte {
+	var f fields
+	f.str(tagSession, p.Session)
+	f.num(tagEpoch, uint64(p.Epoch))
+	for _, a := range p.Args {
+		f.str(tagArg, a)
+	}
+	for _, e := range p.Env {
+		f.str(tagEnv, e)
+	}
+	f.str(tagDir, p.Dir)
+	f.str(tagLogDir, p.LogDir)
+	f.str(tagLease, p.Lease)
+	f.num(tagBase, p.Base)
+	var flags uint64
+	if p.Terminal {
+		flags |= flagTerminal
+	}
+	if p.Exec {
+		flags |= flagExec
+	}
+	f.num(tagFlags, flags)
+	f.num(tagColumns, uint64(p.Columns))
+	f.num(tagRows, uint64(p.Rows))
+	f.num(tagFlushIdle, uint64(p.FlushIdle))
+	f.num(tagSegmentBytes, uint64(p.SegmentBytes))
+	f.num(tagTotalBytes, uint64(p.TotalBytes))
+	f.str(tagCgroup2, p.Cgroup2)
+	for _, c := range p.Cgroup1 {
+		f.str(tagCgroup1, c)
+	}
+	return f
+}
+
+func decodeParams(b []byte) (*Params, error) {
+	p := new(Params)
+	err := each(b, func(t tag, v []byte) {
+		switch t {
+		case tagSession:
+			p.Session = string(v)
+		case tagEpoch:
+			p.Epoch = uint32(num(v))
+		case tagArg:
+			p.Args = append(p.Args, string(v))
+		case tagEnv:
+			p.Env = append(p.Env, string(v))
+		case tagDir:
+			p.Dir = string(v)
+		case tagLogDir:
+			p.LogDir = string(v)
+		case tagLease:
+			p.Lease = string(v)
+		case tagBase:
+			p.Base = num(v)
+		case tagFlags:
+			p.Terminal = num(v)&flagTerminal != 0
+			p.Exec = num(v)&flagExec != 0
+		case tagColumns:
+			p.Columns = uint16(num(v))
+		case tagRows:
+			p.Rows = uint16(num(v))
+		case tagFlushIdle:
+			p.FlushIdle = time.Duration(num(v))
+		case tagSegmentBytes:
+			p.SegmentBytes = int64(num(v))
+		case tagTotalBytes:
+			p.TotalBytes = int64(num(v))
+		case tagCgroup2:
+			p.Cgroup2 = string(v)
+		case tagCgroup1:
+			p.Cgroup1 = append(p.Cgroup1, string(v))
+		}
+	})
+	if err == nil && len(p.Args) == 0 {
+		err = refuse(CodeInvalid, "there is no command to start")
+	}
+	return p, err
+}
+
+// ProcessID names a process for good: pids are used again, pids with their start time are not.
+type ProcessID struct {
+	PID   int
+	Start uint64 // clock ticks since boot, as /proc/PID/stat has it
+}
+
+// Run is what a shim runs.
+type Run struct {
+	Session   string
+	Epoch     uint32
+	Process   ProcessID // the main process
+	Shim      ProcessID
+	Boot      string // boot id, 16 bytes
+	Started   int64  // Unix nanoseconds
+	FirstLine uint64 // the number that the epoch's first line has or would have
+	Cgroup2   string
+	Cgroup1   []string
+}
+
+func (r *Run) encode() []byte {
+	var f fields
+	f.str(tagSession, r.Session)
+	f.num(tagEpoch, uint64(r.Epoch))
+	f.num(tagPID, uint64(r.Process.PID))
+	f.num(tagStartTime, r.Process.Start)
+	f.num(tagShimPID, uint64(r.Shim.PID))
+	f.num(tagShimStart, r.Shim.Start)
+	f.str(tagBoot, r.Boot)
+	f.num(tagStarted, uint64(r.Started))
+	f.num(tagFirstLine, r.FirstLine)
+	f.str(tagCgroup2, r.Cgroup2)
+	for _, c := range r.Cgroup1 {
+		f.str(tagCgroup1, c)
+	}
+	return f
+}
+
+func (r *Run) field(t tag, v []byte) {
+	switch t {
+	case tagSession:
+		r.Session = string(v)
+	case tagEpoch:
+		r.Epoch = uint32(num(v))
+	case tagPID:
+		r.Process.PID = int(num(v))
+	case tagStartTime:
+		r.Process.Start = num(v)
+	case tagShimPID:
+		r.Shim.PID = int(num(v))
+	case tagShimStart:
+		r.Shim.Start = num(v)
+	case tagBoot:
+		r.Boot = string(v)
+	case tagStarted:
+		r.Started = int64(num(v))
+	case tagFirstLine:
+		r.FirstLine = num(v)
+	case tagCgroup2:
+		r.Cgroup2 = string(v)
+	case tagCgroup1:
+		r.Cgroup1 = append(r.Cgroup1, string(v))
+	}
+}
+
+// Exit is how a session's process ended.
+type Exit struct {
+	Session   string
+	Epoch     uint32
+	Code      int32  // 128 + the signal's number when a signal ended it
+	Signal    string // such as SIGKILL; empty when none
+	Cause     string // completed, failed, oom-killed, lost, or what a stop or kill that came first said
+	Message   string
+	LastLine  uint64
+	FirstLine uint64
+	// InputsFrom is the last line before the oldest of the InputsMax latest inputs: the turns worth reading begin there.
+	InputsFrom uint64
+	LastInput  uint64 // the sequence of the last input; 0 for none
+	Ended      int64  // Unix nanoseconds
+	Boot       string
+}
+
+func (e *Exit) encode() []byte {
+	var f fields
+	f.str(tagSession, e.Session)
+	f.num(tagEpoch, uint64(e.Epoch))
+	f.num(tagExitCode, uint64(int64(e.Code)))
+	f.str(tagExitSignal, e.Signal)
+	f.str(tagCause, e.Cause)
+	f.str(tagMessage, e.Message)
+	f.num(tagLine, e.LastLine)
+	f.num(tagFirstLine, e.FirstLine)
+	f.num(tagInputsFrom, e.InputsFrom)
+	f.num(tagLastInput, e.LastInput)
+	f.num(tagEnded, uint64(e.Ended))
+	f.str(tagBoot, e.Boot)
+	return f
+}
+
+func decodeExit(b []byte) (*Exit, error) {
+	e := new(Exit)
+	err := each(b, func(t tag, v []byte) {
+		switch t {
+		case tagSession:
+			e.Session = string(v)
+		case tagEpoch:
+			e.Epoch = uint32(num(v))
+		case tagExitCode:
+			e.Code = int32(num(v))
+		case tagExitSignal:
+			e.Signal = string(v)
+		case tagCause:
+			e.Cause = string(v)
+		case tagMessage:
+			e.Message = string(v)
+		case tagLine:
+			e.LastLine = num(v)
+		case tagFirstLine:
+			e.FirstLine = num(v)
+		case tagInputsFrom:
+			e.InputsFrom = num(v)
+		case tagLastInput:
+			e.LastInput = num(v)
+		case tagEnded:
+			e.Ended = int64(num(v))
+		case tagBoot:
+			e.Boot = string(v)
+		}
+	})
+	return e, err
+}
+
+const (
+	recordMagic    = "ORSR"
+	recordVersion  = 1
+	recordHead     = 12
+	recordBytesMax = 1 << 20
+)
+
+var crcTable = crc32.MakeTable(crc32.Castagnoli)
+
+func sealRecord(payload []byte) []byte {
+	b := make([]byte, recordHead, recordHead+len(payload))
+	copy(b, recordMagic)
+	b[4] = recordVersion
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(payload, crcTable))
+	return append(b, payload...)
+}
+
+func openRecord(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("shim: read a record: %w", err)
+	}
+	if st.Size() > recordBytesMax {
+		return nil, fmt.Errorf("shim: read %s: %w", path, errMalformed)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("shim: read a record: %w", err)
+	}
+	if len(b) < recordHead || string(b[:4]) != recordMagic || b[4] != recordVersion ||
+		crc32.Checksum(b[recordHead:], crcTable) != binary.LittleEndian.Uint32(b[8:]) {
+		return nil, fmt.Errorf("shim: read %s: %w", path, errMalformed)
+	}
+	return b[recordHead:], nil
+}
+
+// ReadRun reads the run record of a shim's directory.
+func ReadRun(dir string) (*Run, error) {
+	b, err := openRecord(filepath.Join(dir, RunName))
+	if err != nil {
+		return nil, err
+	}
+	r := new(Run)
+	return r, each(b, r.field)
+}
+
+// ReadExit reads the exit record of a shim's directory; the error matches os.ErrNotExist when there is none.
+func ReadExit(dir string) (*Exit, error) {
+	b, err := openRecord(filepath.Join(dir, ExitName))
+	if err != nil {
+		return nil, err
+	}
+	return decodeExit(b)
+}
+
+// WriteExit writes the exit record: whole or not at all, and on disk when it returns.
+func WriteExit(dir string, e *Exit) (err error) {
+	path := filepath.Join(dir, ExitName)
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("shim: write the exit record: %w", err)
+	}
+	_, err = f.Write(sealRecord(e.encode()))
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("shim: write the exit record: %w", err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

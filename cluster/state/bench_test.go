@@ -1,0 +1,235 @@
+// Benchmarks: what a batch costs, what a session weighs, how long a snapshot takes.
+//
+//	go test -run '^$' -bench . ./cluster/state
+//	go test -run '^$' -bench Million -benchtime 1x ./cluster/state   (some 3 GB of memory)
+package state
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"runtime"
+	"testing"
+	"time"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+)
+
+// sessionID looks like the ids that the gateway makes: 26 letters, in order of time with a random end.
+func sessionID(n int) string {
+	return fmt.Sprintf("%014x%012x", n/50, (uint64(n)*0x9E3779B97F4A7C15)>>16&0xffffffffffff)
+}
+
+// runSessions brings sessions from first on to RUNNING on 1,000 nodes, 256 a batch: spawn with placement, then the fact.
+func runSessions(tb testing.TB, s *Store, first, count int, named bool) {
+	tb.Helper()
+	const nodes, batch = 1000, 256
+	index, now := s.Index(), int64(1e18)
+	facts := make([]uint64, nodes)
+	if index == 0 {
+		b := &clusterv1.Batch{Time: now}
+		for n := range nodes {
+			b.Commands = append(b.Commands, cmd(register(fmt.Sprint("node-", n), 1)))
+		}
+		index++
+		check(tb, s.Apply(index, b))
+	}
+	v := s.View()
+	for n := range nodes {
+		facts[n] = v.Node(fmt.Sprint("id-node-", n)).FactIndex
+	}
+	for at := first; at < first+count; at += batch {
+		spawns, starts := &clusterv1.Batch{Time: now + int64(at)}, &clusterv1.Batch{Time: now + int64(at) + 1}
+		for n := at; n < min(at+batch, first+count); n++ {
+			c := spawn(sessionID(n), fmt.Sprint("id-node-", n%nodes), func(s *apiv1.SessionSpec) {
+				s.CpuMilli, s.MemoryBytes, s.Restart = 100, 256<<20, "on-failure"
+				if named {
+					s.Name = fmt.Sprint("ledger-", n)
+				}
+			})
+			c.Placement = fmt.Sprintf("node-%d: 12 sessions, the fewest of 1000; 3 full, 2 cordoned", n%nodes)
+			spawns.Commands = append(spawns.Commands, cmd(c))
+			facts[n%nodes]++
+			f := started(c.SessionId, 1)
+			f.Index = facts[n%nodes]
+			starts.Commands = append(starts.Commands, cmd(&clusterv1.ApplyFacts{NodeId: c.NodeId, Incarnation: 1, Facts: []*nodev1.Fact{f}}))
+		}
+		check(tb, s.Apply(index+1, spawns))
+		check(tb, s.Apply(index+2, starts))
+		index += 2
+	}
+}
+
+func check(tb testing.TB, results []Result) {
+	tb.Helper()
+	for _, r := range results {
+		if r.Err != nil {
+			tb.Fatal(r.Err)
+		}
+	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func BenchmarkSend64(b *testing.B) {
+	for _, keyed := range []bool{false, true} {
+		b.Run(fmt.Sprintf("keyed=%v", keyed), func(b *testing.B) {
+			s := New(DefaultLimits())
+			const sessions, mail = 10_000, 64
+			runSessions(b, s, 0, sessions, false)
+			n := 0
+			for b.Loop() {
+				batch := &clusterv1.Batch{Time: int64(2e18) + int64(n)*1e7}
+				for range mail {
+					c := send(sessionID(n*7919%sessions), "a message of some thirty-two bytes")
+					if keyed {
+						c.IdempotencyKey = fmt.Sprint("key-", n)
+					}
+					batch.Commands = append(batch.Commands, cmd(c))
+					n++
+				}
+				check(b, s.Apply(s.Index()+1, batch))
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/send")
+		})
+	}
+}
+
+func BenchmarkTurn64(b *testing.B) {
+	s := New(DefaultLimits())
+	const sessions, turns = 10_000, 64
+	runSessions(b, s, 0, sessions, false)
+	n, at := 0, 0
+	next := make([]uint64, sessions)
+	for b.Loop() {
+		sends, ends := &clusterv1.Batch{Time: int64(2e18)}, &clusterv1.Batch{Time: int64(2e18)}
+		v := s.View()
+		for range turns {
+			i := at * 7919 % sessions
+			at++
+			id := sessionID(i)
+			sends.Commands = append(sends.Commands, cmd(send(id, "a message of some thirty-two bytes")))
+			next[i]++
+			node := v.Node(fmt.Sprint("id-node-", i%1000))
+			f, g := handed(id, 1, next[i]), turn(id, 1, next[i], "a result of some thirty-two bytes.")
+			f.Index, g.Index = node.FactIndex+uint64(n)*2+1, node.FactIndex+uint64(n)*2+2
+			ends.Commands = append(ends.Commands, cmd(&clusterv1.ApplyFacts{NodeId: node.ID, Incarnation: 1, Facts: []*nodev1.Fact{f, g}}))
+			n++
+		}
+		check(b, s.Apply(s.Index()+1, sends))
+		check(b, s.Apply(s.Index()+1, ends))
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/turn")
+}
+
+func BenchmarkSpawnToRunning(b *testing.B) {
+	s := New(DefaultLimits())
+	n := 0
+	const step = 1024
+	for b.Loop() {
+		if n+step > 1_000_000 {
+			b.StopTimer()
+			s, n = New(DefaultLimits()), 0
+			b.StartTimer()
+		}
+		runSessions(b, s, n, step, true)
+		n += step
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*step), "ns/session")
+}
+
+// BenchmarkMemory tells what a running session weighs, without and with a name.
+func BenchmarkMemory(b *testing.B) { weigh(b, 100_000) }
+
+// BenchmarkMillion is the same at the size that the state is made for.
+func BenchmarkMillion(b *testing.B) { weigh(b, 1_000_000) }
+
+func weigh(b *testing.B, sessions int) {
+	for _, named := range []bool{false, true} {
+		b.Run(fmt.Sprintf("named=%v", named), func(b *testing.B) {
+			for b.Loop() {
+				snapshot := weighFilled(b, sessions, named)
+				weighRestored(b, sessions, snapshot)
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// weighFilled and weighRestored are functions of their own, so that nothing of the one is alive in the other.
+//
+//go:noinline
+func weighFilled(b *testing.B, sessions int, named bool) []byte {
+	before := heap()
+	s := New(DefaultLimits())
+	start := time.Now()
+	runSessions(b, s, 0, sessions, named)
+	filled := time.Since(start)
+	b.ReportMetric(float64(heap()-before)/float64(sessions), "B/session")
+	b.ReportMetric(float64(filled.Nanoseconds())/float64(sessions), "ns/spawned")
+	start = time.Now()
+	snapshot := persisted(b, s.View())
+	b.ReportMetric(time.Since(start).Seconds(), "s/persist")
+	b.ReportMetric(float64(len(snapshot))/float64(sessions), "snapshot-B/session")
+	return snapshot
+}
+
+//go:noinline
+func weighRestored(b *testing.B, sessions int, snapshot []byte) {
+	before := heap()
+	s := New(DefaultLimits())
+	start := time.Now()
+	if err := s.Restore(bytes.NewReader(snapshot)); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(time.Since(start).Seconds(), "s/restore")
+	b.ReportMetric(float64(heap()-before)/float64(sessions), "restored-B/session")
+	runtime.KeepAlive(s)
+}
+
+func BenchmarkPersist(b *testing.B) {
+	s := New(DefaultLimits())
+	runSessions(b, s, 0, 20_000, true)
+	v := s.View()
+	for b.Loop() {
+		if err := v.Persist(io.Discard); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*20_000), "ns/session")
+}
+
+func BenchmarkRestore(b *testing.B) {
+	s := New(DefaultLimits())
+	runSessions(b, s, 0, 20_000, true)
+	snapshot := persisted(b, s.View())
+	for b.Loop() {
+		if err := s.Restore(bytes.NewReader(snapshot)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*20_000), "ns/session")
+}
+
+func BenchmarkView(b *testing.B) {
+	s := New(DefaultLimits())
+	runSessions(b, s, 0, 10_000, true)
+	b.Run("Session", func(b *testing.B) {
+		for b.Loop() {
+			s.View().Session(sessionID(77))
+		}
+	})
+	b.Run("SessionByName", func(b *testing.B) {
+		for b.Loop() {
+			s.View().SessionByName("default", "ledger-77")
+		}
+	})
+}
