@@ -112,6 +112,13 @@ func (m *Machine) Renew(deadline int64) error {
 	return nil
 }
 
+// Deadline is the lease's, in nanoseconds of Now; 0 for none. It outlives agents, as the lease file does.
+func (m *Machine) Deadline() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.deadline
+}
+
 // expire ends everything when the lease has lapsed.
 func (m *Machine) expire() {
 	m.mu.Lock()
