@@ -2,6 +2,7 @@
 //
 // What was sent is remembered for the life of a link only. A node that comes back says what it still holds, everything
 // else is sent again, and the node knows what its process was given already.
+
 package leader
 
 import (

@@ -2,6 +2,7 @@
 //
 // Both records lie in the state file, each in a slot of its own: "ORSR", a version byte (1), three zero bytes, the CRC-32
 // (IEEE) of the fields, their length (4 bytes each), then the fields. After the slots comes what the shim had to say.
+
 package shim
 
 import (
