@@ -322,6 +322,13 @@ func (s *session) finish() {
 		s.err.Flush(false, func(text []byte, partial bool) { s.log.Line(outputlog.Stderr, text, partial, now) })
 		_ = s.log.Close() // what is lost shows as a hole
 	}
+	if s.stdin.busy != nil { // with its readers gone, the write has ended, well or not; unless one is outside the tree
+		select {
+		case err := <-s.written:
+			s.stdin.wrote(s, err)
+		case <-time.After(drainPatience):
+		}
+	}
 	s.exit = s.verdict()
 	s.stdin.fail()
 	if s.p.Exec {
