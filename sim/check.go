@@ -23,14 +23,27 @@ const syncGrace = 15 * time.Second
 
 // Check looks at everything that can be looked at from outside.
 func (w *World) Check() {
-	i := w.freshest()
-	if i == nil {
+	v := w.truth()
+	if v == nil {
 		return
 	}
-	v := i.store.View()
 	w.checkTrees(v)
 	w.checkAcknowledged(v)
 	w.checkMailboxes(v)
+}
+
+// truth is a state that holds everything that was acknowledged: that of the leader. nil when nobody leads, or only one who
+// does not know that there was a later leader.
+func (w *World) truth() *state.View {
+	i := w.leader()
+	if i == nil {
+		return nil
+	}
+	l, _ := i.node.Leader()
+	if !l.Self || l.Term < w.client.latestTerm() {
+		return nil
+	}
+	return i.store.View()
 }
 
 // checkTrees: nothing lives on a node that is called lost (1); what is not desired goes soon (4), and at the latest with

@@ -180,9 +180,10 @@ func (w *World) pickLeader() *instance {
 // leader is the one with the highest term; nil when nobody leads.
 func (w *World) leader() *instance {
 	var best *instance
+	var highest uint64
 	for _, i := range w.leaders() {
-		if best == nil || i.node.Term() > best.node.Term() {
-			best = i
+		if l, _ := i.node.Leader(); l.Term > highest {
+			best, highest = i, l.Term
 		}
 	}
 	return best
