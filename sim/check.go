@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/cluster/state"
-	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -35,7 +34,7 @@ func (w *World) Check() {
 // truth is a state that holds everything that was acknowledged: that of the leader. nil when nobody leads, or only one who
 // does not know that there was a later leader.
 func (w *World) truth() *state.View {
-	i := w.leader()
+	i := w.leading()
 	if i == nil {
 		return nil
 	}
@@ -72,7 +71,7 @@ func (w *World) checkTrees(v *state.View) {
 				w.ghosts[g] = now
 				continue
 			}
-			l := leader.DefaultLease()
+			l := w.opts.Lease
 			if limit := max(syncGrace, l.Duration+l.Margin); now.Sub(since) > limit {
 				w.fail("an orphan: session %s runs on %s at epoch %d, and since %s that is not desired: %s", id, node, o.epoch, stamp(since), describe(s))
 			}
@@ -220,7 +219,7 @@ func (w *World) CheckQuiet() {
 // quiet reports whether nothing is on its way: one leader, all servers at one index, every session at rest. When not, it
 // says what is.
 func (w *World) quiet() string {
-	l := w.leader()
+	l := w.leading()
 	if l == nil || len(w.leaders()) != 1 {
 		return "no single leader"
 	}
