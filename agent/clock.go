@@ -1,4 +1,5 @@
 // The clock that leases run on.
+
 package agent
 
 import "golang.org/x/sys/unix"

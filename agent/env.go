@@ -1,4 +1,5 @@
 // What a session sees of the world: its environment, and the secrets in it.
+
 package agent
 
 import (

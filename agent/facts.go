@@ -1,4 +1,5 @@
 // The facts that the control plane has not acknowledged yet: numbered, batched, sent again.
+
 package agent
 
 import (

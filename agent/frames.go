@@ -1,4 +1,5 @@
 // What the control plane says and asks, frame by frame.
+
 package agent
 
 import (

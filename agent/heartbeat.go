@@ -1,4 +1,5 @@
 // Heartbeats: asking for the lease, saying how the machine is, and what happens when the lease lapses.
+
 package agent
 
 import (
@@ -18,7 +19,7 @@ const sampleInterval = 5 * time.Second
 
 // sendHeartbeat asks for the lease to be renewed. When the link has no room it is not sent again: the next one is soon.
 func (s *supervisor) sendHeartbeat() {
-	if !s.linked {
+	if !s.linked.Load() {
 		return
 	}
 	s.renewTimer.Reset(s.renew)
@@ -124,7 +125,7 @@ func (s *supervisor) judge() {
 
 // responseTime is the last round trip, or how long an answer has been missing when that is longer.
 func (s *supervisor) responseTime() time.Duration {
-	if !s.linked {
+	if !s.linked.Load() {
 		return s.roundTrip
 	}
 	return max(s.roundTrip, s.host.lease.waiting(s.lastAnswered))

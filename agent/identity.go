@@ -1,4 +1,5 @@
 // Who this node is, for good: its id, its cluster, its incarnation; and that nobody else uses its data directory.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // The messages that one epoch of a session was handed and has not finished, most urgent first.
+
 package agent
 
 import (

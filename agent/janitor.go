@@ -1,4 +1,5 @@
 // Removing what sessions left behind, beside the supervisor: a workspace may be large and a disk slow.
+
 package agent
 
 import (

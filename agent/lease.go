@@ -1,4 +1,5 @@
 // The node's lease: its right to run sessions, and what it does with the answers to its heartbeats.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // The lease: nothing runs without it, and nothing outlives it.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // The agent's use of the node link.
+
 package agent
 
 import (

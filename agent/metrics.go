@@ -1,7 +1,10 @@
 // What the agent counts.
+
 package agent
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -16,10 +19,6 @@ type metrics struct {
 	damaged           prometheus.Counter
 	roundTrip         prometheus.Histogram
 	streams           prometheus.Gauge
-	sessions          prometheus.Gauge
-	factsUnacked      prometheus.Gauge
-	leaseSeconds      prometheus.GaugeFunc
-	linked            prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -43,26 +42,43 @@ func newMetrics() *metrics {
 		damaged:           counter("damaged_sessions_total", "Session directories set aside because their record was damaged."),
 		roundTrip:         histogram("heartbeat_round_trip_seconds", "Time from a heartbeat to its answer."),
 		streams:           gauge("streams", "Log readers, terminals and commands being served."),
-		sessions:          gauge("sessions", "Sessions that run or are being started or stopped."),
-		factsUnacked:      gauge("facts_unacked", "Facts that the control plane has not committed."),
-		linked:            gauge("linked", "1 while a server has acknowledged the node link."),
 	}
 }
 
-// register registers the metrics.
+// register registers the metrics, with those that are read off the agent.
 func (m *metrics) register(r prometheus.Registerer, a *Agent) error {
-	m.leaseSeconds = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "node_agent", Name: "lease_seconds",
-		Help: "What is left of the node's lease; negative after it lapsed, 0 before the first."}, func() float64 {
-		if !a.host.lease.ever() {
+	read := func(name, help string, value func(Status) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "node_agent", Name: name, Help: help}, func() float64 { return value(a.Status()) })
+	}
+	for _, c := range []prometheus.Collector{
+		m.startSeconds, m.startFailures, m.messagesDelivered, m.messagesRefused, m.turns, m.lapses, m.damaged, m.roundTrip, m.streams,
+		read("sessions", "Sessions that run, or are being started or stopped.", func(s Status) float64 { return float64(s.Sessions) }),
+		read("facts_unacked", "Facts that the control plane has not committed.", func(s Status) float64 { return float64(s.FactsUnacked) }),
+		read("lease_seconds", "What is left of the node's lease; 0 when it has none.", func(s Status) float64 { return s.LeaseLeft.Seconds() }),
+		read("linked", "1 while a server has acknowledged the node link.", func(s Status) float64 {
+			if s.Linked {
+				return 1
+			}
 			return 0
-		}
-		return a.host.lease.remaining().Seconds()
-	})
-	for _, c := range []prometheus.Collector{m.startSeconds, m.startFailures, m.messagesDelivered, m.messagesRefused, m.turns, m.lapses,
-		m.damaged, m.roundTrip, m.streams, m.sessions, m.factsUnacked, m.leaseSeconds, m.linked} {
+		}),
+	} {
 		if err := r.Register(c); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Status is an agent's state at one instant, for whoever watches it.
+type Status struct {
+	Linked       bool          // a server has acknowledged the link
+	LeaseLeft    time.Duration // 0 when the node has no lease
+	Sessions     int           // that run, or are being started or stopped
+	FactsUnacked int           // not committed by the control plane
+}
+
+// Status may be called from any goroutine, at any time.
+func (a *Agent) Status() Status {
+	return Status{Linked: a.linked.Load(), LeaseLeft: max(a.host.lease.remaining(), 0), Sessions: int(a.running.Load()),
+		FactsUnacked: int(a.host.room.waiting.Load())}
 }

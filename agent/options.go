@@ -1,4 +1,5 @@
 // What an agent is made of.
+
 package agent
 
 import (
@@ -63,6 +64,9 @@ type Options struct {
 	MaxStarts       int           // processes being started at one time
 	MaxEndedKept    int           // ended sessions whose directory is kept until the cluster forgets them; beyond it the oldest go
 	StartTimeout    time.Duration // of one start or adoption
+
+	// EndOnStop ends the sessions when the agent is told to stop, instead of leaving them to the next one.
+	EndOnStop bool
 
 	// Metrics is where the agent's metrics are registered; nil for nowhere.
 	Metrics prometheus.Registerer

@@ -1,4 +1,5 @@
 // The parts that decide: inbox, facts, environment, directories. No clocks, no goroutines.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // One epoch of one session on this node, from its start or adoption to its end: one goroutine.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // A run's process while it lives: messages in, turns out, and what it is told about its end.
+
 package agent
 
 import (
@@ -187,7 +188,7 @@ func (s *serving) expire() {
 // awaitSend waits for a write under way, whose context was cancelled.
 func (s *serving) awaitSend() {
 	if s.sending != nil {
-		<-s.sent
+		_ = <-s.sent
 		s.sending = nil
 	}
 }

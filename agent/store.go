@@ -1,4 +1,5 @@
 // The sessions' directories: what each session was started with, so that a later agent can take it up again.
+
 package agent
 
 import (

@@ -1,5 +1,6 @@
 // Bytes to and from a session: its log, a terminal, a further command. They ride on the link beside the supervisor,
 // which only says where the session is.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // Logs, terminals and commands over the link.
+
 package agent
 
 import (

@@ -1,4 +1,5 @@
 // The supervisor: the one goroutine that owns the table of sessions, the facts, and the lease.
+
 package agent
 
 import (
@@ -45,6 +46,11 @@ const (
 	eventsPerTurn = 256
 	// maxTombstones bounds the memory of sessions that are forgotten; the oldest go first.
 	maxTombstones = 4096
+
+	// endOnStopGrace is the time from SIGTERM to SIGKILL for sessions that end with their agent, and endOnStopPatience how
+	// long the agent stays for that.
+	endOnStopGrace    = 5 * time.Second
+	endOnStopPatience = 8 * time.Second
 
 	defaultRenew     = 3 * time.Second
 	defaultHeartbeat = 10 * time.Second
@@ -98,8 +104,8 @@ type supervisor struct {
 	tombs   tombstones
 
 	cluster       atomic.Pointer[string] // read when a hello is made
-	linked        bool
 	linkedEver    bool
+	stopping      bool // sessions are being ended; none is started any more
 	renew         time.Duration
 	heartbeat     time.Duration
 	leaseLength   time.Duration // as the last hello_ack said
@@ -180,9 +186,13 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 		s.letGo()
 	}()
 	s.adoptAll()
+	stop, patience := ctx.Done(), (<-chan time.Time)(nil)
 	for {
 		s.checkLease()
 		s.flush()
+		if stop == nil && s.allToldAndGone() {
+			return nil
+		}
 		select {
 		case m := <-s.in:
 			if err := s.fromLink(m); err != nil {
@@ -196,10 +206,34 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 			s.sendHeartbeat()
 		case <-s.leaseTimer.C:
 		case <-s.retryTimer.C:
-		case <-ctx.Done():
+		case <-stop:
+			if !s.opts.EndOnStop {
+				return nil
+			}
+			stop, patience = nil, time.After(endOnStopPatience)
+			s.endAll()
+		case <-patience:
 			return nil
 		}
 	}
+}
+
+// endAll ends every session because the agent was told to end them with it.
+func (s *supervisor) endAll() {
+	s.stopping = true
+	s.dropNext("the agent is stopping")
+	for _, e := range s.entries {
+		if e.live() {
+			e.run.order(order{strength: orderStop, grace: min(e.run.spec.Grace, endOnStopGrace), exit: session.Exit{
+				Cause: session.CauseEvicted, Message: "the node agent was stopped, and ends its sessions then",
+			}})
+		}
+	}
+}
+
+// allToldAndGone: no session lives, and the cluster knows of every end, as far as there is a link to tell it.
+func (s *supervisor) allToldAndGone() bool {
+	return s.activeSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
 }
 
 // adoptAll starts the runs of what an earlier agent left.
@@ -228,7 +262,11 @@ func (s *supervisor) reportEnded(e *entry) {
 }
 
 func (s *supervisor) launch(r *run) {
-	s.runs.Go(func() { r.main(s.runCtx) })
+	s.running.Add(1)
+	s.runs.Go(func() {
+		defer s.running.Add(-1)
+		r.main(s.runCtx)
+	})
 }
 
 // letGo waits for all runs, which let their processes go, and sends their last facts.
@@ -259,8 +297,7 @@ func (s *supervisor) fromLink(m any) error {
 	case linkUp:
 		return s.linkUp(m)
 	case linkDown:
-		s.linked = false
-		s.metrics.linked.Set(0)
+		s.linked.Store(false)
 		s.renewTimer.Stop()
 		s.dropWaiters()
 		if !s.host.lease.held() {
@@ -268,7 +305,7 @@ func (s *supervisor) fromLink(m any) error {
 		}
 		s.log.Warn("the node link is down; sessions go on until the lease ends", "lease_left", s.leaseLeft(), "error", m.err)
 	case *nodev1.Frame:
-		if s.linked { // else it is of a server that is not this node's
+		if s.linked.Load() { // else it is of a server that is not this node's
 			s.frame(m)
 		}
 	}
@@ -280,7 +317,7 @@ func (s *supervisor) linkUp(up linkUp) error {
 	if err := s.data.joinCluster(up.ack.GetClusterId(), up.server); err != nil {
 		if s.linkedEver {
 			// One wrong address among good ones must not end a node that runs sessions.
-			s.linked = false
+			s.linked.Store(false)
 			s.log.Error("a server of another cluster answered", "server", up.server, "error", err)
 			s.bounce("another cluster's server")
 			return nil
@@ -289,14 +326,19 @@ func (s *supervisor) linkUp(up linkUp) error {
 	}
 	id := s.data.id.ClusterID
 	s.cluster.Store(&id)
-	s.linked, s.linkedEver = true, true
+	s.linkedEver = true
+	s.linked.Store(true)
 	s.dropWaiters() // of an earlier leader on the same link
-	s.metrics.linked.Set(1)
 	s.renew = positive(up.ack.GetRenewInterval().AsDuration(), defaultRenew)
 	s.heartbeat = positive(up.ack.GetHeartbeatInterval().AsDuration(), defaultHeartbeat)
 	s.leaseLength = up.ack.GetLease().AsDuration()
 	s.facts.resend()
-	if !s.commit(up.ack.GetFactIndex()) {
+	if up.ack.GetFactIndex() < s.facts.committed {
+		// The cluster has forgotten the node and taken it in again, or its state was restored from a snapshot.
+		s.log.Warn("the server knows fewer facts of this incarnation than were committed; numbering what is left after them",
+			"server", up.server, "knows", up.ack.GetFactIndex(), "committed", s.facts.committed)
+		s.facts.renumber(up.ack.GetFactIndex())
+	} else if !s.commit(up.ack.GetFactIndex()) {
 		// This incarnation was used before: the data directory came back from a copy. Lower numbers would have no effect.
 		s.log.Error("the server knows facts of this incarnation that this agent never reported; numbering its own after them",
 			"server", up.server, "committed", up.ack.GetFactIndex(), "last", s.facts.last())
@@ -423,7 +465,7 @@ func (s *supervisor) wakeAll() {
 
 // flush hands waiting facts and owed answers to the link, as far as it has room.
 func (s *supervisor) flush() {
-	if !s.linked {
+	if !s.linked.Load() {
 		return
 	}
 	for len(s.inventoryOwed) > 0 && s.adopting == 0 {

@@ -420,6 +420,15 @@ func TestCA(t *testing.T) {
 	if still, _ := os.ReadFile(files.Key); !bytes.Equal(key, still) {
 		t.Error("a key was overwritten")
 	}
+	if err := os.Remove(files.Cert); err != nil { // only the key is left of the first
+		t.Fatal(err)
+	}
+	if _, err := other.Write(to); !fault.Is(err, fault.AlreadyExists) {
+		t.Errorf("a key was overwritten: %v", err)
+	}
+	if still, _ := os.ReadFile(files.Key); !bytes.Equal(key, still) {
+		t.Error("a key was overwritten")
+	}
 	if got := other.Cert.NotAfter.Sub(now); got > DefaultLeafValidity || got < DefaultLeafValidity-2*time.Second {
 		t.Errorf("the default holds for %s", got)
 	}

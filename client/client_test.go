@@ -1,3 +1,5 @@
+// What a client promises: effects that happen once, failover that is sticky, streams without holes, errors that say what to do.
+
 package client_test
 
 import (
@@ -301,7 +303,7 @@ func TestTLSAndToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer cl.Close() //nolint:errcheck // nothing is left to be lost
+		defer cl.Close()
 		_, err = cl.Cluster.GetStatus(t.Context(), &apiv1.GetStatusRequest{})
 		return err
 	}

@@ -1,4 +1,5 @@
 // What a Client needs to know: where, as whom, over what, and how patiently.
+
 package client
 
 import (
@@ -39,6 +40,9 @@ type Config struct {
 	// Timeout bounds a call whose context has no deadline, with all its repetitions, and how long a stream or a
 	// waiting call tries to come back after an interruption. DefaultTimeout when 0.
 	Timeout time.Duration
+	// ReachTimeout is after how long without a connection to any address a call gives up, before its deadline. 0 leaves
+	// it to the deadline.
+	ReachTimeout time.Duration
 	// ConnectTimeout is how long one address may take to connect while there are others. DefaultConnectTimeout when 0.
 	ConnectTimeout time.Duration
 	// RetryExhausted makes calls that were refused with RESOURCE_EXHAUSTED and a time to come back wait for that time.

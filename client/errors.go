@@ -1,4 +1,5 @@
 // From gRPC statuses to faults: one table, and the details that travel with a status.
+
 package client
 
 import (

@@ -1,4 +1,5 @@
 // The connections: one per address, one of them in use, the next one taken when it fails.
+
 package client
 
 import (
@@ -125,6 +126,10 @@ func (e *endpoint) note(err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		err = op.Err // the address is named beside it anyway
+	}
 	e.mu.Lock()
 	e.lastErr = err
 	e.mu.Unlock()
@@ -159,8 +164,13 @@ func (p *pool) acquire(ctx context.Context) (*endpoint, *grpc.ClientConn, error)
 			break
 		}
 	}
-	return nil, nil, fault.New(fault.Unavailable, "no server could be reached: %s", strings.Join(why, "; "))
+	return nil, nil, fault.New(fault.Unavailable, "%w", error(&unreachable{strings.Join(why, ", ")}))
 }
+
+// unreachable says that no address took a connection: nobody was asked.
+type unreachable struct{ why string }
+
+func (u *unreachable) Error() string { return "no server could be reached: " + u.why }
 
 // moveOn goes to the next address, when e is still the one in use.
 func (p *pool) moveOn(e *endpoint) {
@@ -242,7 +252,7 @@ func (e *endpoint) failed(conn *grpc.ClientConn) error {
 		e.failedAt = time.Now()
 	}
 	if e.lastErr == nil {
-		e.lastErr = errors.New("it does not speak gRPC")
+		e.lastErr = errors.New("it took the connection but did not answer as a server; does it want TLS?")
 	}
 	return e.lastErr
 }

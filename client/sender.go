@@ -6,6 +6,7 @@
 //
 // One goroutine owns the stream and everything that waits. When a stream breaks, the batches that were not answered go
 // out again on the next one, under the same idempotency keys and before anything newer.
+
 package client
 
 import (

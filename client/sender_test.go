@@ -1,3 +1,5 @@
+// The batched sender under broken streams: nothing lost, nothing doubled, every message its own answer.
+
 package client_test
 
 import (
@@ -54,7 +56,7 @@ func TestSenderLosesAndDoublesNothing(t *testing.T) {
 		c.Inject("SendMessages", clienttest.Fault{Err: clienttest.Lost(), AfterMessages: 1 + i%3})
 	}
 	s := cl.NewSender()
-	defer s.Close() //nolint:errcheck // it has no error
+	defer s.Close()
 	sendAll(t, s, id, 32, 50)
 	if n := c.Messages(id); n != 32*50 {
 		t.Fatalf("%d messages arrived, want %d", n, 32*50)
@@ -69,7 +71,7 @@ func TestSenderFallsBackToSingleCalls(t *testing.T) {
 	id := spawn(t, cl, "a")
 	c.Inject("SendMessages", clienttest.Fault{Err: status.Error(codes.Unimplemented, "unknown method")})
 	s := cl.NewSender()
-	defer s.Close() //nolint:errcheck // it has no error
+	defer s.Close()
 	sendAll(t, s, id, 4, 10)
 	if c.Messages(id) != 40 || c.Calls("SendMessages") != 1 || c.Calls("SendMessage") != 40 {
 		t.Fatal(c.Messages(id), c.Calls("SendMessages"), c.Calls("SendMessage"))
@@ -80,7 +82,7 @@ func TestSenderGivesEachMessageItsOwnAnswer(t *testing.T) {
 	c, _, cl := setup(t, 1, nil)
 	id := spawn(t, cl, "a")
 	s := cl.NewSender()
-	defer s.Close() //nolint:errcheck // it has no error
+	defer s.Close()
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
@@ -109,7 +111,7 @@ func TestSenderGivesEachMessageItsOwnAnswer(t *testing.T) {
 func TestSenderStopsAtWhatRepeatingCannotHelp(t *testing.T) {
 	c, _, cl := setup(t, 1, nil)
 	s := cl.NewSender()
-	defer s.Close() //nolint:errcheck // it has no error
+	defer s.Close()
 	c.Inject("SendMessages", clienttest.Fault{Err: status.Error(codes.PermissionDenied, "you may not")})
 	if _, err := s.Send(t.Context(), &apiv1.SendMessageRequest{SessionId: "a", Text: []byte("x")}); !fault.Is(err, fault.PermissionDenied) {
 		t.Fatal(err)
@@ -144,13 +146,13 @@ func BenchmarkSend(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer cl.Close() //nolint:errcheck // it has no error
+	defer cl.Close()
 	r, err := cl.Sessions.SpawnSession(b.Context(), &apiv1.SpawnSessionRequest{Spec: &apiv1.SessionSpec{Command: []string{"run"}}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	s := cl.NewSender()
-	defer s.Close() //nolint:errcheck // it has no error
+	defer s.Close()
 	req := &apiv1.SendMessageRequest{SessionId: r.GetSession().GetId(), Text: make([]byte, 256)}
 	for name, send := range map[string]func() error{
 		"unary":  func() error { _, err := cl.Sessions.SendMessage(b.Context(), req); return err },

@@ -1,4 +1,5 @@
 // The cluster's state as a file: save it, put it back.
+
 package client
 
 import (

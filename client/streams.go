@@ -1,5 +1,6 @@
 // Server streams that go on after an interruption: each is opened again from where it stopped, so that its reader sees
 // neither a hole nor a double.
+
 package client
 
 import (

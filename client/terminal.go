@@ -1,4 +1,5 @@
 // Attach and Exec: bytes both ways, and how the other side ended.
+
 package client
 
 import (

@@ -1,4 +1,5 @@
 // Autopilot: new servers become voters once they are stable, dead ones are removed while a majority of the rest remains.
+
 package cluster
 
 import (

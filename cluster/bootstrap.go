@@ -1,4 +1,5 @@
 // The first configuration: when as many new servers have found each other as each expects, all of them write the same one.
+
 package cluster
 
 import (

@@ -4,6 +4,7 @@
 // answered, long before: a leader that was stopped and goes on finds such answers waiting, and would take them for proof
 // that it still leads while a successor does. Leases and linearizable reads rest on that proof, so this one counts only
 // answers to requests that were sent after the question.
+
 package cluster
 
 import (

@@ -1,4 +1,5 @@
 // The data directory: whose it is, and whether this release may open it.
+
 package cluster
 
 import (

@@ -1,4 +1,5 @@
 // Discovery: memberlist says who is there and under which addresses. It is a hint; raft decides who is a member.
+
 package cluster
 
 import (

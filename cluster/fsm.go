@@ -1,4 +1,5 @@
 // The shell between raft and the replicated state: decode, apply, hand back. What commands mean is in cluster/state.
+
 package cluster
 
 import (

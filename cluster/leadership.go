@@ -1,4 +1,5 @@
 // Leadership: duties run while this server leads, and are over before it may lead again.
+
 package cluster
 
 import (

@@ -1,4 +1,5 @@
 // The members: who they are, and what operators do with them.
+
 package cluster
 
 import (

@@ -1,4 +1,5 @@
 // Node: one server's part in the cluster.
+
 package cluster
 
 import (

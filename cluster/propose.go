@@ -2,6 +2,7 @@
 //
 // A commit costs an fsync on a majority of servers whatever the entry's size, so commands that arrive while entries are
 // on their way share the next one. Nothing waits for company: a lone command leaves at once.
+
 package cluster
 
 import (

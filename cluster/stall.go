@@ -1,5 +1,6 @@
 // A disk that hangs: raft's leader goes on sending heartbeats while its own writes stand still, so nobody replaces it
 // (hashicorp/raft#503, #683). The guard times each write to the log.
+
 package cluster
 
 import (

@@ -1,4 +1,5 @@
 // "Do I still lead?", asked of a quorum once for all who wonder at the same time.
+
 package cluster
 
 import (

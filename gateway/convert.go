@@ -1,4 +1,5 @@
 // From rows of the state to messages of the API.
+
 package gateway
 
 import (

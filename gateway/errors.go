@@ -1,4 +1,5 @@
 // Errors on the wire: kinds become codes, with details that clients can act on. The one table for it.
+
 package gateway
 
 import (

@@ -1,4 +1,5 @@
 // Filters of lists: terms joined by commas, all of which must hold.
+
 package gateway
 
 import (

@@ -1,4 +1,5 @@
 // ClusterService and RelayService in gRPC.
+
 package gateway
 
 import (

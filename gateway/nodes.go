@@ -1,4 +1,5 @@
 // NodeService in gRPC.
+
 package gateway
 
 import (

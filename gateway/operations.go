@@ -1,4 +1,5 @@
 // Operations: what clients may do with sessions, whatever way they say it.
+
 package gateway
 
 import (

@@ -1,4 +1,5 @@
 // QueueService in gRPC.
+
 package gateway
 
 import (

@@ -1,4 +1,5 @@
 // The gRPC server: who is asked what, in which order.
+
 package gateway
 
 import (

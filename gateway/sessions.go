@@ -1,4 +1,5 @@
 // SessionService in gRPC.
+
 package gateway
 
 import (

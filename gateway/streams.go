@@ -1,4 +1,5 @@
 // Logs, terminals and commands: bytes between a client and a session on its node.
+
 package gateway
 
 import (

@@ -1,4 +1,5 @@
 // TokenService and EventService in gRPC.
+
 package gateway
 
 import (
@@ -104,7 +105,7 @@ func (s *eventService) ListEvents(ctx context.Context, req *apiv1.ListEventsRequ
 	}
 	limit = min(limit, maxEvents)
 	out := &apiv1.ListEventsResponse{}
-	for _, e := range v.Events(0, 0) {
+	for _, e := range v.Events(0, maxEvents) {
 		if match.event(e) {
 			out.Events = append(out.Events, eventProto(e))
 		}
@@ -134,7 +135,7 @@ func (s *eventService) WatchEvents(req *apiv1.WatchEventsRequest, stream grpc.Se
 		return stream.Send(&apiv1.WatchEventsResponse{Event: eventProto(e)})
 	}
 	if req.GetAfterIndex() > 0 {
-		for _, e := range v.Events(0, 0) {
+		for _, e := range v.Events(0, maxEvents) {
 			if e.Index > req.GetAfterIndex() {
 				if err := send(e); err != nil {
 					return err

@@ -1,4 +1,5 @@
 // Waiters: calls that wait for something to happen to a session, woken by the state's feed.
+
 package gateway
 
 import (

@@ -2,6 +2,7 @@
 //
 // What was sent is remembered for the life of a link only. A node that comes back says what it still holds, everything
 // else is sent again, and the node knows what its process was given already.
+
 package leader
 
 import (
@@ -46,17 +47,13 @@ func (w window) full() bool {
 	return w.messages >= deliverWindowMessages || w.bytes >= deliverWindowBytes
 }
 
-// add counts a message as sent; nil is one that has ended, and whose end is on its way here.
-func (d *delivery) add(sequence uint64, m *session.Message, confirmed bool) {
-	d.remove(sequence)
-	s := sentMessage{priority: session.Normal, confirmed: confirmed}
-	if m != nil {
-		s.priority, s.bytes = m.Priority, len(m.Text)
-	}
-	d.sent[sequence] = s
-	w := &d.windows[s.priority]
+// add counts a message as sent.
+func (d *delivery) add(m *session.Message, confirmed bool) {
+	d.remove(m.Sequence)
+	d.sent[m.Sequence] = sentMessage{priority: m.Priority, bytes: len(m.Text), confirmed: confirmed}
+	w := &d.windows[m.Priority]
 	w.messages++
-	w.bytes += s.bytes
+	w.bytes += len(m.Text)
 }
 
 // remove makes room: the message was acked, or must be sent again.
@@ -174,7 +171,7 @@ func (r *reign) nextMessages(view *state.View, s *session.Session) []*session.Me
 			d.behind = true
 			break
 		}
-		d.add(m.Sequence, m, false)
+		d.add(m, false)
 		batch = append(batch, m)
 	}
 	if len(batch) > 0 {

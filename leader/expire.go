@@ -1,4 +1,5 @@
 // What time ends: sessions with a time to live, messages with a deadline, and the memory of what is over.
+
 package leader
 
 import (

@@ -1,4 +1,5 @@
 // Following: while another server leads, this one's links are relayed to it.
+
 package leader
 
 import (

@@ -4,6 +4,7 @@
 // it answers; a successor is thus elected later than the node sent it. (2) The node counts from when it sent, the leader
 // from when it answers, plus a margin. (3) One goroutine both answers heartbeats and calls nodes lost, so that a node that
 // is being called lost gets no answer any more.
+
 package leader
 
 import (
@@ -136,7 +137,7 @@ func (r *reign) noteStatus(n *node, status state.NodeStatus, reason string) {
 		return
 	}
 	n.settingTo = status
-	r.log.Info("a node's status changes", "node", row.Name, "from", row.Status, "to", status, "reason", reason)
+	r.log.Info("a node's status changes", "node", row.Name, "from", row.Status.String(), "to", status.String(), "reason", reason)
 	fail := r.logFailures("a node's status")
 	r.propose(func(results []state.Result, err error) {
 		n.settingTo = 0

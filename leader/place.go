@@ -1,4 +1,5 @@
 // Placement of sessions that wait: the most urgent first, each by the router.
+
 package leader
 
 import (

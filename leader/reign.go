@@ -1,4 +1,5 @@
 // The reign: one goroutine that owns all that a leader knows beside the state.
+
 package leader
 
 import (
@@ -191,6 +192,9 @@ func (r *reign) load(v *state.View) {
 // observe takes in one change of the state.
 func (r *reign) observe(c *state.Change) {
 	if c.Restored {
+		for _, n := range r.nodes {
+			r.dropLink(n, "the cluster's state was restored from a snapshot; register again")
+		}
 		r.load(r.opts.State.View())
 		return
 	}

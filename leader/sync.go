@@ -1,5 +1,6 @@
 // Sync: a node says hello and is registered, shows its inventory, and is told the difference to what it should run; then
 // it reports facts, and is told of changes.
+
 package leader
 
 import (
@@ -52,11 +53,11 @@ func (r *reign) LinkDown(l nodelink.Link, reason string) {
 func (r *reign) register(l nodelink.Link) {
 	h := l.Hello()
 	if why := session.CheckName(h.GetName()); why != "" {
-		refuse(l, "INVALID_ARGUMENT", "node name "+why)
+		refuse(l, fault.New(fault.Invalid, "node name %s", why))
 		return
 	}
 	if id := r.opts.State.View().ClusterID(); h.GetClusterId() != "" && h.GetClusterId() != id {
-		refuse(l, "FAILED_PRECONDITION", fmt.Sprintf("the node's data belongs to cluster %s, and this is %s; point the node at its own cluster, or give it an empty data_dir", h.GetClusterId(), id))
+		refuse(l, fault.New(fault.FailedPrecondition, "the node's data belongs to cluster %s, and this is %s; point the node at its own cluster, or give it an empty data_dir", h.GetClusterId(), id))
 		return
 	}
 	r.propose(func(results []state.Result, err error) {
@@ -65,7 +66,7 @@ func (r *reign) register(l nodelink.Link) {
 		}
 		if err != nil {
 			r.log.Warn("a node was not registered", "node", h.GetName(), "id", h.GetNodeId(), "error", err)
-			refuse(l, codeName(err), err.Error())
+			refuse(l, err)
 			return
 		}
 		r.registered(l, results[0].Node)
@@ -119,9 +120,11 @@ func (r *reign) dropLink(n *node, reason string) {
 	r.l.setLive(n.id, live)
 }
 
-func refuse(l nodelink.Link, code, why string) {
-	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: &nodev1.Error{Error: why, RequestType: "hello", Code: code}}})
-	l.Close(why)
+// refuse tells a node why its hello was not taken, and closes the link.
+func refuse(l nodelink.Link, why error) {
+	e := nodelink.ToError("hello", why)
+	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: e}})
+	l.Close(e.GetError())
 }
 
 // frame handles a frame of a registered node; one that overtakes the registration is dropped, for a node speaks again
@@ -174,7 +177,10 @@ func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
 		if h != nil && h.GetEpoch() == s.Epoch && len(h.GetInbox()) > 0 {
 			d := r.delivery(s)
 			for _, seq := range h.GetInbox() {
-				d.add(seq, view.Message(s.ID, seq), true)
+				// The node may hold turns whose end is committed already; they must not take up the window.
+				if m := view.Message(s.ID, seq); m != nil {
+					d.add(m, true)
+				}
 			}
 		}
 		r.toDeliver[s.ID] = true
@@ -326,25 +332,5 @@ func (r *reign) expectFacts(now time.Time) {
 		if n.link != nil && !n.factGap.IsZero() && now.Sub(n.factGap) >= resendAfter {
 			r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
 		}
-	}
-}
-
-// codeName is the google.rpc.Code name of an error, for the link's error frame.
-func codeName(err error) string {
-	switch fault.KindOf(err) {
-	case fault.Invalid:
-		return "INVALID_ARGUMENT"
-	case fault.NotFound:
-		return "NOT_FOUND"
-	case fault.AlreadyExists:
-		return "ALREADY_EXISTS"
-	case fault.FailedPrecondition:
-		return "FAILED_PRECONDITION"
-	case fault.Exhausted:
-		return "RESOURCE_EXHAUSTED"
-	case fault.Unavailable:
-		return "UNAVAILABLE"
-	default:
-		return "INTERNAL"
 	}
 }

@@ -1,4 +1,5 @@
 // The server's end of the WebSocket handshake.
+
 package nodelink
 
 import (

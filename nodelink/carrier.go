@@ -1,4 +1,5 @@
 // What both carriers offer beyond Conn, for use inside this package.
+
 package nodelink
 
 import (

@@ -1,4 +1,5 @@
 // The node's end of the link: one link at a time, to whichever server will have it, for ever.
+
 package nodelink
 
 import (
@@ -73,14 +74,17 @@ type Client struct {
 	waiting []*nodev1.Frame // for a link; at most SendQueueMax
 	bytes   int             // of waiting, roughly
 	closed  bool
+	// committed is the last fact that a leader is known to have. A leader that knows of fewer has forgotten the node.
+	committed uint64
 }
 
 // session is one leader on one link.
 type session struct {
-	conn    carrier
-	server  string
-	req     *Requester
-	streams *Streams
+	conn     carrier
+	server   string
+	req      *Requester
+	streams  *Streams
+	nextFact uint64 // one beyond the last that this leader has, or was sent on this link; guarded by Client.mu
 }
 
 // NewClient checks the options and fills in defaults.
@@ -155,20 +159,41 @@ func (c *Client) LateAnswers() uint64 {
 // Every other frame belongs to a link, and is refused with ErrClosed: a heartbeat or an answer that comes late is worse
 // than none. With ErrQueueFull nothing was queued.
 //
-// What Send took may still be lost with its link. Facts are kept by their sender until they are acked.
+// What Send took may still be lost with its link. Facts are kept by their sender until they are acked, and go to each
+// leader without a gap: those that would leave one, because their sender has not heard of this link yet and the facts
+// before them went down with the last, are refused with ErrClosed.
 func (c *Client) Send(f *nodev1.Frame) error {
 	c.mu.Lock()
-	up, server := c.up, c.server
-	if up == nil {
+	up := c.up
+	var err error
+	switch {
+	case up == nil:
 		defer c.mu.Unlock()
 		return c.wait(f)
+	case f.GetFacts() != nil:
+		err = up.sendFacts(f)
+		c.mu.Unlock()
+	default:
+		c.mu.Unlock()
+		err = up.conn.Send(f)
 	}
-	c.mu.Unlock()
-	if err := up.conn.Send(f); err != nil {
-		return err
+	if err == nil {
+		c.events.sent(up.server, f)
 	}
-	c.events.sent(server, f)
-	return nil
+	return err
+}
+
+// sendFacts sends facts if none is missing before them. Client.mu is held, so that they stay in order.
+func (s *session) sendFacts(f *nodev1.Frame) error {
+	facts := f.GetFacts().GetFacts()
+	if len(facts) > 0 && facts[0].GetIndex() > s.nextFact {
+		return ErrClosed
+	}
+	err := s.conn.Send(f)
+	if err == nil && len(facts) > 0 {
+		s.nextFact = max(s.nextFact, facts[len(facts)-1].GetIndex()+1)
+	}
+	return err
 }
 
 // wait queues a frame for the next link. c.mu is held.
@@ -221,6 +246,8 @@ func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64
 	if c.state != Connected {
 		c.events.emit(Event{Type: EventConnected, Server: server})
 	}
+	c.committed = max(c.committed, ack.GetFactIndex())
+	s.nextFact = c.committed + 1
 	c.up, c.state, c.server = s, Connected, server
 	c.flush(s, ack)
 	return s
@@ -240,7 +267,11 @@ func (c *Client) flush(s *session, ack *nodev1.HelloAck) {
 			}
 			known = last
 		}
-		if err := s.conn.Send(f); err != nil {
+		send := s.conn.Send
+		if f.GetFacts() != nil {
+			send = s.sendFacts
+		}
+		if err := send(f); err != nil {
 			c.log.Warn("node link: frames that waited for a link are dropped; their sender sends them again", "server", s.server, "frames", len(frames)-i, "err", err)
 			return
 		}

@@ -1,4 +1,5 @@
 // The life of a Client: dial, greet, receive, wait, again.
+
 package nodelink
 
 import (
@@ -158,6 +159,10 @@ func (c *Client) receive(conn carrier, s *session) (*session, error) {
 			c.log.Info("node link: another leader took over", "server", s.server)
 			c.opts.OnAck(s.server, p.HelloAck)
 			continue
+		case *nodev1.Frame_FactsAck:
+			c.mu.Lock()
+			c.committed = max(c.committed, p.FactsAck.GetIndex())
+			c.mu.Unlock()
 		case *nodev1.Frame_Goodbye:
 			said = fault.New(fault.Unavailable, "the server said goodbye: %s", p.Goodbye.GetReason())
 			continue

@@ -1,3 +1,5 @@
+// The node's end of the link: connecting, backing off, coming back, noticing silence.
+
 package nodelink
 
 import (
@@ -6,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -180,7 +183,7 @@ func TestClientReconnects(t *testing.T) {
 		run(t, s, func(o *ClientOptions) {
 			o.OnDown = func(err error) { downs = append(downs, err) }
 		}, func(c *Client) {
-			if err := c.Send(heartbeatFrame(1)); err != ErrClosed {
+			if err := c.Send(heartbeatFrame(1)); !errors.Is(err, ErrClosed) {
 				t.Errorf("before the first link, Send gave %v", err)
 			}
 			events, stop := c.Subscribe(100)
@@ -196,10 +199,10 @@ func TestClientReconnects(t *testing.T) {
 			for i := range uint64(SendQueueMax) {
 				mustSend(t, c, factsFrame(4, i+1))
 			}
-			if err := c.Send(factsFrame(4, 5000)); err != ErrQueueFull {
+			if err := c.Send(factsFrame(4, 5000)); !errors.Is(err, ErrQueueFull) {
 				t.Errorf("with a full queue, Send gave %v", err)
 			}
-			if err := c.Send(heartbeatFrame(1)); err != ErrClosed {
+			if err := c.Send(heartbeatFrame(1)); !errors.Is(err, ErrClosed) {
 				t.Errorf("a heartbeat without a link gave %v", err)
 			}
 			if _, err := c.Request(t.Context(), heartbeatFrame(1)); !fault.Is(err, fault.Unavailable) {
@@ -250,21 +253,21 @@ func TestClientLeavesSilentServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeServers()
 		s.ack = &nodev1.HelloAck{Protocol: 1, Lease: durationpb.New(12 * time.Second)}
-		var black bool
-		s.faults = func(Direction, *nodev1.Frame) Verdict { return Verdict{Drop: black} }
+		var black atomic.Bool
+		s.faults = func(Direction, *nodev1.Frame) Verdict { return Verdict{Drop: black.Load()} }
 		run(t, s, nil, func(c *Client) {
 			time.Sleep(10 * time.Minute) // idle, but pinged: it stays
 			synctest.Wait()
 			if c.State() != Connected || len(s.times) != 1 {
 				t.Fatalf("state %s after %d dials", c.State(), len(s.times))
 			}
-			black = true
+			black.Store(true)
 			time.Sleep(6*time.Second + time.Millisecond)
 			synctest.Wait()
 			if c.State() != Reconnecting {
 				t.Errorf("after half a lease of silence the state is %s", c.State())
 			}
-			black = false
+			black.Store(false)
 			time.Sleep(time.Second)
 			synctest.Wait()
 			if c.State() != Connected {
@@ -371,6 +374,45 @@ func TestClientHearsReasons(t *testing.T) {
 			if len(s.dials) != dials {
 				t.Error("a superseded client came back at once; two agents would fight for ever")
 			}
+		})
+	})
+}
+
+// Facts whose predecessors went down with an earlier link do not go to a leader that lacks those: it would take the later
+// ones for all there is.
+func TestClientLeavesNoGapInFacts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeServers()
+		run(t, s, nil, func(c *Client) {
+			synctest.Wait()
+			first := <-s.conns
+			mustSend(t, c, factsFrame(4, 1, 2)) // taken, and lost with its link
+			if err := c.Send(factsFrame(4, 4)); !errors.Is(err, ErrClosed) {
+				t.Errorf("a gap on one link gave %v", err)
+			}
+			Cut(first)
+			synctest.Wait()
+			mustSend(t, c, factsFrame(4, 3)) // waits for a link
+			time.Sleep(time.Second)
+			synctest.Wait()
+			second := <-s.conns
+			if err := c.Send(factsFrame(4, 4)); !errors.Is(err, ErrClosed) {
+				t.Errorf("facts with a gap before them gave %v", err)
+			}
+			mustSend(t, c, factsFrame(4, 1, 2, 3)) // their sender has heard of the link
+			mustSend(t, c, factsFrame(4, 4))
+			mustSend(t, c, factsFrame(4, 2)) // again is no gap
+			for _, want := range []uint64{1, 4, 2} {
+				if f := recv(t, second); f.GetFacts().GetFacts()[0].GetIndex() != want {
+					t.Errorf("got %v, want facts from %d", f, want)
+				}
+			}
+			mustSend(t, second, &nodev1.Frame{Payload: &nodev1.Frame_HelloAck{HelloAck: &nodev1.HelloAck{Protocol: 1, FactIndex: 2}}})
+			synctest.Wait()
+			if err := c.Send(factsFrame(4, 5)); !errors.Is(err, ErrClosed) {
+				t.Errorf("facts with a gap under a new leader gave %v", err)
+			}
+			mustSend(t, c, factsFrame(4, 3, 4, 5))
 		})
 	})
 }

@@ -1,4 +1,5 @@
 // The two codings of a frame: binary protobuf, and JSON for people.
+
 package nodelink
 
 import (

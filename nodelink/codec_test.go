@@ -1,3 +1,5 @@
+// Frames in both codings, against golden ones, and what is refused.
+
 package nodelink
 
 import (

@@ -1,4 +1,5 @@
 // The node's end of the WebSocket handshake.
+
 package nodelink
 
 import (
@@ -62,7 +63,7 @@ func DialWebSocket(o DialOptions) func(ctx context.Context, server string) (Conn
 			}
 			header.Set("Authorization", "Bearer "+token)
 		}
-		ws, resp, err := d.DialContext(ctx, url, header)
+		ws, resp, err := d.DialContext(ctx, url, header) //nolint:bodyclose // the library has read it
 		if err != nil {
 			return nil, dialError(server, resp, err)
 		}

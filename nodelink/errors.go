@@ -1,4 +1,5 @@
 // Why a link ends, and how a failure is said in a frame.
+
 package nodelink
 
 import (

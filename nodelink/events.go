@@ -1,4 +1,5 @@
 // What a node's end of the link tells those who watch it: its state, and events by the names they have always had.
+
 package nodelink
 
 import (

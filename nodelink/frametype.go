@@ -1,4 +1,5 @@
 // What the types of frames are called, which of them are requests, and how each is treated on the way.
+
 package nodelink
 
 import (

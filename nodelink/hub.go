@@ -9,6 +9,7 @@
 //
 // The sockets stay when the mode changes: a node keeps its link while leaders come and go. A frame that comes while
 // nobody leads is dropped; all that a node sends is said again to the next leader.
+
 package nodelink
 
 import (
@@ -60,6 +61,7 @@ type Hub struct {
 
 	mu      sync.Mutex
 	sockets map[uint64]*socket
+	arrived int                  // in their handshake
 	opening map[carrier]struct{} // before their hello
 	nextID  uint64
 	closed  bool
@@ -118,6 +120,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	conn, identity, err := h.acceptor.accept(w, r)
 	if err != nil {
+		h.leave()
 		h.stats.refused.Add(1)
 		h.log.Warn("node link: handshake refused", "remote", r.RemoteAddr, "err", err)
 		return
@@ -141,23 +144,33 @@ func (h *Hub) AttachConn(conn Conn) error {
 	return err
 }
 
+// room takes a place for a link that arrives; begin or leave gives it back.
 func (h *Hub) room() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
 	case h.closed:
 		return fault.New(fault.Unavailable, "node link: server %s is shutting down; dial another one", h.opts.ServerID)
-	case len(h.sockets)+len(h.opening) >= h.opts.MaxLinks:
+	case len(h.sockets)+len(h.opening)+h.arrived >= h.opts.MaxLinks:
 		h.stats.refused.Add(1)
 		return fault.New(fault.Exhausted, "node link: server %s holds %d links already; dial another one", h.opts.ServerID, h.opts.MaxLinks)
 	}
+	h.arrived++
 	return nil
+}
+
+// leave gives back what room took.
+func (h *Hub) leave() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.arrived--
 }
 
 // begin starts the goroutine that serves a link, the only one it has.
 func (h *Hub) begin(conn carrier, identity string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.arrived--
 	if h.closed {
 		return fault.New(fault.Unavailable, "node link: server %s is shutting down; dial another one", h.opts.ServerID)
 	}
@@ -221,7 +234,7 @@ func (h *Hub) greet(conn carrier, identity string) *socket {
 
 // drainUntilClosed reads until the link ends, so that the node gets to read why it was refused.
 func drainUntilClosed(conn carrier) {
-	for conn.receive(context.Background(), func(*nodev1.Frame, []byte) {}) == nil { //nolint:revive // all is in the condition
+	for conn.receive(context.Background(), func(*nodev1.Frame, []byte) {}) == nil {
 	}
 }
 

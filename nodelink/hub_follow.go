@@ -1,4 +1,5 @@
 // The hub of a follower: every link is relayed to the leader over one stream.
+
 package nodelink
 
 import (

@@ -1,4 +1,5 @@
 // The hub of the leader: every node's link, here or at a follower, becomes a Link of the Handler.
+
 package nodelink
 
 import (

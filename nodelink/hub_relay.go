@@ -1,4 +1,5 @@
 // The leader's end of the relay: a follower's links, all over one stream, with two goroutines however many they are.
+
 package nodelink
 
 import (

@@ -1,4 +1,5 @@
 // What a hub counts.
+
 package nodelink
 
 import "sync/atomic"

@@ -1,4 +1,5 @@
 // Notices that the other side has gone silent.
+
 package nodelink
 
 import (

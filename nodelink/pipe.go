@@ -1,5 +1,6 @@
 // A link in memory, for simulations and tests: the same codec, queue bounds, pings and closes as a WebSocket, and faults
 // on demand. Nothing in it sleeps or polls, so it runs in a testing/synctest bubble.
+
 package nodelink
 
 import (

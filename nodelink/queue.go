@@ -1,4 +1,5 @@
 // The bounded queue of encoded frames that wait for a carrier.
+
 package nodelink
 
 // sendQueue holds encoded frames in two lanes. Control frames go first: a heartbeat must not wait behind megabytes of

@@ -1,4 +1,5 @@
 // What both ends of a relay stream share: the interfaces, the bounds, and the queue that makes batches.
+
 package nodelink
 
 import (

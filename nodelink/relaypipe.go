@@ -1,4 +1,5 @@
 // A relay stream in memory, for simulations and tests.
+
 package nodelink
 
 import (

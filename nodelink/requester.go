@@ -1,4 +1,5 @@
 // Requests and their answers over a link.
+
 package nodelink
 
 import (

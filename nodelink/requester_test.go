@@ -1,3 +1,5 @@
+// Requests with their answers, and their bound.
+
 package nodelink
 
 import (

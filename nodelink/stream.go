@@ -1,4 +1,5 @@
-// One stream.
+// One stream: bytes of a session (logs, attach, exec) with credit.
+
 package nodelink
 
 import (

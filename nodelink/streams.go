@@ -3,6 +3,7 @@
 // The leader numbers a stream and says what it wants; both sides then send stream_data until one sends stream_close.
 // Each side may send while it has credit (InitialWindow at first); what the receiver has consumed it grants again. A
 // stream that nobody reads thus holds up nobody else, and holds a bounded amount of memory.
+
 package nodelink
 
 import (

@@ -1,3 +1,5 @@
+// Streams with credit beside control frames.
+
 package nodelink
 
 import (
@@ -90,7 +92,7 @@ func TestStreamEcho(t *testing.T) {
 		var out []byte
 		for {
 			d, err := s.Recv(t.Context())
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
@@ -105,7 +107,7 @@ func TestStreamEcho(t *testing.T) {
 		if p.leader.Len() != 0 || p.node.Len() != 0 {
 			t.Errorf("%d and %d streams are still open", p.leader.Len(), p.node.Len())
 		}
-		if err := s.Send(t.Context(), &nodev1.StreamData{Stdin: []byte("more")}); err != io.ErrClosedPipe {
+		if err := s.Send(t.Context(), &nodev1.StreamData{Stdin: []byte("more")}); !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("Send after the end gave %v", err)
 		}
 	})
@@ -238,13 +240,11 @@ func TestStreamYieldsToControl(t *testing.T) {
 		defer node.Close("")
 		defer leader.Close("")
 		m := NewStreams(StreamsOptions{Send: leader.Send})
-		var streams []*Stream
 		for range 40 {
 			s, err := m.Open(&nodev1.StreamOpen{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			streams = append(streams, s)
 			go func() { _ = s.Send(t.Context(), &nodev1.StreamData{Stdin: make([]byte, InitialWindow-32)}) }()
 		}
 		time.Sleep(time.Second)

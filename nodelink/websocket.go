@@ -6,6 +6,7 @@
 //
 // An idle link costs its reader's goroutine and nothing else: write buffers are pooled, the writer's goroutine lives
 // only while frames wait, and there is no goroutine for pings.
+
 package nodelink
 
 import (

@@ -1,4 +1,5 @@
 // Why not the others: obstacles, counted, with an example each.
+
 package router
 
 import (

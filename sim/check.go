@@ -1,5 +1,6 @@
 // What must hold, whatever happens: invariants 1 to 5 of the design. The observer checks the first one and the delivery
 // of messages at the instant that they happen; the rest is checked after every step.
+
 package sim
 
 import (

@@ -1,4 +1,5 @@
 // Clients: what they were told, and what they were not.
+
 package sim
 
 import (

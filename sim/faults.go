@@ -1,4 +1,5 @@
 // The verbs of stories that do harm.
+
 package sim
 
 import (

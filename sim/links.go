@@ -1,4 +1,5 @@
 // Node links and relays over the network.
+
 package sim
 
 import (

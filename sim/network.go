@@ -3,6 +3,7 @@
 // It behaves as TCP does. What is sent arrives in the order in which it was sent, or the connection breaks and nothing
 // more arrives on it. A cut line holds a call back until it is mended or the caller gives up; a dead process refuses at
 // once. Only with disorder does a node link double and reorder frames, which is worse than any network.
+
 package sim
 
 import (

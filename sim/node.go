@@ -1,4 +1,5 @@
 // A node: a machine with process trees that live on their own, and an agent that comes and goes.
+
 package sim
 
 import (

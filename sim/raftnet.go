@@ -1,4 +1,5 @@
 // Raft over the network: the library's in-memory transport, with every request and every answer going through network.
+
 package sim
 
 import (

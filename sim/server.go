@@ -1,4 +1,5 @@
 // A server: everything that `orchestrator serve` builds but for sockets, TLS and files.
+
 package sim
 
 import (

@@ -1,4 +1,5 @@
 // A snapshot store in memory that shows a snapshot only when it is whole: the library's own shows it from its first byte.
+
 package sim
 
 import (

@@ -27,6 +27,7 @@
 //
 // WHO is a server's or a node's name, or leader, follower (one that is not the leader), or holder:NAME for the node where a
 // session runs. With a question mark behind it, nothing is done when there is nobody.
+
 package sim
 
 import (

@@ -1,5 +1,6 @@
 // The observer: it stands outside the system, is told of every process tree and every message at the instant that it
 // happens, and knows what must never be.
+
 package sim
 
 import (

@@ -1,4 +1,5 @@
 // The world: servers, nodes, the network between them, the observer and the clients.
+
 package sim
 
 import (

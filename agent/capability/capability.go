@@ -1,4 +1,5 @@
 // Detecting, and merging with what is declared.
+
 package capability
 
 import (

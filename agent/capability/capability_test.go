@@ -1,3 +1,5 @@
+// What a node says it can run: keys, limits, what is declared and what is found.
+
 package capability
 
 import (

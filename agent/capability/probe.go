@@ -1,4 +1,5 @@
 // What devices, the kernel and the path show.
+
 package capability
 
 import (

@@ -5,7 +5,7 @@
 // does not make a node flap. The worst rule that holds decides, and the reason names its measure.
 //
 //	measure          unit                status      entered beyond  left within
-//	cpu              percent of cores    DEGRADED    90              85
+//	cpu, over 30 s   percent of cores    DEGRADED    90              85
 //	memory           percent             DEGRADED    90              87
 //	memory           percent             UNHEALTHY   97              95
 //	response time    s, of heartbeats    DEGRADED    10              5

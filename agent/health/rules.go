@@ -1,4 +1,5 @@
 // The rules by which a node is judged, as data, and the one function that applies them.
+
 package health
 
 import (
@@ -11,12 +12,16 @@ import (
 // Sample is one measurement of the machine.
 type Sample struct {
 	CPUPercent      float64 // of all cores, since the sample before, 0–100
+	CPUSustained    float64 // the same over the last SustainedFor; this is what is judged
 	MemoryPercent   float64 // 0–100
 	DiskFreePercent float64 // where the data directory is
 	DiskFreeBytes   uint64
 	// Missing names what could not be measured, as a Measure; it is not judged.
 	Missing map[Measure]bool
 }
+
+// SustainedFor is the time over which CPU use is judged: a compiler that runs for a few seconds is no state of a machine.
+const SustainedFor = 30 * time.Second
 
 // Input is everything that a node is judged by.
 type Input struct {
@@ -66,7 +71,7 @@ func Rules() []Rule {
 func (in Input) value(m Measure) float64 {
 	switch m {
 	case CPU:
-		return in.CPUPercent
+		return in.CPUSustained
 	case Memory:
 		return in.MemoryPercent
 	case ResponseTime:
@@ -115,6 +120,9 @@ func Judge(before Verdict, in Input) Verdict {
 			word := "above"
 			if r.Below {
 				word = "below"
+			}
+			if r.beyond(value, r.Enter) {
+				bound = r.Enter
 			}
 			v.Status = r.Status
 			v.Reason = fmt.Sprintf("%s is %.4g%s, %s %.4g%s", r.Measure, value, r.Unit, word, bound, r.Unit)

@@ -1,10 +1,12 @@
 // Measuring the machine.
+
 package health
 
 import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
@@ -21,24 +23,46 @@ type Machine struct {
 	dataDir string
 
 	mu     sync.Mutex
-	before cpu.TimesStat
-	seen   bool
+	before []reading // of the last SustainedFor, oldest first
 }
+
+// reading is where the CPUs' time had gone at an instant.
+type reading struct {
+	at          time.Time
+	total, idle float64 // seconds of all cores
+}
+
+// busy is the share of all cores' time that was not idle between two readings, in percent.
+func (r reading) busy(since reading) float64 {
+	total, idle := r.total-since.total, r.idle-since.idle
+	if total <= 0 {
+		return 0
+	}
+	return min(100, max(0, 100*(total-idle)/total))
+}
+
+const (
+	// minInterval is the shortest time over which a share of it means something: clock ticks are 10 ms.
+	minInterval = time.Second
+	// maxReadings bounds what is remembered when somebody samples too often.
+	maxReadings = 64
+)
 
 // NewMachine makes a sampler that watches the disk of a directory. CPU use is counted from here on.
 func NewMachine(ctx context.Context, dataDir string) (*Machine, error) {
 	m := &Machine{dataDir: dataDir}
-	if _, err := m.cpu(ctx); err != nil {
+	r, err := read(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("health: %w", err)
 	}
+	m.before = []reading{r}
 	return m, nil
 }
 
 // Sample measures now; CPU use is that since the call before. What cannot be measured is in Missing.
 func (m *Machine) Sample(ctx context.Context) Sample {
 	s := Sample{Missing: map[Measure]bool{}}
-	var err error
-	if s.CPUPercent, err = m.cpu(ctx); err != nil {
+	if r, err := read(ctx); err != nil || !m.cpu(r, &s) {
 		s.Missing[CPU] = true
 	}
 	if vm, err := mem.VirtualMemoryWithContext(ctx); err != nil {
@@ -56,26 +80,30 @@ func (m *Machine) Sample(ctx context.Context) Sample {
 	return s
 }
 
-// cpu returns the share of all cores' time that was not idle since the call before. gopsutil's own Percent keeps that
-// state in a global, where several callers would shorten each other's interval.
-func (m *Machine) cpu(ctx context.Context) (float64, error) {
+// read asks the kernel. gopsutil's own Percent keeps its state in a global, where several callers would shorten each
+// other's interval.
+func read(ctx context.Context) (reading, error) {
 	times, err := cpu.TimesWithContext(ctx, false)
 	if err != nil || len(times) == 0 {
-		return 0, fmt.Errorf("read the CPU's times: %w", err)
+		return reading{}, fmt.Errorf("read the CPU's times: %w", err)
 	}
+	return reading{at: time.Now(), total: allTime(times[0]), idle: times[0].Idle + times[0].Iowait}, nil
+}
+
+// cpu fills in CPU use; false when the reading before is too recent.
+func (m *Machine) cpu(r reading, s *Sample) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now, before, seen := times[0], m.before, m.seen
-	m.before, m.seen = now, true
-	if !seen {
-		return 0, nil
+	last := m.before[len(m.before)-1]
+	if r.at.Sub(last.at) < minInterval {
+		return false
 	}
-	total := allTime(now) - allTime(before)
-	idle := now.Idle + now.Iowait - before.Idle - before.Iowait
-	if total <= 0 {
-		return 0, nil
+	for len(m.before) >= maxReadings || len(m.before) > 1 && r.at.Sub(m.before[1].at) >= SustainedFor {
+		m.before = m.before[1:]
 	}
-	return min(100, max(0, 100*(total-idle)/total)), nil
+	s.CPUPercent, s.CPUSustained = r.busy(last), r.busy(m.before[0])
+	m.before = append(m.before, r)
+	return true
 }
 
 // allTime is the sum of where a CPU's time went. Guests' time is in User and Nice already.

@@ -1,4 +1,5 @@
 // The agent's side: renewing.
+
 package lease
 
 import (

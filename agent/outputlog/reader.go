@@ -1,4 +1,5 @@
 // Reading, also while somebody appends.
+
 package outputlog
 
 import (
@@ -103,7 +104,7 @@ func (r *Reader) Next() (Record, error) {
 			}
 		}
 		rec, err := r.record()
-		if err == io.EOF || errors.Is(err, errTorn) {
+		if errors.Is(err, io.EOF) || errors.Is(err, errTorn) {
 			moved, err := r.advance()
 			if err != nil || !moved {
 				return Record{}, eof(err)

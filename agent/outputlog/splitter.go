@@ -1,4 +1,5 @@
 // From bytes to lines.
+
 package outputlog
 
 import "bytes"

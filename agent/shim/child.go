@@ -1,4 +1,5 @@
 // Starting the session's main process.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // The agent's side of a connection.
+
 package shim
 
 import (
@@ -298,6 +299,12 @@ func (c *Client) Subscribe(ctx context.Context) error {
 	if err == nil {
 		c.line.CompareAndSwap(0, lookup(f.payload, tagLine))
 	}
+	return err
+}
+
+// Listen asks for the socket, so that the directory can be dialled.
+func (c *Client) Listen(ctx context.Context) error {
+	_, err := c.call(ctx, typeListen, nil)
 	return err
 }
 

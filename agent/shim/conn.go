@@ -1,4 +1,5 @@
 // The shim's side of a connection: a reader, a writer, and a bounded queue between the shim and a peer that may be slow.
+
 package shim
 
 import (

@@ -1,4 +1,5 @@
 // Killing whole trees: by the shim whose tree it is, and by an agent that finds a tree without a shim.
+
 package shim
 
 import (

@@ -1,8 +1,10 @@
 // The other services of the cluster in memory, and what tests may do to it directly.
+
 package clienttest
 
 import (
 	"context"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -263,7 +265,7 @@ func (s *cluster) RestoreSnapshot(in apiv1.ClusterService_RestoreSnapshotServer)
 	var b []byte
 	for {
 		m, err := in.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -1,9 +1,11 @@
 // The session service of the cluster in memory.
+
 package clienttest
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -296,7 +298,7 @@ func (c *Cluster) turn(ctx context.Context, m *apiv1.Message) (out *apiv1.Messag
 func (s *sessions) SendMessages(stream apiv1.SessionService_SendMessagesServer) error {
 	for {
 		req, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -401,7 +403,7 @@ func (s *sessions) AttachSession(stream apiv1.SessionService_AttachSessionServer
 	var typed []byte
 	for {
 		m, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -462,7 +464,7 @@ func (s *sessions) ExecSession(stream apiv1.SessionService_ExecSessionServer) er
 	case "cat":
 		for {
 			m, err := stream.Recv()
-			if err == io.EOF || m.GetEndOfInput() {
+			if errors.Is(err, io.EOF) || m.GetEndOfInput() {
 				break
 			}
 			if err != nil {

@@ -71,7 +71,7 @@ func Load(path string) (*File, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "read the contexts file: %w", err)
 	}
-	defer in.Close() //nolint:errcheck // it was only read
+	defer in.Close()
 	data, err := io.ReadAll(io.LimitReader(in, MaxFileBytes+1))
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "read the contexts file: %w", err)
@@ -118,7 +118,7 @@ func Update(path string, change func(*File) error) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "lock the contexts file: %w", err)
 	}
-	defer lock.Close() //nolint:errcheck // closing unlocks; nothing was written
+	defer lock.Close()
 	for {
 		if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
 			break

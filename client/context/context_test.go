@@ -1,3 +1,5 @@
+// The contexts file: private, whole, strict, and safe to change from two programs at once.
+
 package clientcontext
 
 import (

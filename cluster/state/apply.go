@@ -1,4 +1,5 @@
 // Applying: one entry of the log, from its commands to its transaction and its change.
+
 package state
 
 import (
@@ -16,6 +17,7 @@ type applier struct {
 	meta   meta
 	w      *memdb.Txn // what is written; read only by flush
 	base   *memdb.Txn // the state as of the last flush
+	before *memdb.Txn // the state before the entry
 
 	sessions    overlay[string, session.Session]
 	mailboxes   overlay[string, mailboxRow]
@@ -38,7 +40,7 @@ type nameKey struct{ namespace, name string }
 // newApplier returns the applier of an entry of about so many commands.
 func newApplier(limits *Limits, intern *interner, w, base *memdb.Txn, commands int) *applier {
 	return &applier{
-		limits: limits, intern: intern, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base,
+		limits: limits, intern: intern, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
 		sessions:    newOverlay[string, session.Session](tableSessions, idBytes, commands),
 		mailboxes:   newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
 		messages:    newOverlay[messageKey, session.Message](tableMessages, messageKey.bytes, commands),
@@ -156,7 +158,7 @@ func (a *applier) finish() *Change {
 	for _, id := range a.sessions.order {
 		if s := a.sessions.get(nil, id); s != nil {
 			c.Sessions = append(c.Sessions, s)
-		} else if was := first[session.Session](a.base, tableSessions, byID, idBytes(id)); was != nil {
+		} else if was := first[session.Session](a.before, tableSessions, byID, idBytes(id)); was != nil {
 			c.RemovedSessions = append(c.RemovedSessions, was)
 		}
 	}

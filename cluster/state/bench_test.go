@@ -2,6 +2,7 @@
 //
 //	go test -run '^$' -bench . ./cluster/state
 //	go test -run '^$' -bench Million -benchtime 1x ./cluster/state   (some 3 GB of memory)
+
 package state
 
 import (
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -164,20 +166,33 @@ func weigh(b *testing.B, sessions int) {
 	}
 }
 
+// cpu is the processor time that this process has used: on a busy machine it says more than the clock.
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// timed reports the seconds of f by the clock and by the processors.
+func timed(b *testing.B, what string, f func()) {
+	start, used := time.Now(), cpu(b)
+	f()
+	b.ReportMetric(time.Since(start).Seconds(), "s/"+what)
+	b.ReportMetric((cpu(b) - used).Seconds(), "cpu-s/"+what)
+}
+
 // weighFilled and weighRestored are functions of their own, so that nothing of the one is alive in the other.
 //
 //go:noinline
 func weighFilled(b *testing.B, sessions int, named bool) []byte {
 	before := heap()
 	s := New(DefaultLimits())
-	start := time.Now()
-	runSessions(b, s, 0, sessions, named)
-	filled := time.Since(start)
+	timed(b, "fill", func() { runSessions(b, s, 0, sessions, named) })
 	b.ReportMetric(float64(heap()-before)/float64(sessions), "B/session")
-	b.ReportMetric(float64(filled.Nanoseconds())/float64(sessions), "ns/spawned")
-	start = time.Now()
-	snapshot := persisted(b, s.View())
-	b.ReportMetric(time.Since(start).Seconds(), "s/persist")
+	var snapshot []byte
+	timed(b, "persist", func() { snapshot = persisted(b, s.View()) })
 	b.ReportMetric(float64(len(snapshot))/float64(sessions), "snapshot-B/session")
 	return snapshot
 }
@@ -186,13 +201,37 @@ func weighFilled(b *testing.B, sessions int, named bool) []byte {
 func weighRestored(b *testing.B, sessions int, snapshot []byte) {
 	before := heap()
 	s := New(DefaultLimits())
-	start := time.Now()
-	if err := s.Restore(bytes.NewReader(snapshot)); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(time.Since(start).Seconds(), "s/restore")
+	timed(b, "restore", func() {
+		if err := s.Restore(bytes.NewReader(snapshot)); err != nil {
+			b.Fatal(err)
+		}
+	})
 	b.ReportMetric(float64(heap()-before)/float64(sessions), "restored-B/session")
 	runtime.KeepAlive(s)
+}
+
+// BenchmarkLoseNode loses a node with 10,000 sessions, each with a message at its process: one entry.
+func BenchmarkLoseNode(b *testing.B) {
+	const sessions = 10_000
+	for b.Loop() {
+		b.StopTimer()
+		m := newMachine(b)
+		m.node("a")
+		var spawns, sends []any
+		for n := range sessions {
+			spawns = append(spawns, spawn(sessionID(n), "id-a", restart("always", 5)))
+			sends = append(sends, send(sessionID(n), "a message"))
+		}
+		check(b, m.do(spawns...))
+		check(b, m.do(sends...))
+		var facts []*nodev1.Fact
+		for n := range sessions {
+			facts = append(facts, handed(sessionID(n), 1, 1))
+		}
+		m.ok(m.facts("a", facts...))
+		b.StartTimer()
+		m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1})
+	}
 }
 
 func BenchmarkPersist(b *testing.B) {

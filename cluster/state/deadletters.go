@@ -1,4 +1,5 @@
 // Dead letters: messages that were given up, until somebody retries or purges them.
+
 package state
 
 import (

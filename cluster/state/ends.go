@@ -1,4 +1,5 @@
 // Ends: what becomes of a session whose process ended or whose node was lost.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Facts: what nodes report of their sessions, each with effect once.
+
 package state
 
 import (
@@ -27,6 +28,10 @@ func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 	for _, f := range c.GetFacts() {
 		if f.GetIndex() <= done {
 			continue
+		}
+		if f.GetIndex() != done+1 {
+			// One before it was lost on the way, as when a leader was replaced. It counts as not said until that one comes.
+			break
 		}
 		done = f.GetIndex()
 		s := a.sessions.get(a.base, f.GetSessionId())

@@ -1,4 +1,5 @@
 // The feed: every change in order, to whoever subscribed, each at its own pace and within bounds.
+
 package state
 
 import (
@@ -22,7 +23,7 @@ type Change struct {
 	Time  int64 // the state's time, Unix nanoseconds
 
 	Sessions        []*session.Session
-	RemovedSessions []*session.Session // as they were before
+	RemovedSessions []*session.Session // as they were before the entry
 	Nodes           []*Node
 	RemovedNodes    []string
 	// Messages became queued: new, retried, or taken back from a process that ended. Delivery to a process is not told.

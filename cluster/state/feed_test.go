@@ -1,4 +1,5 @@
 // The feed: a view and the changes after it are the later view; who falls behind is told.
+
 package state
 
 import (
@@ -48,8 +49,11 @@ func (m *mirror) apply(t *testing.T, c *Change) {
 	for _, s := range c.Sessions {
 		m.sessions[s.ID] = s
 	}
-	for _, id := range c.RemovedSessions {
-		delete(m.sessions, id.ID)
+	for _, s := range c.RemovedSessions {
+		if m.sessions[s.ID] != s {
+			t.Fatalf("entry %d removed session %s, but not as it was before", c.Index, s.ID)
+		}
+		delete(m.sessions, s.ID)
 	}
 	for _, n := range c.Nodes {
 		m.nodes[n.ID] = n
@@ -136,6 +140,42 @@ func TestViewAndChangesAreTheLaterView(t *testing.T) {
 			t.Errorf("seed %d: %d changes of tokens, %d results: the history tries too little", seed, m.tokens, len(m.results))
 		}
 		sub.Close()
+	}
+}
+
+// TestAChangeTellsTheEnd: what an entry did and undid is not told.
+func TestAChangeTellsTheEnd(t *testing.T) {
+	m := running(t)
+	sub, _ := m.Subscribe()
+	defer sub.Close()
+	told := func(commands ...any) *Change {
+		t.Helper()
+		for i, r := range m.do(commands...) {
+			if r.Err != nil {
+				t.Fatalf("command %d: %v", i, r.Err)
+			}
+		}
+		c, err := sub.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	bury, retry := &clusterv1.BuryMessages{SessionId: "s", Sequences: []uint64{1}}, &clusterv1.RetryDeadLetters{SessionId: "s"}
+	if c := told(send("s", "x"), bury, retry); len(c.Messages) != 1 || len(c.Dead) != 0 {
+		t.Errorf("sent, buried and retried: %+v", c)
+	}
+	if c := told(bury, retry, bury); len(c.Messages) != 0 || len(c.Dead) != 1 {
+		t.Errorf("buried, retried and buried: %+v", c)
+	}
+	if c := told(send("s", "x"), m.facts("a", handed("s", 1, 2))); len(c.Messages) != 0 || len(c.Nodes) != 1 {
+		t.Errorf("sent and delivered: %+v", c)
+	}
+	// The collection writes what was pending in the middle of the entry, which must make no difference.
+	was := m.session("s")
+	if c := told(m.facts("a", turn("s", 1, 2, "r"), exited("s", 1, 0, 0)), &clusterv1.RemoveSession{SessionId: "s"}, &clusterv1.CollectGarbage{}); len(c.Sessions) != 0 ||
+		!slices.Equal(c.RemovedSessions, []*session.Session{was}) || len(c.Results) != 1 || len(c.Events) != 2 {
+		t.Errorf("ended and removed: %+v", c)
 	}
 }
 

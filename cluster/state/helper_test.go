@@ -1,4 +1,5 @@
 // Helpers of the tests: commands in few words, and a generator of plausible histories.
+
 package state
 
 import (
@@ -99,7 +100,13 @@ func (m *machine) ok(command any) Result {
 }
 
 // refused applies one command that must be refused with the kind, and must change nothing but index and time.
-func (m *machine) refused(kind fault.Kind, command any) error {
+func (m *machine) refused(kind fault.Kind, command any) {
+	m.t.Helper()
+	_ = m.refusal(kind, command)
+}
+
+// refusal is refused for those who read the error.
+func (m *machine) refusal(kind fault.Kind, command any) error {
 	m.t.Helper()
 	before := m.content()
 	r := m.do(command)[0]
@@ -199,7 +206,7 @@ func turn(id string, epoch uint32, sequence uint64, result string) *nodev1.Fact 
 	return &nodev1.Fact{SessionId: id, Epoch: epoch, Kind: &nodev1.Fact_TurnEnded{TurnEnded: &nodev1.TurnEnded{Sequence: sequence, Result: []byte(result), OutputLine: sequence}}}
 }
 
-func refusal(id string, epoch uint32, sequence uint64, cause string) *nodev1.Fact {
+func declined(id string, epoch uint32, sequence uint64, cause string) *nodev1.Fact {
 	return &nodev1.Fact{SessionId: id, Epoch: epoch, Kind: &nodev1.Fact_MessageRefused{MessageRefused: &nodev1.MessageRefused{Sequence: sequence, Cause: cause}}}
 }
 
@@ -392,7 +399,7 @@ func (h *history) facts(v *View, node *Node) any {
 		case n < 14 && first > 0:
 			facts = append(facts, handed(s.ID, epoch, first), turn(s.ID, epoch, first, string(bytes.Repeat([]byte{'r'}, h.rng.IntN(40)))))
 		case n < 15 && first > 0:
-			facts = append(facts, refusal(s.ID, epoch, first, "not a line"))
+			facts = append(facts, declined(s.ID, epoch, first, "not a line"))
 		case n < 19:
 			facts = append(facts, exited(s.ID, epoch, int32(h.rng.IntN(2)), first*uint64(h.rng.IntN(2))))
 		}

@@ -1,4 +1,5 @@
 // Idempotency: what a client's key stood for, so that its retry is the same request; and the collection of what is old.
+
 package state
 
 import (

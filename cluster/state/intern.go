@@ -1,8 +1,10 @@
 // Interning: strings and specs that many sessions share are held once.
+
 package state
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/neolith/orchestrator/session"
 )
@@ -41,7 +43,20 @@ func (in *interner) str(s string) string {
 	return s
 }
 
+// bytes is str of a text that is not a string yet, and makes one only where there is none.
+func (in *interner) bytes(b []byte) string {
+	if len(b) == 0 {
+		return ""
+	}
+	if v, ok := in.strings[string(b)]; ok {
+		return v
+	}
+	return in.str(string(b))
+}
+
+// list and pairs return copies: what they are given may belong to a message that others read.
 func (in *interner) list(l []string) []string {
+	l = slices.Clone(l)
 	for i := range l {
 		l[i] = in.str(l[i])
 	}
@@ -49,13 +64,14 @@ func (in *interner) list(l []string) []string {
 }
 
 func (in *interner) pairs(l []session.Pair) []session.Pair {
+	l = slices.Clone(l)
 	for i := range l {
 		l[i].Key, l[i].Value = in.str(l[i].Key), in.str(l[i].Value)
 	}
 	return l
 }
 
-// spec returns an equal spec that shares what it can: the whole of it when it has no name. It takes over s.
+// spec returns an equal spec that shares what it can: the whole of it when it has no name. It takes over s, not its lists.
 func (in *interner) spec(s *session.Spec) *session.Spec {
 	k := in.specKey(s)
 	if len(k) > internSpecBytes {
@@ -87,12 +103,8 @@ func (in *interner) spec(s *session.Spec) *session.Spec {
 func (in *interner) share(s *session.Spec) *session.Spec {
 	s.Type, s.Namespace, s.Protocol = in.str(s.Type), in.str(s.Namespace), in.str(s.Protocol)
 	s.Restart, s.Strategy, s.MemoryProfile = session.RestartPolicy(in.str(string(s.Restart))), in.str(s.Strategy), in.str(s.MemoryProfile)
-	in.list(s.Command)
-	in.list(s.Secrets)
-	in.list(s.Require)
-	in.pairs(s.Env)
-	in.pairs(s.Labels)
-	in.pairs(s.NodeSelector)
+	s.Command, s.Secrets, s.Require = in.list(s.Command), in.list(s.Secrets), in.list(s.Require)
+	s.Env, s.Labels, s.NodeSelector = in.pairs(s.Env), in.pairs(s.Labels), in.pairs(s.NodeSelector)
 	return s
 }
 

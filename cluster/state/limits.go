@@ -1,4 +1,5 @@
 // Limits: every bound of the replicated state, with its unit in its name.
+
 package state
 
 import "time"

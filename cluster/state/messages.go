@@ -1,4 +1,5 @@
 // Messages: a session's mailbox from the send to the ack.
+
 package state
 
 import (
@@ -200,7 +201,8 @@ func (a *applier) keepResult(mb *mailboxRow, r *session.Result) {
 	}
 	results := make([]*session.Result, len(keep), len(keep)+1)
 	copy(results, keep)
-	mb.results, mb.resultBytes = append(results, r), bytes
+	results = append(results, r)
+	mb.results, mb.resultBytes = results, bytes
 	a.results = append(a.results, r)
 }
 

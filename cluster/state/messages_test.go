@@ -1,4 +1,5 @@
 // Messages, results, dead letters and idempotency keys, command by command.
+
 package state
 
 import (
@@ -55,7 +56,7 @@ func TestSendRefusals(t *testing.T) {
 	for range 3 {
 		m.ok(send("s", "x"))
 	}
-	err := m.refused(fault.Exhausted, send("s", "x"))
+	err := m.refusal(fault.Exhausted, send("s", "x"))
 	if fault.As(err).RetryAfter == 0 || !strings.Contains(err.Error(), "3 messages") {
 		t.Errorf("full mailbox: %v", err)
 	}
@@ -94,7 +95,7 @@ func TestIdempotencyKeysAreBounded(t *testing.T) {
 		m.ok(keyed(k))
 		m.now += second
 	}
-	err := m.refused(fault.Exhausted, keyed("d"))
+	err := m.refusal(fault.Exhausted, keyed("d"))
 	if wait := fault.As(err).RetryAfter; wait.Seconds() != 597 {
 		t.Errorf("come back in %s", wait)
 	}
@@ -231,6 +232,10 @@ func TestUnfinishedTurnsAreDeliveredAgain(t *testing.T) {
 		t.Errorf("the other message: %+v", x)
 	}
 	checkInvariants(t, m.View())
+	m.ok(&clusterv1.RetryDeadLetters{SessionId: "s", Sequence: 1})
+	if x := m.View().Message("s", 1); x == nil || x.Attempts != 0 {
+		t.Errorf("retried: %+v", x)
+	}
 	m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1})
 	checkInvariants(t, m.View())
 }
@@ -240,7 +245,7 @@ func TestEndBuriesWhatWaits(t *testing.T) {
 	for range 3 {
 		m.ok(send("s", "x"))
 	}
-	m.ok(m.facts("a", handed("s", 1, 1), refusal("s", 1, 2, "not for me"), exited("s", 1, 7, 1)))
+	m.ok(m.facts("a", handed("s", 1, 1), declined("s", 1, 2, "not for me"), exited("s", 1, 7, 1)))
 	v := m.View()
 	if mb := v.Mailbox("s"); mb.Dead != 3 || mb.Queued+mb.Delivered != 0 || mb.Bytes != 0 {
 		t.Errorf("mailbox %+v", mb)
@@ -331,6 +336,14 @@ func TestDeadLettersAreBounded(t *testing.T) {
 	}
 	if told != 2 {
 		t.Errorf("%d events tell of 2 drops", told)
+	}
+	m.ok(&clusterv1.PurgeDeadLetters{})
+	for range 5 {
+		m.ok(send("s", "x"))
+	}
+	m.ok(&clusterv1.TerminateSession{SessionId: "s"}) // five at once
+	if st := m.View().Stats(); st.DeadLetters != 3 || st.DeadLettersDropped != 4 {
+		t.Errorf("after five at once: %+v", st)
 	}
 	checkInvariants(t, m.View())
 }

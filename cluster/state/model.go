@@ -1,4 +1,5 @@
 // The rows that are not session nouns: nodes, tokens, events; and the counts.
+
 package state
 
 import (
@@ -53,7 +54,7 @@ type Capabilities struct {
 func CapabilitiesFromProto(p *apiv1.Capabilities) Capabilities {
 	c := Capabilities{
 		CanSpawnSessions: p.GetCanSpawnSessions(), MaxConcurrentSessions: p.GetMaxConcurrentSessions(),
-		SupportedSessionTypes: p.GetSupportedSessionTypes(), HasGPUAccess: p.GetHasGpuAccess(), HasHighMemory: p.GetHasHighMemory(),
+		SupportedSessionTypes: slices.Clone(p.GetSupportedSessionTypes()), HasGPUAccess: p.GetHasGpuAccess(), HasHighMemory: p.GetHasHighMemory(),
 		CPUMilli: p.GetCpuMilli(), MemoryBytes: p.GetMemoryBytes(),
 	}
 	custom := p.GetCustomCapabilities()

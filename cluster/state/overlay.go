@@ -3,6 +3,7 @@
 // memdb copies the path to a row once per transaction, unless the transaction is read in between: then it starts to copy
 // anew. So commands read the state before the entry and this overlay, and write each row once, at the end. What needs to
 // walk a table has the overlay flushed first.
+
 package state
 
 import "github.com/hashicorp/go-memdb"

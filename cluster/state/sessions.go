@@ -1,4 +1,5 @@
 // Sessions: spawn, place, terminate, remove; and the one place where a session's row changes.
+
 package state
 
 import (
@@ -283,9 +284,10 @@ func (a *applier) enter(s *session.Session, phase session.Phase, reason string) 
 	keep := s.History[max(0, len(s.History)+1-session.HistoryMax):]
 	h := make([]session.HistoryEntry, len(keep), len(keep)+1)
 	copy(h, keep)
-	s.History = append(h, session.HistoryEntry{
+	h = append(h, session.HistoryEntry{
 		Time: a.meta.time, Index: a.meta.index, Phase: phase, Epoch: s.Epoch, Node: node, Reason: s.Reason,
 	})
+	s.History = h
 	a.event(Event{
 		Type: phaseEvents[phase], Namespace: s.Spec.Namespace, SessionID: s.ID, Node: node, Epoch: s.Epoch, Message: s.Reason,
 	})

@@ -1,4 +1,5 @@
 // Sessions, command by command.
+
 package state
 
 import (
@@ -90,7 +91,7 @@ func TestSpawnStaysPendingWhereTheNodeNoLongerFits(t *testing.T) {
 func TestSpawnRefusals(t *testing.T) {
 	m := newMachine(t, func(l *Limits) { l.Sessions = 3 })
 	m.ok(spawn("a", "", named("one")))
-	err := m.refused(fault.AlreadyExists, spawn("b", "", named("one")))
+	err := m.refusal(fault.AlreadyExists, spawn("b", "", named("one")))
 	if !strings.Contains(err.Error(), "held by session a (PENDING)") {
 		t.Errorf("the error does not name the holder: %v", err)
 	}
@@ -105,7 +106,7 @@ func TestSpawnRefusals(t *testing.T) {
 	if got := m.View().SessionByName("default", "one"); got == nil || got.ID != "c" {
 		t.Errorf("by name: %v", got)
 	}
-	err = m.refused(fault.Exhausted, spawn("d", ""))
+	err = m.refusal(fault.Exhausted, spawn("d", ""))
 	if fault.As(err).RetryAfter == 0 {
 		t.Errorf("no time to come back in %v", err)
 	}
@@ -323,6 +324,11 @@ func TestFacts(t *testing.T) {
 	again := started("t", 1)
 	again.GetStarted().Pid = 43 // adopted by an agent that came back
 	m.ok(m.facts("a", again))
+	late := m.facts("a", started("t", 1)) // sent before, told again after
+	late.Facts[0].Index -= 2
+	if r := m.ok(late); r.Count != 0 || r.Node.FactIndex != late.Facts[0].Index+1 {
+		t.Errorf("a repeated fact had effect: %+v", r)
+	}
 	if s := m.session("t"); s.PID != 43 || len(s.History) != 2 {
 		t.Errorf("after the second start: %+v", s)
 	}

@@ -4,6 +4,7 @@
 // values, both strings that rows hold anyway. Its keys lie in chunks of up to chunkMax, a row each: the chunk with the
 // lower bound b holds the keys from b up to the next chunk's bound, and a set's first chunk has the bound "". Where the
 // bounds lie depends on history and is not part of the state: snapshots do not hold sets, a restore builds them anew.
+
 package state
 
 import (
@@ -22,6 +23,7 @@ type setKind byte
 
 const (
 	setNames       setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
+	setNodeNames   setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
 	setOnNode      setKind = 'o' // owner: node id; id → "" of the sessions that hold it
 	setPending     setKind = 'p' // priority, create index, id → id
 	setEnded       setKind = 'e' // end time, id → id

@@ -1,4 +1,5 @@
 // Snapshots: what is restored, what is refused, and the one of the first release that must always load.
+
 package state
 
 import (
@@ -175,6 +176,10 @@ func TestRestoreRefusesWhatItCannotUnderstand(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+	short := reframe(t, 1, &clusterv1.SnapshotHeader{Version: 1}, &clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Trailer{Trailer: &clusterv1.SnapshotTrailer{Rows: 3}}})
+	if err := New(DefaultLimits()).Restore(bytes.NewReader(short)); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "0 rows, and its trailer says 3") {
+		t.Errorf("a trailer that counts otherwise: %v", err)
 	}
 	s := New(DefaultLimits())
 	if err := s.Restore(bytes.NewReader(reframe(t, 1, &clusterv1.SnapshotHeader{Version: 1, Index: 9}))); err != nil || s.Index() != 9 {

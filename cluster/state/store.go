@@ -1,4 +1,5 @@
 // The store: the current tables, the one writer, and the way to views and the feed.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Tokens: made, revoked.
+
 package state
 
 import (

@@ -1,71 +1,75 @@
-// The settings of a node, their defaults, and what contradicts itself.
+// The settings of a node agent, their defaults, and what contradicts itself.
+
 package main
 
 import (
+	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/neolith/orchestrator/agent"
+	"github.com/neolith/orchestrator/agent/capability"
+	"github.com/neolith/orchestrator/agent/outputlog"
+	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/internal/config"
 	"github.com/neolith/orchestrator/session"
 	"github.com/neolith/orchestrator/telemetry"
 )
 
-// Config is the settings of a node.
+// Config is the settings of a node agent.
 type Config struct {
-	Name      string            `yaml:"name" help:"this node's name, unique in its cluster; the host's name by default"`
-	DataDir   string            `yaml:"data_dir" help:"the node's own directory: its identity, and its sessions"`
-	Servers   []string          `yaml:"servers" help:"link addresses of servers, as host:port; one that answers is enough"`
-	Address   string            `yaml:"address" help:"where this machine is reached, for people"`
-	Labels    map[string]string `yaml:"labels" help:"labels that sessions may select"`
-	TokenFile string            `yaml:"token_file" help:"file with a token of role node"`
-	Insecure  bool              `yaml:"insecure" help:"allow servers beyond loopback without TLS"`
+	Name     string            `yaml:"name" help:"this node's name in the cluster; the host's name by default"`
+	DataDir  string            `yaml:"data_dir" help:"who the node is, and its sessions; one agent at a time"`
+	Servers  []string          `yaml:"servers" help:"link addresses of servers; any will do, and the others are learned"`
+	Address  string            `yaml:"address" help:"where people reach this machine; only shown"`
+	Labels   map[string]string `yaml:"labels" help:"what sessions may select this node by"`
+	Insecure bool              `yaml:"insecure" help:"allow servers beyond loopback without TLS, and metrics beyond loopback"`
 
 	Capabilities struct {
-		Custom       map[string]string `yaml:"custom" help:"capabilities that are so because you say so: KEY=true or KEY=false"`
-		MaxSessions  uint32            `yaml:"max_concurrent_sessions" help:"sessions at one time; 0 for no bound"`
-		SessionTypes []string          `yaml:"session_types" help:"types of sessions to run; all that this node can when empty"`
-		CPUMilli     int64             `yaml:"cpu_milli" help:"thousandths of cores that sessions may reserve; what the machine has when 0"`
-		Memory       config.Bytes      `yaml:"memory" help:"memory that sessions may reserve; what the machine has when 0"`
+		Custom                []string     `yaml:"custom" help:"capabilities, as KEY or KEY=false; they win over what is found"`
+		MaxConcurrentSessions int          `yaml:"max_concurrent_sessions" help:"sessions at one time; 0 for no limit but CPU and memory"`
+		SessionTypes          []string     `yaml:"session_types" help:"types of sessions to offer; all that the agent has when empty"`
+		CPUMilli              int64        `yaml:"cpu_milli" help:"thousandths of a core for sessions; what the machine has when 0"`
+		MemoryBytes           config.Bytes `yaml:"memory_bytes" help:"memory for sessions; what the machine has when 0"`
 	} `yaml:"capabilities"`
 
-	TLS struct {
+	TokenFile string `yaml:"token_file" help:"file with the node's token; not needed with a certificate that names the node"`
+	TLS       struct {
 		CAFile   string `yaml:"ca_file" help:"the cluster's certificate authority"`
 		CertFile string `yaml:"cert_file" help:"this node's certificate"`
 		KeyFile  string `yaml:"key_file" help:"its key"`
 	} `yaml:"tls"`
-
 	Link struct {
-		Codec string `yaml:"codec" help:"binary, or json to be read by people"`
+		Codec string `yaml:"codec" help:"binary, or json for people who watch the wire"`
 	} `yaml:"link"`
 
-	SecretsDir string `yaml:"secrets_dir" help:"directory with a file for each secret that sessions may name"`
-
-	Sessions struct {
-		OutputLog config.Bytes `yaml:"output_log" help:"bound of one session's output log"`
-		EndedKept int          `yaml:"ended_kept" help:"ended sessions whose directory is kept until the cluster forgets them"`
-		Cgroups   bool         `yaml:"cgroups" help:"give each session a cgroup where the kernel allows it"`
+	SecretsDir string `yaml:"secrets_dir" help:"directory with one file for each secret that sessions may name; none when empty"`
+	Sessions   struct {
+		OutputLogBytes config.Bytes `yaml:"output_log_bytes" help:"output kept of each session; the oldest goes first"`
+		MaxStarts      int          `yaml:"max_starts" help:"processes being started at one time"`
+		MaxEndedKept   int          `yaml:"max_ended_kept" help:"ended sessions whose directory is kept at most"`
+		EndOnStop      bool         `yaml:"end_on_stop" help:"end the sessions when this agent is told to stop, instead of leaving them to the next"`
+		Cgroups        bool         `yaml:"cgroups" help:"give each session a cgroup where the kernel lets it"`
 	} `yaml:"sessions"`
-
 	Metrics struct {
-		Listen string `yaml:"listen" help:"address of /metrics and /health; none when empty"`
+		Listen string `yaml:"listen" help:"host:port for /metrics, /health and /ready; none when empty"`
 	} `yaml:"metrics"`
-
 	Log struct {
-		Level  string              `yaml:"level" help:"debug, info, warn or error"`
+		Level  slog.Level          `yaml:"level" help:"debug, info, warn or error"`
 		Format telemetry.LogFormat `yaml:"format" help:"auto, text or json"`
 	} `yaml:"log"`
 }
 
-// The codecs of the link.
 const (
 	codecBinary = "binary"
 	codecJSON   = "json"
+	// minOutputLogBytes is the least that lets a reader see how a session ended.
+	minOutputLogBytes = 64 << 10
+	maxSessionsLimit  = 1_000_000
+	maxStartsLimit    = 1024
 )
-
-// minOutputLog is two segments.
-const minOutputLog = 64 << 10
 
 func defaults() Config {
 	var c Config
@@ -74,10 +78,10 @@ func defaults() Config {
 	c.DataDir = "/var/lib/node-agent"
 	c.Servers = []string{"127.0.0.1:8078"}
 	c.Link.Codec = codecBinary
-	c.Sessions.OutputLog = 64 << 20
-	c.Sessions.EndedKept = agent.DefaultMaxEndedKept
+	c.Sessions.OutputLogBytes = outputlog.DefaultTotalBytes
+	c.Sessions.MaxStarts, c.Sessions.MaxEndedKept = agent.DefaultMaxStarts, agent.DefaultMaxEndedKept
 	c.Sessions.Cgroups = true
-	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
+	c.Log.Level, c.Log.Format = slog.LevelInfo, telemetry.LogAuto
 	return c
 }
 
@@ -89,34 +93,76 @@ func (c *Config) Validate() error {
 	if c.DataDir == "" {
 		return config.Bad("data_dir", "is empty; give a directory on a disk that lasts")
 	}
+	if c.Link.Codec != codecBinary && c.Link.Codec != codecJSON {
+		return config.Bad("link.codec", "%q is not a codec; use %s or %s", c.Link.Codec, codecBinary, codecJSON)
+	}
+	if _, err := c.declared(); err != nil {
+		return err
+	}
+	if err := c.validateServers(); err != nil {
+		return err
+	}
+	if c.Metrics.Listen != "" {
+		if _, err := (auth.ListenPolicy{Insecure: c.Insecure}).Check("metrics.listen", c.Metrics.Listen); err != nil {
+			return err
+		}
+	}
+	return c.validateNumbers()
+}
+
+func (c *Config) validateNumbers() error {
+	can, s := c.Capabilities, c.Sessions
+	switch {
+	case can.MaxConcurrentSessions < 0 || can.MaxConcurrentSessions > maxSessionsLimit:
+		return config.Bad("capabilities.max_concurrent_sessions", "%d is not between 0 and %d", can.MaxConcurrentSessions, maxSessionsLimit)
+	case can.CPUMilli < 0:
+		return config.Bad("capabilities.cpu_milli", "%d is negative; 0 means what the machine has", can.CPUMilli)
+	case can.MemoryBytes < 0:
+		return config.Bad("capabilities.memory_bytes", "%s is negative; 0 means what the machine has", can.MemoryBytes)
+	case s.OutputLogBytes < minOutputLogBytes:
+		return config.Bad("sessions.output_log_bytes", "%s is below %s; a session's last words would be lost before anybody reads them", s.OutputLogBytes, config.Bytes(minOutputLogBytes))
+	case s.MaxStarts < 1 || s.MaxStarts > maxStartsLimit:
+		return config.Bad("sessions.max_starts", "%d is not between 1 and %d", s.MaxStarts, maxStartsLimit)
+	case s.MaxEndedKept < 1:
+		return config.Bad("sessions.max_ended_kept", "%d is not positive; logs of ended sessions are read from there", s.MaxEndedKept)
+	}
+	return nil
+}
+
+// validateServers refuses to send a token, or to take orders, in the clear beyond this machine.
+func (c *Config) validateServers() error {
 	if len(c.Servers) == 0 {
-		return config.Bad("servers", "is empty; give the link address of a server, such as 10.0.0.1:8078")
+		return config.Bad("servers", "is empty; give the link address of at least one server, such as 10.0.0.1:8078")
 	}
 	for _, s := range c.Servers {
-		host, _, err := net.SplitHostPort(s)
+		host, port, err := net.SplitHostPort(s)
 		if err != nil || host == "" {
 			return config.Bad("servers", "%q is not host:port", s)
 		}
-	}
-	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
-		return config.Bad("tls.cert_file", "and tls.key_file belong together; give both or neither")
-	}
-	for k, v := range c.Capabilities.Custom {
-		if v != "true" && v != "false" {
-			return config.Bad("capabilities.custom", "%s: %q is neither true nor false", k, v)
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return config.Bad("servers", "%q: %q is not a port", s, port)
+		}
+		if !c.usesTLS() && !c.Insecure && !auth.IsLoopback(host) {
+			return config.Bad("servers", "%s is beyond this machine and there is no TLS: whoever is on the way could give this node orders; "+
+				"give tls.ca_file (and tls.cert_file, tls.key_file), or set insecure: true", s)
 		}
 	}
-	switch {
-	case c.Link.Codec != codecBinary && c.Link.Codec != codecJSON:
-		return config.Bad("link.codec", "%q is not a codec; use binary or json", c.Link.Codec)
-	case c.Capabilities.CPUMilli < 0:
-		return config.Bad("capabilities.cpu_milli", "%d is negative", c.Capabilities.CPUMilli)
-	case c.Capabilities.Memory < 0:
-		return config.Bad("capabilities.memory", "is negative")
-	case c.Sessions.OutputLog < minOutputLog:
-		return config.Bad("sessions.output_log", "is below %d bytes", minOutputLog)
-	case c.Sessions.EndedKept < 1:
-		return config.Bad("sessions.ended_kept", "%d is not positive", c.Sessions.EndedKept)
-	}
 	return nil
+}
+
+func (c *Config) usesTLS() bool { return c.TLS.CAFile != "" || c.TLS.CertFile != "" }
+
+// declared is what the operator says that the node can run.
+func (c *Config) declared() (capability.Declared, error) {
+	can := c.Capabilities
+	d := capability.Declared{Custom: make(map[string]bool, len(can.Custom)), MaxSessions: uint32(max(can.MaxConcurrentSessions, 0)),
+		SessionTypes: can.SessionTypes, CPUMilli: can.CPUMilli, MemoryBytes: int64(can.MemoryBytes)}
+	for _, c := range can.Custom {
+		key, value, given := strings.Cut(c, "=")
+		if key == "" || given && value != "true" && value != "false" {
+			return d, config.Bad("capabilities.custom", "%q is not KEY, KEY=true or KEY=false", c)
+		}
+		d.Custom[key] = value != "false"
+	}
+	return d, nil
 }

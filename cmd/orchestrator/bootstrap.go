@@ -1,4 +1,5 @@
 // The first leader's first acts: the cluster's id, and its first admin token.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // The cluster's own certificate authority.
+
 package main
 
 import (

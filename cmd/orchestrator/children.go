@@ -1,4 +1,5 @@
 // The processes of a dev cluster: started, watched, and ended together.
+
 package main
 
 import (
@@ -121,27 +122,44 @@ func (c *children) gone(name string, cmd *exec.Cmd, err error, again func() erro
 	}
 }
 
-// stop ends all processes: SIGTERM, then after a grace SIGKILL. It returns when none is left.
-func (c *children) stop() {
+// stop ends all processes, a group after the other: SIGTERM, then after a grace SIGKILL. It returns when none is left.
+func (c *children) stop(groups ...[]string) {
 	c.mu.Lock()
 	c.ending = true
 
-	for _, cmd := range c.live {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-	}
 	c.mu.Unlock()
-	done := make(chan struct{})
-	go func() { defer close(done); c.wait.Wait() }()
-	select {
-	case <-done:
-	case <-time.After(childGrace):
-		c.mu.Lock()
-		for name, cmd := range c.live {
-			fmt.Fprintf(c.out, "%s does not stop; killing it\n", name)
-			_ = cmd.Process.Kill()
-		}
-		c.mu.Unlock()
-		<-done
+	for _, names := range groups {
+		c.end(names)
 	}
+	c.wait.Wait()
 	close(c.quit)
+}
+
+// end ends the processes of a group and waits for them.
+func (c *children) end(names []string) {
+	deadline := time.After(childGrace)
+	c.signal(names, syscall.SIGTERM)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for c.signal(names, 0) > 0 {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			fmt.Fprintf(c.out, "%d processes do not stop; killing them\n", c.signal(names, syscall.SIGKILL))
+		}
+	}
+}
+
+// signal sends a signal to those that live, and returns how many they are.
+func (c *children) signal(names []string, s syscall.Signal) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, name := range names {
+		if cmd, ok := c.live[name]; ok {
+			n++
+			_ = cmd.Process.Signal(s)
+		}
+	}
+	return n
 }

@@ -1,4 +1,5 @@
 // The settings of a server, their defaults, and what contradicts itself.
+
 package main
 
 import (

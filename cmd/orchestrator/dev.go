@@ -1,4 +1,5 @@
 // A whole cluster on this machine: real servers and real node agents, as processes of their own, on loopback.
+
 package main
 
 import (
@@ -99,6 +100,14 @@ func (d *dev) addresses(i int) Addresses {
 	return addressesFrom("127.0.0.1", d.basePort+portsPerServer*i)
 }
 
+func names(n int, name func(int) string) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = name(i)
+	}
+	return out
+}
+
 // addressesFrom gives the five ports from the first on.
 func addressesFrom(host string, base int) Addresses {
 	at := func(n int) string { return net.JoinHostPort(host, strconv.Itoa(base+n)) }
@@ -122,7 +131,8 @@ func (d *dev) run(ctx context.Context) error {
 		return fmt.Errorf("find this program: %w", err)
 	}
 	d.children = newChildren(d.stderr, d.restart)
-	defer d.children.stop()
+	// Agents first, so that they can still report the ends of their sessions.
+	defer func() { d.children.stop(names(d.agents, d.agentName), names(d.servers, d.serverName)) }()
 	logs := filepath.Join(d.data, "logs")
 	for i := range d.servers {
 		name := d.serverName(i)
@@ -304,8 +314,9 @@ func (d *dev) prepareAgent(ca *auth.CA, i int, links []string) error {
 	}
 	return d.writeConfig(name, map[string]any{
 		"name": name, "data_dir": d.path(name, "data"), "servers": links,
-		"tls": map[string]string{"ca_file": files.CA, "cert_file": files.Cert, "key_file": files.Key},
-		"log": map[string]string{"format": "text"},
+		"tls":      map[string]string{"ca_file": files.CA, "cert_file": files.Cert, "key_file": files.Key},
+		"sessions": map[string]any{"end_on_stop": true},
+		"log":      map[string]string{"format": "text"},
 	})
 }
 

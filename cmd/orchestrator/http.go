@@ -1,4 +1,5 @@
 // The HTTP ports: node links, and health and metrics.
+
 package main
 
 import (

@@ -1,4 +1,5 @@
 // What a server tells Prometheus. Names follow its conventions: base units, _total for counters.
+
 package main
 
 import (

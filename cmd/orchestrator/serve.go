@@ -1,4 +1,5 @@
 // A server: construction, running, and the end in good order.
+
 package main
 
 import (

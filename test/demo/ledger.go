@@ -1,4 +1,5 @@
 // The session of the demo: a ledger that keeps every entry in a file of its workspace and answers with the running sum.
+
 package main
 
 import (

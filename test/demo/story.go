@@ -1,4 +1,5 @@
 // The story: spawn, send, kill the leader, kill an agent, count.
+
 package main
 
 import (

@@ -3,6 +3,7 @@ package e2e
 
 import (
 	"context"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -47,10 +48,7 @@ func TestFencing(t *testing.T) {
 				return
 			}
 			tc.back(s, lost)
-			s.until("the node is back", func(ctx context.Context) bool {
-				r, err := s.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
-				return err == nil && len(r.GetNodes()) == 2
-			})
+			s.until("the node is back", func(ctx context.Context) bool { return s.linked(ctx) == 2 })
 			after := s.session(row.GetId())
 			if after.GetPhase() != apiv1.Session_RUNNING || after.GetEpoch() != row.GetEpoch() || after.GetNode() != row.GetNode() {
 				t.Errorf("the return of the node disturbed the session: %s epoch %d on %s", after.GetPhase(), after.GetEpoch(), after.GetNode())
@@ -137,4 +135,47 @@ func TestTerminateTree(t *testing.T) {
 	if cause := s.session(row.GetId()).GetExit().GetCause(); cause != "terminated" {
 		t.Errorf("cause %q, want terminated", cause)
 	}
+}
+
+// TestAdoptionUnderLoad: an agent is killed again and again while messages come in; each has its effect once.
+func TestAdoptionUnderLoad(t *testing.T) {
+	t.Parallel()
+	const messages = 400
+	watch := newObserver(t)
+	s := startSmall(t, 1, 10*time.Second)
+	row := s.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.command()})
+	sent := make(chan error, 1)
+	go func() {
+		for range messages {
+			if _, err := s.c.Sessions.SendMessage(t.Context(), &apiv1.SendMessageRequest{SessionId: row.GetId(), Text: []byte("x")}); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	acked := func() uint32 { return s.session(row.GetId()).GetMailbox().GetAcked() }
+	for n := range uint32(3) {
+		s.until("some more are acked", func(context.Context) bool { return acked() >= (n+1)*messages/5 })
+		s.agents[0].kill()
+		s.agents[0].run()
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	s.until("all are acked", func(context.Context) bool { return acked() == messages })
+	want := 0
+	if err := s.c.Logs(t.Context(), &apiv1.ReadLogsRequest{SessionId: row.GetId()}, func(l *apiv1.LogLine) error {
+		want++
+		if string(l.GetText()) != strconv.Itoa(want) || int(l.GetNumber()) != want {
+			t.Errorf("line %d is number %d: %q", want, l.GetNumber(), l.GetText())
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want != messages {
+		t.Errorf("%d answers, want %d", want, messages)
+	}
+	watch.check(t)
 }

@@ -541,7 +541,10 @@ func testExec(t *testing.T, h Harness) {
 		t.Fatal("an exec whose context ended has succeeded")
 	}
 	go func() {
-		_, err := x.Exec(context.Background(), driver.Exec{Command: []string{"hang"}})
+		exit, err := x.Exec(context.Background(), driver.Exec{Command: []string{"hang"}})
+		if err == nil && exit.Cause != session.CauseCompleted { // killed with the session, and so it says
+			err = errors.New(exit.Message)
+		}
 		ended <- err
 	}()
 	s.Ask(1, "1")

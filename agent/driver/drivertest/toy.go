@@ -1,4 +1,5 @@
 // The toy as a real program: what the suite's sessions run where sessions are processes.
+
 package drivertest
 
 import (

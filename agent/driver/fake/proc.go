@@ -1,4 +1,5 @@
 // An agent's hold on a tree.
+
 package fake
 
 import (

@@ -1,4 +1,5 @@
 // A process tree that is none: what it was given, what it said, how it ended. The Machine's lock guards all of it.
+
 package fake
 
 import (

@@ -1,4 +1,5 @@
 // Cgroups: what this machine allows, one directory a session, and taking it away again.
+
 package process
 
 import (

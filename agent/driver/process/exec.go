@@ -1,4 +1,5 @@
 // Further commands in a session's workspace, each beside a shim of its own that ends with the agent's connection.
+
 package process
 
 import (

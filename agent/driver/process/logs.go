@@ -1,4 +1,5 @@
 // The output log as the API has it.
+
 package process
 
 import (

@@ -1,4 +1,5 @@
 // One running session: the goroutine that owns it, and what it is asked.
+
 package process
 
 import (
@@ -213,7 +214,7 @@ func (p *proc) remember(sequence uint64) {
 
 // find takes up the end of a shim that is gone, or connects to it again.
 func (p *proc) find() {
-	dir := shimDir(&p.s)
+	dir := p.s.Dir
 	patience := time.Second // one that told the end is about to exit
 	if p.client != nil && p.client.Exit() == nil {
 		patience = reconnectGap
@@ -222,8 +223,11 @@ func (p *proc) find() {
 	lock, err := shim.WaitLock(ctx, dir)
 	cancel()
 	if err == nil {
-		defer lock.Close()
-		p.ended()
+		exit := p.conclude()
+		shim.Unlock(lock) // before anybody hears of the end and starts the next epoch
+		p.exit = sessionExit(exit)
+		close(p.done)
+		p.more.ring()
 		return
 	}
 	if !errors.Is(err, shim.ErrLives) {
@@ -256,8 +260,8 @@ func (p *proc) reconnect(dir string) bool {
 	return true
 }
 
-// ended takes up the session's end; nothing of it lives after.
-func (p *proc) ended() {
+// conclude takes up the session's end, with the shim's lock held; nothing of it lives after.
+func (p *proc) conclude() *shim.Exit {
 	var wanted *session.Exit
 	if p.ending != nil {
 		wanted = &p.ending.exit
@@ -287,9 +291,7 @@ func (p *proc) ended() {
 	p.turns.settle(turnIdle(p.s.Spec), exit.Ended)
 	p.takeTurns()
 	p.line.Store(exit.LastLine)
-	p.exit = sessionExit(exit)
-	close(p.done)
-	p.more.ring()
+	return exit
 }
 
 // killShim is for one that did not act on a kill: its process dies with it, and the rest is swept.
@@ -314,6 +316,8 @@ func (p *proc) do(ctx context.Context, f func()) error {
 		return errReleased
 	}
 }
+
+var errSearching = fault.New(fault.Unavailable, "process: the connection to the session's shim was lost and is being made again")
 
 var errEnded = fault.New(fault.FailedPrecondition, "process: the session's process has ended")
 
@@ -365,7 +369,7 @@ func (p *proc) Send(ctx context.Context, in driver.Input) error {
 			p.queue = append(p.queue, driver.Turn{Sequence: in.Sequence, OutputLine: p.line.Load(), Refused: refused})
 			given = true
 		case p.client == nil:
-			verdict = fault.New(fault.Unavailable, "process: the session's shim is being looked for")
+			verdict = errSearching
 		default:
 			p.remember(in.Sequence)
 			p.setOutstanding(in.Sequence)

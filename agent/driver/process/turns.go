@@ -1,4 +1,5 @@
 // Where turns begin and end, read from the log alone.
+
 package process
 
 import (

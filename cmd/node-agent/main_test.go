@@ -1,0 +1,225 @@
+// The program from outside: its settings, its refusals and exit codes, and what it links.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/neolith/orchestrator/agent/lease"
+	"github.com/neolith/orchestrator/agent/shim"
+	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/internal/config/configtest"
+	"github.com/neolith/orchestrator/telemetry/metricstest"
+)
+
+func TestMain(m *testing.M) {
+	shim.MainIfRequested()
+	goleak.VerifyTestMain(m)
+}
+
+func TestSampleIsTrue(t *testing.T) {
+	configtest.Sample(t, "node-agent.yaml", defaults(), "labels", "capabilities.custom")
+}
+
+// The agent is on every machine; a node that links raft could form a cluster by accident.
+func TestLinksNoRaft(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dep := range strings.Lines(string(out)) {
+		for _, no := range []string{"hashicorp/raft", "hashicorp/memberlist", "neolith/orchestrator/cluster", "neolith/orchestrator/leader"} {
+			if strings.Contains(dep, no) && !strings.Contains(dep, "api/proto") {
+				t.Errorf("node-agent links %s", strings.TrimSpace(dep))
+			}
+		}
+	}
+}
+
+// program runs the program to its end.
+func program(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var out, errs bytes.Buffer
+	code = run(ctx, args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestRefusals(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	data := "--data-dir=" + filepath.Join(dir, "data")
+	for name, tc := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"unknown key":         {[]string{"run", "-c", file("a.yaml", "name: n\nserver: [x]\n")}, exitUsage, "a.yaml:2: server: unknown key; did you mean servers"},
+		"bad value":           {[]string{"run", "-c", file("b.yaml", "sessions:\n  max_starts: many\n")}, exitUsage, "b.yaml:2: sessions.max_starts"},
+		"no file":             {[]string{"run", "-c", filepath.Join(dir, "none.yaml")}, exitUsage, "none.yaml"},
+		"bad name":            {[]string{"run", "--name", "Node 1"}, exitUsage, "name: \"Node 1\" is not a name"},
+		"no servers":          {[]string{"run", "-c", file("c.yaml", "servers: []\n")}, exitUsage, "c.yaml:1: servers: is empty"},
+		"server without port": {[]string{"run", "--servers", "10.0.0.1"}, exitUsage, "is not host:port"},
+		"in the clear":        {[]string{"run", data, "--servers", "10.0.0.1:8078"}, exitUsage, "give tls.ca_file"},
+		"codec":               {[]string{"run", "--link-codec", "xml"}, exitUsage, "use binary or json"},
+		"capability":          {[]string{"run", "--capabilities-custom", "gpu=maybe"}, exitUsage, "is not KEY, KEY=true or KEY=false"},
+		"tiny log":            {[]string{"run", "--sessions-output-log-bytes", "1KiB"}, exitUsage, "is below 64KiB"},
+		"metrics for all":     {[]string{"run", "--metrics-listen", "0.0.0.0:9078"}, exitUsage, "metrics.listen"},
+		"metrics port taken":  {[]string{"run", data, "--metrics-listen", taken.Addr().String()}, exitRefused, "choose another port"},
+		"token file":          {[]string{"run", data, "--token-file", filepath.Join(dir, "none")}, exitUsage, "token_file"},
+		"token":               {[]string{"run", data, "--token-file", file("token", "hunter2")}, exitUsage, "orch_<id>_<secret>"},
+		"half a certificate":  {[]string{"run", data, "--tls-cert-file", file("cert", "x")}, exitUsage, "belong together"},
+		"flag":                {[]string{"run", "--nonsense"}, exitUsage, "unknown flag"},
+		"command":             {[]string{"dance"}, exitUsage, "unknown command"},
+		"subcommand":          {[]string{"config", "dance"}, exitUsage, "unknown command"},
+		"newer data":          {[]string{"run", "--data-dir", newer(t)}, exitRefused, "newer release"},
+		"data_dir is a file":  {[]string{"run", "--data-dir", file("plain", "")}, exitRefused, "data_dir"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, _, stderr := program(t, tc.args...)
+			lines := strings.Split(strings.TrimSpace(stderr), "\n")
+			last := lines[len(lines)-1]
+			if code != tc.code || !strings.Contains(last, tc.says) || !strings.HasPrefix(last, "node-agent: ") {
+				t.Errorf("exit code %d, want %d; said %q, want %q", code, tc.code, stderr, tc.says)
+			}
+			if strings.Contains(stderr, "hunter2") {
+				t.Error("the token is repeated")
+			}
+		})
+	}
+}
+
+// newer is a data directory of a later release.
+func newer(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "node.json"), []byte(`{"version":99,"nodeId":"n"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestConfigPrint(t *testing.T) {
+	t.Setenv("ORCH_LINK_CODEC", "json")
+	code, out, stderr := program(t, "config", "print", "--name", "n1", "-c", "node-agent.yaml")
+	if code != exitDone {
+		t.Fatal(stderr)
+	}
+	for _, line := range []string{"name: n1 # --name", "codec: json # ORCH_LINK_CODEC", `servers: ["127.0.0.1:8078"] # node-agent.yaml:10`, "cgroups: true # default"} {
+		if !strings.Contains(out, line) {
+			t.Errorf("%q is missing in:\n%s", line, out)
+		}
+	}
+	for _, args := range [][]string{{"--version"}, {"--help"}, {"run", "--help"}, {"completion", "bash"}} {
+		if code, out, _ := program(t, args...); code != exitDone || out == "" {
+			t.Errorf("%v: exit code %d", args, code)
+		}
+	}
+}
+
+// An agent without a server is alive and not ready, serves its metrics, keeps its directory to itself, and ends at once.
+func TestLife(t *testing.T) {
+	cfg := defaults()
+	cfg.Name, cfg.DataDir, cfg.Servers = "n1", t.TempDir(), []string{"127.0.0.1:1"}
+	cfg.Metrics.Listen = "127.0.0.1:0"
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(auth.Generate().Reveal()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.TokenFile = token
+	n, err := newNode(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.run(ctx) }()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path string) (int, string) {
+		t.Helper()
+		resp, err := client.Get("http://" + n.listener.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	if code, body := get("/health"); code != http.StatusOK || !strings.Contains(body, `"linked":false`) {
+		t.Errorf("/health: %d %s", code, body)
+	}
+	if code, body := get("/ready"); code != http.StatusServiceUnavailable || !strings.Contains(body, "no server is linked") {
+		t.Errorf("/ready: %d %s", code, body)
+	}
+	if code, body := get("/metrics"); code != http.StatusOK || !strings.Contains(body, "node_agent_sessions 0") {
+		t.Errorf("/metrics: %d", code)
+	}
+	metricstest.Lint(t, n.registry)
+	if code, _, stderr := program(t, "run", "--data-dir", cfg.DataDir); code != exitRefused || !strings.Contains(stderr, fmt.Sprintf("in use by the node-agent with pid %d", os.Getpid())) {
+		t.Errorf("a second agent: exit code %d, %s", code, stderr)
+	}
+	began := time.Now()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("the end took %s", d)
+	}
+}
+
+// What a damaged record leaves alive is found through the shim's own record.
+func TestSweepKillsWhatCannotBeAdopted(t *testing.T) {
+	dir := t.TempDir()
+	if err := sweep(t.Context(), dir); err != nil {
+		t.Errorf("of a session that was never started: %v", err)
+	}
+	leasePath := filepath.Join(dir, "lease")
+	w, err := lease.OpenWriter(leasePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := w.Renew(lease.Now() + int64(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	pid := startSession(t, dir, leasePath)
+	if err := sweep(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, 0); err == nil {
+		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); !strings.Contains(string(b), ") Z ") {
+			t.Errorf("process %d lives: %s", pid, b)
+		}
+	}
+}

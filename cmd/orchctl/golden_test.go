@@ -1,0 +1,85 @@
+// What every command that shows something prints, in every form, held in testdata.
+
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestGolden holds what every command that shows something prints, in every form. People's eyes and programs rely on it:
+// a change of a file is a change for users.
+func TestGolden(t *testing.T) {
+	r := newRig(t)
+	r.c.AddNode("node-2")
+	r.c.SetNodeStatus("node-2", apiv1.Node_OFFLINE, "silent for 60 s")
+	web := r.must("sessions spawn --name web --label tier=front --priority high --cpu 500m --memory 512Mi -o name -- ./server --port 80")
+	r.must("sessions spawn --name job -- false")
+	r.must("sessions send web hello")
+	r.must("sessions send web poison")
+	r.must("nodes cordon node-1")
+	r.must("sessions spawn --name waiting --env A=true --restart always -- run")
+	r.must("sessions send waiting --priority critical 'first: \"quoted\"'")
+	r.must("tokens create ci --role client --ttl 24h -n team")
+	r.must("tokens create root --role admin")
+	r.must("context set dev --addr 10.0.0.1:8077,10.0.0.2:8077 --token-file /etc/token --tls-ca /etc/ca.pem -n team")
+	r.must("context set lab --addr 127.0.0.1:8077")
+	for name, line := range map[string]string{
+		"sessions-list": "sessions list", "sessions-list-filter": "sessions list --filter phase=RUNNING --limit 1", "sessions-get": "sessions get web",
+		"sessions-get-failed": "sessions get " + r.must("sessions list --filter phase=FAILED -o name"), "sessions-history": "sessions history " + web,
+		"sessions-logs": "sessions logs web", "nodes-list": "nodes list", "nodes-get": "nodes get node-2", "cluster-status": "cluster status",
+		"cluster-members": "cluster members", "queue-stats": "queue stats", "queue-list": "queue list", "dlq-list": "dlq list", "dlq-get": "dlq get web 2",
+		"tokens-list": "tokens list", "events": "events", "context-list": "context list", "sessions-list-empty": "sessions list -n nobody",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got bytes.Buffer
+			for _, form := range []string{"table", "wide", "json", "yaml", "name"} {
+				res := r.run(line + " -o " + form)
+				if res.code != 0 {
+					t.Fatal(res)
+				}
+				fmt.Fprintf(&got, "-- %s --\n%s", form, res.out)
+				if res.err != "" {
+					fmt.Fprintf(&got, "-- %s: standard error --\n%s", form, res.err)
+				}
+			}
+			golden(t, name, got.Bytes())
+		})
+	}
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(got, want) {
+		return
+	}
+	g, w := strings.Split(string(got), "\n"), strings.Split(string(want), "\n")
+	for i := range max(len(g), len(w)) {
+		if i >= len(g) || i >= len(w) || g[i] != w[i] {
+			t.Fatalf("%s differs in line %d; if that is meant, run go test -update\ngot\n%s", path, i+1, got)
+		}
+	}
+}

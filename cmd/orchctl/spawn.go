@@ -1,0 +1,146 @@
+// sessions spawn: what to run and what it needs, from flags to a spec.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/pbconv"
+	"github.com/neolith/orchestrator/session"
+)
+
+// spawnFlags are the flags as they were typed.
+type spawnFlags struct {
+	typ, name, priority, cpu, memory, profile, protocol, restart, strategy, key string
+	require, labels, selector, env, secrets                                     []string
+	maxRestarts                                                                 uint32
+	ttl, grace, turnIdle                                                        time.Duration
+	wait, attach                                                                bool
+}
+
+func (a *app) spawnCommand() *cobra.Command {
+	var f spawnFlags
+	c := a.command("spawn [flags] -- COMMAND ARGS...", "Start a session", atLeast(0), brief, func(ctx context.Context, args []string) error {
+		spec, err := a.spec(&f, args)
+		if err != nil {
+			return err
+		}
+		return a.spawn(ctx, &f, spec)
+	})
+	c.Example = `  orchctl sessions spawn --name ledger -- ./ledger --file book.txt
+  orchctl sessions spawn --cpu 500m --memory 512Mi --require gpu --wait -- python3 train.py`
+	fl := c.Flags()
+	fl.StringVar(&f.typ, "type", session.TypeProcess, "process, claude-code, claude-flow or acp")
+	fl.StringVar(&f.name, "name", "", "a name, unique among the namespace's sessions that have not ended")
+	fl.StringVar(&f.priority, "priority", session.Normal.String(), "critical, high, normal or low: who is placed first where there is not enough")
+	fl.StringSliceVar(&f.require, "require", nil, "capabilities that the node must have: gpu, high-memory, or any key")
+	fl.StringSliceVar(&f.labels, "label", nil, "a label as KEY=VALUE")
+	fl.StringSliceVar(&f.selector, "node-selector", nil, "a label that the node must have, as KEY=VALUE")
+	fl.StringVar(&f.cpu, "cpu", "", "CPU to reserve: thousandths of a core as 500 or 500m; cores with a point, as 0.5 or 2.0")
+	fl.StringVar(&f.memory, "memory", "", "memory to reserve, and its limit where the node can: bytes, or 512Mi, 1GiB, 2G")
+	fl.StringVar(&f.profile, "memory-profile", "", "the name of a memory profile")
+	fl.StringArrayVar(&f.env, "env", nil, "an environment variable as KEY=VALUE")
+	fl.StringSliceVar(&f.secrets, "secret", nil, "the name of a secret that the node puts into the environment")
+	fl.StringVar(&f.protocol, "protocol", session.ProtocolLines, "how it takes messages: lines, json, raw (a terminal) or none")
+	fl.StringVar(&f.restart, "restart", string(session.RestartNever), "never, on-failure or always")
+	fl.Uint32Var(&f.maxRestarts, "max-restarts", 0, "restarts before it fails for good (default 5 with a restart policy)")
+	fl.DurationVar(&f.ttl, "ttl", 0, "the time after which it is ended; 0 for never")
+	fl.DurationVar(&f.grace, "grace", session.DefaultGrace, "the time between SIGTERM and SIGKILL")
+	fl.DurationVar(&f.turnIdle, "turn-idle", session.DefaultTurnIdle, "for --protocol raw: the quiet time that ends a turn")
+	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
+	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
+	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
+	fl.BoolVar(&f.attach, "attach", false, "join its terminal once it runs")
+	a.complete(c, "type", session.TypeProcess, session.TypeClaudeCode, session.TypeClaudeFlow, session.TypeACP)
+	a.complete(c, "priority", "critical", "high", "normal", "low")
+	a.complete(c, "protocol", session.ProtocolLines, session.ProtocolJSON, session.ProtocolRaw, session.ProtocolNone)
+	a.complete(c, "restart", string(session.RestartNever), string(session.RestartOnFailure), string(session.RestartAlways))
+	return c
+}
+
+// spec turns flags into a spec and refuses at once what the cluster would refuse.
+func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) {
+	bad := func(err error) error { return fault.New(fault.Invalid, "%w", err) }
+	priority, ok := session.ParsePriority(f.priority)
+	if !ok {
+		return nil, fault.New(fault.Invalid, "--priority: %q is not a priority; use critical, high, normal or low", f.priority)
+	}
+	p := &apiv1.SessionSpec{
+		Type: f.typ, Name: f.name, Namespace: a.namespace(), Priority: apiv1.Priority_Level(priority), Command: command,
+		Secrets: f.secrets, Require: f.require, MemoryProfile: f.profile, Protocol: f.protocol, Restart: f.restart,
+		MaxRestarts: f.maxRestarts, Strategy: f.strategy, Grace: durationpb.New(f.grace),
+	}
+	if f.ttl != 0 {
+		p.Ttl = durationpb.New(f.ttl)
+	}
+	if f.protocol == session.ProtocolRaw || f.turnIdle != session.DefaultTurnIdle {
+		p.TurnIdle = durationpb.New(f.turnIdle)
+	}
+	var err error
+	if p.Env, err = parsePairs("env", f.env); err != nil {
+		return nil, bad(err)
+	}
+	if p.Labels, err = parsePairs("label", f.labels); err != nil {
+		return nil, bad(err)
+	}
+	if p.NodeSelector, err = parsePairs("node-selector", f.selector); err != nil {
+		return nil, bad(err)
+	}
+	if f.cpu != "" {
+		if p.CpuMilli, err = parseCPU(f.cpu); err != nil {
+			return nil, bad(fmt.Errorf("--cpu: %w", err))
+		}
+	}
+	if f.memory != "" {
+		if p.MemoryBytes, err = parseBytes(f.memory); err != nil {
+			return nil, bad(fmt.Errorf("--memory: %w", err))
+		}
+	}
+	check := pbconv.SpecFromProto(p)
+	check.Normalize()
+	return p, check.Validate()
+}
+
+func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec) error {
+	cl, err := a.connect()
+	if err != nil {
+		return err
+	}
+	r, err := cl.Sessions.SpawnSession(ctx, &apiv1.SpawnSessionRequest{Spec: spec, IdempotencyKey: f.key})
+	if err != nil {
+		return err
+	}
+	s := r.GetSession()
+	if f.attach || f.wait {
+		// Watched from here rather than waited for there, so that the id is known whatever happens.
+		s, err = a.await(ctx, s, func(p session.Phase) bool { return p == session.Running || p.Ended() })
+		if err != nil {
+			return err
+		}
+	}
+	if f.attach && !session.Phase(s.GetPhase()).Ended() {
+		return a.attach(ctx, s)
+	}
+	sentence := "session/" + s.GetId() + " spawned"
+	switch {
+	case s.GetNode() != "":
+		sentence += " on " + s.GetNode()
+	case s.GetReason() != "":
+		sentence += ", " + strings.ToLower(s.GetPhase().String()) + ": " + s.GetReason()
+	}
+	if err := a.printDone(s, s.GetId(), sentence); err != nil {
+		return err
+	}
+	if s.GetPhase() == apiv1.Session_FAILED && (f.wait || f.attach) {
+		return &about{s.GetId(), &exitError{exitFailed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
+	}
+	return nil
+}
