@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -45,4 +46,46 @@ func TestStories(t *testing.T) {
 			}
 		})
 	}
+}
+
+// setting reads a number from the environment.
+func setting(name string, otherwise uint64) uint64 {
+	v, err := strconv.ParseUint(os.Getenv(name), 10, 64)
+	if err != nil {
+		return otherwise
+	}
+	return v
+}
+
+// TestRandom tells stories made from seeds: SIM_RUNS of them with SIM_STEPS steps each, from SIM_SEED on. A failure prints
+// the line that tells the same story again.
+func TestRandom(t *testing.T) {
+	runs, steps := setting("SIM_RUNS", defaultRuns), int(setting("SIM_STEPS", 60))
+	first := setting("SIM_SEED", 1)
+	if os.Getenv("SIM_SEED") != "" && os.Getenv("SIM_RUNS") == "" {
+		runs = 1
+	}
+	var simulated time.Duration
+	for seed := first; seed < first+runs; seed++ {
+		story := Generate(seed, steps)
+		failures, stats := tell(t, Options{Seed: seed}, story)
+		simulated += stats.Simulated
+		if len(failures) == 0 {
+			continue
+		}
+		t.Errorf("%s\n--- replay: SIM_SEED=%d SIM_STEPS=%d go test -count=1 -run 'TestRandom$' ./sim\n%s",
+			strings.Join(failures, "\n"), seed, steps, shown(story))
+		if len(failures) > 0 && runs > 1 && os.Getenv("SIM_KEEP_GOING") == "" {
+			break
+		}
+	}
+	t.Logf("%d stories, %s simulated", runs, simulated.Round(time.Second))
+}
+
+// shown is the story itself, when somebody wants to see it.
+func shown(story string) string {
+	if os.Getenv("SIM_SHOW") == "" {
+		return ""
+	}
+	return story
 }
