@@ -5,6 +5,7 @@ package leader
 
 import (
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -84,6 +85,7 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	}
 	r.dropLink(n, "the node has a newer link")
 	n.link, n.registered, n.silentSince = l, true, r.opts.Now()
+	n.nextFact, n.factGap = row.FactIndex+1, time.Time{}
 	n.links++
 	n.streams = nodelink.NewStreams(nodelink.StreamsOptions{Send: l.Send, FirstID: r.term<<32 | n.links<<20, Logger: r.log})
 	if n.expiry.IsZero() || r.opts.Now().After(n.expiry) {
@@ -199,6 +201,9 @@ func stray(view *state.View, nodeID string, has *nodev1.SessionState) *nodev1.De
 		if s.NodeID == nodeID && s.Phase.HoldsNode() {
 			return nil // the newer epoch belongs here too, and replaces this one
 		}
+	case !s.Phase.HoldsNode() && has.GetExit() == nil:
+		// Given up while the node was away. Its directory stays, with its output.
+		d.Action, d.Reason = nodev1.DesiredSession_KILL, fmt.Sprintf("the session is %s: %s", s.Phase, s.Reason)
 	default:
 		return nil
 	}
@@ -285,6 +290,19 @@ func (r *reign) send(n *node, f *nodev1.Frame) {
 
 // facts commits what happened on a node, in the order of its frames, and acks it.
 func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
+	if len(f.GetFacts()) == 0 {
+		return
+	}
+	if f.GetFacts()[0].GetIndex() > n.nextFact {
+		// Sent before the node read our hello_ack, behind facts that went to the leader before and were lost with it. The
+		// node sends all of them again as soon as it has; expectFacts sees to it that it does.
+		if n.factGap.IsZero() {
+			n.factGap = r.opts.Now()
+		}
+		return
+	}
+	n.nextFact = max(n.nextFact, f.GetFacts()[len(f.GetFacts())-1].GetIndex()+1)
+	n.factGap = time.Time{}
 	count := uint64(len(f.GetFacts()))
 	r.propose(func(results []state.Result, err error) {
 		if err == nil {
@@ -306,4 +324,13 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 	}, &clusterv1.Command{Kind: &clusterv1.Command_ApplyFacts{ApplyFacts: &clusterv1.ApplyFacts{
 		NodeId: n.id, Incarnation: f.GetIncarnation(), Facts: f.GetFacts(),
 	}}})
+}
+
+// expectFacts gives up links on which facts have been missing for long: the node sends them over the next one.
+func (r *reign) expectFacts(now time.Time) {
+	for _, n := range r.nodes {
+		if n.link != nil && !n.factGap.IsZero() && now.Sub(n.factGap) >= resendAfter {
+			r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
+		}
+	}
 }

@@ -17,13 +17,17 @@
 //     taken once is not written again.
 //   - A process that does not read its input blocks nobody but the senders.
 //
-// # The directory
+// # The files
 //
-//	lock     locked (flock) by the shim while it lives: who can lock it knows that there is none
-//	run      what runs: pids with their start times, boot, cgroups, where the epoch's output begins
-//	exit     how it ended; written once, whole or not at all, fsynced
-//	sock     the shim's Unix socket, mode 0600; a peer of another user is refused
-//	stderr   what the shim itself had to say, such as a panic
+// In the session's directory, as few as can be, because making one costs more than all else at a start:
+//
+//	shim.state  locked (flock) by the shim while it lives: who can lock it knows that there is none. It holds the run
+//	            record, the exit record, and what the shim itself had to say, such as a panic: it is its standard error
+//	shim.sock   the shim's Unix socket, mode 0600; a peer of another user is refused. It is made when the connection
+//	            that the shim was launched with ends, or when the agent asks for it
+//
+// The run record says what runs: pids with their start times, boot, cgroups, where the epoch's output begins. The exit
+// record says how it ended; it is written once and fsynced.
 //
 // # The protocol, version 1
 //
@@ -52,6 +56,7 @@
 //	8  resize       10 11                                ok
 //	9  subscribe                                         ok: 23, then events 96 and 97
 //	10 attach                                            ok, then events 98 and 99
+//	11 listen                                            ok once the socket can be dialled
 //	64 ok
 //	65 error        35 36
 //	96 grew         23; the newest only, for who reads slowly
@@ -77,7 +82,8 @@
 //	14 total bytes of the log           42 ended at, Unix ns
 //	15 cgroup v2 directory              43 last line before the oldest input of tag 25
 //	16 cgroup v1 directory (repeated)   44 sequence of the last input
-//	20 main process's pid               45 boot id
+//	17 start by, ns of boot time        45 boot id
+//	20 main process's pid
 //	21 its start time, clock ticks      46 shim's pid
 //	   since boot                       47 shim's start time
 //	22 started at, Unix ns              50 exit record: fields 1 2 23 24 34 35 40–45

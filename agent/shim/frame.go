@@ -30,6 +30,7 @@ const (
 	typeResize     frameType = 8
 	typeSubscribe  frameType = 9
 	typeAttach     frameType = 10
+	typeListen     frameType = 11
 	typeOK         frameType = 64
 	typeError      frameType = 65
 	typeGrew       frameType = 96
@@ -57,6 +58,7 @@ const (
 	tagTotalBytes   tag = 14
 	tagCgroup2      tag = 15
 	tagCgroup1      tag = 16
+	tagStartBy      tag = 17
 	tagPID          tag = 20
 	tagStartTime    tag = 21
 	tagStarted      tag = 22

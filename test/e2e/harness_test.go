@@ -267,7 +267,7 @@ func startSmall(t *testing.T, agents int, lease time.Duration) *small {
 	}
 	s.server = start(t, "server", "orchestrator", "serve", "--config", writeYAML(t, dir, "server.yaml", map[string]any{
 		"name": "server-1", "data_dir": filepath.Join(dir, "server"), "auth": map[string]any{"tokens": false},
-		"listen":    map[string]string{"gossip": at(0), "raft": at(1), "grpc": at(2), "link": at(3), "client": at(4)},
+		"listen": map[string]string{"gossip": at(0), "raft": at(1), "grpc": at(2), "link": at(3), "client": at(4)},
 		// Nodes learn this address, and nobody is there: each has only the way through its own network.
 		"advertise": map[string]string{"link": "127.0.0.1:9"},
 		"link":      map[string]string{"lease": lease.String(), "renew": (lease / 4).String(), "margin": "500ms", "heartbeat": lease.String(), "offline": (3 * lease).String()},
