@@ -179,11 +179,11 @@ func (s *server) build() error {
 		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
 		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
 	})
-	adv := cfg.advertised()
+	raftAddress, grpcAddress, linkAddress := cfg.advertised()
 	build := telemetry.ThisBuild()
 	s.node, err = cluster.Open(cluster.Options{
 		ID: cfg.Name, Version: build.Version, DataDir: cfg.DataDir,
-		RaftAddress: adv.Raft, GRPCAddress: adv.GRPC, LinkAddress: adv.Link,
+		RaftAddress: raftAddress, GRPCAddress: grpcAddress, LinkAddress: linkAddress,
 		Listener: s.listeners.raft, Dial: raftDialer(tlsc.peerDial), BootstrapExpect: cfg.BootstrapExpect,
 		Gossip: &cluster.GossipOptions{BindAddress: cfg.Listen.Gossip, AdvertiseAddress: cfg.Advertise.Gossip, Key: key, Join: cfg.Join},
 		Timings: cluster.Timings{
