@@ -56,6 +56,7 @@ func (w *world) needPorts(ts *testscript.TestScript) {
 	w.base = base
 	for i, name := range []string{"GOSSIP", "RAFT", "GRPC", "LINK", "CLIENT"} {
 		ts.Setenv(name, loopback(base+i))
+		ts.Setenv(name+"_PORT", strconv.Itoa(base+i))
 	}
 }
 
