@@ -14,6 +14,9 @@ import (
 // barrierTimeout bounds the wait for a new leader's own state to catch up with its log.
 const barrierTimeout = 2 * time.Minute
 
+// barrierRetry is how soon it is tried again.
+const barrierRetry = 100 * time.Millisecond
+
 // Leader is who leads, as far as this server knows.
 type Leader struct {
 	ID      string
@@ -58,8 +61,13 @@ func (n *Node) lead(ctx context.Context) {
 			break
 		}
 		n.log.Warn("barrier of a new leader failed", "error", err)
-		if ctx.Err() != nil || errors.Is(err, raft.ErrRaftShutdown) || n.raft.State() != raft.Leader {
+		if errors.Is(err, raft.ErrRaftShutdown) || n.raft.State() != raft.Leader {
 			return
+		}
+		select { // it is refused at once while the leadership is being transferred
+		case <-ctx.Done():
+			return
+		case <-time.After(barrierRetry):
 		}
 	}
 	term := n.raft.CurrentTerm()

@@ -2,6 +2,7 @@
 package sim
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 )
+
+// storyMax is how long a story may take in real time.
+const storyMax = 2 * time.Minute
 
 // logger prints everything when SIM_LOG is set, with simulated time.
 func logger() *slog.Logger {
@@ -25,6 +29,11 @@ func tell(t *testing.T, o Options, story string) (failures []string, stats Stats
 	t.Helper()
 	o.Dir, o.Log = t.TempDir(), logger()
 	began := time.Now()
+	// Two parts that answer each other at once, for ever, stop simulated time; only a clock outside can tell.
+	watchdog := time.AfterFunc(storyMax, func() {
+		panic(fmt.Sprintf("simulated time stands still: seed %d\n%s", o.Seed, story))
+	})
+	defer watchdog.Stop()
 	synctest.Test(t, func(*testing.T) { failures, stats = Tell(o, story) })
 	t.Logf("%s simulated in %s: %+v", stats.Simulated.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), stats)
 	return failures, stats
