@@ -42,6 +42,7 @@ type World struct {
 
 	mu       sync.Mutex
 	failures []string
+	closed   bool
 	line     string // of the story
 }
 
@@ -83,13 +84,16 @@ func New(o Options) (*World, error) {
 // Close ends everything and waits for it.
 func (w *World) Close() {
 	w.net.change(func() { w.net.frozen = map[string]time.Time{} })
+	w.client.wait.Wait()
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
 	for _, n := range w.nodes {
 		n.kill()
 	}
 	for _, s := range w.servers {
 		s.kill()
 	}
-	w.client.wait.Wait()
 	for _, n := range w.nodes {
 		<-n.ended
 		n.machine.Close()
