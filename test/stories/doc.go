@@ -14,6 +14,10 @@
 //	json PATH[=VALUE|~PATTERN]…  look into the JSON of the last standard output: a.b.0.c is there, is, or matches
 //	save VAR [PATH]           keep the last standard output, or a part of its JSON, as a variable
 //	free DIR                  wait until no process has anything to do with a directory
+//	get STATUS URL            ask over HTTP; the answer is the standard output
+//	good-metrics              hold the last standard output against the rules of Prometheus
+//	rpc health                what the gRPC port says of its health
+//	rpc services [TOKENFILE]  the services that it has, by reflection, or why it does not say
 //	letters FILE BYTES          make a file of that many letters
 //
 // What was started writes to $WORK/NAME.log, and is ended when the story ends.
