@@ -50,7 +50,7 @@ func TestSessionFilter(t *testing.T) {
 	for filter, want := range map[string]bool{
 		"": true, "phase=RUNNING": true, "phase=running": false, "phase!=RUNNING": false, "name=led*": true, "name=led": false,
 		"label.team=books": true, "label.team!=books": false, "label.none=": true, "label.none=x": false, "priority=high": true,
-		"type=process,id=abc": true, "type=process,id=abd": false, "node=": true, " phase=RUNNING , name=* ,": true,
+		"type=process,id=abc": true, "type=process,id=abd": false, "node=": true, "phase=RUNNING , name=* ,": true,
 	} {
 		f, err := newSessionFilter(auth.Identity{Role: auth.Admin}, "", filter)
 		if err != nil {
