@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/neolith/orchestrator/agent/shim"
+	"github.com/neolith/orchestrator/bench/diskload"
 	"github.com/neolith/orchestrator/bench/driverload"
 	"github.com/neolith/orchestrator/bench/load"
 	"github.com/neolith/orchestrator/bench/measure"
@@ -46,6 +47,8 @@ var parts = []part{
 	{"spawn", "sessions to RUNNING, beside the bare driver", (*suite.Bench).Spawn},
 	{"nodes", "what ten thousand linked nodes cost a server", (*suite.Bench).Nodes},
 	{"state", "a million sessions in the replicated state", (*suite.Bench).State},
+	{"failover", "the time without a leader, beside bare raft", (*suite.Bench).Failover},
+	{"stability", "elections under full load on a busy disk", (*suite.Bench).Stability},
 }
 
 // extra are parts that are not of `all`.
@@ -150,6 +153,7 @@ func roleCommand() *cobra.Command {
 		load.Role:       load.Serve,
 		simnode.Role:    simnode.Serve,
 		driverload.Role: driverload.Serve,
+		diskload.Role:   diskload.Serve,
 		stateload.Role:  stateload.Serve,
 	}
 	return &cobra.Command{
