@@ -229,7 +229,8 @@ func TestFactsAreSentAgainUntilCommitted(t *testing.T) {
 		n.start()
 		n.lead.locked(func() { n.lead.holdFacts = true })
 		n.lead.desired(1, true, toRun("a", 1), toRun("b", 1))
-		n.lead.locked(func() { n.lead.last[n.agent.Incarnation()] = 1; n.lead.facts = n.lead.facts[:1] }) // one of them is committed, the other lost
+		n.lead.locked(func() { n.lead.last[n.agent.Incarnation()] = 1; n.lead.facts = n.lead.facts[:1] })                  // one of them is committed, the other lost
+		n.lead.send(&nodev1.Frame{Payload: &nodev1.Frame_FactsAck{FactsAck: &nodev1.FactsAck{Incarnation: 99, Index: 2}}}) // of another agent
 		n.cut()
 		n.lead.desired(2, false, want("b", 1, kill)) // the link is gone: has no effect
 		n.lead.locked(func() { n.lead.holdFacts = false })
@@ -257,7 +258,7 @@ func TestFullFactsHoldMessagesBackAndDropNothing(t *testing.T) {
 		}
 		n.lead.deliver("s", 1, ms...)
 		wait(5 * time.Second)
-		if got := len(n.world.given("s")); got > 6 {
+		if got := len(n.world.given("s")); got > 5 {
 			t.Errorf("%d messages were given while no fact was committed", got)
 		}
 		n.lead.locked(func() { n.lead.holdFacts = false })
@@ -420,6 +421,27 @@ func TestEndInGoodOrderIsQuickAndLeavesSessions(t *testing.T) {
 		synctest.Wait()
 		if !slices.ContainsFunc(n.lead.got, func(f *nodev1.Frame) bool { return f.GetGoodbye() != nil }) {
 			t.Error("no goodbye was said")
+		}
+	})
+}
+
+func TestEndOnStopEndsEverySessionAndSaysSo(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.opts = func(o *Options) { o.EndOnStop = true }
+		n.world.stubborn = 2 * time.Second
+		n.start()
+		n.lead.desired(1, true, toRun("a", 1), toRun("b", 1))
+		done := make(chan struct{})
+		go func() { defer close(done); n.stop() }()
+		wait(time.Second)
+		n.lead.desired(2, false, toRun("late", 1))
+		<-done
+		same(t, "starts", n.world.started(), []string{"a/1", "b/1"})
+		for _, id := range []string{"a", "b"} {
+			if n.world.alive(id) {
+				t.Errorf("%s outlived its agent", id)
+			}
+			same(t, id, n.lead.told(id), []string{"1:started", "1:exited evicted"})
 		}
 	})
 }

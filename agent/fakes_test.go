@@ -320,8 +320,9 @@ type leader struct {
 	facts     []*nodev1.Fact // each once, in the order of their numbers
 	resent    int            // facts that came more than once
 	last      map[uint64]uint64
-	holdFacts bool // facts are not acked
-	holdLease bool // heartbeats are not answered
+	holdFacts bool          // facts are not acked
+	holdLease bool          // heartbeats are not answered
+	greeting  *nodev1.Frame // sent behind each hello_ack
 	got       []*nodev1.Frame
 	beats     []*nodev1.Heartbeat
 	wg        sync.WaitGroup
@@ -361,6 +362,9 @@ func (l *leader) serve(c nodelink.Conn) {
 			_ = c.Send(&nodev1.Frame{Payload: &nodev1.Frame_HelloAck{HelloAck: &nodev1.HelloAck{Protocol: 1, ClusterId: l.cluster,
 				Lease: durationpb.New(l.lease), RenewInterval: durationpb.New(3 * time.Second), HeartbeatInterval: durationpb.New(10 * time.Second),
 				FactIndex: l.last[p.Hello.GetIncarnation()]}}})
+			if l.greeting != nil {
+				_ = c.Send(l.greeting)
+			}
 		case *nodev1.Frame_Heartbeat:
 			l.beats = append(l.beats, p.Heartbeat)
 			if !l.holdLease {

@@ -221,8 +221,8 @@ func (s *supervisor) advance(e *entry) {
 			e.run.supersede(session.Exit{Cause: session.CauseLost, Message: fmt.Sprintf("epoch %d takes its place", e.next.rec.Epoch)})
 		}
 	case e.next != nil:
-		if !s.host.lease.held() {
-			return // started when there is a lease
+		if !s.host.lease.held() || s.stopping {
+			return // started when there is a lease, by this agent or the next
 		}
 		n := e.next
 		e.next, e.forget = nil, false

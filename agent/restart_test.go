@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/agent/driver"
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
@@ -223,14 +224,16 @@ func TestAnotherClusterIsRefused(t *testing.T) {
 		n.start()
 		n.lead.desired(1, true, toRun("s", 1))
 		// While it runs, a wrong server among good ones is passed by.
-		n.lead.locked(func() { n.lead.cluster = "c2" })
+		n.lead.locked(func() {
+			n.lead.cluster = "c2"
+			n.lead.greeting = &nodev1.Frame{Index: 99, Payload: &nodev1.Frame_Desired{Desired: &nodev1.Desired{Full: true}}}
+		})
 		n.cut()
 		wait(2 * time.Second)
-		n.lead.desired(2, true)
 		if !n.world.alive("s") {
 			t.Error("another cluster's leader ended a session")
 		}
-		n.lead.locked(func() { n.lead.cluster = "c1" })
+		n.lead.locked(func() { n.lead.cluster, n.lead.greeting = "c1", nil })
 		wait(5 * time.Second)
 		n.stop()
 		// At the start it is a mistake, and said so.

@@ -105,6 +105,7 @@ type supervisor struct {
 
 	cluster       atomic.Pointer[string] // read when a hello is made
 	linkedEver    bool
+	stopping      bool // sessions are being ended; none is started any more
 	renew         time.Duration
 	heartbeat     time.Duration
 	leaseLength   time.Duration // as the last hello_ack said
@@ -219,6 +220,7 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 
 // endAll ends every session because the agent was told to end them with it.
 func (s *supervisor) endAll() {
+	s.stopping = true
 	s.dropNext("the agent is stopping")
 	for _, e := range s.entries {
 		if e.live() {
@@ -231,7 +233,7 @@ func (s *supervisor) endAll() {
 
 // allToldAndGone: no session lives, and the cluster knows of every end, as far as there is a link to tell it.
 func (s *supervisor) allToldAndGone() bool {
-	return s.liveSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
+	return s.activeSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
 }
 
 // adoptAll starts the runs of what an earlier agent left.
@@ -331,7 +333,12 @@ func (s *supervisor) linkUp(up linkUp) error {
 	s.heartbeat = positive(up.ack.GetHeartbeatInterval().AsDuration(), defaultHeartbeat)
 	s.leaseLength = up.ack.GetLease().AsDuration()
 	s.facts.resend()
-	if !s.commit(up.ack.GetFactIndex()) {
+	if up.ack.GetFactIndex() < s.facts.committed {
+		// The cluster has forgotten the node and taken it in again, or its state was restored from a snapshot.
+		s.log.Warn("the server knows fewer facts of this incarnation than were committed; numbering what is left after them",
+			"server", up.server, "knows", up.ack.GetFactIndex(), "committed", s.facts.committed)
+		s.facts.renumber(up.ack.GetFactIndex())
+	} else if !s.commit(up.ack.GetFactIndex()) {
 		// This incarnation was used before: the data directory came back from a copy. Lower numbers would have no effect.
 		s.log.Error("the server knows facts of this incarnation that this agent never reported; numbering its own after them",
 			"server", up.server, "committed", up.ack.GetFactIndex(), "last", s.facts.last())

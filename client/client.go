@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	mathrand "math/rand/v2"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -126,6 +127,11 @@ func (c *Client) settle(ctx context.Context, e *endpoint, err error) error {
 	if status.Code(err) == codes.Canceled && ctx.Err() == nil && !c.pool.closed.Load() {
 		err = status.Error(codes.Unavailable, "the connection was lost")
 	}
+	// gRPC's own words for a deadline, of this side or of the transport, are not for people.
+	if m := status.Convert(err).Message(); status.Code(err) == codes.DeadlineExceeded &&
+		(strings.HasPrefix(m, context.DeadlineExceeded.Error()) || strings.HasPrefix(m, "stream terminated")) {
+		err = status.Error(codes.DeadlineExceeded, "no answer before the deadline")
+	}
 	f := Fault(err)
 	if fault.Is(f, fault.Unavailable) {
 		c.pool.moveOn(e)
@@ -210,10 +216,13 @@ func (r *retrier) pause(ctx context.Context, err error) error {
 		}
 		return err
 	}
-	r.before = err
 	if ctx.Err() != nil {
+		if r.before != nil {
+			err = r.before // the last attempt was cut off; the one before says more
+		}
 		return r.giveUp(ctx, err)
 	}
+	r.before = err
 	var nobody *unreachable
 	if reach := r.c.cfg.ReachTimeout; reach > 0 && errors.As(err, &nobody) && now.Add(wait).Sub(r.streak) > reach {
 		return r.giveUp(ctx, err)

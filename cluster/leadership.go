@@ -19,6 +19,8 @@ type Leader struct {
 	ID      string
 	Address string // of its gRPC API; empty when not known yet
 	Self    bool
+	// Term is the one that this server leads in, once Ready.
+	Term uint64
 	// Ready is set on the leader itself once its state holds all that was committed before.
 	Ready bool
 }
@@ -62,7 +64,7 @@ func (n *Node) lead(ctx context.Context) {
 	}
 	term := n.raft.CurrentTerm()
 	n.log.Info("this server leads", "term", term, "index", n.raft.AppliedIndex())
-	n.watch.set(Leader{ID: n.opts.ID, Address: n.opts.GRPCAddress, Self: true, Ready: true})
+	n.watch.set(Leader{ID: n.opts.ID, Address: n.opts.GRPCAddress, Self: true, Ready: true, Term: term})
 	if n.pilot != nil {
 		n.pilot.Start(ctx)
 		defer func() { <-n.pilot.Stop() }()

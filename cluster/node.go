@@ -90,6 +90,7 @@ type Node struct {
 	raft      *raft.Raft
 	proposer  *proposer
 	verifier  verifier
+	contact   *contact
 	watch     leaderWatch
 	notify    chan bool
 	gossip    *gossip
@@ -155,7 +156,10 @@ func (n *Node) open() error {
 	if err != nil {
 		return fmt.Errorf("read the log in %s: %w", o.DataDir, err)
 	}
-	n.raft, err = raft.NewRaft(config, &fsm{store: o.State, fatal: o.Fatal}, cached, o.Stable, o.Snapshots, o.Transport)
+	if n.contact, err = newContact(o.Transport); err != nil {
+		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
+	}
+	n.raft, err = raft.NewRaft(config, &fsm{store: o.State, fatal: o.Fatal}, cached, o.Stable, o.Snapshots, n.contact)
 	if err != nil {
 		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
 	}
@@ -168,7 +172,7 @@ func (n *Node) open() error {
 		n.gossip.update(func(m *memberMeta) { m.Formed = has })
 		n.pilot = n.newAutopilot()
 	}
-	n.verifier.ask = func() raft.Future { return n.raft.VerifyLeader() }
+	n.verifier.ask = n.confirm
 	n.proposer = newProposer(func(data []byte) raft.ApplyFuture { return n.raft.Apply(data, enqueueTimeout) }, o.Now)
 	return nil
 }
@@ -241,9 +245,11 @@ func (n *Node) Leave(ctx context.Context) {
 func (n *Node) Close() error {
 	var err error
 	n.closeOnce.Do(func() {
-		err = n.raft.Shutdown().Error()
+		// Before raft, which leaves what waits for an answer without one when it is shut down. A leader that has lost its
+		// majority steps down by itself and answers then.
 		n.proposer.close()
 		n.verifier.wait.Wait()
+		err = n.raft.Shutdown().Error()
 		if t, ok := n.opts.Transport.(io.Closer); ok {
 			err = errors.Join(err, t.Close())
 		}

@@ -6,15 +6,13 @@ import (
 	"context"
 	"sync"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/neolith/orchestrator/internal/fault"
 )
 
 // verifier coalesces VerifyLeader: a question that arrives while a round is under way waits for the next, since the
 // round under way may have been answered before the question was asked.
 type verifier struct {
-	ask  func() raft.Future
+	ask  func() error
 	mu   sync.Mutex
 	next *round // gathers askers; nil when nobody waits
 	busy bool
@@ -62,7 +60,7 @@ func (v *verifier) run() {
 			return
 		}
 		v.mu.Unlock()
-		r.err = v.ask().Error()
+		r.err = v.ask()
 		close(r.done)
 	}
 }

@@ -36,8 +36,8 @@ const forwardedKey = "x-orchestrator-forwarded"
 // leaderWait is how long a call waits for a leader when there is none.
 const leaderWait = 5 * time.Second
 
-// MaxMessageBytes bounds a gRPC message in either direction.
-const MaxMessageBytes = 4 << 20
+// MaxMessageBytes bounds a gRPC message in either direction: it must hold a batch of the links' relay.
+const MaxMessageBytes = nodelink.RelayMessageMaxBytes
 
 // peerBackoff is short: after a crash the new leader is often the server that was unreachable a moment ago.
 var peerBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}

@@ -16,37 +16,56 @@ import (
 )
 
 const (
-	// deliverWindowMessages and deliverWindowBytes bound what is sent to one session and not acked.
+	// deliverWindowMessages and deliverWindowBytes bound what is sent to one session and not acked, for each priority: an
+	// urgent message does not wait behind a window full of others.
 	deliverWindowMessages = 64
 	deliverWindowBytes    = 1 << 20
 	// resendAfter is when a message that the node has not confirmed is sent again.
 	resendAfter = 5 * time.Second
 )
 
-// delivery is what was sent to a session in its present epoch and has not ended.
+// delivery is what was sent to a session in its present epoch.
 type delivery struct {
-	epoch  uint32
-	sent   map[uint64]sent
-	bytes  int // of what is in sent
-	last   time.Time
-	behind bool // the window was full, so there is more in the mailbox
+	epoch   uint32
+	sent    map[uint64]sentMessage
+	windows [session.Low + 1]window // by priority
+	last    time.Time
+	behind  bool // a window was full, so there is more in the mailbox
 }
 
-// sent is a message on its way.
-type sent struct {
+// sentMessage is a message that was sent and is not acked.
+type sentMessage struct {
+	priority  session.Priority
 	bytes     int
-	confirmed bool // by the node: it is in the session's inbox there
+	confirmed bool // by the node: it is in the session's inbox
 }
 
+// window counts what is sent and not acked.
+type window struct{ messages, bytes int }
+
+func (w window) full() bool {
+	return w.messages >= deliverWindowMessages || w.bytes >= deliverWindowBytes
+}
+
+// add counts a message as sent.
 func (d *delivery) add(m *session.Message, confirmed bool) {
-	d.drop(m.Sequence)
-	d.sent[m.Sequence] = sent{len(m.Text), confirmed}
-	d.bytes += len(m.Text)
+	d.remove(m.Sequence)
+	d.sent[m.Sequence] = sentMessage{priority: m.Priority, bytes: len(m.Text), confirmed: confirmed}
+	w := &d.windows[m.Priority]
+	w.messages++
+	w.bytes += len(m.Text)
 }
 
-func (d *delivery) drop(sequence uint64) {
-	d.bytes -= d.sent[sequence].bytes
+// remove makes room: the message was acked, or must be sent again.
+func (d *delivery) remove(sequence uint64) {
+	s, ok := d.sent[sequence]
+	if !ok {
+		return
+	}
 	delete(d.sent, sequence)
+	w := &d.windows[s.priority]
+	w.messages--
+	w.bytes -= s.bytes
 }
 
 type messageKey struct {
@@ -57,7 +76,7 @@ type messageKey struct {
 func (r *reign) delivery(s *session.Session) *delivery {
 	d := r.deliveries[s.ID]
 	if d == nil || d.epoch != s.Epoch {
-		d = &delivery{epoch: s.Epoch, sent: map[uint64]sent{}}
+		d = &delivery{epoch: s.Epoch, sent: map[uint64]sentMessage{}}
 		r.deliveries[s.ID] = d
 	}
 	return d
@@ -82,7 +101,7 @@ func (r *reign) observeMessages(c *state.Change) {
 	for _, m := range c.Messages {
 		r.toDeliver[m.SessionID] = true
 		if d := r.deliveries[m.SessionID]; d != nil {
-			d.drop(m.Sequence) // queued again
+			d.remove(m.Sequence) // queued again
 		}
 		if m.Deadline != 0 {
 			r.expiries.add(m.Deadline, m.SessionID, m.Sequence)
@@ -103,7 +122,7 @@ func (r *reign) settled(id string, sequence uint64) {
 	if d == nil {
 		return
 	}
-	d.drop(sequence)
+	d.remove(sequence)
 	if d.behind {
 		r.toDeliver[id] = true
 	}
@@ -138,16 +157,17 @@ func (r *reign) pullMessages() {
 	}
 }
 
-// nextMessages returns what fits into a session's window, most urgent first, and counts it as sent.
+// nextMessages returns what fits into a session's windows, most urgent first, and counts it as sent. Behind a full window
+// nothing less urgent is sent.
 func (r *reign) nextMessages(view *state.View, s *session.Session) []*session.Message {
 	d := r.delivery(s)
 	d.behind = false
 	var batch []*session.Message
 	for m := range view.Messages(s.ID) {
-		if _, ok := d.sent[m.Sequence]; ok {
+		if _, sent := d.sent[m.Sequence]; sent {
 			continue
 		}
-		if len(d.sent) >= deliverWindowMessages || (d.bytes >= deliverWindowBytes && len(d.sent) > 0) {
+		if d.windows[m.Priority].full() {
 			d.behind = true
 			break
 		}
@@ -213,7 +233,7 @@ func (r *reign) resend(now time.Time) {
 		}
 		for seq, m := range d.sent {
 			if !m.confirmed {
-				d.drop(seq)
+				d.remove(seq)
 				r.toDeliver[id] = true
 			}
 		}

@@ -12,6 +12,7 @@
 //	deliver.go  messages
 //	place.go    sessions that wait for a node
 //	expire.go   times to live, deadlines of messages, garbage
+//	follow.go   what becomes of this server's links while another one leads
 package leader
 
 import (
@@ -56,6 +57,7 @@ type Log interface {
 // Hub is what the leader needs of the links.
 type Hub interface {
 	Lead(h nodelink.Handler)
+	Follow(open func(ctx context.Context) (nodelink.RelayStream, error))
 	Pause()
 }
 
@@ -83,6 +85,10 @@ type Leader struct {
 	present *reign
 	live    map[string]Live
 	stats   Stats
+
+	hub     sync.Mutex // held while the hub changes hands; see Follow
+	leads   bool
+	reigned uint64
 }
 
 // Live is what the leader knows of a node beside the state.
@@ -107,6 +113,7 @@ func New(o Options) *Leader { return &Leader{opts: o, live: map[string]Live{}} }
 
 // Run leads until ctx ends.
 func (l *Leader) Run(ctx context.Context, term uint64) {
+	defer l.take()()
 	r := newReign(l, term)
 	l.mu.Lock()
 	l.present = r

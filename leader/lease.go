@@ -83,7 +83,7 @@ func (r *reign) answer(beats []beat) {
 func (r *reign) expireLeases(now time.Time) {
 	view := r.opts.State.View()
 	for _, n := range r.nodes {
-		if n.losing || now.Before(n.expiry) {
+		if n.proposed || !n.losing && now.Before(n.expiry) {
 			continue
 		}
 		row := view.Node(n.id)
@@ -92,28 +92,42 @@ func (r *reign) expireLeases(now time.Time) {
 			continue
 		case !row.Lost:
 			r.lose(n, row)
+		case n.losing: // the log took it although it said that it could not
+			r.lost(n)
 		case n.link == nil && row.Status != state.Offline && now.Sub(n.silentSince) >= r.opts.Lease.Offline:
 			r.noteStatus(n, state.Offline, "silent for "+r.opts.Lease.Offline.String())
 		}
 	}
 }
 
+// lose has it committed that a node is lost. From here on the node gets no lease until that is settled: an error says
+// only that the command may not take effect.
 func (r *reign) lose(n *node, row *state.Node) {
-	n.losing = true
+	n.losing, n.proposed = true, true
 	silent := r.opts.Now().Sub(n.silentSince).Round(100 * time.Millisecond)
 	r.log.Warn("a node's lease has ended", "node", row.Name, "silent", silent, "sessions", row.Sessions)
-	r.l.count(func(s *Stats) { s.NodesLost++ })
 	r.propose(func(results []state.Result, err error) {
-		n.losing = false
-		if err != nil {
+		n.proposed = false
+		switch {
+		case err != nil:
 			r.log.Warn("could not commit that a node is lost; trying again", "node", row.Name, "error", err)
-			return
+		case results[0].Err != nil:
+			// Its agent was started again meanwhile; that one is asked to register again, or is lost in its turn.
+			r.log.Info("a node that was to be called lost is back", "node", row.Name, "refusal", results[0].Err)
+			r.lost(n)
+		default:
+			r.l.count(func(s *Stats) { s.NodesLost++ })
+			r.lost(n)
 		}
-		// If it is linked still, it must register again and show what it runs before it gets a new lease.
-		r.dropLink(n, "the lease has ended; register again")
 	}, &clusterv1.Command{Kind: &clusterv1.Command_LoseNode{LoseNode: &clusterv1.LoseNode{
 		NodeId: n.id, Incarnation: row.Incarnation, Reason: "lease ended after " + silent.String() + " of silence",
 	}}})
+}
+
+// lost: it is settled. If the node is linked still, it must register again and show what it runs before it gets a new lease.
+func (r *reign) lost(n *node) {
+	n.losing = false
+	r.dropLink(n, "the lease has ended; register again")
 }
 
 // noteStatus commits a change of status; heartbeats that change nothing stay out of the log.

@@ -64,10 +64,14 @@ type node struct {
 	registered, synced bool
 	// expiry is when the leader may call the node lost.
 	expiry time.Time
-	losing bool
+	// losing: it is being called lost, and gets no lease before that is settled; proposed: the log has been asked.
+	losing, proposed bool
 	// silentSince is when it was last heard of.
 	silentSince time.Time
 	settingTo   state.NodeStatus
+	// nextFact is the index of the next fact, and factGap since when only later ones come; zero when it is not so.
+	nextFact uint64
+	factGap  time.Time
 	// links counts the links of this reign: each numbers its streams from a place of its own.
 	links   uint64
 	dirty   map[string]*nodev1.DesiredSession
@@ -166,6 +170,7 @@ func (r *reign) load(v *state.View) {
 		}
 	}
 	r.pending = map[string]*session.Session{}
+	r.deliveries = map[string]*delivery{} // what was acked meanwhile is not known; nodes know what they were given
 	r.expiries = nil
 	for s := range v.Sessions("") {
 		if s.Phase.Ended() {
@@ -187,6 +192,9 @@ func (r *reign) load(v *state.View) {
 // observe takes in one change of the state.
 func (r *reign) observe(c *state.Change) {
 	if c.Restored {
+		for _, n := range r.nodes {
+			r.dropLink(n, "the cluster's state was restored from a snapshot; register again")
+		}
 		r.load(r.opts.State.View())
 		return
 	}
@@ -258,6 +266,7 @@ func (r *reign) removeNode(id string) {
 func (r *reign) tick() {
 	now := r.opts.Now()
 	r.expireLeases(now)
+	r.expectFacts(now)
 	r.expire(now)
 	r.resend(now)
 	r.collect(now)

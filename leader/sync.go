@@ -5,6 +5,7 @@ package leader
 
 import (
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -52,11 +53,11 @@ func (r *reign) LinkDown(l nodelink.Link, reason string) {
 func (r *reign) register(l nodelink.Link) {
 	h := l.Hello()
 	if why := session.CheckName(h.GetName()); why != "" {
-		refuse(l, "INVALID_ARGUMENT", "node name "+why)
+		refuse(l, fault.New(fault.Invalid, "node name %s", why))
 		return
 	}
 	if id := r.opts.State.View().ClusterID(); h.GetClusterId() != "" && h.GetClusterId() != id {
-		refuse(l, "FAILED_PRECONDITION", fmt.Sprintf("the node's data belongs to cluster %s, and this is %s; point the node at its own cluster, or give it an empty data_dir", h.GetClusterId(), id))
+		refuse(l, fault.New(fault.FailedPrecondition, "the node's data belongs to cluster %s, and this is %s; point the node at its own cluster, or give it an empty data_dir", h.GetClusterId(), id))
 		return
 	}
 	r.propose(func(results []state.Result, err error) {
@@ -65,7 +66,7 @@ func (r *reign) register(l nodelink.Link) {
 		}
 		if err != nil {
 			r.log.Warn("a node was not registered", "node", h.GetName(), "id", h.GetNodeId(), "error", err)
-			refuse(l, codeName(err), err.Error())
+			refuse(l, err)
 			return
 		}
 		r.registered(l, results[0].Node)
@@ -84,6 +85,7 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	}
 	r.dropLink(n, "the node has a newer link")
 	n.link, n.registered, n.silentSince = l, true, r.opts.Now()
+	n.nextFact, n.factGap = row.FactIndex+1, time.Time{}
 	n.links++
 	n.streams = nodelink.NewStreams(nodelink.StreamsOptions{Send: l.Send, FirstID: r.term<<32 | n.links<<20, Logger: r.log})
 	if n.expiry.IsZero() || r.opts.Now().After(n.expiry) {
@@ -118,9 +120,11 @@ func (r *reign) dropLink(n *node, reason string) {
 	r.l.setLive(n.id, live)
 }
 
-func refuse(l nodelink.Link, code, why string) {
-	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: &nodev1.Error{Error: why, RequestType: "hello", Code: code}}})
-	l.Close(why)
+// refuse tells a node why its hello was not taken, and closes the link.
+func refuse(l nodelink.Link, why error) {
+	e := nodelink.ToError("hello", why)
+	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: e}})
+	l.Close(e.GetError())
 }
 
 // frame handles a frame of a registered node; one that overtakes the registration is dropped, for a node speaks again
@@ -197,6 +201,9 @@ func stray(view *state.View, nodeID string, has *nodev1.SessionState) *nodev1.De
 		if s.NodeID == nodeID && s.Phase.HoldsNode() {
 			return nil // the newer epoch belongs here too, and replaces this one
 		}
+	case !s.Phase.HoldsNode() && has.GetExit() == nil:
+		// Given up while the node was away. Its directory stays, with its output.
+		d.Action, d.Reason = nodev1.DesiredSession_KILL, fmt.Sprintf("the session is %s: %s", s.Phase, s.Reason)
 	default:
 		return nil
 	}
@@ -283,6 +290,19 @@ func (r *reign) send(n *node, f *nodev1.Frame) {
 
 // facts commits what happened on a node, in the order of its frames, and acks it.
 func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
+	if len(f.GetFacts()) == 0 {
+		return
+	}
+	if f.GetFacts()[0].GetIndex() > n.nextFact {
+		// Sent before the node read our hello_ack, behind facts that went to the leader before and were lost with it. The
+		// node sends all of them again as soon as it has; expectFacts sees to it that it does.
+		if n.factGap.IsZero() {
+			n.factGap = r.opts.Now()
+		}
+		return
+	}
+	n.nextFact = max(n.nextFact, f.GetFacts()[len(f.GetFacts())-1].GetIndex()+1)
+	n.factGap = time.Time{}
 	count := uint64(len(f.GetFacts()))
 	r.propose(func(results []state.Result, err error) {
 		if err == nil {
@@ -306,22 +326,11 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 	}}})
 }
 
-// codeName is the google.rpc.Code name of an error, for the link's error frame.
-func codeName(err error) string {
-	switch fault.KindOf(err) {
-	case fault.Invalid:
-		return "INVALID_ARGUMENT"
-	case fault.NotFound:
-		return "NOT_FOUND"
-	case fault.AlreadyExists:
-		return "ALREADY_EXISTS"
-	case fault.FailedPrecondition:
-		return "FAILED_PRECONDITION"
-	case fault.Exhausted:
-		return "RESOURCE_EXHAUSTED"
-	case fault.Unavailable:
-		return "UNAVAILABLE"
-	default:
-		return "INTERNAL"
+// expectFacts gives up links on which facts have been missing for long: the node sends them over the next one.
+func (r *reign) expectFacts(now time.Time) {
+	for _, n := range r.nodes {
+		if n.link != nil && !n.factGap.IsZero() && now.Sub(n.factGap) >= resendAfter {
+			r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
+		}
 	}
 }

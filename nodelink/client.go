@@ -253,14 +253,19 @@ func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64
 	return s
 }
 
-// flush sends what waited for a link, but for facts that the leader says it has. c.mu is held, so that nothing overtakes.
+// flush sends what waited for a link, but for facts that the leader says it has, and those before which others are
+// missing: they were on the link that broke, and their sender sends them all again. c.mu is held, so that nothing overtakes.
 func (c *Client) flush(s *session, ack *nodev1.HelloAck) {
-	frames := c.waiting
+	frames, known := c.waiting, ack.GetFactIndex()
 	c.waiting, c.bytes = nil, 0
 	s.conn.reserve(len(frames))
 	for i, f := range frames {
-		if facts := f.GetFacts().GetFacts(); len(facts) > 0 && facts[len(facts)-1].GetIndex() <= ack.GetFactIndex() {
-			continue
+		if facts := f.GetFacts().GetFacts(); len(facts) > 0 {
+			last := facts[len(facts)-1].GetIndex()
+			if last <= known || facts[0].GetIndex() > known+1 {
+				continue
+			}
+			known = last
 		}
 		send := s.conn.Send
 		if f.GetFacts() != nil {

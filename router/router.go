@@ -34,6 +34,8 @@ type Placement struct {
 	Why string
 
 	demand demand
+	// entry holds the reservation. After a Reset it is no longer the router's, and giving it back changes nothing.
+	entry *entry
 }
 
 type demand struct {
@@ -162,7 +164,7 @@ func (r *Router) Place(spec *session.Spec, avoid string) (*Placement, error) {
 		return nil, fault.New(fault.Exhausted, "no node fits: %s found no room on %d candidates", name, len(candidates)).WithRetry(retryPlace)
 	}
 	e := r.entries[r.ids[best]]
-	p := &Placement{NodeID: e.row.ID, demand: demand{1, spec.CPUMilli, spec.MemoryBytes}}
+	p := &Placement{NodeID: e.row.ID, demand: demand{1, spec.CPUMilli, spec.MemoryBytes}, entry: e}
 	p.Why = clip(fmt.Sprintf("%s: %s, %d of %d nodes fit%s", name, why, len(candidates), len(r.order), rejected.suffix()))
 	e.reserved.add(p.demand)
 	return p, nil
@@ -172,19 +174,14 @@ func (r *Router) Place(spec *session.Spec, avoid string) (*Placement, error) {
 func (r *Router) Release(p *Placement) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.entries[p.NodeID]; ok {
-		e.reserved.sub(p.demand)
-	}
+	p.entry.reserved.sub(p.demand)
 }
 
 // Settle keeps a reservation until the node's row shows it: the session was placed at this index.
 func (r *Router) Settle(p *Placement, index uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e, ok := r.entries[p.NodeID]
-	if !ok {
-		return
-	}
+	e := p.entry
 	if e.row.ModifyIndex >= index {
 		e.reserved.sub(p.demand)
 		return

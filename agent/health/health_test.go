@@ -51,6 +51,24 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestReasonNamesTheBoundThatHolds(t *testing.T) {
+	in := well()
+	var v Verdict
+	for value, want := range []string{90: "", 91: "cpu is 91%, above 90%", 92: "cpu is 92%, above 90%"} {
+		if want == "" {
+			continue
+		}
+		in.CPUSustained = float64(value)
+		if v = Judge(v, in); v.Reason != want {
+			t.Errorf("got %q, want %q", v.Reason, want)
+		}
+	}
+	in.CPUSustained = 87
+	if v = Judge(v, in); v.Reason != "cpu is 87%, above 85%" {
+		t.Errorf("on the way back: %q", v.Reason)
+	}
+}
+
 // Each rule is left later than it is entered, and at the bound that it says.
 func TestHysteresis(t *testing.T) {
 	for _, r := range Rules() {

@@ -121,6 +121,9 @@ func Judge(before Verdict, in Input) Verdict {
 			if r.Below {
 				word = "below"
 			}
+			if r.beyond(value, r.Enter) {
+				bound = r.Enter
+			}
 			v.Status = r.Status
 			v.Reason = fmt.Sprintf("%s is %.4g%s, %s %.4g%s", r.Measure, value, r.Unit, word, bound, r.Unit)
 		}

@@ -21,5 +21,5 @@
 //	24      8      generation, from 1; odd ones lie in slot 0
 //	32      8      deadline, nanoseconds of CLOCK_BOOTTIME
 //	40      20     zero
-//	60      4      CRC-32C of bytes 0–59
+//	60      4      CRC-32 (IEEE) of bytes 0–59
 package lease

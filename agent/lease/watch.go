@@ -33,6 +33,9 @@ func NewWatch(path string) (*Watch, error) {
 	return &Watch{path: path, boot: boot, timer: os.NewFile(uintptr(fd), "timerfd")}, nil
 }
 
+// Boot is the boot that the watch holds leases of.
+func (w *Watch) Boot() BootID { return w.boot }
+
 // Held reads the file now: nil while the lease is held, otherwise an error that says why it is not and matches ErrLapsed.
 func (w *Watch) Held() error {
 	_, err := w.deadline()

@@ -13,11 +13,12 @@
 //
 // # The files, version 1
 //
-// A segment's name is its ordinal, as 16 decimal digits, and ".seg"; ordinals rise by one. Numbers are little-endian.
+// A segment's name is its ordinal, as 16 decimal digits, and ".seg"; ordinals rise by one. Numbers are little-endian; the CRC-32 is
+// IEEE's, because a shim that starts has no time to build another's tables.
 //
 //	segment header             record
 //	offset bytes what          offset bytes what
-//	0      4     "OLOG"        0      4     CRC-32C of all that follows
+//	0      4     "OLOG"        0      4     CRC-32 of all that follows
 //	4      1     version, 1    4      4     bytes of data
 //	5      3     zero          8      1     kind
 //	8      8     number of     9      1     flags: 1 partial
@@ -26,7 +27,7 @@
 //	16     8     made at,      16     8     number
 //	             Unix ns       24     8     Unix nanoseconds
 //	24     4     zero          32     n     data
-//	28     4     CRC-32C of
+//	28     4     CRC-32 of
 //	             bytes 0–27
 //
 //	kind       number                      data

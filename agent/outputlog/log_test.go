@@ -215,7 +215,7 @@ func TestNewerVersionIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	h := segmentHeader(1, 1)
 	h[4] = 9
-	binary.LittleEndian.PutUint32(h[28:], crc32.Checksum(h[:28], table))
+	binary.LittleEndian.PutUint32(h[28:], crc32.ChecksumIEEE(h[:28]))
 	if err := os.WriteFile(segmentPath(dir, 1), h, 0o600); err != nil {
 		t.Fatal(err)
 	}

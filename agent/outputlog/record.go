@@ -67,7 +67,6 @@ func (r *Record) Sequence() uint64 {
 }
 
 var (
-	table      = crc32.MakeTable(crc32.Castagnoli)
 	errTorn    = errors.New("outputlog: the record is torn")
 	errVersion = errors.New("outputlog: a segment is of a version that this build does not know")
 )
@@ -86,7 +85,7 @@ func appendRecord(b []byte, r *Record) []byte {
 	binary.LittleEndian.PutUint64(h[16:], r.Number)
 	binary.LittleEndian.PutUint64(h[24:], uint64(r.Time))
 	b = append(b, r.Data...)
-	binary.LittleEndian.PutUint32(b[at:], crc32.Checksum(b[at+4:], table))
+	binary.LittleEndian.PutUint32(b[at:], crc32.ChecksumIEEE(b[at+4:]))
 	return b
 }
 
@@ -101,7 +100,7 @@ func recordBytes(b []byte) (int, error) {
 
 // parseRecord reads a whole record; its data stays in b.
 func parseRecord(b []byte) (Record, error) {
-	if crc32.Checksum(b[4:], table) != binary.LittleEndian.Uint32(b) {
+	if crc32.ChecksumIEEE(b[4:]) != binary.LittleEndian.Uint32(b) {
 		return Record{}, errTorn
 	}
 	return Record{
@@ -116,13 +115,13 @@ func segmentHeader(first uint64, nanos int64) []byte {
 	b[4] = version
 	binary.LittleEndian.PutUint64(b[8:], first)
 	binary.LittleEndian.PutUint64(b[16:], uint64(nanos))
-	binary.LittleEndian.PutUint32(b[28:], crc32.Checksum(b[:28], table))
+	binary.LittleEndian.PutUint32(b[28:], crc32.ChecksumIEEE(b[:28]))
 	return b
 }
 
 // parseHeader returns the number of the segment's first line.
 func parseHeader(b []byte) (first uint64, err error) {
-	if len(b) < headerBytes || string(b[:4]) != magic || crc32.Checksum(b[:28], table) != binary.LittleEndian.Uint32(b[28:]) {
+	if len(b) < headerBytes || string(b[:4]) != magic || crc32.ChecksumIEEE(b[:28]) != binary.LittleEndian.Uint32(b[28:]) {
 		return 0, errTorn
 	}
 	if b[4] != version {

@@ -24,8 +24,8 @@ type Options struct {
 type Writer struct {
 	dir   string
 	opt   Options
-	f     *os.File
-	size  int64 // of the open segment, without what waits in batch
+	f     *os.File // nil before the first record of a new log
+	size  int64    // of the open segment, without what waits in batch
 	last  uint64
 	batch []byte
 	// The kept segments, oldest first; the last one is open.
@@ -99,10 +99,10 @@ func (w *Writer) resume() error {
 		w.total -= k.bytes
 		break
 	}
-	if w.f == nil || w.opt.Base > w.last || w.size >= w.opt.SegmentBytes {
-		w.last = max(w.last, w.opt.Base)
-		return w.roll()
+	if w.f != nil && w.opt.Base > w.last {
+		w.size = max(w.size, w.opt.SegmentBytes) // the numbers jump: a segment begins with the next line
 	}
+	w.last = max(w.last, w.opt.Base)
 	return nil
 }
 
@@ -141,8 +141,10 @@ func (w *Writer) roll() error {
 		return fmt.Errorf("outputlog: start a segment: %w", err)
 	}
 	if w.f != nil {
-		w.kept[len(w.kept)-1].bytes = w.size
-		w.total += w.size
+		if st, err := w.f.Stat(); err == nil {
+			w.kept[len(w.kept)-1].bytes = st.Size()
+		}
+		w.total += w.kept[len(w.kept)-1].bytes
 		w.f.Close()
 	}
 	w.f, w.size = f, headerBytes
@@ -216,7 +218,7 @@ func (w *Writer) Flush() error {
 }
 
 func (w *Writer) write(batch []byte) error {
-	if w.size+int64(len(batch)) > w.opt.SegmentBytes && w.size > headerBytes {
+	if w.f == nil || (w.size+int64(len(batch)) > w.opt.SegmentBytes && w.size > headerBytes) {
 		if err := w.rollBefore(batch); err != nil {
 			return err
 		}
@@ -261,6 +263,9 @@ func (w *Writer) lastBefore(batch []byte) uint64 {
 // Close writes what waits and closes the log.
 func (w *Writer) Close() error {
 	err := w.Flush()
+	if w.f == nil {
+		return err
+	}
 	if cerr := w.f.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("outputlog: close: %w", cerr)
 	}

@@ -302,6 +302,12 @@ func (c *Client) Subscribe(ctx context.Context) error {
 	return err
 }
 
+// Listen asks for the socket, so that the directory can be dialled.
+func (c *Client) Listen(ctx context.Context) error {
+	_, err := c.call(ctx, typeListen, nil)
+	return err
+}
+
 // Attach asks for a copy of the output from now on. The function is called from one goroutine, with bytes or with how
 // many were skipped because it was too slow.
 func (c *Client) Attach(ctx context.Context, output func(b []byte, skipped uint64)) error {

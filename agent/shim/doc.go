@@ -17,13 +17,17 @@
 //     taken once is not written again.
 //   - A process that does not read its input blocks nobody but the senders.
 //
-// # The directory
+// # The files
 //
-//	lock     locked (flock) by the shim while it lives: who can lock it knows that there is none
-//	run      what runs: pids with their start times, boot, cgroups, where the epoch's output begins
-//	exit     how it ended; written once, whole or not at all, fsynced
-//	sock     the shim's Unix socket, mode 0600; a peer of another user is refused
-//	stderr   what the shim itself had to say, such as a panic
+// In the session's directory, as few as can be, because making one costs more than all else at a start:
+//
+//	shim.state  locked (flock) by the shim while it lives: who can lock it knows that there is none. It holds the run
+//	            record, the exit record, and what the shim itself had to say, such as a panic: it is its standard error
+//	shim.sock   the shim's Unix socket, mode 0600; a peer of another user is refused. It is made when the connection
+//	            that the shim was launched with ends, or when the agent asks for it
+//
+// The run record says what runs: pids with their start times, boot, cgroups, where the epoch's output begins. The exit
+// record says how it ended; it is written once and fsynced.
 //
 // # The protocol, version 1
 //
@@ -52,6 +56,7 @@
 //	8  resize       10 11                                ok
 //	9  subscribe                                         ok: 23, then events 96 and 97
 //	10 attach                                            ok, then events 98 and 99
+//	11 listen                                            ok once the socket can be dialled
 //	64 ok
 //	65 error        35 36
 //	96 grew         23; the newest only, for who reads slowly

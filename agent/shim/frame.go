@@ -30,6 +30,7 @@ const (
 	typeResize     frameType = 8
 	typeSubscribe  frameType = 9
 	typeAttach     frameType = 10
+	typeListen     frameType = 11
 	typeOK         frameType = 64
 	typeError      frameType = 65
 	typeGrew       frameType = 96

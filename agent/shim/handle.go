@@ -3,6 +3,8 @@
 package shim
 
 import (
+	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +17,12 @@ func (s *session) handle(r request) {
 		delete(s.conns, c)
 		c.finish(0)
 		c.f.Close()
-		if c.control && s.p.Exec {
+		switch {
+		case !c.control:
+		case s.p.Exec:
 			s.kill(CauseTerminated, "the agent let go of it")
+		default:
+			s.listenOrRetry()
 		}
 		return
 	}
@@ -59,11 +65,25 @@ func (s *session) handle(r request) {
 		var out fields
 		out.num(tagLine, s.lastLine())
 		c.send(typeOK, f.request, out)
+	case typeListen:
+		if err := s.listen(); err != nil {
+			c.refuse(f.request, refuse(CodeInternal, "%v", err))
+			return
+		}
+		c.send(typeOK, f.request, nil)
 	case typeAttach:
 		c.attached = true
 		c.send(typeOK, f.request, nil)
 	default:
 		c.refuse(f.request, refuse(CodeUnsupported, "this shim does not know request %d", f.typ))
+	}
+}
+
+// listenOrRetry makes the socket by which the next agent finds this shim; without descriptors or disk it tries again.
+func (s *session) listenOrRetry() {
+	if err := s.listen(); err != nil {
+		fmt.Fprintln(os.Stderr, "shim:", err)
+		s.relisten.Reset(time.Second)
 	}
 }
 

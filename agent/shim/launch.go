@@ -30,22 +30,27 @@ func Self() Program { return Program{Path: "/proc/self/exe", Args: []string{Hidd
 // shimEnv is the whole environment of a shim: nothing of the agent's. It has little to do and shall take little memory.
 // What people set to look into Go programs reaches it.
 func shimEnv() []string {
-	env := []string{"GOMAXPROCS=2", "GOGC=50", "GOMEMLIMIT=48MiB", "GOTRACEBACK=single"}
-	for _, k := range []string{"GOCOVERDIR", "GODEBUG", "GORACE"} {
+	env := []string{"GOMAXPROCS=1", "GOGC=50", "GOMEMLIMIT=48MiB", "GOTRACEBACK=single"}
+	for _, k := range []string{"GOCOVERDIR", "GORACE"} {
 		if v := os.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
 		}
 	}
-	return env
+	// GOMAXPROCS is given: nobody needs to read the cgroup's share of processors, at the start and ever after.
+	debug := "containermaxprocs=0,updatemaxprocs=0"
+	if v := os.Getenv("GODEBUG"); v != "" {
+		debug += "," + v
+	}
+	return append(env, "GODEBUG="+debug)
 }
 
 // TryLock takes the lock of a shim's directory, which proves that no shim lives there, or returns ErrLives.
 func TryLock(dir string) (*os.File, error) {
-	fd, err := unix.Open(filepath.Join(dir, LockName), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Open(filepath.Join(dir, StateName), unix.O_RDWR|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("shim: open the lock in %s: %w", dir, err)
 	}
-	f := os.NewFile(uintptr(fd), LockName)
+	f := os.NewFile(uintptr(fd), StateName)
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if err == unix.EWOULDBLOCK {
@@ -126,8 +131,8 @@ func lastWords(dir string, err error) error {
 	if errors.As(err, &refusal) {
 		return nil
 	}
-	if b, rerr := os.ReadFile(filepath.Join(dir, StderrName)); rerr == nil && len(b) > 0 {
-		return fmt.Errorf("shim: it said: %s", b[:min(len(b), 512)])
+	if said := LastWords(dir); said != "" {
+		return errors.New("shim: it said: " + said)
 	}
 	return nil
 }
@@ -154,13 +159,10 @@ func fork(prog Program, dir string, control int, lock *os.File, stdio [3]*os.Fil
 		}
 	}
 	if lock != nil {
-		stderr, err := unix.Open(filepath.Join(dir, StderrName), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return 0, fmt.Errorf("shim: launch: open its standard error: %w", err)
+		if err := clearState(lock); err != nil {
+			return 0, err
 		}
-		defer unix.Close(stderr)
-		files[2] = uintptr(stderr)
-		files = append(files, lock.Fd())
+		files[2] = lock.Fd() // and of the shim alone: what it starts gets a standard error of its own
 	}
 	pid, err := syscall.ForkExec(prog.Path, append([]string{"orchestrator-shim"}, prog.Args...), &syscall.ProcAttr{
 		Dir: dir, Env: shimEnv(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},

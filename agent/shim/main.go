@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
 	"runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +18,8 @@ import (
 // HiddenArg as the first argument makes a program that calls MainIfRequested a shim.
 const HiddenArg = "__shim"
 
-const (
-	controlFD = 3 // a socket to the agent that launched it
-	lockFD    = 4 // the locked lock file; not with the exec flag
-)
+// controlFD is a socket to the agent that launched the shim. Its standard error is the state file, locked.
+const controlFD = 3
 
 // MainIfRequested turns the calling program into a shim when its first argument is HiddenArg, and then does not return.
 // It must be the first thing that main does.
@@ -39,7 +34,6 @@ func Main() int {
 	// This thread forks the main process and lives as long as the shim: the process dies with it.
 	runtime.LockOSThread()
 	unix.CloseOnExec(controlFD)
-	unix.CloseOnExec(lockFD) // an inherited lock would outlive the shim
 	if err := unix.SetNonblock(controlFD, true); err != nil {
 		fmt.Fprintln(os.Stderr, "shim: this program is started by a node agent, not by hand")
 		return 2
@@ -85,10 +79,7 @@ func setUp(control *conn, first frame) (*session, *Error) {
 	if err := watch.Held(); err != nil {
 		return nil, refuse(CodeLapsed, "%v", err)
 	}
-	boot, err := lease.Boot()
-	if err != nil {
-		return nil, refuse(CodeInternal, "%v", err)
-	}
+	boot := watch.Boot()
 	s := newSession(p, control, watch)
 	s.run0 = Run{Session: p.Session, Epoch: p.Epoch, Boot: string(boot[:]), Cgroup2: p.Cgroup2, Cgroup1: p.Cgroup1}
 	if !p.Exec {
@@ -98,8 +89,6 @@ func setUp(control *conn, first frame) (*session, *Error) {
 		}
 		s.run0.FirstLine = s.log.Last() + 1
 	}
-	// Before the fork: the process gets default handlers, the shim keeps its own.
-	signal.Notify(s.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if s.child, err = startChild(p); err != nil {
 		return nil, refuse(CodeStartFailed, "%v", err)
 	}
@@ -109,11 +98,6 @@ func setUp(control *conn, first frame) (*session, *Error) {
 	}
 	control.subscribed = true
 	_, _ = control.f.Write(encodeFrame(typeOK, first.request, s.started())) // an agent that is gone will come back by the socket
-	if !p.Exec {
-		if s.listener, err = listen(); err != nil {
-			fmt.Fprintln(os.Stderr, "shim:", err) // the launching connection still works
-		}
-	}
 	return s, nil
 }
 
@@ -140,7 +124,7 @@ func (s *session) recordRun() (err error) {
 	if s.p.Exec {
 		return nil
 	}
-	if err := os.WriteFile(filepath.Join(".", RunName), sealRecord(r.encode()), 0o600); err != nil {
+	if err := writeRecord(".", slotRun, r.encode(), false); err != nil {
 		return fmt.Errorf("write the run record: %w", err)
 	}
 	return nil

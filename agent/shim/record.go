@@ -1,26 +1,28 @@
 // What a shim is started with, and what it leaves on disk: parameters, the run record, the exit record.
 //
-// A record file is "ORSR", a version byte (1), three zero bytes, the CRC-32C of the fields, then the fields.
+// Both records lie in the state file, each in a slot of its own: "ORSR", a version byte (1), three zero bytes, the CRC-32
+// (IEEE) of the fields, their length (4 bytes each), then the fields. After the slots comes what the shim had to say.
 
 package shim
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// The names in a shim's directory.
+// The names in a session's directory.
 const (
-	LockName   = "lock"
-	RunName    = "run"
-	ExitName   = "exit"
-	SockName   = "sock"
-	StderrName = "stderr"
+	StateName = "shim.state"
+	SockName  = "shim.sock"
 )
 
 // InputsMax is how many of the latest inputs a shim remembers.
@@ -260,44 +262,98 @@ func decodeExit(b []byte) (*Exit, error) {
 }
 
 const (
-	recordMagic    = "ORSR"
-	recordVersion  = 1
-	recordHead     = 12
-	recordBytesMax = 1 << 20
+	recordMagic   = "ORSR"
+	recordVersion = 1
+	recordHead    = 16
+	slotBytes     = 16 << 10
+	slotRun       = 0
+	slotExit      = 1
+	slots         = 2
 )
 
-var crcTable = crc32.MakeTable(crc32.Castagnoli)
-
-func sealRecord(payload []byte) []byte {
+// writeRecord fills a slot of the state file. A record that is written only in part is none, by its checksum, so it needs
+// no file of its own to be renamed: each file costs a session's start more than all else that is done here.
+func writeRecord(dir string, slot int64, payload []byte, sync bool) error {
+	if len(payload) > slotBytes-recordHead {
+		return fmt.Errorf("a record of %d bytes has no room", len(payload))
+	}
 	b := make([]byte, recordHead, recordHead+len(payload))
 	copy(b, recordMagic)
 	b[4] = recordVersion
-	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(payload, crcTable))
-	return append(b, payload...)
+	binary.LittleEndian.PutUint32(b[8:], crc32.ChecksumIEEE(payload))
+	binary.LittleEndian.PutUint32(b[12:], uint32(len(payload)))
+	path := filepath.Join(dir, StateName)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if n, err := unix.Pwrite(fd, append(b, payload...), slot*slotBytes); err != nil || n < recordHead+len(payload) {
+		return &os.PathError{Op: "write", Path: path, Err: cmp.Or(err, error(unix.ENOSPC))}
+	}
+	if !sync {
+		return nil
+	}
+	if err := unix.Fsync(fd); err != nil {
+		return &os.PathError{Op: "fsync", Path: path, Err: err}
+	}
+	return syncDir(dir)
 }
 
-func openRecord(path string) ([]byte, error) {
-	st, err := os.Stat(path)
+// readRecord reads a slot; the error matches os.ErrNotExist when it holds no whole record.
+func readRecord(dir string, slot int64) ([]byte, error) {
+	path := filepath.Join(dir, StateName)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("shim: read a record: %w", err)
 	}
-	if st.Size() > recordBytesMax {
-		return nil, fmt.Errorf("shim: read %s: %w", path, errMalformed)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
+	defer f.Close()
+	b := make([]byte, slotBytes)
+	n, err := f.ReadAt(b, slot*slotBytes)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("shim: read a record: %w", err)
 	}
-	if len(b) < recordHead || string(b[:4]) != recordMagic || b[4] != recordVersion ||
-		crc32.Checksum(b[recordHead:], crcTable) != binary.LittleEndian.Uint32(b[8:]) {
-		return nil, fmt.Errorf("shim: read %s: %w", path, errMalformed)
+	none := fmt.Errorf("shim: %s holds no record %d: %w", path, slot, os.ErrNotExist)
+	if n < recordHead || string(b[:4]) != recordMagic || b[4] != recordVersion {
+		return nil, none
 	}
-	return b[recordHead:], nil
+	length := binary.LittleEndian.Uint32(b[12:])
+	if uint64(length) > uint64(n-recordHead) {
+		return nil, none
+	}
+	payload := b[recordHead : recordHead+length]
+	if crc32.ChecksumIEEE(payload) != binary.LittleEndian.Uint32(b[8:]) {
+		return nil, none
+	}
+	return payload, nil
 }
 
-// ReadRun reads the run record of a shim's directory.
+// clearState empties the state file: the next epoch begins.
+func clearState(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("shim: clear the state: %w", err)
+	}
+	if err := f.Truncate(slots * slotBytes); err != nil {
+		return fmt.Errorf("shim: clear the state: %w", err)
+	}
+	return nil
+}
+
+// LastWords is what the shim of a directory wrote to its standard error, at most 512 bytes of it.
+func LastWords(dir string) string {
+	f, err := os.Open(filepath.Join(dir, StateName))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b := make([]byte, 512)
+	n, _ := f.ReadAt(b, slots*slotBytes) // what can be read; mostly nothing
+	return string(b[:n])
+}
+
+// ReadRun reads the run record of a session's directory; the error matches os.ErrNotExist when there is none.
 func ReadRun(dir string) (*Run, error) {
-	b, err := openRecord(filepath.Join(dir, RunName))
+	b, err := readRecord(dir, slotRun)
 	if err != nil {
 		return nil, err
 	}
@@ -305,34 +361,18 @@ func ReadRun(dir string) (*Run, error) {
 	return r, each(b, r.field)
 }
 
-// ReadExit reads the exit record of a shim's directory; the error matches os.ErrNotExist when there is none.
+// ReadExit reads the exit record of a session's directory; the error matches os.ErrNotExist when there is none.
 func ReadExit(dir string) (*Exit, error) {
-	b, err := openRecord(filepath.Join(dir, ExitName))
+	b, err := readRecord(dir, slotExit)
 	if err != nil {
 		return nil, err
 	}
 	return decodeExit(b)
 }
 
-// WriteExit writes the exit record: whole or not at all, and on disk when it returns.
-func WriteExit(dir string, e *Exit) (err error) {
-	path := filepath.Join(dir, ExitName)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("shim: write the exit record: %w", err)
-	}
-	_, err = f.Write(sealRecord(e.encode()))
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
+// WriteExit writes the exit record; it is on disk when it returns.
+func WriteExit(dir string, e *Exit) error {
+	if err := writeRecord(dir, slotExit, e.encode(), true); err != nil {
 		return fmt.Errorf("shim: write the exit record: %w", err)
 	}
 	return nil

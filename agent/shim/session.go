@@ -5,7 +5,6 @@ package shim
 import (
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +50,6 @@ type session struct {
 	requests  chan request
 	peers     chan *conn
 	lapsed    chan error
-	signals   chan os.Signal
 	written   chan error // the stdin writer's answers, one for each item
 	mainEnded chan unix.WaitStatus
 	none      chan struct{} // closed when nothing lives below the shim
@@ -65,6 +63,7 @@ type session struct {
 	flush     *time.Timer // a terminal's open line
 	grace     *time.Timer
 	killTimer *time.Timer
+	relisten  *time.Timer
 	killWait  time.Duration
 	killing   bool
 	gone      bool // the main process has ended
@@ -78,9 +77,9 @@ func newSession(p *Params, control *conn, watch *lease.Watch) *session {
 	return &session{
 		p: p, watch: watch, conns: map[*conn]bool{control: true},
 		output: make(chan chunk), requests: make(chan request), peers: make(chan *conn), lapsed: make(chan error, 1),
-		signals: make(chan os.Signal, 4), written: make(chan error, 1), mainEnded: make(chan unix.WaitStatus, 1),
+		written: make(chan error, 1), mainEnded: make(chan unix.WaitStatus, 1),
 		none: make(chan struct{}), stop: make(chan struct{}),
-		flush: stopped(), grace: stopped(), killTimer: stopped(), killWait: killWaitMin,
+		flush: stopped(), grace: stopped(), killTimer: stopped(), relisten: stopped(), killWait: killWaitMin,
 	}
 }
 
@@ -113,12 +112,10 @@ func (s *session) run() {
 				fmt.Fprintln(os.Stderr, "shim:", why)
 				s.kill(CauseLost, "lease lapsed")
 			}
-		case sig := <-s.signals:
-			if sig == syscall.SIGTERM {
-				s.terminate(10*time.Second, CauseTerminated, "the shim was sent SIGTERM")
-			}
 		case <-s.grace.C:
 			s.kill(s.cause, s.message)
+		case <-s.relisten.C:
+			s.listenOrRetry()
 		case <-s.killTimer.C:
 			s.killPass()
 		case s.status = <-s.mainEnded:
@@ -151,9 +148,6 @@ func (s *session) startGoroutines() {
 	if s.p.Exec {
 		return
 	}
-	if s.listener != nil {
-		go accept(s.listener, s.peers, s.stop)
-	}
 	s.open = 1
 	go s.read(s.child.stdout, outputlog.Stdout)
 	if s.child.stderr != nil {
@@ -161,6 +155,20 @@ func (s *session) startGoroutines() {
 		go s.read(s.child.stderr, outputlog.Stderr)
 	}
 	s.stdin.start(s.child.stdin, s.written)
+}
+
+// listen makes the socket, unless it is there. Most sessions end before anybody but their first agent wants to talk.
+func (s *session) listen() error {
+	if s.listener != nil || s.p.Exec {
+		return nil
+	}
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	s.listener = l
+	go accept(l, s.peers, s.stop)
+	return nil
 }
 
 func (s *session) serve(c *conn) {
@@ -306,14 +314,20 @@ func (s *session) killCgroups() {
 func (s *session) finish() {
 	s.watch.Close()
 	if s.listener != nil {
-		s.listener.Close()
-		_ = os.Remove(SockName) // a leftover is removed by the next shim
+		s.listener.Close() // the next shim in this directory removes its file
 	}
 	if s.log != nil {
 		now := time.Now().UnixNano()
 		s.out.Flush(false, func(text []byte, partial bool) { s.log.Line(outputlog.Stdout, text, partial, now) })
 		s.err.Flush(false, func(text []byte, partial bool) { s.log.Line(outputlog.Stderr, text, partial, now) })
 		_ = s.log.Close() // what is lost shows as a hole
+	}
+	if s.stdin.busy != nil { // with its readers gone, the write has ended, well or not; unless one is outside the tree
+		select {
+		case err := <-s.written:
+			s.stdin.wrote(s, err)
+		case <-time.After(drainPatience):
+		}
 	}
 	s.exit = s.verdict()
 	s.stdin.fail()

@@ -112,7 +112,7 @@ func (in *inputs) forget(sequence uint64) {
 // next hands the head of the queue to the writer when it has nothing to do. The marker goes into the log first, and a
 // message whose marker cannot be written is not given: the log is the truth about what was.
 func (in *inputs) next(s *session) {
-	for in.busy == nil && len(in.queue) > 0 {
+	for in.busy == nil && len(in.queue) > 0 && !s.gone {
 		i := in.queue[0]
 		in.queue = in.queue[1:]
 		if i.end {

@@ -2,6 +2,7 @@
 //
 //	go test -run '^$' -bench . ./cluster/state
 //	go test -run '^$' -bench Million -benchtime 1x ./cluster/state   (some 3 GB of memory)
+
 package state
 
 import (

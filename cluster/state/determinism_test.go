@@ -1,4 +1,5 @@
 // The same log gives the same bytes, whether replayed from its start or from a snapshot in its middle.
+
 package state
 
 import (

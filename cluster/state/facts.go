@@ -11,7 +11,8 @@ import (
 )
 
 // applyFacts applies what a node reports. Facts that were applied already, and those about a session that this node does
-// not hold at that epoch, have no effect; all of them count as applied. It returns how many had an effect.
+// not hold at that epoch, have no effect; all of them count as applied. Facts that leave a gap behind those before are
+// refused. It returns how many had an effect.
 func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 	n := a.nodes.get(a.base, c.GetNodeId())
 	switch {
@@ -19,11 +20,18 @@ func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 		return nil, 0, fault.New(fault.FailedPrecondition, "facts: there is no node %s; it must register again", clip(c.GetNodeId(), 64))
 	case n.Incarnation != c.GetIncarnation():
 		return nil, 0, fault.New(fault.FailedPrecondition, "facts: node %s is at incarnation %d, and the facts are of %d", n.Name, n.Incarnation, c.GetIncarnation())
+	case len(c.GetFacts()) > 0 && c.GetFacts()[0].GetIndex() > n.FactIndex+1:
+		// Those between were sent, and were not committed: to go on would lose them for good.
+		return nil, 0, fault.New(fault.FailedPrecondition, "facts: node %s reports from %d on, and %d is the last one known; it must send again what is missing", n.Name, c.GetFacts()[0].GetIndex(), n.FactIndex)
 	}
 	done, effects := n.FactIndex, uint32(0)
 	for _, f := range c.GetFacts() {
 		if f.GetIndex() <= done {
 			continue
+		}
+		if f.GetIndex() != done+1 {
+			// One before it was lost on the way, as when a leader was replaced. It counts as not said until that one comes.
+			break
 		}
 		done = f.GetIndex()
 		s := a.sessions.get(a.base, f.GetSessionId())

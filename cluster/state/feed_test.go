@@ -1,4 +1,5 @@
 // The feed: a view and the changes after it are the later view; who falls behind is told.
+
 package state
 
 import (

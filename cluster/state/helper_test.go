@@ -1,4 +1,5 @@
 // Helpers of the tests: commands in few words, and a generator of plausible histories.
+
 package state
 
 import (

@@ -43,6 +43,17 @@ func (in *interner) str(s string) string {
 	return s
 }
 
+// bytes is str of a text that is not a string yet, and makes one only where there is none.
+func (in *interner) bytes(b []byte) string {
+	if len(b) == 0 {
+		return ""
+	}
+	if v, ok := in.strings[string(b)]; ok {
+		return v
+	}
+	return in.str(string(b))
+}
+
 // list and pairs return copies: what they are given may belong to a message that others read.
 func (in *interner) list(l []string) []string {
 	l = slices.Clone(l)

@@ -1,4 +1,5 @@
 // Interning shares what is equal and nothing else.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // What holds after every entry, recounted from the rows.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // Messages, results, dead letters and idempotency keys, command by command.
+
 package state
 
 import (

@@ -46,6 +46,12 @@ func (a *applier) registerNode(c *clusterv1.RegisterNode) (*Node, error) {
 	n.Incarnation = c.GetIncarnation()
 	n.Lost, n.Status, n.Reason = false, Healthy, ""
 	n.ModifyIndex = a.meta.index
+	if old == nil || old.Name != n.Name {
+		if old != nil {
+			a.unset(setNodeNames, "", old.Name)
+		}
+		a.set(setNodeNames, "", n.Name, n.ID)
+	}
 	if old == nil {
 		a.meta.stats.Nodes++
 		a.nodes.add(n.ID, &n)
@@ -60,23 +66,24 @@ func (a *applier) registerNode(c *clusterv1.RegisterNode) (*Node, error) {
 
 // claimName makes sure that the node may have its name. A lost node that holds nothing gives way to its successor.
 func (a *applier) claimName(c *clusterv1.RegisterNode) error {
-	if a.nodes.added || len(a.nodes.dirty) > 0 {
-		a.flush() // the index of names is memdb's
+	if len(a.ops) > 0 {
+		a.flush() // names may be among them
 	}
-	holder := first[Node](a.base, tableNodes, byName, idBytes(c.GetName()))
-	if holder == nil || holder.ID == c.GetNodeId() {
+	id, ok := setID{kind: setNodeNames}.get(a.base, c.GetName())
+	if !ok || id == c.GetNodeId() {
 		return nil
 	}
+	holder := a.nodes.get(a.base, id)
 	if !holder.Lost || holder.Sessions > 0 {
 		return fault.New(fault.AlreadyExists, "register: the name %q belongs to node %s (%s); give this one another name, or remove that one once it is offline and holds no session", holder.Name, holder.ID, holder.Status)
 	}
-	// Nothing else waits to be written, so the name is freed before it is taken.
 	a.dropNode(holder, "replaced by node "+c.GetNodeId()+" of the same name")
 	return nil
 }
 
 func (a *applier) dropNode(n *Node, why string) {
 	a.nodes.put(n.ID, nil)
+	a.unset(setNodeNames, "", n.Name)
 	a.meta.stats.Nodes--
 	a.nodeEvent("node.removed", n, why)
 }

@@ -1,4 +1,5 @@
 // Nodes, tokens, the cluster's id and events, command by command.
+
 package state
 
 import (

@@ -19,8 +19,8 @@ const restoreRows = 4096
 // Restore replaces the state by a snapshot's, or changes nothing. Damaged snapshots and those of newer versions are
 // refused. Subscribers are told by a Change with Restored.
 func (s *Store) Restore(r io.Reader) error {
-	l := &loader{db: newDB(), intern: s.intern}
-	if err := readSnapshot(r, l.head, l.row); err != nil {
+	l := &loader{db: newDB(), intern: s.intern, sessions: newSessionReader(s.intern)}
+	if err := readSnapshot(r, l); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
 	l.finish()
@@ -33,15 +33,16 @@ func (s *Store) Restore(r io.Reader) error {
 
 // loader builds tables from rows.
 type loader struct {
-	db      *memdb.MemDB
-	intern  *interner
-	meta    meta
-	txn     *memdb.Txn
-	written int // rows in txn
-	ops     []setOp
-	mailbox *mailboxRow // waits for its results
-	events  *eventsRow  // waits for the other events of its entry
-	lastID  string      // of the last message: they come by session
+	db       *memdb.MemDB
+	intern   *interner
+	sessions *sessionReader
+	meta     meta
+	txn      *memdb.Txn
+	written  int // rows in txn
+	ops      []setOp
+	mailbox  *mailboxRow // waits for its results
+	events   *eventsRow  // waits for the other events of its entry
+	lastID   string      // of the last message: they come by session
 }
 
 func (l *loader) head(h *clusterv1.SnapshotHeader) {
@@ -93,10 +94,8 @@ func (l *loader) finish() {
 }
 
 // row takes one row of the snapshot.
-func (l *loader) row(row *clusterv1.SnapshotRow, _ int64) error {
+func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 	switch k := row.GetRow().(type) {
-	case *clusterv1.SnapshotRow_Session:
-		return l.session(sessionFromRow(k.Session, l.intern))
 	case *clusterv1.SnapshotRow_Mailbox:
 		l.flushParts()
 		l.mailbox = mailboxFromRow(k.Mailbox)
@@ -113,7 +112,9 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int64) error {
 		l.insert(tableDead, &deadRow{d, l.meta.dead})
 	case *clusterv1.SnapshotRow_Node:
 		l.meta.stats.Nodes++
-		l.insert(tableNodes, nodeFromRow(k.Node, l.intern))
+		n := nodeFromRow(k.Node, l.intern)
+		l.set(setNodeNames, "", n.Name, n.ID)
+		l.insert(tableNodes, n)
 	case *clusterv1.SnapshotRow_Token:
 		l.meta.stats.Tokens++
 		l.insert(tableTokens, tokenFromRow(k.Token, l.intern))
@@ -132,7 +133,11 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int64) error {
 	return nil
 }
 
-func (l *loader) session(s *session.Session) error {
+func (l *loader) session(b []byte, _ int) error {
+	s, err := l.sessions.read(b)
+	if err != nil {
+		return err
+	}
 	if s.ID == "" || s.Phase == 0 || int(s.Phase) >= len(phaseEvents) {
 		return fmt.Errorf("a session without id, or in phase %d", s.Phase)
 	}
@@ -198,50 +203,83 @@ type Summary struct {
 	Index     uint64
 	Time      int64 // the state's, Unix nanoseconds
 	Rows      uint64
-	Bytes     int64 // of the rows with their lengths
+	Bytes     int64 // of the rows
 	Tables    []Table
 }
 
+// The places of tables in a summary.
+const (
+	atSessions = iota
+	atMailboxes
+	atResults
+	atMessages
+	atDeadLetters
+	atNodes
+	atTokens
+	atIdempotency
+	atEvents
+)
+
 // InspectSnapshot reads a whole snapshot, checks it as a restore does, and says what it holds.
 func InspectSnapshot(r io.Reader) (Summary, error) {
-	var sum Summary
-	sum.Tables = []Table{
-		{Name: tableSessions}, {Name: tableMailboxes}, {Name: "results"}, {Name: tableMessages}, {Name: tableDead},
-		{Name: tableNodes}, {Name: tableTokens}, {Name: tableIdempotency}, {Name: tableEvents},
+	i := &inspector{sessions: newSessionReader(newInterner())}
+	i.sum.Tables = []Table{
+		atSessions: {Name: tableSessions}, atMailboxes: {Name: tableMailboxes}, atResults: {Name: "results"},
+		atMessages: {Name: tableMessages}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
+		atTokens: {Name: tableTokens}, atIdempotency: {Name: tableIdempotency}, atEvents: {Name: tableEvents},
 	}
-	err := readSnapshot(r, func(h *clusterv1.SnapshotHeader) {
-		sum.Version, sum.ClusterID, sum.Index, sum.Time = h.GetVersion(), h.GetClusterId(), h.GetIndex(), h.GetTime()
-	}, func(row *clusterv1.SnapshotRow, bytes int64) error {
-		var i int
-		switch row.GetRow().(type) {
-		case *clusterv1.SnapshotRow_Session: // the first
-		case *clusterv1.SnapshotRow_Mailbox:
-			i = 1
-		case *clusterv1.SnapshotRow_Result:
-			i = 2
-		case *clusterv1.SnapshotRow_Message:
-			i = 3
-		case *clusterv1.SnapshotRow_DeadLetter:
-			i = 4
-		case *clusterv1.SnapshotRow_Node:
-			i = 5
-		case *clusterv1.SnapshotRow_Token:
-			i = 6
-		case *clusterv1.SnapshotRow_Idempotency:
-			i = 7
-		case *clusterv1.SnapshotRow_Event:
-			i = 8
-		default:
-			return fmt.Errorf("a row of a kind that this release does not know")
-		}
-		sum.Tables[i].Rows++
-		sum.Tables[i].Bytes += bytes
-		sum.Rows++
-		sum.Bytes += bytes
-		return nil
-	})
-	if err != nil {
+	if err := readSnapshot(r, i); err != nil {
 		return Summary{}, fmt.Errorf("inspect: %w", err)
 	}
-	return sum, nil
+	return i.sum, nil
+}
+
+// inspector counts rows.
+type inspector struct {
+	sum      Summary
+	sessions *sessionReader
+}
+
+func (i *inspector) head(h *clusterv1.SnapshotHeader) {
+	i.sum.Version, i.sum.ClusterID, i.sum.Index, i.sum.Time = h.GetVersion(), h.GetClusterId(), h.GetIndex(), h.GetTime()
+}
+
+func (i *inspector) session(b []byte, frame int) error {
+	if _, err := i.sessions.read(b); err != nil {
+		return err
+	}
+	i.count(atSessions, frame)
+	return nil
+}
+
+func (i *inspector) row(row *clusterv1.SnapshotRow, frame int) error {
+	switch row.GetRow().(type) {
+	case *clusterv1.SnapshotRow_Mailbox:
+		i.count(atMailboxes, frame)
+	case *clusterv1.SnapshotRow_Result:
+		i.count(atResults, frame)
+	case *clusterv1.SnapshotRow_Message:
+		i.count(atMessages, frame)
+	case *clusterv1.SnapshotRow_DeadLetter:
+		i.count(atDeadLetters, frame)
+	case *clusterv1.SnapshotRow_Node:
+		i.count(atNodes, frame)
+	case *clusterv1.SnapshotRow_Token:
+		i.count(atTokens, frame)
+	case *clusterv1.SnapshotRow_Idempotency:
+		i.count(atIdempotency, frame)
+	case *clusterv1.SnapshotRow_Event:
+		i.count(atEvents, frame)
+	default:
+		return fmt.Errorf("a row of a kind that this release does not know")
+	}
+	return nil
+}
+
+func (i *inspector) count(table, bytes int) {
+	t := &i.sum.Tables[table]
+	t.Rows++
+	t.Bytes += int64(bytes)
+	i.sum.Rows++
+	i.sum.Bytes += int64(bytes)
 }

@@ -1,52 +1,13 @@
-// Rows on disk: the tables' rows as messages of a snapshot, and back.
+// Rows on disk: the tables' rows as messages of a snapshot, and back. Sessions, which are many, are in wire.go.
 
 package state
 
 import (
-	"time"
-
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
-
-func sessionToRow(s *session.Session) *clusterv1.SessionRow {
-	history := make([]clusterv1.SessionRow_History, len(s.History))
-	r := &clusterv1.SessionRow{
-		Id: s.ID, Spec: pbconv.SpecToProto(s.Spec), Phase: uint32(s.Phase), Reason: s.Reason, NodeId: s.NodeID, Epoch: s.Epoch,
-		CreateTime: s.CreateTime, StartTime: s.StartTime, EndTime: s.EndTime, Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit),
-		Placement: s.Placement, CreateIndex: s.CreateIndex, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine,
-		NotBefore: s.NotBefore, StopGrace: int64(s.StopGrace), StopCause: s.StopCause, PlacedIndex: s.PlacedIndex,
-		History: make([]*clusterv1.SessionRow_History, len(s.History)),
-	}
-	for i, h := range s.History {
-		p := &history[i]
-		p.Time, p.Index, p.Phase, p.Epoch, p.Node, p.Reason = h.Time, h.Index, uint32(h.Phase), h.Epoch, h.Node, h.Reason
-		r.History[i] = p
-	}
-	return r
-}
-
-func sessionFromRow(r *clusterv1.SessionRow, in *interner) *session.Session {
-	s := &session.Session{
-		ID: r.GetId(), Spec: in.spec(pbconv.SpecFromProto(r.GetSpec())), Phase: session.Phase(r.GetPhase()), Reason: in.str(r.GetReason()),
-		NodeID: in.str(r.GetNodeId()), Epoch: r.GetEpoch(), CreateTime: r.GetCreateTime(), StartTime: r.GetStartTime(), EndTime: r.GetEndTime(),
-		Restarts: r.GetRestarts(), Exit: pbconv.ExitFromProto(r.GetExit()), Placement: in.str(r.GetPlacement()),
-		CreateIndex: r.GetCreateIndex(), ModifyIndex: r.GetModifyIndex(), PID: r.GetPid(), OutputLine: r.GetOutputLine(),
-		NotBefore: r.GetNotBefore(), StopGrace: time.Duration(r.GetStopGrace()), StopCause: in.str(r.GetStopCause()), PlacedIndex: r.GetPlacedIndex(),
-	}
-	if n := len(r.GetHistory()); n > 0 {
-		s.History = make([]session.HistoryEntry, n)
-	}
-	for i, h := range r.GetHistory() {
-		s.History[i] = session.HistoryEntry{
-			Time: h.GetTime(), Index: h.GetIndex(), Phase: session.Phase(h.GetPhase()), Epoch: h.GetEpoch(),
-			Node: in.str(h.GetNode()), Reason: in.str(h.GetReason()),
-		}
-	}
-	return s
-}
 
 func mailboxToRow(m *mailboxRow) *clusterv1.MailboxRow {
 	return &clusterv1.MailboxRow{

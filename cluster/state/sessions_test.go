@@ -1,4 +1,5 @@
 // Sessions, command by command.
+
 package state
 
 import (

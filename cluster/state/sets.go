@@ -23,6 +23,7 @@ type setKind byte
 
 const (
 	setNames       setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
+	setNodeNames   setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
 	setOnNode      setKind = 'o' // owner: node id; id → "" of the sessions that hold it
 	setPending     setKind = 'p' // priority, create index, id → id
 	setEnded       setKind = 'e' // end time, id → id

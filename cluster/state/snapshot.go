@@ -57,13 +57,13 @@ func (f *frameWriter) write(b []byte) {
 	_, f.err = f.w.Write(b)
 }
 
-func (f *frameWriter) frame(m proto.Message) {
+// frame writes one message; write appends it to what it is given.
+func (f *frameWriter) frame(write func([]byte) ([]byte, error)) {
 	if f.err != nil {
 		return
 	}
-	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(append(f.buf[:0], make([]byte, binary.MaxVarintLen64)...), m)
-	if err != nil {
-		f.err = err
+	var b []byte
+	if b, f.err = write(append(f.buf[:0], make([]byte, binary.MaxVarintLen64)...)); f.err != nil {
 		return
 	}
 	f.buf = b
@@ -76,8 +76,12 @@ func (f *frameWriter) frame(m proto.Message) {
 	f.write(b[start:])
 }
 
+func (f *frameWriter) message(m proto.Message) {
+	f.frame(func(b []byte) ([]byte, error) { return deterministic.MarshalAppend(b, m) })
+}
+
 func (f *frameWriter) row(r *clusterv1.SnapshotRow) bool {
-	f.frame(r)
+	f.message(r)
 	f.rows++
 	return f.err == nil
 }
@@ -86,13 +90,13 @@ func (f *frameWriter) row(r *clusterv1.SnapshotRow) bool {
 func (v *View) Persist(w io.Writer) error {
 	f := &frameWriter{w: bufio.NewWriterSize(w, ioBufferBytes), sum: xxhash.New()}
 	f.write(binary.BigEndian.AppendUint32([]byte(snapshotMagic), framingVersion))
-	f.frame(&clusterv1.SnapshotHeader{
+	f.message(&clusterv1.SnapshotHeader{
 		Version: rowsVersion, ClusterId: v.meta.clusterID, Index: v.meta.index, Time: v.meta.time,
 		EventIndex: v.meta.event, DeadLettersDropped: v.meta.stats.DeadLettersDropped,
 	})
 	v.persistSessions(f)
 	v.persistRest(f)
-	f.frame(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Trailer{Trailer: &clusterv1.SnapshotTrailer{Rows: f.rows}}})
+	f.message(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Trailer{Trailer: &clusterv1.SnapshotTrailer{Rows: f.rows}}})
 	if f.err == nil {
 		_, f.err = f.w.Write(binary.BigEndian.AppendUint64(nil, f.sum.Sum64()))
 	}
@@ -107,8 +111,11 @@ func (v *View) Persist(w io.Writer) error {
 
 // persistSessions writes sessions, mailboxes with results, and messages.
 func (v *View) persistSessions(f *frameWriter) {
+	sessions := newSessionWriter()
 	prefixed(v.txn, tableSessions, nil, func(s *session.Session) bool {
-		return f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Session{Session: sessionToRow(s)}})
+		f.frame(func(b []byte) ([]byte, error) { return sessions.append(b, s) })
+		f.rows++
+		return f.err == nil
 	})
 	prefixed(v.txn, tableMailboxes, nil, func(m *mailboxRow) bool {
 		ok := f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Mailbox{Mailbox: mailboxToRow(m)}})
@@ -178,29 +185,22 @@ func (f *frameReader) ReadByte() (byte, error) {
 	return b, err
 }
 
-// frame reads one message into m and returns how many bytes its frame took.
-func (f *frameReader) frame(m proto.Message) (int64, error) {
-	start := f.offset
+// frame reads the bytes of one message, which are valid until the next call.
+func (f *frameReader) frame() ([]byte, error) {
 	n, err := binary.ReadUvarint(f)
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		return 0, f.corrupt("it ends too early")
+		return nil, f.corrupt("it ends too early")
 	case err != nil:
-		return 0, f.corrupt("length of a row: %w", err)
+		return nil, f.corrupt("length of a row: %w", err)
 	case n > maxFrameBytes:
-		return 0, f.corrupt("a row of %d bytes, more than %d", n, maxFrameBytes)
+		return nil, f.corrupt("a row of %d bytes, more than %d", n, maxFrameBytes)
 	}
 	if cap(f.buf) < int(n) {
 		f.buf = make([]byte, n)
 	}
 	b := f.buf[:n]
-	if err := f.read(b); err != nil {
-		return 0, err
-	}
-	if err := proto.Unmarshal(b, m); err != nil {
-		return 0, f.corrupt("a row: %w", err)
-	}
-	return f.offset - start, nil
+	return b, f.read(b)
 }
 
 // open reads what comes before the rows.
@@ -215,9 +215,13 @@ func (f *frameReader) open() (*clusterv1.SnapshotHeader, error) {
 	if v := binary.BigEndian.Uint32(lead[len(snapshotMagic):]); v != framingVersion {
 		return nil, versionError("framing", v, framingVersion)
 	}
-	h := &clusterv1.SnapshotHeader{}
-	if _, err := f.frame(h); err != nil {
+	b, err := f.frame()
+	if err != nil {
 		return nil, err
+	}
+	h := &clusterv1.SnapshotHeader{}
+	if err := proto.Unmarshal(b, h); err != nil {
+		return nil, f.corrupt("the header: %w", err)
 	}
 	if h.GetVersion() == 0 || h.GetVersion() > rowsVersion {
 		return nil, versionError("rows", h.GetVersion(), rowsVersion)
@@ -251,24 +255,41 @@ func (f *frameReader) close(rows, told uint64) error {
 	return nil
 }
 
-// readSnapshot reads a whole snapshot and calls f with each row but the trailer.
-func readSnapshot(r io.Reader, head func(*clusterv1.SnapshotHeader), each func(row *clusterv1.SnapshotRow, bytes int64) error) error {
-	f := &frameReader{r: bufio.NewReaderSize(r, ioBufferBytes), sum: xxhash.New()}
+// snapshotReader is told what a snapshot holds.
+type snapshotReader interface {
+	head(h *clusterv1.SnapshotHeader)
+	// session is told the bytes of a SessionRow, row any other row; frame is how many bytes it has in all.
+	session(b []byte, frame int) error
+	row(row *clusterv1.SnapshotRow, frame int) error
+}
+
+// readSnapshot reads a whole snapshot. What it has told before it returns an error is not to be trusted.
+func readSnapshot(from io.Reader, to snapshotReader) error {
+	f := &frameReader{r: bufio.NewReaderSize(from, ioBufferBytes), sum: xxhash.New()}
 	h, err := f.open()
 	if err != nil {
 		return err
 	}
-	head(h)
+	to.head(h)
 	for rows := uint64(0); ; rows++ {
-		row := &clusterv1.SnapshotRow{}
-		n, err := f.frame(row)
+		b, err := f.frame()
 		if err != nil {
 			return err
+		}
+		if s, ok := sessionOf(b); ok {
+			if err := to.session(s, len(b)); err != nil {
+				return f.corrupt("a session: %w", err)
+			}
+			continue
+		}
+		row, err := unmarshalRow(b)
+		if err != nil {
+			return f.corrupt("%w", err)
 		}
 		if t, ok := row.GetRow().(*clusterv1.SnapshotRow_Trailer); ok {
 			return f.close(rows, t.Trailer.GetRows())
 		}
-		if err := each(row, n); err != nil {
+		if err := to.row(row, len(b)); err != nil {
 			return f.corrupt("%w", err)
 		}
 	}

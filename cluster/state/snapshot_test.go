@@ -1,4 +1,5 @@
 // Snapshots: what is restored, what is refused, and the one of the first release that must always load.
+
 package state
 
 import (

@@ -1,4 +1,5 @@
 // A check of this package's source: applying a command may read nothing but the command and the state.
+
 package state
 
 import (

@@ -25,10 +25,9 @@ const (
 	tableSets        = "sets"
 )
 
-// The indexes; every table has the first.
+// The indexes; every table has the first, dead letters have the second too.
 const (
 	byID     = "id"
-	byName   = "name"
 	byNumber = "number"
 )
 
@@ -161,8 +160,7 @@ func newDB() *memdb.MemDB {
 		tableMessages:  one(tableMessages, func(m *session.Message) []byte { return keyOf(m).bytes() }),
 		tableDead: two(tableDead, func(d *deadRow) []byte { return letterKey(d.letter).bytes() },
 			byNumber, func(d *deadRow) []byte { return numberBytes(d.number) }),
-		tableNodes: two(tableNodes, func(n *Node) []byte { return idBytes(n.ID) },
-			byName, func(n *Node) []byte { return idBytes(n.Name) }),
+		tableNodes:       one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
 		tableTokens:      one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
 		tableIdempotency: one(tableIdempotency, func(r *idempotencyRow) []byte { return r.bytes() }),
 		tableEvents:      one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),

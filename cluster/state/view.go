@@ -195,7 +195,11 @@ func (v *View) Node(id string) *Node { return first[Node](v.txn, tableNodes, byI
 
 // NodeByName returns the node with the name.
 func (v *View) NodeByName(name string) *Node {
-	return first[Node](v.txn, tableNodes, byName, idBytes(name))
+	id, ok := setID{kind: setNodeNames}.get(v.txn, name)
+	if !ok {
+		return nil
+	}
+	return v.Node(id)
 }
 
 // NodesByPrefix returns up to limit nodes whose ids begin so, by id.

@@ -1,4 +1,5 @@
 // Questions to views that no other test asks.
+
 package state
 
 import (

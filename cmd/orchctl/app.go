@@ -26,6 +26,7 @@ type app struct {
 	stdout, stderr io.Writer
 	now            func() time.Time
 	refresh        time.Duration // between two looks at what cannot be watched
+	patience       time.Duration // before progress is shown
 
 	flags  globals
 	target *target        // where to go; nil until it is needed
@@ -50,7 +51,7 @@ func newApp(environ []string, stdin io.Reader, stdout, stderr io.Writer) *app {
 	}
 	return &app{
 		getenv: func(k string) string { return env[k] }, stdin: stdin, stdout: stdout, stderr: stderr,
-		now: time.Now, refresh: 2 * time.Second,
+		now: time.Now, refresh: 2 * time.Second, patience: progressAfter,
 	}
 }
 

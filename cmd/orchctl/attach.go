@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -16,6 +17,9 @@ import (
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
+
+// endNews is how long to wait for the news that a session has ended.
+const endNews = time.Second
 
 // errDetached ends an attachment that its user left.
 var errDetached = errors.New("detached")
@@ -58,6 +62,9 @@ func (a *app) attach(ctx context.Context, s *apiv1.Session) error {
 	exit, err := a.client.Attach(ctx, &apiv1.AttachSessionRequest_Open{Namespace: s.GetNamespace(), SessionId: s.GetId()},
 		client.Terminal{Input: t.input, Resize: t.resize, Size: t.size, Stdout: out, Reconnected: func() { t.say("reconnected") }})
 	t.close()
+	if exit == nil && err == nil && ctx.Err() == nil {
+		exit = a.ended(ctx, s)
+	}
 	switch {
 	case errors.Is(context.Cause(ctx), errDetached):
 		a.note("detached from session/" + s.GetId() + "; it goes on")
@@ -65,13 +72,28 @@ func (a *app) attach(ctx context.Context, s *apiv1.Session) error {
 	case err != nil:
 		return err
 	case exit == nil:
-		return nil // the input ended
+		return nil // the input ended, and the session goes on
 	case exit.GetCause() == session.CauseCompleted || exit.GetCause() == session.CauseTerminated:
 		a.note("session/" + s.GetId() + " ended: " + exitText(exit))
 		return nil
 	default:
 		return &exitError{exitFailed, fmt.Errorf("the session ended: %s; see 'orchctl sessions history %s'", exitText(exit), s.GetId())}
 	}
+}
+
+// ended is how a session ended whose terminal was closed; nil when it goes on. The news of an end may come a little after
+// the last output.
+func (a *app) ended(ctx context.Context, s *apiv1.Session) *apiv1.Session_Exit {
+	ctx, cancel := context.WithTimeout(ctx, endNews)
+	defer cancel()
+	s, err := a.findSession(ctx, s.GetId())
+	if err != nil {
+		return nil
+	}
+	if s, err = a.await(ctx, s, func(p session.Phase) bool { return p.Ended() }); err != nil {
+		return nil
+	}
+	return s.GetExit()
 }
 
 func (a *app) execCommand() *cobra.Command {

@@ -27,7 +27,7 @@ func (a *app) memberKind() kind[*apiv1.Member] {
 		row: func(m *apiv1.Member) []string {
 			contact := fmt.Sprintf("%.1fms", m.GetLastContactMs())
 			if m.GetLastContactMs() < 0 {
-				contact = "never"
+				contact = "" // the asked server does not know
 			}
 			return []string{
 				m.GetId(), m.GetRole().String(), fmt.Sprint(m.GetHealthy()), m.GetAddress(), contact, number(m.GetAppliedIndex()), m.GetGossip(),

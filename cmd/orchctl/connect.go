@@ -11,6 +11,7 @@ import (
 	clientcontext "github.com/neolith/orchestrator/client/context"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
 // maxTokenBytes bounds a token file.
@@ -129,7 +130,7 @@ func (a *app) clientConfig(t *target) (client.Config, error) {
 	tlsConfig, err := t.tls.Load()
 	return client.Config{
 		Addresses: t.addresses, Token: t.token, TLS: tlsConfig, Insecure: a.flags.insecure, Timeout: a.flags.timeout,
-		ReachTimeout: reachTimeout, UserAgent: "orchctl/" + version(),
+		ReachTimeout: reachTimeout, UserAgent: "orchctl/" + telemetry.ThisBuild().Version,
 		OnRetry: func(r client.Retry) { a.busy.say("trying again: " + r.Err.Error()) },
 	}, err
 }

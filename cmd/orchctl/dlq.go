@@ -41,7 +41,7 @@ func (a *app) dlqListCommand() *cobra.Command {
 		if err := errors.Join(err, err2, l.check()); err != nil {
 			return err
 		}
-		id, err := a.optionalSession(ctx, args)
+		id, err := a.letterSession(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -59,6 +59,16 @@ func (a *app) dlqListCommand() *cobra.Command {
 	a.allFlag(c, &all)
 	c.ValidArgsFunction = a.completeSessions
 	return c
+}
+
+// letterSession is the whole id of the session that is named, empty when none is. Dead letters outlive their sessions:
+// what is not found is taken for the whole id of one that is gone.
+func (a *app) letterSession(ctx context.Context, args []string) (string, error) {
+	id, err := a.optionalSession(ctx, args)
+	if fault.Is(err, fault.NotFound) {
+		return args[0], nil
+	}
+	return id, err
 }
 
 // sequence reads the second argument, 0 when there is none.
@@ -79,11 +89,11 @@ func (a *app) dlqGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s, err := a.findSession(ctx, args[0])
+		id, err := a.letterSession(ctx, args)
 		if err != nil {
 			return err
 		}
-		r, err := a.client.Queues.GetDeadLetter(ctx, &apiv1.GetDeadLetterRequest{Namespace: s.GetNamespace(), SessionId: s.GetId(), Sequence: n})
+		r, err := a.client.Queues.GetDeadLetter(ctx, &apiv1.GetDeadLetterRequest{Namespace: a.namespace(), SessionId: id, Sequence: n})
 		if err != nil {
 			return err
 		}
@@ -105,15 +115,15 @@ func (a *app) dlqRetryCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s, err := a.findSession(ctx, args[0])
+		id, err := a.letterSession(ctx, args)
 		if err != nil {
 			return err
 		}
-		r, err := a.client.Queues.RetryDeadLetters(ctx, &apiv1.RetryDeadLettersRequest{Namespace: s.GetNamespace(), SessionId: s.GetId(), Sequence: n, IdempotencyKey: key})
+		r, err := a.client.Queues.RetryDeadLetters(ctx, &apiv1.RetryDeadLettersRequest{Namespace: a.namespace(), SessionId: id, Sequence: n, IdempotencyKey: key})
 		if err != nil {
 			return err
 		}
-		return a.printDone(r, s.GetId(), fmt.Sprintf("session/%s: %d dead letter(s) back in the mailbox", s.GetId(), r.GetRetried()))
+		return a.printDone(r, id, fmt.Sprintf("session/%s: %d dead letter(s) back in the mailbox", id, r.GetRetried()))
 	})
 	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key has no further effect")
 	c.ValidArgsFunction = a.completeSessions
@@ -135,7 +145,7 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		id, err := a.optionalSession(ctx, args)
+		id, err := a.letterSession(ctx, args)
 		if err != nil {
 			return err
 		}

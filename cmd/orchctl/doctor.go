@@ -132,6 +132,10 @@ func (d *doctor) addresses(ctx context.Context) bool {
 			if len(d.target.addresses) > 1 {
 				report = d.warn
 			}
+			var op *net.OpError
+			if errors.As(err, &op) {
+				err = op.Err // the address is named already
+			}
 			report("address", "start the server there, or correct the address", "%s: %v", address, err)
 			continue
 		}

@@ -54,7 +54,7 @@ func (r *rig) runIn(line string, stdin io.Reader) result {
 	var out, errs bytes.Buffer
 	a := newApp(r.env, stdin, &out, &errs)
 	a.now = func() time.Time { return r.now.Add(5 * time.Minute) }
-	a.refresh = 10 * time.Millisecond
+	a.refresh, a.patience = 10*time.Millisecond, 50*time.Millisecond
 	code := a.execute(words(line))
 	return result{code, out.String(), errs.String()}
 }

@@ -61,7 +61,7 @@ func (p *progress) stop() {
 }
 
 func (p *progress) run() {
-	wait := time.NewTimer(progressAfter)
+	wait := time.NewTimer(p.a.patience)
 	defer wait.Stop()
 	select {
 	case <-wait.C:
@@ -70,7 +70,7 @@ func (p *progress) run() {
 	}
 	every := progressEvery
 	if p.plain {
-		every = progressAfter
+		every = p.a.patience
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()

@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/client"
+	"github.com/neolith/orchestrator/internal/fault"
 )
 
 func (a *app) queueCommand() *cobra.Command {
@@ -101,13 +103,9 @@ func (a *app) queueListCommand() *cobra.Command {
 		}
 		answer := &apiv1.ListMessagesResponse{}
 		fetch := func() (_ []*apiv1.Message, err error) {
-			var found []*apiv1.Message
-			found, answer.NextPageToken, err = pages(l.limit, func(size int32, token string) ([]*apiv1.Message, string, error) {
-				r, err := cl.Queues.ListMessages(ctx, &apiv1.ListMessagesRequest{Namespace: a.scope(all), SessionId: id, PageSize: size, PageToken: token})
-				return keep(r.GetMessages(), 0, match), r.GetNextPageToken(), err
-			})
-			answer.Messages = found
-			return found, err
+			q := queueReader{cl: cl, namespace: a.scope(all), limit: l.limit, match: match}
+			answer.Messages, answer.NextPageToken, err = q.read(ctx, id)
+			return answer.Messages, err
 		}
 		return show(ctx, a, a.messageKind(), &l, fetch, answer)
 	})
@@ -115,6 +113,53 @@ func (a *app) queueListCommand() *cobra.Command {
 	a.allFlag(c, &all)
 	c.ValidArgsFunction = a.completeSessions
 	return c
+}
+
+// queueReader reads mailboxes: one, or all that hold something, one after the other. The API reads one at a time.
+type queueReader struct {
+	cl        *client.Client
+	namespace string
+	limit     int // 0 for none
+	match     func(*apiv1.Message) bool
+}
+
+func (q *queueReader) read(ctx context.Context, id string) (found []*apiv1.Message, next string, err error) {
+	if id != "" {
+		return q.mailbox(ctx, q.namespace, id, q.limit)
+	}
+	token := ""
+	for {
+		r, err := q.cl.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{Namespace: q.namespace, PageSize: pageMax, PageToken: token})
+		if err != nil {
+			return nil, "", err
+		}
+		for _, s := range r.GetSessions() {
+			if s.GetMailbox().GetQueued()+s.GetMailbox().GetDelivered() == 0 {
+				continue
+			}
+			left := 0
+			if q.limit > 0 {
+				if left = q.limit - len(found); left == 0 {
+					return found, s.GetId(), nil
+				}
+			}
+			l, _, err := q.mailbox(ctx, s.GetNamespace(), s.GetId(), left)
+			if err != nil && !fault.Is(err, fault.NotFound) { // it may have gone meanwhile
+				return nil, "", err
+			}
+			found = append(found, l...)
+		}
+		if token = r.GetNextPageToken(); token == "" {
+			return found, "", nil
+		}
+	}
+}
+
+func (q *queueReader) mailbox(ctx context.Context, namespace, id string, limit int) ([]*apiv1.Message, string, error) {
+	return pages(limit, func(size int32, token string) ([]*apiv1.Message, string, error) {
+		r, err := q.cl.Queues.ListMessages(ctx, &apiv1.ListMessagesRequest{Namespace: namespace, SessionId: id, PageSize: size, PageToken: token})
+		return keep(r.GetMessages(), 0, q.match), r.GetNextPageToken(), err
+	})
 }
 
 // optionalSession is the whole id of the session that is named, empty when none is.

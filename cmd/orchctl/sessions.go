@@ -324,7 +324,8 @@ func (a *app) await(ctx context.Context, s *apiv1.Session, ready func(session.Ph
 	if errors.Is(err, found) {
 		return s, nil
 	}
-	if ctx.Err() != nil && err != nil {
+	// The other side may see the deadline pass a moment earlier than this one.
+	if err != nil && (ctx.Err() != nil || fault.Is(err, fault.Timeout)) {
 		why := first(s.GetReason(), "no reason given")
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return s, fault.New(fault.Aborted, "interrupted while session/%s was %s (%s); it goes on, see 'orchctl sessions get %s'", s.GetId(), s.GetPhase(), why, s.GetId())

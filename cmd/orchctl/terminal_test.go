@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/term"
@@ -42,6 +43,7 @@ func (r *rig) onTerminal(line string) *console {
 	go func() { defer close(c.read); _, _ = io.Copy(c.screen, master) }() // ends when the other side closes
 	go func() {
 		a := newApp(append(r.env, "TERM=xterm"), tty, tty, tty)
+		a.patience = 10 * time.Millisecond
 		c.ended <- a.execute(words(line))
 	}()
 	return c
@@ -212,5 +214,25 @@ func TestColours(t *testing.T) {
 	r.env = append(r.env, "NO_COLOR=1")
 	if _, screen := r.onTerminal("sessions list").end(); strings.Contains(screen, "\x1b[") {
 		t.Errorf("colour in spite of NO_COLOR: %q", screen)
+	}
+}
+
+func TestProgressIsShownOnATerminalAndLeavesNoTrace(t *testing.T) {
+	r := newRig(t)
+	r.must("nodes cordon node-1")
+	const line = "sessions spawn --wait --timeout 400ms -- run"
+	c := r.onTerminal(line)
+	c.screen.until(t, "is PENDING: no node fits")
+	code, screen := c.end()
+	last := screen[strings.LastIndex(strings.TrimSuffix(screen, "\r\n"), "\r")+1:]
+	if code != exitUnreachable || !strings.HasPrefix(strings.TrimLeft(last, " \x1b[K2"), "orchctl: ") {
+		t.Errorf("%d %q", code, last)
+	}
+	if _, screen := r.onTerminal("--quiet " + line).end(); strings.Contains(screen, "is PENDING") {
+		t.Errorf("progress in spite of --quiet: %q", screen)
+	}
+	// Lines elsewhere, each of them once.
+	if res := r.run(line); strings.Count(res.err, "is PENDING: no node fits …\n") != 1 {
+		t.Errorf("%q", res.err)
 	}
 }

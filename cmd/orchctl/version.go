@@ -6,33 +6,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
-// buildVersion is set by the linker: -X main.buildVersion=1.2.3.
-var buildVersion string
-
-// version is what was built: a release, or a commit.
-func version() string {
-	if buildVersion != "" {
-		return buildVersion
-	}
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "devel"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			return "devel-" + s.Value[:12]
-		}
-	}
-	return "devel"
-}
+// version is what was built, such as v1.2.3 (4f3c2b1a9d8e, go1.26.8).
+func version() string { return telemetry.ThisBuild().String() }
 
 func (a *app) versionCommand() *cobra.Command {
 	var only bool

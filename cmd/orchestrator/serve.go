@@ -370,26 +370,5 @@ func (s *server) closeParts() {
 
 // followLeader points the hub at whoever leads.
 func (s *server) followLeader(ctx context.Context) {
-	var last cluster.Leader
-	for {
-		l, changed := s.node.Leader()
-		if l != last {
-			last = l
-			switch {
-			case l.Self: // the leader has taken the hub
-				s.log.Debug("this server holds the links' leadership")
-			case l.Address == "":
-				s.hub.Pause()
-			default:
-				s.log.Info("following", "leader", l.ID, "address", l.Address)
-				s.hub.Follow(func(ctx context.Context) (nodelink.RelayStream, error) { return s.peers.Relay(ctx, l.Address) })
-			}
-			s.api.Health.SetServingStatus("", serving(l))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		}
-	}
+	s.leader.Follow(ctx, s.node, s.peers.Relay, func(l cluster.Leader) { s.api.Health.SetServingStatus("", serving(l)) })
 }

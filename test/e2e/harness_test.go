@@ -265,14 +265,11 @@ func startSmall(t *testing.T, agents int, lease time.Duration) *small {
 	for range agents {
 		s.networks = append(s.networks, newCutter(t, at(3)))
 	}
-	advertise := map[string]string{}
-	if agents > 0 {
-		advertise["link"] = s.networks[0].addr()
-	}
 	s.server = start(t, "server", "orchestrator", "serve", "--config", writeYAML(t, dir, "server.yaml", map[string]any{
 		"name": "server-1", "data_dir": filepath.Join(dir, "server"), "auth": map[string]any{"tokens": false},
-		"listen":    map[string]string{"gossip": at(0), "raft": at(1), "grpc": at(2), "link": at(3), "client": at(4)},
-		"advertise": advertise,
+		"listen": map[string]string{"gossip": at(0), "raft": at(1), "grpc": at(2), "link": at(3), "client": at(4)},
+		// Nodes learn this address, and nobody is there: each has only the way through its own network.
+		"advertise": map[string]string{"link": "127.0.0.1:9"},
 		"link":      map[string]string{"lease": lease.String(), "renew": (lease / 4).String(), "margin": "500ms", "heartbeat": lease.String(), "offline": (3 * lease).String()},
 		"log":       map[string]string{"level": "debug"},
 	}))
@@ -364,10 +361,22 @@ func (s *small) agentOf(row *apiv1.Session) int {
 	return i - 1
 }
 
+// lastPorts is where the last search ended: tests that run side by side must not find the same ports.
+var lastPorts struct {
+	sync.Mutex
+	next int
+}
+
 // ports finds n free ports in a row.
 func ports(t *testing.T, n int) int {
 	t.Helper()
-	for base := 30000 + os.Getpid()%20000; base < 60000; base += 7 {
+	lastPorts.Lock()
+	defer lastPorts.Unlock()
+	if lastPorts.next == 0 {
+		lastPorts.next = 12000 + os.Getpid()%15000
+	}
+	for ; lastPorts.next < 32000; lastPorts.next += n {
+		base := lastPorts.next
 		var held []io.Closer
 		for i := range n {
 			l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(base+i)))
@@ -380,6 +389,7 @@ func ports(t *testing.T, n int) int {
 			_ = l.Close()
 		}
 		if len(held) == n {
+			lastPorts.next += n
 			return base
 		}
 	}

@@ -49,6 +49,16 @@ type Event struct {
 	Time      time.Time
 }
 
+// Given is a message that a process tree took.
+type Given struct {
+	Node      string
+	SessionID string
+	Epoch     uint32
+	Sequence  uint64
+	Text      string
+	Time      time.Time
+}
+
 // Options of a Machine.
 type Options struct {
 	// TurnTime is how long a session works on a message; with 0 it answers within Send.
@@ -57,6 +67,8 @@ type Options struct {
 	StopTime time.Duration
 	// Observer is told of every start and end, in order, with the Machine's lock held: it must not call the Machine.
 	Observer func(Event)
+	// Given is told of every message that a process is given, once, under the same terms.
+	Given func(Given)
 }
 
 // Machine is one node's processes.
@@ -98,6 +110,13 @@ func (m *Machine) Renew(deadline int64) error {
 		m.lapse.Reset(wait)
 	}
 	return nil
+}
+
+// Deadline is the lease's, in nanoseconds of Now; 0 for none. It outlives agents, as the lease file does.
+func (m *Machine) Deadline() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.deadline
 }
 
 // expire ends everything when the lease has lapsed.

@@ -80,6 +80,9 @@ func (p *proc) Send(ctx context.Context, in driver.Input) error {
 		return nil
 	}
 	t.outstanding = in.Sequence
+	if t.m.opt.Given != nil {
+		t.m.opt.Given(Given{Node: t.m.node, SessionID: t.s.SessionID, Epoch: t.s.Epoch, Sequence: in.Sequence, Text: string(in.Text), Time: time.Now()})
+	}
 	t.take(in.Sequence, string(in.Text))
 	return nil
 }

@@ -19,7 +19,8 @@ import (
 // adoptPatience is how long a shim that lives may take to answer: one that has just been launched listens soon.
 const adoptPatience = 5 * time.Second
 
-// Adopt connects to the session's shim and reads the log from where turns may not have been reported.
+// Adopt connects to the session's shim and reads the log from where turns may not have been reported. The shim can be
+// dialled once the agent before has let go of it, or is dead.
 func (d *Driver) Adopt(ctx context.Context, s driver.Start) (driver.Process, error) {
 	if err := check(&s); err != nil {
 		return nil, err
@@ -27,7 +28,7 @@ func (d *Driver) Adopt(ctx context.Context, s driver.Start) (driver.Process, err
 	ctx, cancel := context.WithTimeout(ctx, adoptPatience)
 	defer cancel()
 	for {
-		lock, err := shim.TryLock(shimDir(&s))
+		lock, err := shim.TryLock(s.Dir)
 		switch {
 		case err == nil:
 			defer shim.Unlock(lock)
@@ -37,7 +38,10 @@ func (d *Driver) Adopt(ctx context.Context, s driver.Start) (driver.Process, err
 		case !errors.Is(err, shim.ErrLives):
 			return nil, fault.New(fault.Internal, "process: adopt %s: %w", s.SessionID, err)
 		}
-		client, st, err := connect(ctx, shimDir(&s))
+		if run, err := shim.ReadRun(s.Dir); err == nil && (run.Session != s.SessionID || run.Epoch != s.Epoch) {
+			return nil, otherRuns(&s, run)
+		}
+		client, st, err := connect(ctx, s.Dir)
 		if err == nil {
 			return d.adopted(s, client, st)
 		}
@@ -70,7 +74,7 @@ func connect(ctx context.Context, dir string) (*shim.Client, shim.Status, error)
 func (d *Driver) adopted(s driver.Start, client *shim.Client, st shim.Status) (driver.Process, error) {
 	if st.Session != s.SessionID || st.Epoch != s.Epoch {
 		client.Close()
-		return nil, fault.New(fault.FailedPrecondition, "process: adopt %s epoch %d: epoch %d of session %s runs in its directory", s.SessionID, s.Epoch, st.Epoch, st.Session)
+		return nil, otherRuns(&s, &st.Run)
 	}
 	p, err := d.newProc(s, client, st, group{v2: st.Cgroup2, v1: st.Cgroup1})
 	if err != nil {
@@ -79,6 +83,10 @@ func (d *Driver) adopted(s driver.Start, client *shim.Client, st shim.Status) (d
 	}
 	p.begin()
 	return p, nil
+}
+
+func otherRuns(s *driver.Start, run *shim.Run) error {
+	return fault.New(fault.FailedPrecondition, "process: adopt %s epoch %d: epoch %d of session %s runs in its directory", s.SessionID, s.Epoch, run.Epoch, run.Session)
 }
 
 func neverStarted() *driver.Gone {
@@ -119,7 +127,7 @@ func (t *turns) settle(idle time.Duration, now int64) {
 // killed, it kills what is left of the tree and writes one; wanted is what was asked of the session before, or nil. It
 // returns nil when nothing was ever started.
 func (d *Driver) conclude(s *driver.Start, wanted *session.Exit) (*shim.Exit, error) {
-	dir := shimDir(s)
+	dir := s.Dir
 	exit, exitErr := shim.ReadExit(dir)
 	if exitErr == nil && exit.Session == s.SessionID && exit.Epoch == s.Epoch {
 		recordedGroup(dir).remove()
@@ -165,11 +173,11 @@ func recordedGroup(dir string) group {
 }
 
 func lastWords(dir string) string {
-	b, err := os.ReadFile(dir + "/" + shim.StderrName)
-	if err != nil || len(b) == 0 {
+	said := shim.LastWords(dir)
+	if said == "" {
 		return ""
 	}
-	return fmt.Sprintf("; it said: %.200s", b)
+	return fmt.Sprintf("; it said: %.200s", said)
 }
 
 func sameBoot(boot string) bool {

@@ -141,7 +141,7 @@ func TestLeaseEndsTheSession(t *testing.T) {
 			}
 			t.Logf("ended %s after the lease did, as seen from outside", late)
 			eventually(t, "the end is written down", func() bool {
-				_, err := shim.ReadExit(shimDir(&start))
+				_, err := shim.ReadExit(start.Dir)
 				return err == nil
 			})
 			_, err = newDriver(t, false).Adopt(t.Context(), start)

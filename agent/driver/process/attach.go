@@ -21,12 +21,9 @@ const (
 // Attach joins in and out with the process; see driver.Process. A Read of in that blocks when Attach returns is left
 // behind, until it returns; nothing that it then reads goes to the process.
 func (p *proc) Attach(ctx context.Context, in io.Reader, out io.Writer, resize <-chan driver.Size) error {
-	if isClosed(p.done) {
-		return errEnded
-	}
-	client, err := shim.Dial(shimDir(&p.s))
+	client, err := p.dial(ctx)
 	if err != nil {
-		return kind(err)
+		return err
 	}
 	defer client.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -69,6 +66,25 @@ func (p *proc) Attach(ctx context.Context, in io.Reader, out io.Writer, resize <
 			return ctx.Err()
 		}
 	}
+}
+
+// dial makes one more connection to the shim.
+func (p *proc) dial(ctx context.Context) (*shim.Client, error) {
+	var first *shim.Client
+	if err := p.do(ctx, func() { first = p.client }); err != nil {
+		return nil, err
+	}
+	if first == nil {
+		return nil, errSearching
+	}
+	if err := first.Listen(ctx); err != nil {
+		return nil, kind(err)
+	}
+	client, err := shim.Dial(p.s.Dir)
+	if err != nil {
+		return nil, kind(err)
+	}
+	return client, nil
 }
 
 // pump gives the process what is read; one chunk at a time, so that a process that does not read holds up its typist.

@@ -214,7 +214,7 @@ func (p *proc) remember(sequence uint64) {
 
 // find takes up the end of a shim that is gone, or connects to it again.
 func (p *proc) find() {
-	dir := shimDir(&p.s)
+	dir := p.s.Dir
 	patience := time.Second // one that told the end is about to exit
 	if p.client != nil && p.client.Exit() == nil {
 		patience = reconnectGap
@@ -317,6 +317,8 @@ func (p *proc) do(ctx context.Context, f func()) error {
 	}
 }
 
+var errSearching = fault.New(fault.Unavailable, "process: the connection to the session's shim was lost and is being made again")
+
 var errEnded = fault.New(fault.FailedPrecondition, "process: the session's process has ended")
 
 // PID is the main process's.
@@ -367,7 +369,7 @@ func (p *proc) Send(ctx context.Context, in driver.Input) error {
 			p.queue = append(p.queue, driver.Turn{Sequence: in.Sequence, OutputLine: p.line.Load(), Refused: refused})
 			given = true
 		case p.client == nil:
-			verdict = fault.New(fault.Unavailable, "process: the session's shim is being looked for")
+			verdict = errSearching
 		default:
 			p.remember(in.Sequence)
 			p.setOutstanding(in.Sequence)

@@ -8,7 +8,7 @@
 //
 //	workspace/  the process's working directory
 //	log/        the output log (package outputlog), across epochs
-//	shim/       what the shim of the present epoch keeps (package shim)
+//	shim.*      what the shim of the present epoch keeps (package shim)
 //
 // # Turns, by protocol
 //
@@ -105,7 +105,6 @@ func (d *Driver) Probe(context.Context) (map[string]bool, error) {
 	}, nil
 }
 
-func shimDir(s *driver.Start) string   { return filepath.Join(s.Dir, "shim") }
 func workspace(s *driver.Start) string { return filepath.Join(s.Dir, "workspace") }
 
 // LogDir is where the output log of the session with this directory lies; package outputlog reads it.

@@ -340,7 +340,7 @@ func TestDeepDirectory(t *testing.T) {
 	s = drivertest.Adopt(t, newDriver(t, false), start)
 	s.Turn()
 	s.Ask(2, "1")
-	st, err := os.Stat(filepath.Join(start.Dir, "shim", shim.SockName))
+	st, err := os.Stat(filepath.Join(start.Dir, shim.SockName))
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatalf("the socket: %v, %v", st.Mode(), err)
 	}

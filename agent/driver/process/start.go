@@ -27,7 +27,7 @@ func (d *Driver) Start(ctx context.Context, s driver.Start) (driver.Process, err
 	if err := check(&s); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{workspace(&s), LogDir(s.Dir), shimDir(&s)} {
+	for _, dir := range []string{workspace(&s), LogDir(s.Dir)} {
 		if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
 			return nil, fault.New(fault.Internal, "process: start %s: %w", s.SessionID, err)
 		}
@@ -36,7 +36,7 @@ func (d *Driver) Start(ctx context.Context, s driver.Start) (driver.Process, err
 	if err != nil {
 		return nil, fault.New(fault.FailedPrecondition, "process: start %s: %w", s.SessionID, err)
 	}
-	lock, err := shim.TryLock(shimDir(&s))
+	lock, err := shim.TryLock(s.Dir)
 	if errors.Is(err, shim.ErrLives) {
 		return nil, fault.New(fault.AlreadyExists, "process: start %s: an earlier epoch of it still lives here; adopt it, or kill it first", s.SessionID)
 	}
@@ -53,7 +53,7 @@ func (d *Driver) Start(ctx context.Context, s driver.Start) (driver.Process, err
 		return nil, fault.New(fault.Internal, "process: start %s: %w", s.SessionID, err)
 	}
 	p := d.params(&s, path, g)
-	l, err := shim.Launch(ctx, d.opt.Shim, shimDir(&s), lock, p, [3]*os.File{})
+	l, err := shim.Launch(ctx, d.opt.Shim, s.Dir, lock, p, [3]*os.File{})
 	if err != nil {
 		d.afterFailedStart(&s, g)
 		return nil, kind(err)
@@ -156,23 +156,16 @@ func lookPath(name string, env []string, dir string) (string, error) {
 	return "", errors.New("no program " + name + " is in PATH (" + path + ") on this node")
 }
 
-// clearEarlier makes sure that nothing of an earlier epoch lives, whose shim was killed and whose end nobody saw, and
-// takes its records away.
+// clearEarlier makes sure that nothing of an earlier epoch lives, whose shim was killed and whose end nobody saw.
 func clearEarlier(ctx context.Context, s *driver.Start) error {
-	dir := shimDir(s)
-	if _, err := shim.ReadExit(dir); err != nil {
-		if run, err := shim.ReadRun(dir); err == nil {
-			if err := sweep(ctx, run); err != nil {
-				return err
-			}
-		}
+	if _, err := shim.ReadExit(s.Dir); err == nil {
+		return nil
 	}
-	for _, name := range []string{shim.ExitName, shim.RunName} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !os.IsNotExist(err) {
-			return err
-		}
+	run, err := shim.ReadRun(s.Dir)
+	if err != nil {
+		return nil // it is the first here
 	}
-	return nil
+	return sweep(ctx, run)
 }
 
 // sweep kills what a session left without a shim, and its cgroups; of another boot there is nothing.
@@ -188,7 +181,7 @@ func sweep(ctx context.Context, run *shim.Run) error {
 
 // afterFailedStart leaves nothing of a session whose start failed half-way.
 func (d *Driver) afterFailedStart(s *driver.Start, g group) {
-	run, err := shim.ReadRun(shimDir(s))
+	run, err := shim.ReadRun(s.Dir)
 	if err != nil {
 		run = &shim.Run{Session: s.SessionID, Epoch: s.Epoch, Cgroup2: g.v2, Cgroup1: g.v1}
 		if len(members(g)) == 0 {
