@@ -21,7 +21,6 @@ type applier struct {
 
 	sessions    overlay[string, session.Session]
 	mailboxes   overlay[string, mailboxRow]
-	messages    overlay[messageKey, session.Message]
 	dead        overlay[LetterKey, deadRow]
 	nodes       overlay[string, Node]
 	tokens      overlay[string, Token]
@@ -30,7 +29,7 @@ type applier struct {
 	names       map[nameKey]string // names taken ("" for freed) by ops not written yet
 
 	events  []*Event
-	queued  []messageKey // messages that became queued
+	queued  []*session.Message // that became queued
 	results []*session.Result
 }
 
@@ -43,7 +42,6 @@ func newApplier(limits *Limits, intern *interner, w, base *memdb.Txn, commands i
 		limits: limits, intern: intern, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
 		sessions:    newOverlay[string, session.Session](tableSessions, idBytes, commands),
 		mailboxes:   newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
-		messages:    newOverlay[messageKey, session.Message](tableMessages, messageKey.bytes, commands),
 		dead:        newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
 		nodes:       newOverlay[string, Node](tableNodes, idBytes, commands),
 		tokens:      newOverlay[string, Token](tableTokens, idBytes, commands),
@@ -121,7 +119,6 @@ func (a *applier) flush() {
 func (a *applier) write() {
 	a.sessions.flush(a.base, a.w)
 	a.mailboxes.flush(a.base, a.w)
-	a.messages.flush(a.base, a.w)
 	a.dead.flush(a.base, a.w)
 	a.nodes.flush(a.base, a.w)
 	a.tokens.flush(a.base, a.w)
@@ -169,10 +166,8 @@ func (a *applier) finish() *Change {
 			c.RemovedNodes = append(c.RemovedNodes, id)
 		}
 	}
-	seen := make(map[messageKey]bool, len(a.queued))
-	for _, k := range a.queued {
-		if m := a.messages.get(nil, k); m != nil && !m.Delivered && !seen[k] {
-			seen[k] = true
+	for _, m := range a.queued {
+		if a.mailboxes.get(a.base, m.SessionID).find(m.Sequence) == m { // it is still as it became
 			c.Messages = append(c.Messages, m)
 		}
 	}

@@ -42,7 +42,7 @@ type loader struct {
 	ops      []setOp
 	mailbox  *mailboxRow // waits for its results
 	events   *eventsRow  // waits for the other events of its entry
-	lastID   string      // of the last message: they come by session
+	mailOf   *mailboxRow // of the last message: they come by session, after all mailboxes
 }
 
 func (l *loader) head(h *clusterv1.SnapshotHeader) {
@@ -102,7 +102,7 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 	case *clusterv1.SnapshotRow_Result:
 		return l.result(resultFromRow(k.Result))
 	case *clusterv1.SnapshotRow_Message:
-		l.message(messageFromRow(k.Message))
+		return l.message(messageFromRow(k.Message))
 	case *clusterv1.SnapshotRow_DeadLetter:
 		l.flushParts()
 		d := deadFromRow(k.DeadLetter, l.intern)
@@ -169,15 +169,23 @@ func (l *loader) result(r *session.Result) error {
 	return nil
 }
 
-func (l *loader) message(m *session.Message) {
-	l.flushParts()
-	if m.SessionID == l.lastID {
-		m.SessionID = l.lastID
+// message hangs a message off its mailbox, which nobody else has seen yet.
+func (l *loader) message(m *session.Message) error {
+	if l.mailOf == nil || l.mailOf.SessionID != m.SessionID {
+		if l.mailOf == nil {
+			l.flushParts()
+			l.commit()
+		}
+		l.mailOf = first[mailboxRow](l.db.Txn(false), tableMailboxes, byID, idBytes(m.SessionID))
 	}
-	l.lastID = m.SessionID
+	if l.mailOf == nil || m.Priority < session.Critical || m.Priority > session.Low || l.mailOf.find(m.Sequence) != nil {
+		return fmt.Errorf("message %d of session %q has priority %d, comes twice, or belongs to no mailbox", m.Sequence, m.SessionID, m.Priority)
+	}
+	m.SessionID = l.mailOf.SessionID
+	l.mailOf.put(m)
 	l.meta.stats.Messages++
 	l.meta.stats.MessageBytes += uint64(len(m.Text))
-	l.insert(tableMessages, m)
+	return nil
 }
 
 func (l *loader) event(e *Event) {
@@ -225,7 +233,7 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 	i := &inspector{sessions: newSessionReader(newInterner())}
 	i.sum.Tables = []Table{
 		atSessions: {Name: tableSessions}, atMailboxes: {Name: tableMailboxes}, atResults: {Name: "results"},
-		atMessages: {Name: tableMessages}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
+		atMessages: {Name: "messages"}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
 		atTokens: {Name: tableTokens}, atIdempotency: {Name: tableIdempotency}, atEvents: {Name: tableEvents},
 	}
 	if err := readSnapshot(r, i); err != nil {

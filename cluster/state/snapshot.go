@@ -124,9 +124,11 @@ func (v *View) persistSessions(f *frameWriter) {
 		}
 		return ok
 	})
-	prefixed(v.txn, tableMessages, nil, func(m *session.Message) bool {
-		return f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}})
-	})
+	for m := range v.AllMessages() {
+		if !f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}}) {
+			return
+		}
+	}
 }
 
 // persistRest writes the other tables.

@@ -16,7 +16,6 @@ const (
 	tableMeta        = "meta"
 	tableSessions    = "sessions"
 	tableMailboxes   = "mailboxes"
-	tableMessages    = "messages"
 	tableDead        = "dead-letters"
 	tableNodes       = "nodes"
 	tableTokens      = "tokens"
@@ -41,21 +40,6 @@ type meta struct {
 	// a restore.
 	idempotency, dead uint64
 	stats             Stats
-}
-
-// mailboxRow is a session's counts with the results of its last turns, in the order of their ends. It exists from the
-// first message on.
-type mailboxRow struct {
-	session.Mailbox
-	results     []*session.Result
-	resultBytes int
-}
-
-// messageKey is a message's place: within a session by priority, then by sequence.
-type messageKey struct {
-	session  string
-	priority session.Priority
-	sequence uint64
 }
 
 // LetterKey names a dead letter.
@@ -92,16 +76,7 @@ type eventsRow struct {
 
 func idBytes(id string) []byte { return []byte(id) }
 
-func (k messageKey) bytes() []byte {
-	b := make([]byte, 0, len(k.session)+10)
-	b = append(b, k.session...)
-	b = append(b, 0, byte(k.priority))
-	return binary.BigEndian.AppendUint64(b, k.sequence)
-}
-
-func keyOf(m *session.Message) messageKey { return messageKey{m.SessionID, m.Priority, m.Sequence} }
-
-// mailboxPrefix is the prefix of the keys of a session's messages, and of its dead letters.
+// mailboxPrefix is the prefix of the keys of a session's dead letters.
 func mailboxPrefix(sessionID string) []byte {
 	b := make([]byte, 0, len(sessionID)+1)
 	return append(append(b, sessionID...), 0)
@@ -157,7 +132,6 @@ func newDB() *memdb.MemDB {
 		tableMeta:      one(tableMeta, func(*meta) []byte { return []byte{1} }),
 		tableSessions:  one(tableSessions, func(s *session.Session) []byte { return idBytes(s.ID) }),
 		tableMailboxes: one(tableMailboxes, func(m *mailboxRow) []byte { return idBytes(m.SessionID) }),
-		tableMessages:  one(tableMessages, func(m *session.Message) []byte { return keyOf(m).bytes() }),
 		tableDead: two(tableDead, func(d *deadRow) []byte { return letterKey(d.letter).bytes() },
 			byNumber, func(d *deadRow) []byte { return numberBytes(d.number) }),
 		tableNodes:       one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
