@@ -15,7 +15,7 @@ import (
 
 // sendMessage puts a message into a session's mailbox.
 func (a *applier) sendMessage(c *clusterv1.SendMessage) Result {
-	key := idempotencyKey{"send/" + c.GetSessionId(), c.GetIdempotencyKey()}
+	key := idempotencyKey{keySend, c.GetSessionId(), c.GetIdempotencyKey()}
 	if known, err := a.seen(key, c.GetRequestHash()); err != nil {
 		return Result{Err: err}
 	} else if known != nil {
@@ -40,6 +40,7 @@ func (a *applier) sendMessage(c *clusterv1.SendMessage) Result {
 	mb.NextSequence++
 	a.enqueue(mb, m)
 	a.mailboxes.put(s.ID, mb)
+	key.owner = s.ID // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, m.Sequence)
 	return Result{Session: s, Sequence: m.Sequence}
 }

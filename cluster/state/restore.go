@@ -19,13 +19,14 @@ const restoreRows = 4096
 // Restore replaces the state by a snapshot's, or changes nothing. Damaged snapshots and those of newer versions are
 // refused. Subscribers are told by a Change with Restored.
 func (s *Store) Restore(r io.Reader) error {
-	l := &loader{db: newDB(), intern: s.intern, sessions: newSessionReader(s.intern)}
+	l := &loader{db: newDB(), intern: s.intern, keys: keyIndex{}, sessions: newSessionReader(s.intern)}
 	if err := readSnapshot(r, l); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
 	l.finish()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.keys = l.keys
 	s.db.Store(l.db)
 	s.feed.publish(&Change{Index: l.meta.index, Time: l.meta.time, Restored: true})
 	return nil
@@ -36,6 +37,7 @@ type loader struct {
 	db       *memdb.MemDB
 	intern   *interner
 	sessions *sessionReader
+	keys     keyIndex
 	meta     meta
 	txn      *memdb.Txn
 	written  int // rows in txn
@@ -119,12 +121,12 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 		l.meta.stats.Tokens++
 		l.insert(tableTokens, tokenFromRow(k.Token, l.intern))
 	case *clusterv1.SnapshotRow_Idempotency:
-		r := idempotencyFromRow(k.Idempotency, l.intern)
-		l.meta.idempotency++
+		r, err := idempotencyFromRow(k.Idempotency, l.intern)
+		if err != nil {
+			return err
+		}
 		l.meta.stats.IdempotencyKeys++
-		r.number = l.meta.idempotency
-		l.set(setIdempotency, "", string(numberBytes(r.number)), string(r.bytes()))
-		l.insert(tableIdempotency, r)
+		l.keys[r.idempotencyKey] = l.meta.keys.push(r)
 	case *clusterv1.SnapshotRow_Event:
 		l.event(eventFromRow(k.Event, l.intern))
 	default:
@@ -234,7 +236,7 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 	i.sum.Tables = []Table{
 		atSessions: {Name: tableSessions}, atMailboxes: {Name: tableMailboxes}, atResults: {Name: "results"},
 		atMessages: {Name: "messages"}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
-		atTokens: {Name: tableTokens}, atIdempotency: {Name: tableIdempotency}, atEvents: {Name: tableEvents},
+		atTokens: {Name: tableTokens}, atIdempotency: {Name: "idempotency"}, atEvents: {Name: tableEvents},
 	}
 	if err := readSnapshot(r, i); err != nil {
 		return Summary{}, fmt.Errorf("inspect: %w", err)

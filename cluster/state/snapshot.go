@@ -142,8 +142,7 @@ func (v *View) persistRest(f *frameWriter) {
 	for t := range v.Tokens() {
 		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Token{Token: tokenToRow(t)}})
 	}
-	for _, key := range (setID{kind: setIdempotency}).all(v.txn) {
-		r := first[idempotencyRow](v.txn, tableIdempotency, byID, []byte(key))
+	for r := range v.meta.keys.all() {
 		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Idempotency{Idempotency: idempotencyToRow(r)}})
 	}
 	prefixed(v.txn, tableEvents, nil, func(r *eventsRow) bool {

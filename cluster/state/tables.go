@@ -13,15 +13,14 @@ import (
 
 // The tables.
 const (
-	tableMeta        = "meta"
-	tableSessions    = "sessions"
-	tableMailboxes   = "mailboxes"
-	tableDead        = "dead-letters"
-	tableNodes       = "nodes"
-	tableTokens      = "tokens"
-	tableIdempotency = "idempotency"
-	tableEvents      = "events"
-	tableSets        = "sets"
+	tableMeta      = "meta"
+	tableSessions  = "sessions"
+	tableMailboxes = "mailboxes"
+	tableDead      = "dead-letters"
+	tableNodes     = "nodes"
+	tableTokens    = "tokens"
+	tableEvents    = "events"
+	tableSets      = "sets"
 )
 
 // The indexes; every table has the first, dead letters have the second too.
@@ -36,10 +35,10 @@ type meta struct {
 	index     uint64
 	time      int64
 	event     uint64 // the last event's number
-	// The last numbers given to idempotency keys and dead letters. They only say which is older, and are given anew by
-	// a restore.
-	idempotency, dead uint64
-	stats             Stats
+	// The last number given to a dead letter. It only says which is older, and is given anew by a restore.
+	dead  uint64
+	keys  keyQueue
+	stats Stats
 }
 
 // LetterKey names a dead letter.
@@ -52,20 +51,6 @@ type LetterKey struct {
 type deadRow struct {
 	letter *session.DeadLetter
 	number uint64
-}
-
-// idempotencyKey names what a client's retry repeats.
-type idempotencyKey struct{ scope, key string }
-
-// idempotencyRow is what a key stood for the first time.
-type idempotencyRow struct {
-	idempotencyKey
-	hash      uint64
-	sessionID string
-	sequence  uint64
-	time      int64
-	index     uint64
-	number    uint64 // its age among all keys
 }
 
 // eventsRow is all events of one log entry.
@@ -87,11 +72,6 @@ func (k LetterKey) bytes() []byte {
 }
 
 func letterKey(d *session.DeadLetter) LetterKey { return LetterKey{d.SessionID, d.Sequence} }
-
-func (k idempotencyKey) bytes() []byte {
-	b := make([]byte, 0, len(k.scope)+1+len(k.key))
-	return append(append(append(b, k.scope...), 0), k.key...)
-}
 
 func numberBytes(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n) }
 
@@ -134,11 +114,10 @@ func newDB() *memdb.MemDB {
 		tableMailboxes: one(tableMailboxes, func(m *mailboxRow) []byte { return idBytes(m.SessionID) }),
 		tableDead: two(tableDead, func(d *deadRow) []byte { return letterKey(d.letter).bytes() },
 			byNumber, func(d *deadRow) []byte { return numberBytes(d.number) }),
-		tableNodes:       one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
-		tableTokens:      one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
-		tableIdempotency: one(tableIdempotency, func(r *idempotencyRow) []byte { return r.bytes() }),
-		tableEvents:      one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
-		tableSets:        one(tableSets, func(c *chunk) []byte { return c.bytes() }),
+		tableNodes:  one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
+		tableTokens: one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
+		tableEvents: one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
+		tableSets:   one(tableSets, func(c *chunk) []byte { return c.bytes() }),
 	}})
 	if err != nil {
 		panic(fmt.Sprintf("state: the schema is wrong: %v", err)) // a defect of this file
