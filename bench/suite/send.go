@@ -7,6 +7,7 @@ package suite
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/neolith/orchestrator/bench/load"
 	"github.com/neolith/orchestrator/bench/measure"
@@ -67,6 +68,9 @@ func (b *Bench) Send(ctx context.Context) ([]*measure.Figure, error) {
 	var out []*measure.Figure
 	for i, c := range sendCases {
 		f := figures[i]
+		if !b.wanted(c.name) {
+			continue
+		}
 		f.rate.Note = fmt.Sprintf("processor time a message: %.0f µs in the three servers and %.0f µs in the load generator; raft %.0f µs%s",
 			f.servers.Median(), f.generator.Median(), f.raw.Median(), f.note)
 		if c.callers == 1 {
@@ -99,10 +103,13 @@ func (b *Bench) sendRun(ctx context.Context, figures []*sendFigures) error {
 	defer raw.Stop()
 	last := map[int]limit{}
 	for _, plain := range []bool{false, true} {
+		if !slices.ContainsFunc(sendCases, func(sc sendCase) bool { return sc.plain == plain && b.wanted(sc.name) }) {
+			continue
+		}
 		err := b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Plain: plain}, func(c *testbed.Cluster) error {
 			return helper(load.Role, func(h *testbed.Helper) error {
 				for i, sc := range sendCases {
-					if sc.plain != plain {
+					if sc.plain != plain || !b.wanted(sc.name) {
 						continue
 					}
 					l, known := last[sc.callers]
@@ -169,7 +176,7 @@ func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Hel
 	}
 	var s measure.Summary
 	var m *cpuMeter
-	err = b.profiled(ctx, c, fmt.Sprintf("send-%d-%s", sc.callers, sc.form), b.o.Warm+b.o.Length, func() error {
+	err = b.profiled(ctx, c, "send-"+slug(sc.name), b.o.Warm+b.o.Length, func() error {
 		m = meter(serverPIDs(c))
 		return h.Ask(ctx, "send", load.SendArgs{
 			Sessions: spawned.IDs, Callers: sc.callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: sc.form,

@@ -32,7 +32,7 @@ func noSession(id string) error {
 func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 	spec := pbconv.SpecFromProto(c.GetSpec())
 	spec.Normalize()
-	key := idempotencyKey{"spawn/" + spec.Namespace, c.GetIdempotencyKey()}
+	key := idempotencyKey{keySpawn, spec.Namespace, c.GetIdempotencyKey()}
 	if known, err := a.seen(key, c.GetRequestHash()); err != nil {
 		return Result{Err: err}
 	} else if known != nil {
@@ -71,6 +71,7 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 	}
 	a.sessions.add(s.ID, s)
 	a.account(nil, s)
+	key.owner = s.Spec.Namespace // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, 0)
 	return Result{Session: s}
 }

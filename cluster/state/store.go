@@ -29,7 +29,8 @@ type Result struct {
 type Store struct {
 	limits Limits
 	db     atomic.Pointer[memdb.MemDB]
-	intern *interner // of the goroutine that applies
+	intern *interner // of the goroutine that applies, as is keys
+	keys   keyIndex
 
 	// mu makes a commit and its publication one step for those who subscribe.
 	mu   sync.Mutex
@@ -38,7 +39,7 @@ type Store struct {
 
 // New returns an empty state. Limits must be the same on every server; see DefaultLimits.
 func New(limits Limits) *Store {
-	s := &Store{limits: limits, intern: newInterner()}
+	s := &Store{limits: limits, intern: newInterner(), keys: keyIndex{}}
 	s.feed.limits(limits.FeedChanges, limits.FeedBytes)
 	db := newDB()
 	txn := db.Txn(true)
@@ -59,7 +60,7 @@ func (s *Store) Index() uint64 { return s.View().Index() }
 func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	results := make([]Result, len(b.GetCommands()))
 	db := s.db.Load()
-	a := newApplier(&s.limits, s.intern, db.Txn(true), db.Txn(false), len(results))
+	a := newApplier(&s.limits, s.intern, s.keys, db.Txn(true), db.Txn(false), len(results))
 	if index <= a.meta.index {
 		a.w.Abort()
 		for i := range results {
