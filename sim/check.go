@@ -217,6 +217,36 @@ func (w *World) CheckQuiet() {
 	}
 }
 
+// quietFor is how long it must have been quiet for nothing to be on its way: a node that has just linked reports what
+// became of its sessions.
+const quietFor = 5 * time.Second
+
+// settled returns a function that says what is on its way; empty once it has been quiet for long.
+func (w *World) settled() func() string {
+	var since time.Time
+	var index uint64
+	return func() string {
+		why := w.quiet()
+		l := w.leading()
+		if why != "" || l == nil || l.store.Index() != index {
+			since = time.Time{}
+			if l != nil {
+				index = l.store.Index()
+			}
+		}
+		switch {
+		case why != "":
+			return why
+		case since.IsZero():
+			since = time.Now()
+		}
+		if time.Since(since) >= quietFor {
+			return ""
+		}
+		return "it has only just become quiet"
+	}
+}
+
 // quiet reports whether nothing is on its way: one leader, all servers at one index, every session at rest. When not, it
 // says what is.
 func (w *World) quiet() string {

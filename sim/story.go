@@ -278,7 +278,7 @@ func (t *teller) wait(args []string) error {
 			return ""
 		}
 	case "quiet":
-		missing = t.w.quiet
+		missing = t.w.settled()
 	default:
 		if len(args) < 2 {
 			return fmt.Errorf("wait %s: for which phase?", args[0])
