@@ -194,7 +194,8 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 	if o := r.status().want; o.strength > orderNone {
 		return nil, r.neverRan(o.exit)
 	}
-	if !r.lease.held() {
+	startBy := r.lease.deadline.Load()
+	if int64(r.lease.now()) >= startBy {
 		return nil, r.neverRan(session.Exit{Cause: session.CauseLost, Message: "the node's lease lapsed before the session was started"})
 	}
 	began := time.Now()
@@ -202,6 +203,7 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 		return nil, failed(err)
 	}
 	s := r.start()
+	s.StartBy = startBy
 	env, err := environment(r.id, r.nodeName, s.Dir+"/"+workspaceDir, r.epoch, r.spec, r.secretsDir)
 	if err != nil {
 		return nil, failed(err)
@@ -213,6 +215,9 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 	proc, err := r.drivers[r.spec.Type].Start(startCtx, s)
 	if err != nil {
 		r.metrics.startFailures.Inc()
+		if int64(r.lease.now()) >= startBy {
+			return nil, r.neverRan(session.Exit{Cause: session.CauseLost, Message: "the node's lease lapsed while the session was being started: " + oneLine(err)})
+		}
 		return nil, failed(err)
 	}
 	r.metrics.startSeconds.Observe(time.Since(began).Seconds())

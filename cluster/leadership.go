@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -13,6 +14,15 @@ import (
 
 // barrierTimeout bounds the wait for a new leader's own state to catch up with its log.
 const barrierTimeout = 2 * time.Minute
+
+// transferStuck is longer than any transfer of the leadership lasts that does not hang: until its request times out.
+const transferStuck = transportTimeout + 2*time.Second
+
+// ErrTransferHangs is given to Options.Fatal.
+var ErrTransferHangs = errors.New("a transfer of the leadership hangs inside raft")
+
+// barrierRetry is how soon it is tried again.
+const barrierRetry = 100 * time.Millisecond
 
 // Leader is who leads, as far as this server knows.
 type Leader struct {
@@ -52,14 +62,26 @@ func (w *leaderWatch) set(l Leader) {
 // lead runs the duties as long as raft says that this server leads. Its caller waits for it.
 func (n *Node) lead(ctx context.Context) {
 	defer n.log.Info("leadership ended", "term", n.raft.CurrentTerm())
+	began := n.opts.Now()
 	for {
 		err := n.raft.Barrier(barrierTimeout).Error()
 		if err == nil {
 			break
 		}
-		n.log.Warn("barrier of a new leader failed", "error", err)
-		if ctx.Err() != nil || errors.Is(err, raft.ErrRaftShutdown) || n.raft.State() != raft.Leader {
+		if errors.Is(err, raft.ErrLeadershipTransferInProgress) && n.opts.Now().Sub(began) > transferStuck {
+			// A transfer of an earlier term can hang for ever (hashicorp/raft#696), and its server refuses every write from
+			// then on, also when it leads again. Nothing but a new start ends that.
+			n.opts.Fatal(fmt.Errorf("%w: %w; start this server again", ErrTransferHangs, err))
 			return
+		}
+		n.log.Warn("barrier of a new leader failed", "error", err)
+		if errors.Is(err, raft.ErrRaftShutdown) || n.raft.State() != raft.Leader {
+			return
+		}
+		select { // it is refused at once while the leadership is being transferred
+		case <-ctx.Done():
+			return
+		case <-time.After(barrierRetry):
 		}
 	}
 	term := n.raft.CurrentTerm()

@@ -77,8 +77,7 @@ func (r *reign) proposePlace(s *session.Session, p *router.Placement) {
 			err = results[0].Err
 		}
 		if err != nil {
-			r.opts.Router.Release(p)
-			r.placeDirty = true
+			r.opts.Router.Release(p) // the next tick tries again: a log that refuses at once would be asked without pause
 			r.log.Debug("a placement was not committed", "session", s.ID, "error", err)
 			return
 		}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/cluster/state"
-	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -24,14 +23,27 @@ const syncGrace = 15 * time.Second
 
 // Check looks at everything that can be looked at from outside.
 func (w *World) Check() {
-	i := w.freshest()
-	if i == nil {
+	v := w.truth()
+	if v == nil {
 		return
 	}
-	v := i.store.View()
 	w.checkTrees(v)
 	w.checkAcknowledged(v)
 	w.checkMailboxes(v)
+}
+
+// truth is a state that holds everything that was acknowledged: that of the leader. nil when nobody leads, or only one who
+// does not know that there was a later leader.
+func (w *World) truth() *state.View {
+	i := w.leading()
+	if i == nil {
+		return nil
+	}
+	l, _ := i.node.Leader()
+	if !l.Self || l.Term < w.client.latestTerm() {
+		return nil
+	}
+	return i.store.View()
 }
 
 // checkTrees: nothing lives on a node that is called lost (1); what is not desired goes soon (4), and at the latest with
@@ -60,7 +72,7 @@ func (w *World) checkTrees(v *state.View) {
 				w.ghosts[g] = now
 				continue
 			}
-			l := leader.DefaultLease()
+			l := w.opts.Lease
 			if limit := max(syncGrace, l.Duration+l.Margin); now.Sub(since) > limit {
 				w.fail("an orphan: session %s runs on %s at epoch %d, and since %s that is not desired: %s", id, node, o.epoch, stamp(since), describe(s))
 			}
@@ -208,7 +220,7 @@ func (w *World) CheckQuiet() {
 // quiet reports whether nothing is on its way: one leader, all servers at one index, every session at rest. When not, it
 // says what is.
 func (w *World) quiet() string {
-	l := w.leader()
+	l := w.leading()
 	if l == nil || len(w.leaders()) != 1 {
 		return "no single leader"
 	}

@@ -35,6 +35,7 @@ type client struct {
 	sessions map[string]*spawned // by the name that stories use
 	order    []string
 	keys     int
+	term     uint64 // the latest in which somebody was told something
 	wait     sync.WaitGroup
 }
 
@@ -95,6 +96,8 @@ func (c *client) attempt(ctx context.Context, op func(context.Context, *gateway.
 	if i == nil {
 		return false, fault.New(fault.Unavailable, "no server leads")
 	}
+	l, _ := i.node.Leader()
+	term := l.Term
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	ctx = auth.NewContext(ctx, auth.Identity{Name: spawnActor, Role: auth.Admin})
@@ -102,7 +105,17 @@ func (c *client) attempt(ctx context.Context, op func(context.Context, *gateway.
 	if i.ctx.Err() != nil || c.w.net.chance(c.w.net.losing()) {
 		return false, fault.New(fault.Unavailable, "the answer was lost")
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.term = max(c.term, term)
 	return true, err
+}
+
+// latestTerm is the latest in which somebody was told something.
+func (c *client) latestTerm() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.term
 }
 
 func (n *network) losing() float64 {

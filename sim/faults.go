@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // faultVerb returns what does a fault; nil when the verb is none.
@@ -16,7 +17,11 @@ func (t *teller) faultVerb(verb string) func(args []string) error {
 			if len(args) == 0 {
 				return fmt.Errorf("%s: whom?", verb)
 			}
-			id, err := t.who(args[0])
+			name, optional := strings.CutSuffix(args[0], "?")
+			id, err := t.who(name)
+			if err != nil && optional {
+				return nil
+			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", verb, err)
 			}

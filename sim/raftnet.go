@@ -14,6 +14,9 @@ import (
 // raftPatience is how long a request waits for a line to be mended, as that of the real transport.
 const raftPatience = 10 * time.Second
 
+// handlePatience is how long the other end may take to handle it; ten times that for a snapshot.
+const handlePatience = time.Second
+
 // raftTransport is one server's.
 type raftTransport struct {
 	*raft.InmemTransport
@@ -33,7 +36,7 @@ type raftNetwork struct {
 func (n *raftNetwork) join(ctx context.Context, id string) *raftTransport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, t := raft.NewInmemTransportWithTimeout(raft.ServerAddress(id), raftPatience)
+	_, t := raft.NewInmemTransportWithTimeout(raft.ServerAddress(id), handlePatience)
 	for other, o := range n.all {
 		if other != id {
 			o.Connect(raft.ServerAddress(id), t)

@@ -4,6 +4,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -84,7 +85,7 @@ func (s *server) start() error {
 	}
 	later := &proposals{}
 	i.leader = leader.New(leader.Options{
-		ServerID: s.id, Lease: leader.DefaultLease(), Retention: retention, Log: later, State: i.store, Hub: i.hub, Router: route,
+		ServerID: s.id, Lease: s.w.opts.Lease, Retention: retention, Log: later, State: i.store, Hub: i.hub, Router: route,
 		LinkAddresses: func() []string { return nil }, Now: time.Now, Logger: log,
 	})
 	i.node, err = cluster.Open(cluster.Options{
@@ -92,7 +93,7 @@ func (s *server) start() error {
 		Servers: s.w.configuration(), Timings: timings(), SnapshotEvery: snapshotEvery, TrailingLogs: trailingLogs,
 		State: i.store, Lead: func(ctx context.Context, term uint64) { s.lead(ctx, i, term) },
 		Stats: func(context.Context, string) (cluster.ServerStats, error) { return cluster.ServerStats{}, nil },
-		Fatal: func(err error) { s.w.fail("server %s must not go on: %v", s.id, err) },
+		Fatal: func(err error) { s.fatal(err) },
 		Now:   time.Now, Logger: log, HCLog: hclogger.New(log, ""),
 		Transport: s.w.raft.join(i.ctx, s.id), Log: s.log, Stable: s.stable, Snapshots: s.snaps,
 	})
@@ -114,6 +115,26 @@ func (s *server) start() error {
 	s.inst, s.ended = i, make(chan struct{})
 	s.mu.Unlock()
 	return nil
+}
+
+// fatal is what a supervisor does when the process ends itself: it starts it again. There is one reason to.
+func (s *server) fatal(err error) {
+	if !errors.Is(err, cluster.ErrTransferHangs) {
+		s.w.fail("server %s must not go on: %v", s.id, err)
+		return
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if s.w.closed {
+		return
+	}
+	s.w.client.background(func() {
+		s.kill()
+		time.Sleep(time.Second)
+		if err := s.start(); err != nil {
+			s.w.fail("server %s was not started again: %v", s.id, err)
+		}
+	})
 }
 
 // proposals lets the leader be built before the node that it proposes to.

@@ -1,6 +1,6 @@
 // Stories: what happens to a world, as text, one thing a line.
 //
-//	cluster servers=3 nodes=3 turn=100ms        the first line; these are the defaults, but for turn=0s
+//	cluster servers=3 nodes=3 turn=0s lease=12s the first line, with the defaults
 //	spawn NAME [restart=always] [command=fail-start]
 //	send NAME COUNT [critical|high|normal|low]  messages, one after the other
 //	say NAME TEXT…                              one message; package fake says what the words mean
@@ -26,7 +26,7 @@
 //	check quiet                                 what must hold when nothing is on its way
 //
 // WHO is a server's or a node's name, or leader, follower (one that is not the leader), or holder:NAME for the node where a
-// session runs.
+// session runs. With a question mark behind it, nothing is done when there is nobody.
 
 package sim
 
@@ -40,6 +40,7 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -134,6 +135,10 @@ func (o *Options) configure(lines *[]string) error {
 				o.Nodes, err = strconv.Atoi(value)
 			case "turn":
 				o.TurnTime, err = time.ParseDuration(value)
+			case "lease":
+				var d time.Duration
+				d, err = time.ParseDuration(value)
+				o.Lease = leader.Lease{Duration: d, Margin: d / 6, Renew: d / 4, Heartbeat: 10 * time.Second, Offline: time.Minute}
 			default:
 				err = fmt.Errorf("%q is no property of a cluster", key)
 			}
@@ -267,7 +272,7 @@ func (t *teller) wait(args []string) error {
 	switch args[0] {
 	case "leader":
 		missing = func() string {
-			if t.w.leader() == nil {
+			if t.w.leading() == nil {
 				return "nobody leads"
 			}
 			return ""
@@ -384,13 +389,13 @@ func duration(args []string, at int, otherwise time.Duration) (time.Duration, er
 func (t *teller) who(name string) (string, error) {
 	switch {
 	case name == "leader":
-		l := t.w.leader()
+		l := t.w.leading()
 		if l == nil {
 			return "", fmt.Errorf("nobody leads")
 		}
 		return l.id, nil
 	case name == "follower":
-		l := t.w.leader()
+		l := t.w.leading()
 		for _, s := range t.w.servers {
 			if i := s.running(); i != nil && (l == nil || i.id != l.id) {
 				return s.id, nil
@@ -411,7 +416,7 @@ func (t *teller) who(name string) (string, error) {
 
 // transfer hands the leadership over.
 func (t *teller) transfer(context.Context) error {
-	l := t.w.leader()
+	l := t.w.leading()
 	if l == nil {
 		return nil
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/neolith/orchestrator/leader"
 )
 
 // Options say what world to make.
@@ -18,6 +20,8 @@ type Options struct {
 	Seed           uint64
 	// Dir is an empty directory for the agents' data.
 	Dir string
+	// Lease is the nodes' lease; leader.DefaultLease when its Duration is 0.
+	Lease leader.Lease
 	// TurnTime is how long a session works on a message.
 	TurnTime time.Duration
 	// Log gets everything that the parts say; nil for nothing.
@@ -38,6 +42,7 @@ type World struct {
 
 	mu       sync.Mutex
 	failures []string
+	closed   bool
 	line     string // of the story
 }
 
@@ -45,6 +50,9 @@ type World struct {
 func New(o Options) (*World, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Lease.Duration == 0 {
+		o.Lease = leader.DefaultLease()
 	}
 	w := &World{opts: o, log: o.Log, net: newNetwork(o.Seed), ghosts: map[ghost]time.Time{}}
 	w.raft = &raftNetwork{net: w.net, all: map[string]*raft.InmemTransport{}}
@@ -76,13 +84,16 @@ func New(o Options) (*World, error) {
 // Close ends everything and waits for it.
 func (w *World) Close() {
 	w.net.change(func() { w.net.frozen = map[string]time.Time{} })
+	w.client.wait.Wait()
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
 	for _, n := range w.nodes {
 		n.kill()
 	}
 	for _, s := range w.servers {
 		s.kill()
 	}
-	w.client.wait.Wait()
 	for _, n := range w.nodes {
 		<-n.ended
 		n.machine.Close()
@@ -178,12 +189,13 @@ func (w *World) pickLeader() *instance {
 	return all[w.net.rand.IntN(len(all))]
 }
 
-// leader is the one with the highest term; nil when nobody leads.
-func (w *World) leader() *instance {
+// leading is the one with the highest term; nil when nobody leads.
+func (w *World) leading() *instance {
 	var best *instance
+	var highest uint64
 	for _, i := range w.leaders() {
-		if best == nil || i.node.Term() > best.node.Term() {
-			best = i
+		if l, _ := i.node.Leader(); l.Term > highest {
+			best, highest = i, l.Term
 		}
 	}
 	return best

@@ -50,6 +50,9 @@ type Start struct {
 	OutputBase uint64
 	// LeaseFile holds the node's lease; see package lease.
 	LeaseFile string
+	// StartBy is when the lease ends under which the start was ordered, in nanoseconds of CLOCK_BOOTTIME; 0 for no bound.
+	// The process is not started after it, whatever lease the node has by then: the session may be elsewhere.
+	StartBy int64
 }
 
 // Input is one message to a session.

@@ -82,7 +82,8 @@
 //	14 total bytes of the log           42 ended at, Unix ns
 //	15 cgroup v2 directory              43 last line before the oldest input of tag 25
 //	16 cgroup v1 directory (repeated)   44 sequence of the last input
-//	20 main process's pid               45 boot id
+//	17 start by, ns of boot time        45 boot id
+//	20 main process's pid
 //	21 its start time, clock ticks      46 shim's pid
 //	   since boot                       47 shim's start time
 //	22 started at, Unix ns              50 exit record: fields 1 2 23 24 34 35 40–45

@@ -58,6 +58,7 @@ const (
 	tagTotalBytes   tag = 14
 	tagCgroup2      tag = 15
 	tagCgroup1      tag = 16
+	tagStartBy      tag = 17
 	tagPID          tag = 20
 	tagStartTime    tag = 21
 	tagStarted      tag = 22

@@ -89,6 +89,10 @@ func setUp(control *conn, first frame) (*session, *Error) {
 		}
 		s.run0.FirstLine = s.log.Last() + 1
 	}
+	// A lease that the node was given since was not given for this start: the session may be elsewhere by now.
+	if p.StartBy != 0 && lease.Now() >= p.StartBy {
+		return nil, refuse(CodeLapsed, "the lease under which the start was ordered has ended")
+	}
 	if s.child, err = startChild(p); err != nil {
 		return nil, refuse(CodeStartFailed, "%v", err)
 	}

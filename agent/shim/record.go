@@ -37,6 +37,8 @@ type Params struct {
 	Dir     string // the working directory
 	LogDir  string
 	Lease   string // the node's lease file
+	// StartBy is the end of the lease under which the start was ordered, ns of CLOCK_BOOTTIME; 0 for no bound.
+	StartBy int64
 	Base    uint64 // the last output line of earlier epochs
 	// Terminal gives the process a terminal instead of pipes.
 	Terminal      bool
@@ -64,6 +66,7 @@ func (p *Params) encode() []byte {
 	f.str(tagDir, p.Dir)
 	f.str(tagLogDir, p.LogDir)
 	f.str(tagLease, p.Lease)
+	f.num(tagStartBy, uint64(p.StartBy))
 	f.num(tagBase, p.Base)
 	var flags uint64
 	if p.Terminal {
@@ -103,6 +106,8 @@ func decodeParams(b []byte) (*Params, error) {
 			p.LogDir = string(v)
 		case tagLease:
 			p.Lease = string(v)
+		case tagStartBy:
+			p.StartBy = int64(num(v))
 		case tagBase:
 			p.Base = num(v)
 		case tagFlags:

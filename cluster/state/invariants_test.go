@@ -39,6 +39,12 @@ func checkInvariants(t fataler, v *View) {
 				t.Fatalf("by name %v: %v", key, got)
 			}
 		}
+		if s.Phase.Ended() && s.Spec.Name != "" {
+			last := v.LastSessionByName(s.Spec.Namespace, s.Spec.Name)
+			if last == nil || last.Spec.Name != s.Spec.Name || last.EndTime < s.EndTime {
+				t.Fatalf("last by name %s: %v, and %s ended at %d", s.Spec.Name, last, s.ID, s.EndTime)
+			}
+		}
 		if s.Phase.HoldsNode() {
 			h := nodes[s.NodeID]
 			nodes[s.NodeID] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}

@@ -157,6 +157,9 @@ func (l *loader) session(b []byte, _ int) error {
 	if st.ended != "" {
 		l.set(setEnded, "", st.ended, s.ID)
 	}
+	if st.endedName != "" {
+		l.set(setEndedNames, s.Spec.Namespace, st.endedName, s.ID)
+	}
 	l.insert(tableSessions, s)
 	return nil
 }

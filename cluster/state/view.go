@@ -56,6 +56,18 @@ func (v *View) SessionByName(namespace, name string) *session.Session {
 	return v.Session(id)
 }
 
+// LastSessionByName returns the session that had the name and ended last; nil when none is kept.
+func (v *View) LastSessionByName(namespace, name string) *session.Session {
+	if name == "" {
+		return nil
+	}
+	id, ok := setID{setEndedNames, namespace}.lastWith(v.txn, name+"\x00")
+	if !ok {
+		return nil
+	}
+	return v.Session(id)
+}
+
 // SessionsByPrefix returns up to limit sessions whose ids begin so, by id.
 func (v *View) SessionsByPrefix(prefix string, limit int) []*session.Session {
 	var found []*session.Session

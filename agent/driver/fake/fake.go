@@ -236,6 +236,9 @@ func (d *Driver) Start(ctx context.Context, s driver.Start) (driver.Process, err
 	if m.deadline <= m.Now() {
 		return nil, fault.New(fault.Aborted, "fake: start %s: no lease is held", s.SessionID)
 	}
+	if s.StartBy != 0 && m.Now() >= s.StartBy {
+		return nil, fault.New(fault.Aborted, "fake: start %s: the lease under which it was ordered has ended", s.SessionID)
+	}
 	m.pid++
 	t := &tree{m: m, s: s, pid: m.pid, last: s.OutputBase, given: make(map[uint64]bool)}
 	if before != nil { // the same directory: its log goes on

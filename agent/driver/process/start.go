@@ -88,7 +88,7 @@ func check(s *driver.Start) error {
 func (d *Driver) params(s *driver.Start, path string, g group) *shim.Params {
 	return &shim.Params{
 		Session: s.SessionID, Epoch: s.Epoch, Args: append([]string{path}, s.Spec.Command[1:]...), Env: environment(s),
-		Dir: workspace(s), LogDir: LogDir(s.Dir), Lease: s.LeaseFile, Base: s.OutputBase,
+		Dir: workspace(s), LogDir: LogDir(s.Dir), Lease: s.LeaseFile, StartBy: s.StartBy, Base: s.OutputBase,
 		Terminal: s.Spec.Protocol == session.ProtocolRaw, FlushIdle: min(flushIdleMax, turnIdle(s.Spec)/2),
 		SegmentBytes: d.opt.LogSegmentBytes, TotalBytes: d.opt.LogTotalBytes, Cgroup2: g.v2, Cgroup1: g.v1,
 	}

@@ -1,0 +1,6 @@
+//go:build race
+
+package sim
+
+// defaultRuns is fewer under the race detector, which makes everything some ten times slower.
+const defaultRuns = 6
