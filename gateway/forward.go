@@ -161,22 +161,26 @@ func isLocal(method string, req any) bool {
 
 // leader returns a connection to the leader, nil when this server leads. It waits for one a little.
 func (f *forwarder) leader(ctx context.Context) (*grpc.ClientConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, leaderWait)
-	defer cancel()
+	var give context.Context // up, when there is no leader
 	for {
 		l, changed := f.node.Leader()
 		if l.Self && l.Ready {
 			return nil, nil
 		}
 		if !l.Self && l.Address != "" {
-			if md, ok := metadata.FromIncomingContext(ctx); ok && len(md.Get(forwardedKey)) > 0 {
+			if len(metadata.ValueFromIncomingContext(ctx, forwardedKey)) > 0 {
 				return nil, fault.New(fault.Unavailable, "the leader has just changed; ask again").WithRetry(200 * time.Millisecond)
 			}
 			return f.peers.Conn(l.Address)
 		}
+		if give == nil {
+			var cancel context.CancelFunc
+			give, cancel = context.WithTimeout(ctx, leaderWait)
+			defer cancel()
+		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
+		case <-give.Done():
 			return nil, fault.New(fault.Unavailable, "the cluster has no leader now; see `orchctl cluster members`, and try again").WithRetry(time.Second)
 		}
 	}

@@ -27,7 +27,7 @@ func (s *Store) Restore(r io.Reader) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys = l.keys
-	s.db.Store(l.db)
+	s.publish(l.db)
 	s.feed.publish(&Change{Index: l.meta.index, Time: l.meta.time, Restored: true})
 	return nil
 }

@@ -29,7 +29,8 @@ type Result struct {
 type Store struct {
 	limits Limits
 	db     atomic.Pointer[memdb.MemDB]
-	intern *interner // of the goroutine that applies, as is keys
+	view   atomic.Pointer[View] // of what db holds
+	intern *interner            // of the goroutine that applies, as is keys
 	keys   keyIndex
 
 	// mu makes a commit and its publication one step for those who subscribe.
@@ -45,12 +46,18 @@ func New(limits Limits) *Store {
 	txn := db.Txn(true)
 	must(txn.Insert(tableMeta, &meta{}))
 	txn.Commit()
-	s.db.Store(db)
+	s.publish(db)
 	return s
 }
 
+// publish makes the tables those that readers see.
+func (s *Store) publish(db *memdb.MemDB) {
+	s.db.Store(db)
+	s.view.Store(newView(db.Txn(false)))
+}
+
 // View returns the state as it is now.
-func (s *Store) View() *View { return newView(s.db.Load().Txn(false)) }
+func (s *Store) View() *View { return s.view.Load() }
 
 // Index returns the index of the last entry that was applied, 0 for none.
 func (s *Store) Index() uint64 { return s.View().Index() }
@@ -77,6 +84,7 @@ func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.w.Commit()
+	s.publish(db)
 	s.feed.publish(change)
 	return results
 }
