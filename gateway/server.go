@@ -128,7 +128,7 @@ func (g *guard) identify(ctx context.Context) (auth.Identity, error) {
 		if p, ok := peer.FromContext(ctx); ok {
 			if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
 				if id, ok := auth.PeerIdentity(&info.State); ok {
-					return id, nil
+					return onBehalf(ctx, id), nil
 				}
 			}
 		}
