@@ -1,17 +1,17 @@
-// The proposer: what shares an entry, in which order answers come, and what each failure means to a caller.
+// What the proposer promises: entries are shared, order is kept, bounds hold, and every caller gets its own answer.
 
 package cluster
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -19,250 +19,226 @@ import (
 	"github.com/neolith/orchestrator/internal/fault"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// entry is a log entry that the fake log was given; it is committed when the test says so.
-type entry struct {
+// entryFuture is an entry on its way: done when somebody says so.
+type entryFuture struct {
+	raft.ApplyFuture
 	batch *clusterv1.Batch
-	done  chan struct{}
+	done  chan error
 	err   error
+	given bool
 }
 
-func (e *entry) Error() error  { <-e.done; return e.err }
-func (e *entry) Index() uint64 { return 0 }
-func (e *entry) Response() any {
-	results := make([]state.Result, len(e.batch.GetCommands()))
-	for i, c := range e.batch.GetCommands() {
-		results[i].Sequence = uint64(c.GetSetPendingReason().GetEpoch())
+func (f *entryFuture) Error() error {
+	if !f.given {
+		f.err, f.given = <-f.done, true
 	}
-	return results
+	return f.err
 }
 
-// fakeLog keeps the entries that it was given.
+// Response names each command by its session's id, so that a caller can tell its answers from others'.
+func (f *entryFuture) Response() any {
+	var out []state.Result
+	for i := range f.batch.GetCommands() {
+		out = append(out, state.Result{Sequence: uint64(i), Err: errors.New(f.batch.GetCommands()[i].GetRemoveSession().GetSessionId())})
+	}
+	return out
+}
+
+// fakeLog takes entries in place of raft.
 type fakeLog struct {
+	t       *testing.T
 	mu      sync.Mutex
-	entries []*entry
+	entries []*entryFuture
+	auto    bool // entries are done at once
+}
+
+// release ends every entry, and those to come.
+func (l *fakeLog) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.auto = true
+	for _, e := range l.entries {
+		select {
+		case e.done <- nil:
+		default: // it has ended
+		}
+	}
 }
 
 func (l *fakeLog) apply(data []byte) raft.ApplyFuture {
-	e := &entry{batch: &clusterv1.Batch{}, done: make(chan struct{})}
-	if err := proto.Unmarshal(data, e.batch); err != nil {
-		panic(err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := &entryFuture{batch: &clusterv1.Batch{}, done: make(chan error, 1)}
+	if err := proto.Unmarshal(data, f.batch); err != nil {
+		l.t.Errorf("an entry that cannot be decoded: %v", err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.entries = append(l.entries, e)
-	return e
+	if l.auto {
+		f.done <- nil
+	}
+	l.entries = append(l.entries, f)
+	return f
 }
 
-func (l *fakeLog) at(i int) *entry {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.entries[i]
+func named(id string) *clusterv1.Command {
+	return &clusterv1.Command{Kind: &clusterv1.Command_RemoveSession{RemoveSession: &clusterv1.RemoveSession{SessionId: id}}}
 }
 
-func (l *fakeLog) len() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.entries)
-}
-
-// numbered is a command that can be told from others.
-func numbered(n int) *clusterv1.Command {
-	return &clusterv1.Command{Kind: &clusterv1.Command_SetPendingReason{SetPendingReason: &clusterv1.SetPendingReason{Epoch: uint32(n)}}}
-}
-
-func inBubble(t *testing.T, f func(t *testing.T, l *fakeLog, p *proposer)) {
-	t.Helper()
+func TestProposalsShareEntriesInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &fakeLog{}
+		l := &fakeLog{t: t}
 		p := newProposer(l.apply, time.Now)
-		f(t, l, p)
-		for i := range l.len() {
-			if e := l.at(i); !closed(e.done) {
-				close(e.done)
+		const n = 300
+		var order []int
+		propose := func(i int) {
+			commands := []*clusterv1.Command{named(fmt.Sprint(i, "a")), named(fmt.Sprint(i, "b"))}
+			err := p.proposeAsync(commands, func(r []state.Result, err error) {
+				order = append(order, i)
+				if err != nil || len(r) != 2 || r[0].Err.Error() != fmt.Sprint(i, "a") || r[1].Err.Error() != fmt.Sprint(i, "b") {
+					t.Errorf("proposal %d got %v, %v", i, r, err)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range n {
+			propose(i)
+			if i < maxEntriesInFlight+1 {
+				synctest.Wait() // so that each of the first gets an entry of its own
+			}
+		}
+		synctest.Wait()
+		if got := len(l.entries); got != maxEntriesInFlight+1 {
+			t.Fatalf("%d entries were handed to raft, want %d on their way and one waiting for room", got, maxEntriesInFlight+1)
+		}
+		for i := 0; i < len(l.entries); i++ {
+			l.entries[i].done <- nil
+			synctest.Wait()
+		}
+		if got := len(l.entries); got != maxEntriesInFlight+2 {
+			t.Errorf("%d entries for %d proposals, want the rest to share one", got, n)
+		}
+		if len(order) != n {
+			t.Fatalf("%d of %d proposals were answered", len(order), n)
+		}
+		for i, got := range order {
+			if got != i {
+				t.Fatalf("answer %d is that of proposal %d", i, got)
 			}
 		}
 		p.close()
 	})
 }
 
-func closed(c chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-func TestALoneCommandLeavesAtOnce(t *testing.T) {
-	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
-		var got []state.Result
-		go func() { got, _ = p.propose(t.Context(), []*clusterv1.Command{numbered(7)}) }()
-		synctest.Wait()
-		if l.len() != 1 || len(l.at(0).batch.GetCommands()) != 1 || l.at(0).batch.GetTime() != time.Now().UnixNano() {
-			t.Fatalf("%d entries after one command", l.len())
-		}
-		close(l.at(0).done)
-		synctest.Wait()
-		if len(got) != 1 || got[0].Sequence != 7 {
-			t.Errorf("results %v", got)
-		}
-	})
-}
-
-// TestCommandsShareEntries: while entries are on their way, all that comes shares the next one, in the order of the
-// calls, and each caller gets its own results.
-func TestCommandsShareEntries(t *testing.T) {
-	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
-		const callers = 100
-		var mu sync.Mutex
-		var order []uint64
-		for n := range callers {
-			err := p.proposeAsync([]*clusterv1.Command{numbered(2 * n), numbered(2*n + 1)}, func(r []state.Result, err error) {
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil || len(r) != 2 || r[1].Sequence != r[0].Sequence+1 {
-					t.Errorf("results %v, %v", r, err)
-				}
-				order = append(order, r[0].Sequence)
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if n < maxEntriesInFlight+1 {
-				synctest.Wait() // each of the first leaves alone
-			}
-		}
-		synctest.Wait()
-		for i := 0; i < l.len(); i++ {
-			close(l.at(i).done)
-			synctest.Wait()
-		}
-		if l.len() > maxEntriesInFlight+3 {
-			t.Errorf("%d callers took %d entries", callers, l.len())
-		}
-		if len(order) != callers {
-			t.Fatalf("%d callers were answered", len(order))
-		}
-		for n, first := range order {
-			if first != uint64(2*n) {
-				t.Fatalf("answer %d is for command %d", n, first)
-			}
-		}
-	})
-}
-
 func TestEntriesAreBounded(t *testing.T) {
-	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
-		large := &clusterv1.Command{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{Text: make([]byte, maxBatchBytes*2/3)}}}
-		for range 12 {
-			if err := p.proposeAsync([]*clusterv1.Command{large}, func([]state.Result, error) {}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		synctest.Wait()
-		for i := 0; i < l.len(); i++ {
-			if size := proto.Size(l.at(i).batch); size > maxBatchBytes+1024 {
-				t.Errorf("entry %d has %d bytes", i, size)
-			}
-			close(l.at(i).done)
+	synctest.Test(t, func(t *testing.T) {
+		l := &fakeLog{t: t}
+		p := newProposer(l.apply, time.Now)
+		ignore := func([]state.Result, error) {}
+		for range maxEntriesInFlight + 1 { // keep the collector busy, so that the rest piles up
+			_ = p.proposeAsync([]*clusterv1.Command{named("first")}, ignore)
 			synctest.Wait()
 		}
+		for range 3 * maxBatchCommands {
+			_ = p.proposeAsync([]*clusterv1.Command{named("small")}, ignore)
+		}
+		large := string(make([]byte, maxBatchBytes/3))
+		for range 7 {
+			_ = p.proposeAsync([]*clusterv1.Command{named(large)}, ignore)
+		}
+		_ = p.proposeAsync([]*clusterv1.Command{named(string(make([]byte, 2*maxBatchBytes)))}, ignore)
+		l.release()
+		synctest.Wait()
+		commands := 0
+		for i, e := range l.entries {
+			commands += len(e.batch.GetCommands())
+			if n := len(e.batch.GetCommands()); n > maxBatchCommands {
+				t.Errorf("entry %d has %d commands", i, n)
+			}
+			if size := proto.Size(e.batch); size > maxBatchBytes+maxBatchBytes/2 && len(e.batch.GetCommands()) > 1 {
+				t.Errorf("entry %d has %d bytes in %d commands", i, size, len(e.batch.GetCommands()))
+			}
+		}
+		if want := maxEntriesInFlight + 1 + 3*maxBatchCommands + 8; commands != want {
+			t.Errorf("%d commands were committed, want %d", commands, want)
+		}
+		p.close()
 	})
 }
 
-func TestAFullQueueSaysWhenToComeBack(t *testing.T) {
-	inBubble(t, func(t *testing.T, _ *fakeLog, p *proposer) {
+func TestAFullQueueRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &fakeLog{t: t}
+		p := newProposer(l.apply, time.Now)
 		var refused error
-		for range maxQueuedProposals + maxBatchCommands*(maxEntriesInFlight+2) + 1 {
-			if err := p.proposeAsync([]*clusterv1.Command{numbered(1)}, func([]state.Result, error) {}); err != nil {
-				refused = err
+		taken := 0
+		for range maxQueuedProposals + 2*maxBatchCommands*(maxEntriesInFlight+2) {
+			if refused = p.proposeAsync([]*clusterv1.Command{named("x")}, func([]state.Result, error) {}); refused != nil {
 				break
 			}
+			taken++
 		}
-		if f := fault.As(refused); f == nil || f.Kind != fault.Exhausted || f.RetryAfter == 0 {
-			t.Errorf("got %v", refused)
+		f := fault.As(refused)
+		if f == nil || f.Kind != fault.Exhausted || f.RetryAfter <= 0 {
+			t.Errorf("after %d proposals: %v, want RESOURCE_EXHAUSTED with a time to come back", taken, refused)
 		}
+		if _, _, full, _ := (&Node{proposer: p}).ProposerStats(); full != 1 {
+			t.Errorf("%d refusals are counted, want 1", full)
+		}
+		l.release()
+		synctest.Wait()
+		p.close()
 	})
 }
 
-func TestFailuresHaveKinds(t *testing.T) {
-	for _, tc := range []struct {
+func TestErrorsOfTheLog(t *testing.T) {
+	for _, c := range []struct {
 		err  error
-		want fault.Kind
+		kind fault.Kind
 	}{
 		{raft.ErrNotLeader, fault.Unavailable},
-		{raft.ErrLeadershipLost, fault.Unavailable},
 		{raft.ErrLeadershipTransferInProgress, fault.Unavailable},
+		{raft.ErrLeadershipLost, fault.Unavailable},
+		{raft.ErrAbortedByRestore, fault.Unavailable},
 		{raft.ErrEnqueueTimeout, fault.Exhausted},
 		{raft.ErrRaftShutdown, fault.Unavailable},
-		{errors.New("something else"), fault.Unavailable},
+		{errors.New("anything else"), fault.Unavailable},
 	} {
-		inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
-			var got error
-			go func() { _, got = p.propose(t.Context(), []*clusterv1.Command{numbered(1)}) }()
-			synctest.Wait()
-			l.at(0).err = tc.err
-			close(l.at(0).done)
-			synctest.Wait()
-			if fault.KindOf(got) != tc.want {
-				t.Errorf("%v became %v", tc.err, got)
+		synctest.Test(t, func(t *testing.T) {
+			l := &fakeLog{t: t}
+			p := newProposer(l.apply, time.Now)
+			go func() {
+				synctest.Wait()
+				l.entries[0].done <- c.err
+			}()
+			results, err := p.propose(context.Background(), []*clusterv1.Command{named("x")})
+			if results != nil || !fault.Is(err, c.kind) {
+				t.Errorf("%v became %v (%v), want kind %v", c.err, err, fault.KindOf(err), c.kind)
 			}
+			p.close()
 		})
 	}
 }
 
-func TestACallerThatLeavesIsTold(t *testing.T) {
-	inBubble(t, func(t *testing.T, _ *fakeLog, p *proposer) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if _, err := p.propose(ctx, []*clusterv1.Command{numbered(1)}); !fault.Is(err, fault.Timeout) {
-			t.Errorf("got %v", err)
-		}
-	})
-}
-
-// TestVerifyCoalesces: who asks during a round waits for the next, since the round may have been answered before.
-func TestVerifyCoalesces(t *testing.T) {
+func TestProposeEndsWithItsContextAndWithTheProposer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var rounds []chan error
-		v := &verifier{ask: func() error {
-			answer := make(chan error, 1)
-			rounds = append(rounds, answer)
-			return <-answer
-		}}
-		answered := make([]int, 3)
-		ask := func(group, n int) {
-			for range n {
-				go func() {
-					if v.verify(t.Context()) == nil {
-						answered[group]++
-					}
-				}()
-			}
-			synctest.Wait()
+		l := &fakeLog{t: t}
+		p := newProposer(l.apply, time.Now)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if _, err := p.propose(ctx, []*clusterv1.Command{named("x")}); !fault.Is(err, fault.Timeout) {
+			t.Errorf("after its time: %v", err)
 		}
-		ask(0, 1)
-		ask(1, 10)
-		ask(2, 10)
-		if len(rounds) != 1 {
-			t.Fatalf("%d rounds at one time", len(rounds))
-		}
-		rounds[0] <- nil
+		waiting := make(chan error)
+		go func() {
+			_, err := p.propose(context.Background(), []*clusterv1.Command{named("y")})
+			waiting <- err
+		}()
 		synctest.Wait()
-		if answered[0] != 1 || answered[1]+answered[2] != 0 {
-			t.Errorf("the first round answered %v", answered)
+		go p.close()
+		if err := <-waiting; !fault.Is(err, fault.Unavailable) {
+			t.Errorf("after the end: %v", err)
 		}
-		if len(rounds) != 2 {
-			t.Fatalf("%d rounds", len(rounds))
-		}
-		rounds[1] <- errors.New("not the leader")
-		synctest.Wait()
-		if answered[1]+answered[2] != 0 || len(rounds) != 2 {
-			t.Errorf("a round that failed answered %v, after %d rounds", answered, len(rounds))
-		}
-		v.wait.Wait()
+		l.release()
 	})
 }
