@@ -31,7 +31,7 @@ type Options struct {
 	Nodes, Sessions, Kills int
 	// Stability is how long the run without elections lasts.
 	Stability time.Duration
-	// Only limits send to the cases whose name holds it; empty for all.
+	// Only limits send and nodes to the cases whose name holds it; empty for all.
 	Only string
 	// Profiles is a directory for processor profiles of the servers; empty for none.
 	Profiles string
