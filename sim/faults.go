@@ -58,6 +58,12 @@ func (t *teller) faultVerb(verb string) func(args []string) error {
 			n.setSlow(d)
 			return err
 		})
+	case "delay":
+		return onNode(func(n *node, args []string) error {
+			d, err := duration(args, 1, 0)
+			w.net.change(func() { w.net.delay[n.id] = d })
+			return err
+		})
 	case "partition":
 		return one(func(id string) error { w.net.partition(id, w.machines()); return nil })
 	case "reset":

@@ -48,14 +48,14 @@ func (w *wire) verdict(d nodelink.Direction, f *nodev1.Frame) nodelink.Verdict {
 	if w.broken { // the other side has heard of it by now
 		return nodelink.Verdict{Cut: true}
 	}
-	now := time.Now()
-	at := now.Add(w.net.latency())
+	now, suffers := time.Now(), w.net.trouble(w.node)
+	at := now.Add(w.net.latency() + suffers.delay)
 	for _, id := range []string{from, to} {
 		if thaw := w.net.thaw(id); thaw.After(at) {
 			at = thaw
 		}
 	}
-	if f != nil && w.net.chance(w.net.probability().reorder) {
+	if f != nil && w.net.chance(suffers.reorder) {
 		return nodelink.Verdict{Delay: at.Sub(now) + disorder}
 	}
 	if next := w.arrival[d].Add(arrivalStep); next.After(at) {
@@ -63,18 +63,22 @@ func (w *wire) verdict(d nodelink.Direction, f *nodev1.Frame) nodelink.Verdict {
 	}
 	w.arrival[d] = at
 	v := nodelink.Verdict{Delay: at.Sub(now)}
-	if f != nil && w.net.chance(w.net.probability().duplicate) {
+	if f != nil && w.net.chance(suffers.duplicate) {
 		v.Duplicates = 1
 	}
 	return v
 }
 
-type probabilities struct{ duplicate, reorder float64 }
+// trouble is what links suffer from.
+type trouble struct {
+	duplicate, reorder float64
+	delay              time.Duration
+}
 
-func (n *network) probability() probabilities {
+func (n *network) trouble(node string) trouble {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return probabilities{n.duplicate, n.reorder}
+	return trouble{n.duplicate, n.reorder, n.delay[node]}
 }
 
 // dial opens a node's link to a server.

@@ -30,7 +30,8 @@ type network struct {
 	changed chan struct{}
 	// duplicate and reorder are probabilities for frames on node links.
 	duplicate, reorder float64
-	lost               float64 // probability that a client does not get an answer
+	lost               float64                  // probability that a client does not get an answer
+	delay              map[string]time.Duration // on a node's link, beside the latency
 }
 
 // line is one direction between two machines.
@@ -39,7 +40,7 @@ type line struct{ from, to string }
 func newNetwork(seed uint64) *network {
 	return &network{
 		rand: rand.New(rand.NewPCG(seed, 2)), cut: map[line]bool{}, dead: map[string]bool{},
-		frozen: map[string]time.Time{}, changed: make(chan struct{}),
+		frozen: map[string]time.Time{}, delay: map[string]time.Duration{}, changed: make(chan struct{}),
 	}
 }
 
@@ -68,6 +69,7 @@ func (n *network) heal() {
 	n.change(func() {
 		n.cut = map[line]bool{}
 		n.duplicate, n.reorder, n.lost = 0, 0, 0
+		n.delay = map[string]time.Duration{}
 	})
 }
 

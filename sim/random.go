@@ -99,6 +99,7 @@ func (g *generator) step() {
 		{14, g.heal},
 		{8, func() { g.say("reset %s", g.pick([]string{g.server(), g.node()})) }},
 		{6, func() { g.say("stop %s %s", g.node(), g.between(time.Second, 30*time.Second)) }},
+		{4, func() { g.say("delay %s %s", g.node(), g.between(50*time.Millisecond, 4*time.Second)); g.broken = true }},
 		{3, func() { g.say("slow %s %s", g.node(), g.between(time.Second, 7*time.Second)) }},
 		{2, func() { g.say("disorder %.2f", 0.3*g.rand.Float64()); g.broken = true }},
 		{3, func() { g.say("lose-answers %.2f", 0.5*g.rand.Float64()); g.broken = true }},
