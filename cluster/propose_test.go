@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -78,9 +79,11 @@ func inBubble(t *testing.T, f func(t *testing.T, l *fakeLog, p *proposer)) {
 		l := &fakeLog{}
 		p := newProposer(l.apply, time.Now)
 		f(t, l, p)
-		for i := range l.len() {
+		synctest.Wait()
+		for i := 0; i < l.len(); i++ { // an entry that is committed may let others leave
 			if e := l.at(i); !closed(e.done) {
 				close(e.done)
+				synctest.Wait()
 			}
 		}
 		p.close()
@@ -152,6 +155,59 @@ func TestCommandsShareEntries(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSmallEntriesWaitForTheOneBefore: what comes while an entry is on its way leaves together when that is committed.
+func TestSmallEntriesWaitForTheOneBefore(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+		propose := func(commands ...*clusterv1.Command) {
+			t.Helper()
+			if err := p.proposeAsync(commands, func([]state.Result, error) {}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		propose(numbered(0))
+		for n := range pipelineCommands - 1 {
+			propose(numbered(n))
+		}
+		if l.len() != 1 {
+			t.Fatalf("%d entries before the first is committed", l.len())
+		}
+		close(l.at(0).done)
+		synctest.Wait()
+		if l.len() != 2 || len(l.at(1).batch.GetCommands()) != pipelineCommands-1 {
+			t.Fatalf("%d entries after the first was committed", l.len())
+		}
+		propose(numbered(1))
+		close(l.at(1).done)
+		synctest.Wait()
+		if l.len() != 3 {
+			t.Fatalf("a lone command still waits when nothing is on its way")
+		}
+	})
+}
+
+// TestLargeEntriesArePipelined: an entry that is worth a commit of its own does not wait, up to a bound.
+func TestLargeEntriesArePipelined(t *testing.T) {
+	for name, commands := range map[string][]*clusterv1.Command{
+		"many":  slices.Repeat([]*clusterv1.Command{numbered(1)}, pipelineCommands),
+		"large": {{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{Text: make([]byte, pipelineBytes)}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+				for range 3 * maxEntriesInFlight {
+					if err := p.proposeAsync(commands, func([]state.Result, error) {}); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+				}
+				if n := l.len(); n < maxEntriesInFlight || n > maxEntriesInFlight+1 {
+					t.Errorf("%d entries are on their way", n)
+				}
+			})
+		})
+	}
 }
 
 func TestEntriesAreBounded(t *testing.T) {
