@@ -186,6 +186,7 @@ func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Hel
 		m = meter(serverPIDs(c))
 		return h.Ask(ctx, "send", load.SendArgs{
 			Sessions: spawned.IDs, Callers: sc.callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: sc.form,
+			Profile: b.profile("send-" + slug(sc.name) + "-generator"),
 		}, &s)
 	})
 	if err != nil {
