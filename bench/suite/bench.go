@@ -31,7 +31,7 @@ type Options struct {
 	Nodes, Sessions, Kills int
 	// Stability is how long the run without elections lasts.
 	Stability time.Duration
-	// Only limits send and nodes to the cases whose name holds it; empty for all.
+	// Only limits send, spawn and nodes to the cases whose name holds it; empty for all.
 	Only string
 	// Profiles is a directory for processor profiles of the servers; empty for none.
 	Profiles string
@@ -171,6 +171,14 @@ func (b *Bench) profiled(ctx context.Context, c *testbed.Cluster, name string, l
 		err = errors.Join(err, <-done)
 	}
 	return err
+}
+
+// profile is the file for a profile; empty when none is wanted.
+func (b *Bench) profile(name string) string {
+	if b.o.Profiles == "" {
+		return ""
+	}
+	return filepath.Join(b.o.Profiles, name+".pprof")
 }
 
 // cpuMeter measures the processor time of processes.
