@@ -274,7 +274,7 @@ func TestAHeartbeatIsAnsweredOnlyByAConfirmedLeader(t *testing.T) {
 		s.beat(l)
 		s.beat(l)
 		if n := acks(l.take()); n != 0 || asked != 1 {
-			t.Errorf("%d answers before the leadership was confirmed, which was asked %d times", n, asked)
+			t.Fatalf("%d answers before the leadership was confirmed, which was asked %d times", n, asked)
 		}
 		answer <- nil
 		synctest.Wait()
