@@ -80,8 +80,9 @@ demo: build ## run the main job for real: 3 servers, 3 nodes, 30 sessions, kills
 	@bin/demo $(ARGS)
 
 .PHONY: bench
-bench: build ## measure, against the raw limits of this machine
-	$(GO) run ./test/bench $(ARGS)
+bench: build ## measure, against the raw limits of this machine; ARGS="send --quick", see bench/cmd/bench
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./bench/cmd/bench
+	bin/bench $(or $(ARGS),all)
 
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the tools into .tools/bin

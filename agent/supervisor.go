@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/neolith/orchestrator/agent/health"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
@@ -261,6 +264,33 @@ func (s *supervisor) reportEnded(e *entry) {
 	s.keep(e)
 }
 
+// reportAgain says once more what the cluster was told and has forgotten: what runs, what has ended, and what is gone. Of
+// what it still knows, the facts have no effect.
+func (s *supervisor) reportAgain() {
+	for _, id := range slices.Sorted(maps.Keys(s.entries)) {
+		e := s.entries[id]
+		if e.run == nil {
+			continue
+		}
+		e.run.mu.Lock()
+		proc, end := e.run.proc, e.run.ended
+		e.run.mu.Unlock()
+		if proc != nil {
+			s.tell(e.run.fact(&nodev1.Fact{Kind: &nodev1.Fact_Started{Started: &nodev1.Started{Pid: int32(proc.PID())}}}))
+		}
+		if end != nil {
+			s.tell(e.run.fact(exitedFact(end)))
+			e.endFact = s.facts.last()
+		}
+	}
+	gone := session.Exit{Cause: session.CauseLost, Message: "it ended on this node, which has nothing of it any more"}
+	for _, id := range slices.Sorted(maps.Keys(s.tombs.epochs)) {
+		f := exitedFact(&ending{Exit: gone})
+		f.SessionId, f.Epoch, f.Time = id, s.tombs.epochs[id], timestamppb.Now()
+		s.tell(f)
+	}
+}
+
 func (s *supervisor) launch(r *run) {
 	s.running.Add(1)
 	s.runs.Go(func() {
@@ -338,6 +368,7 @@ func (s *supervisor) linkUp(up linkUp) error {
 		s.log.Warn("the server knows fewer facts of this incarnation than were committed; numbering what is left after them",
 			"server", up.server, "knows", up.ack.GetFactIndex(), "committed", s.facts.committed)
 		s.facts.renumber(up.ack.GetFactIndex())
+		s.reportAgain()
 	} else if !s.commit(up.ack.GetFactIndex()) {
 		// This incarnation was used before: the data directory came back from a copy. Lower numbers would have no effect.
 		s.log.Error("the server knows facts of this incarnation that this agent never reported; numbering its own after them",

@@ -1,3 +1,5 @@
+// Every goroutine that a test starts has ended with it.
+
 package cluster
 
 import (

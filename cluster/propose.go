@@ -1,7 +1,8 @@
 // The proposer: many callers' commands become few log entries.
 //
-// A commit costs an fsync on a majority of servers whatever the entry's size, so commands that arrive while entries are
-// on their way share the next one. Nothing waits for company: a lone command leaves at once.
+// A commit costs an fsync on a majority of servers whatever the entry's size, so commands that arrive while an entry is
+// on its way share the next one. It leaves when the one before is committed, or sooner when it is worth a commit of its
+// own. Nothing waits for company otherwise: a lone command leaves at once.
 
 package cluster
 
@@ -28,8 +29,11 @@ const (
 	maxBatchBytes      = 1 << 20
 	maxQueuedProposals = 16384
 	maxEntriesInFlight = 3
-	enqueueTimeout     = 5 * time.Second
-	retryWhenFull      = 100 * time.Millisecond
+	// pipelineCommands and pipelineBytes are when an entry does not wait for the one before.
+	pipelineCommands = 64
+	pipelineBytes    = 128 << 10
+	enqueueTimeout   = 5 * time.Second
+	retryWhenFull    = 100 * time.Millisecond
 )
 
 // proposal is commands of one caller, marshalled by the caller so that this costs its own core's time.
@@ -53,6 +57,7 @@ type proposer struct {
 	now      func() time.Time
 	queue    chan *proposal
 	inFlight chan batch
+	landed   chan struct{} // one for each entry that is committed, or failed
 	wait     sync.WaitGroup
 	stop     chan struct{}
 
@@ -65,6 +70,7 @@ func newProposer(apply func([]byte) raft.ApplyFuture, now func() time.Time) *pro
 		queue: make(chan *proposal, maxQueuedProposals),
 		// One entry is with settle, the rest wait in the channel.
 		inFlight: make(chan batch, maxEntriesInFlight-1),
+		landed:   make(chan struct{}, maxEntriesInFlight),
 		stop:     make(chan struct{}),
 	}
 	p.wait.Add(2)
@@ -122,53 +128,115 @@ func (p *proposer) proposeAsync(commands []*clusterv1.Command, reply func([]stat
 
 var errStopped = fault.New(fault.Unavailable, "propose: the server is stopping; try another")
 
+// collector is the state of the goroutine that forms entries.
+type collector struct {
+	p      *proposer
+	next   *proposal // that did not fit into the last entry
+	flying int       // entries that raft has and that have not landed
+	batch  batch
+	// commands and bytes are those of the batch.
+	commands, bytes int
+}
+
 func (p *proposer) collect() {
 	defer p.wait.Done()
 	defer close(p.inFlight)
-	var next *proposal
-	for {
-		first := next
-		next = nil
-		if first == nil {
-			select {
-			case first = <-p.queue:
-			case <-p.stop:
-				return
-			}
-		}
-		b := batch{proposals: []*proposal{first}}
-		commands, bytes := len(first.commands), first.bytes
-	fill:
-		for commands < maxBatchCommands && bytes < maxBatchBytes {
-			select {
-			case pr := <-p.queue:
-				if bytes+pr.bytes > maxBatchBytes {
-					next = pr
-					break fill
-				}
-				b.proposals = append(b.proposals, pr)
-				commands += len(pr.commands)
-				bytes += pr.bytes
-			default:
-				break fill
-			}
+	c := collector{p: p}
+	for c.first() {
+		if !c.gather() {
+			c.batch.fail(errStopped)
+			return
 		}
 		p.entries.Add(1)
-		p.commands.Add(uint64(commands))
-		b.future = p.apply(encodeBatch(p.now().UnixNano(), b.proposals, bytes, commands))
-		select {
-		case p.inFlight <- b:
-		case <-p.stop:
-			b.fail(errStopped)
+		p.commands.Add(uint64(c.commands))
+		c.batch.future = p.apply(encodeBatch(p.now().UnixNano(), c.batch.proposals, c.bytes, c.commands))
+		c.flying++
+		if !c.hand() {
+			c.batch.fail(errStopped)
 			return
 		}
 	}
+	if c.next != nil {
+		batch{proposals: []*proposal{c.next}}.fail(errStopped)
+	}
+}
+
+// hand gives an entry that raft has to settle, once few enough are on their way; false when the proposer ends.
+func (c *collector) hand() bool {
+	for {
+		select {
+		case c.p.inFlight <- c.batch:
+			return true
+		case <-c.p.landed:
+			c.flying--
+		case <-c.p.stop:
+			return false
+		}
+	}
+}
+
+// first waits for the first proposal of an entry; false when the proposer ends.
+func (c *collector) first() bool {
+	c.batch, c.commands, c.bytes = batch{}, 0, 0
+	pr := c.next
+	c.next = nil
+	for pr == nil {
+		select {
+		case pr = <-c.p.queue:
+		case <-c.p.landed:
+			c.flying--
+		case <-c.p.stop:
+			return false
+		}
+	}
+	c.add(pr)
+	return true
+}
+
+// gather adds proposals until the entry is worth a commit of its own or none is on its way, and then all that are there
+// and fit; false when the proposer ends.
+func (c *collector) gather() bool {
+	for c.flying > 0 && c.commands < pipelineCommands && c.bytes < pipelineBytes && c.next == nil {
+		select {
+		case pr := <-c.p.queue:
+			c.add(pr)
+		case <-c.p.landed:
+			c.flying--
+		case <-c.p.stop:
+			return false
+		}
+	}
+	for c.commands < maxBatchCommands && c.bytes < maxBatchBytes && c.next == nil {
+		select {
+		case pr := <-c.p.queue:
+			c.add(pr)
+		default:
+			return true
+		}
+	}
+	return true
+}
+
+// add puts a proposal into the entry; one that does not fit is the first of the next.
+func (c *collector) add(pr *proposal) {
+	if len(c.batch.proposals) > 0 && c.bytes+pr.bytes > maxBatchBytes {
+		c.next = pr
+		return
+	}
+	c.batch.proposals = append(c.batch.proposals, pr)
+	c.commands += len(pr.commands)
+	c.bytes += pr.bytes
 }
 
 func (p *proposer) settle() {
 	defer p.wait.Done()
 	for b := range p.inFlight {
-		if err := b.future.Error(); err != nil {
+		err := b.future.Error()
+		select {
+		case p.landed <- struct{}{}: // before the answers: the next entry leaves while they are given
+		case <-p.stop:
+		}
+		if err != nil {
 			b.fail(proposeError(err))
 			continue
 		}

@@ -1,11 +1,11 @@
-// What the proposer promises: entries are shared, order is kept, bounds hold, and every caller gets its own answer.
+// The proposer: what shares an entry, in which order answers come, and what each failure means to a caller.
 
 package cluster
 
 import (
 	"context"
 	"errors"
-	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -19,226 +19,260 @@ import (
 	"github.com/neolith/orchestrator/internal/fault"
 )
 
-// entryFuture is an entry on its way: done when somebody says so.
-type entryFuture struct {
-	raft.ApplyFuture
+// entry is a log entry that the fake log was given; it is committed when the test says so.
+type entry struct {
 	batch *clusterv1.Batch
-	done  chan error
+	done  chan struct{}
 	err   error
-	given bool
 }
 
-func (f *entryFuture) Error() error {
-	if !f.given {
-		f.err, f.given = <-f.done, true
+func (e *entry) Error() error  { <-e.done; return e.err }
+func (e *entry) Index() uint64 { return 0 }
+func (e *entry) Response() any {
+	results := make([]state.Result, len(e.batch.GetCommands()))
+	for i, c := range e.batch.GetCommands() {
+		results[i].Sequence = uint64(c.GetSetPendingReason().GetEpoch())
 	}
-	return f.err
+	return results
 }
 
-// Response names each command by its session's id, so that a caller can tell its answers from others'.
-func (f *entryFuture) Response() any {
-	var out []state.Result
-	for i := range f.batch.GetCommands() {
-		out = append(out, state.Result{Sequence: uint64(i), Err: errors.New(f.batch.GetCommands()[i].GetRemoveSession().GetSessionId())})
-	}
-	return out
-}
-
-// fakeLog takes entries in place of raft.
+// fakeLog keeps the entries that it was given.
 type fakeLog struct {
-	t       *testing.T
 	mu      sync.Mutex
-	entries []*entryFuture
-	auto    bool // entries are done at once
-}
-
-// release ends every entry, and those to come.
-func (l *fakeLog) release() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.auto = true
-	for _, e := range l.entries {
-		select {
-		case e.done <- nil:
-		default: // it has ended
-		}
-	}
+	entries []*entry
 }
 
 func (l *fakeLog) apply(data []byte) raft.ApplyFuture {
+	e := &entry{batch: &clusterv1.Batch{}, done: make(chan struct{})}
+	if err := proto.Unmarshal(data, e.batch); err != nil {
+		panic(err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &entryFuture{batch: &clusterv1.Batch{}, done: make(chan error, 1)}
-	if err := proto.Unmarshal(data, f.batch); err != nil {
-		l.t.Errorf("an entry that cannot be decoded: %v", err)
-	}
-	if l.auto {
-		f.done <- nil
-	}
-	l.entries = append(l.entries, f)
-	return f
+	l.entries = append(l.entries, e)
+	return e
 }
 
-func named(id string) *clusterv1.Command {
-	return &clusterv1.Command{Kind: &clusterv1.Command_RemoveSession{RemoveSession: &clusterv1.RemoveSession{SessionId: id}}}
+func (l *fakeLog) at(i int) *entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.entries[i]
 }
 
-func TestProposalsShareEntriesInOrder(t *testing.T) {
+func (l *fakeLog) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.entries)
+}
+
+// numbered is a command that can be told from others.
+func numbered(n int) *clusterv1.Command {
+	return &clusterv1.Command{Kind: &clusterv1.Command_SetPendingReason{SetPendingReason: &clusterv1.SetPendingReason{Epoch: uint32(n)}}}
+}
+
+func inBubble(t *testing.T, f func(t *testing.T, l *fakeLog, p *proposer)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		l := &fakeLog{t: t}
+		l := &fakeLog{}
 		p := newProposer(l.apply, time.Now)
-		const n = 300
-		var order []int
-		propose := func(i int) {
-			commands := []*clusterv1.Command{named(fmt.Sprint(i, "a")), named(fmt.Sprint(i, "b"))}
-			err := p.proposeAsync(commands, func(r []state.Result, err error) {
-				order = append(order, i)
-				if err != nil || len(r) != 2 || r[0].Err.Error() != fmt.Sprint(i, "a") || r[1].Err.Error() != fmt.Sprint(i, "b") {
-					t.Errorf("proposal %d got %v, %v", i, r, err)
+		f(t, l, p)
+		synctest.Wait()
+		for i := 0; i < l.len(); i++ { // an entry that is committed may let others leave
+			if e := l.at(i); !closed(e.done) {
+				close(e.done)
+				synctest.Wait()
+			}
+		}
+		p.close()
+	})
+}
+
+func closed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestALoneCommandLeavesAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+		var got []state.Result
+		go func() { got, _ = p.propose(t.Context(), []*clusterv1.Command{numbered(7)}) }()
+		synctest.Wait()
+		if l.len() != 1 || len(l.at(0).batch.GetCommands()) != 1 || l.at(0).batch.GetTime() != time.Now().UnixNano() {
+			t.Fatalf("%d entries after one command", l.len())
+		}
+		close(l.at(0).done)
+		synctest.Wait()
+		if len(got) != 1 || got[0].Sequence != 7 {
+			t.Errorf("results %v", got)
+		}
+	})
+}
+
+// TestCommandsShareEntries: while entries are on their way, all that comes shares the next one, in the order of the
+// calls, and each caller gets its own results.
+func TestCommandsShareEntries(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+		const callers = 100
+		var mu sync.Mutex
+		var order []uint64
+		for n := range callers {
+			err := p.proposeAsync([]*clusterv1.Command{numbered(2 * n), numbered(2*n + 1)}, func(r []state.Result, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil || len(r) != 2 || r[1].Sequence != r[0].Sequence+1 {
+					t.Errorf("results %v, %v", r, err)
 				}
+				order = append(order, r[0].Sequence)
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-		}
-		for i := range n {
-			propose(i)
-			if i < maxEntriesInFlight+1 {
-				synctest.Wait() // so that each of the first gets an entry of its own
+			if n < maxEntriesInFlight+1 {
+				synctest.Wait() // each of the first leaves alone
 			}
 		}
 		synctest.Wait()
-		if got := len(l.entries); got != maxEntriesInFlight+1 {
-			t.Fatalf("%d entries were handed to raft, want %d on their way and one waiting for room", got, maxEntriesInFlight+1)
-		}
-		for i := 0; i < len(l.entries); i++ {
-			l.entries[i].done <- nil
+		for i := 0; i < l.len(); i++ {
+			close(l.at(i).done)
 			synctest.Wait()
 		}
-		if got := len(l.entries); got != maxEntriesInFlight+2 {
-			t.Errorf("%d entries for %d proposals, want the rest to share one", got, n)
+		if l.len() > maxEntriesInFlight+3 {
+			t.Errorf("%d callers took %d entries", callers, l.len())
 		}
-		if len(order) != n {
-			t.Fatalf("%d of %d proposals were answered", len(order), n)
+		if len(order) != callers {
+			t.Fatalf("%d callers were answered", len(order))
 		}
-		for i, got := range order {
-			if got != i {
-				t.Fatalf("answer %d is that of proposal %d", i, got)
+		for n, first := range order {
+			if first != uint64(2*n) {
+				t.Fatalf("answer %d is for command %d", n, first)
 			}
 		}
-		p.close()
 	})
 }
 
-func TestEntriesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := &fakeLog{t: t}
-		p := newProposer(l.apply, time.Now)
-		ignore := func([]state.Result, error) {}
-		for range maxEntriesInFlight + 1 { // keep the collector busy, so that the rest piles up
-			_ = p.proposeAsync([]*clusterv1.Command{named("first")}, ignore)
+// TestSmallEntriesWaitForTheOneBefore: what comes while an entry is on its way leaves together when that is committed.
+func TestSmallEntriesWaitForTheOneBefore(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+		propose := func(commands ...*clusterv1.Command) {
+			t.Helper()
+			if err := p.proposeAsync(commands, func([]state.Result, error) {}); err != nil {
+				t.Fatal(err)
+			}
 			synctest.Wait()
 		}
-		for range 3 * maxBatchCommands {
-			_ = p.proposeAsync([]*clusterv1.Command{named("small")}, ignore)
+		propose(numbered(0))
+		for n := range pipelineCommands - 1 {
+			propose(numbered(n))
 		}
-		large := string(make([]byte, maxBatchBytes/3))
-		for range 7 {
-			_ = p.proposeAsync([]*clusterv1.Command{named(large)}, ignore)
+		if l.len() != 1 {
+			t.Fatalf("%d entries before the first is committed", l.len())
 		}
-		_ = p.proposeAsync([]*clusterv1.Command{named(string(make([]byte, 2*maxBatchBytes)))}, ignore)
-		l.release()
+		close(l.at(0).done)
 		synctest.Wait()
-		commands := 0
-		for i, e := range l.entries {
-			commands += len(e.batch.GetCommands())
-			if n := len(e.batch.GetCommands()); n > maxBatchCommands {
-				t.Errorf("entry %d has %d commands", i, n)
-			}
-			if size := proto.Size(e.batch); size > maxBatchBytes+maxBatchBytes/2 && len(e.batch.GetCommands()) > 1 {
-				t.Errorf("entry %d has %d bytes in %d commands", i, size, len(e.batch.GetCommands()))
-			}
+		if l.len() != 2 || len(l.at(1).batch.GetCommands()) != pipelineCommands-1 {
+			t.Fatalf("%d entries after the first was committed", l.len())
 		}
-		if want := maxEntriesInFlight + 1 + 3*maxBatchCommands + 8; commands != want {
-			t.Errorf("%d commands were committed, want %d", commands, want)
+		propose(numbered(1))
+		close(l.at(1).done)
+		synctest.Wait()
+		if l.len() != 3 {
+			t.Fatalf("a lone command still waits when nothing is on its way")
 		}
-		p.close()
 	})
 }
 
-func TestAFullQueueRefuses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := &fakeLog{t: t}
-		p := newProposer(l.apply, time.Now)
-		var refused error
-		taken := 0
-		for range maxQueuedProposals + 2*maxBatchCommands*(maxEntriesInFlight+2) {
-			if refused = p.proposeAsync([]*clusterv1.Command{named("x")}, func([]state.Result, error) {}); refused != nil {
-				break
-			}
-			taken++
-		}
-		f := fault.As(refused)
-		if f == nil || f.Kind != fault.Exhausted || f.RetryAfter <= 0 {
-			t.Errorf("after %d proposals: %v, want RESOURCE_EXHAUSTED with a time to come back", taken, refused)
-		}
-		if _, _, full, _ := (&Node{proposer: p}).ProposerStats(); full != 1 {
-			t.Errorf("%d refusals are counted, want 1", full)
-		}
-		l.release()
-		synctest.Wait()
-		p.close()
-	})
-}
-
-func TestErrorsOfTheLog(t *testing.T) {
-	for _, c := range []struct {
-		err  error
-		kind fault.Kind
-	}{
-		{raft.ErrNotLeader, fault.Unavailable},
-		{raft.ErrLeadershipTransferInProgress, fault.Unavailable},
-		{raft.ErrLeadershipLost, fault.Unavailable},
-		{raft.ErrAbortedByRestore, fault.Unavailable},
-		{raft.ErrEnqueueTimeout, fault.Exhausted},
-		{raft.ErrRaftShutdown, fault.Unavailable},
-		{errors.New("anything else"), fault.Unavailable},
+// TestLargeEntriesArePipelined: an entry that is worth a commit of its own does not wait, up to a bound.
+func TestLargeEntriesArePipelined(t *testing.T) {
+	for name, commands := range map[string][]*clusterv1.Command{
+		"many":  slices.Repeat([]*clusterv1.Command{numbered(1)}, pipelineCommands),
+		"large": {{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{Text: make([]byte, pipelineBytes)}}}},
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			l := &fakeLog{t: t}
-			p := newProposer(l.apply, time.Now)
-			go func() {
-				synctest.Wait()
-				l.entries[0].done <- c.err
-			}()
-			results, err := p.propose(context.Background(), []*clusterv1.Command{named("x")})
-			if results != nil || !fault.Is(err, c.kind) {
-				t.Errorf("%v became %v (%v), want kind %v", c.err, err, fault.KindOf(err), c.kind)
-			}
-			p.close()
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+				for range 3 * maxEntriesInFlight {
+					if err := p.proposeAsync(commands, func([]state.Result, error) {}); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+				}
+				if n := l.len(); n < maxEntriesInFlight || n > maxEntriesInFlight+1 {
+					t.Errorf("%d entries are on their way", n)
+				}
+			})
 		})
 	}
 }
 
-func TestProposeEndsWithItsContextAndWithTheProposer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := &fakeLog{t: t}
-		p := newProposer(l.apply, time.Now)
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if _, err := p.propose(ctx, []*clusterv1.Command{named("x")}); !fault.Is(err, fault.Timeout) {
-			t.Errorf("after its time: %v", err)
+func TestEntriesAreBounded(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+		large := &clusterv1.Command{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{Text: make([]byte, maxBatchBytes*2/3)}}}
+		for range 12 {
+			if err := p.proposeAsync([]*clusterv1.Command{large}, func([]state.Result, error) {}); err != nil {
+				t.Fatal(err)
+			}
 		}
-		waiting := make(chan error)
-		go func() {
-			_, err := p.propose(context.Background(), []*clusterv1.Command{named("y")})
-			waiting <- err
-		}()
 		synctest.Wait()
-		go p.close()
-		if err := <-waiting; !fault.Is(err, fault.Unavailable) {
-			t.Errorf("after the end: %v", err)
+		for i := 0; i < l.len(); i++ {
+			if size := proto.Size(l.at(i).batch); size > maxBatchBytes+1024 {
+				t.Errorf("entry %d has %d bytes", i, size)
+			}
+			close(l.at(i).done)
+			synctest.Wait()
 		}
-		l.release()
+	})
+}
+
+func TestAFullQueueSaysWhenToComeBack(t *testing.T) {
+	inBubble(t, func(t *testing.T, _ *fakeLog, p *proposer) {
+		var refused error
+		for range maxQueuedProposals + maxBatchCommands*(maxEntriesInFlight+2) + 1 {
+			if err := p.proposeAsync([]*clusterv1.Command{numbered(1)}, func([]state.Result, error) {}); err != nil {
+				refused = err
+				break
+			}
+		}
+		if f := fault.As(refused); f == nil || f.Kind != fault.Exhausted || f.RetryAfter == 0 {
+			t.Errorf("got %v", refused)
+		}
+	})
+}
+
+func TestFailuresHaveKinds(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want fault.Kind
+	}{
+		{raft.ErrNotLeader, fault.Unavailable},
+		{raft.ErrLeadershipLost, fault.Unavailable},
+		{raft.ErrLeadershipTransferInProgress, fault.Unavailable},
+		{raft.ErrEnqueueTimeout, fault.Exhausted},
+		{raft.ErrRaftShutdown, fault.Unavailable},
+		{errors.New("something else"), fault.Unavailable},
+	} {
+		inBubble(t, func(t *testing.T, l *fakeLog, p *proposer) {
+			var got error
+			go func() { _, got = p.propose(t.Context(), []*clusterv1.Command{numbered(1)}) }()
+			synctest.Wait()
+			l.at(0).err = tc.err
+			close(l.at(0).done)
+			synctest.Wait()
+			if fault.KindOf(got) != tc.want {
+				t.Errorf("%v became %v", tc.err, got)
+			}
+		})
+	}
+}
+
+func TestACallerThatLeavesIsTold(t *testing.T) {
+	inBubble(t, func(t *testing.T, _ *fakeLog, p *proposer) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := p.propose(ctx, []*clusterv1.Command{numbered(1)}); !fault.Is(err, fault.Timeout) {
+			t.Errorf("got %v", err)
+		}
 	})
 }

@@ -25,6 +25,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/nodelink"
@@ -161,26 +162,34 @@ func isLocal(method string, req any) bool {
 
 // leader returns a connection to the leader, nil when this server leads. It waits for one a little.
 func (f *forwarder) leader(ctx context.Context) (*grpc.ClientConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, leaderWait)
-	defer cancel()
+	var give context.Context // up, when there is no leader
 	for {
 		l, changed := f.node.Leader()
 		if l.Self && l.Ready {
 			return nil, nil
 		}
 		if !l.Self && l.Address != "" {
-			if md, ok := metadata.FromIncomingContext(ctx); ok && len(md.Get(forwardedKey)) > 0 {
+			if len(metadata.ValueFromIncomingContext(ctx, forwardedKey)) > 0 {
 				return nil, fault.New(fault.Unavailable, "the leader has just changed; ask again").WithRetry(200 * time.Millisecond)
 			}
 			return f.peers.Conn(l.Address)
 		}
+		if give == nil {
+			var cancel context.CancelFunc
+			give, cancel = context.WithTimeout(ctx, leaderWait)
+			defer cancel()
+		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
+		case <-give.Done():
 			return nil, fault.New(fault.Unavailable, "the cluster has no leader now; see `orchctl cluster members`, and try again").WithRetry(time.Second)
 		}
 	}
 }
+
+// identityKey carries who called a server that forwards, where a certificate said it and there is no token to pass on. Only
+// servers are believed.
+const identityKey = "x-orchestrator-identity"
 
 // outgoing carries the caller's own metadata along.
 func outgoing(ctx context.Context) context.Context {
@@ -191,8 +200,20 @@ func outgoing(ctx context.Context) context.Context {
 			out.Set(k, v...)
 		}
 	}
+	if id, ok := auth.FromContext(ctx); ok && len(out.Get("authorization")) == 0 {
+		out.Set(identityKey, string(id.Role), id.Name, id.Namespace)
+	}
 	out.Set(forwardedKey, "1")
 	return metadata.NewOutgoingContext(ctx, out)
+}
+
+// onBehalf returns whom a server forwards a call for; the server itself when it calls for itself.
+func onBehalf(ctx context.Context, server auth.Identity) auth.Identity {
+	v := metadata.ValueFromIncomingContext(ctx, identityKey)
+	if server.Role != auth.Server || len(v) != 3 || auth.Role(v[0]) == auth.Server {
+		return server
+	}
+	return auth.Identity{Role: auth.Role(v[0]), Name: v[1], Namespace: v[2]}
 }
 
 // unary is an interceptor that passes calls on when this server cannot answer them.

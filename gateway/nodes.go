@@ -21,6 +21,10 @@ func (s *nodeService) proto(n *state.Node) *apiv1.Node {
 	return nodeProto(n, live)
 }
 
+// minNodePrefix is how much of an id names a node. Ids begin with node-, as names often do: with less, a mistyped node-9
+// would be some other node.
+const minNodePrefix = len("node-") + 4
+
 // resolve finds a node by id, unique prefix of it, or name.
 func (s *nodeService) resolve(v *state.View, id string) (*state.Node, error) {
 	if n := v.Node(id); n != nil {
@@ -30,7 +34,7 @@ func (s *nodeService) resolve(v *state.View, id string) (*state.Node, error) {
 		return n, nil
 	}
 	var found []*state.Node
-	if id != "" {
+	if len(id) >= minNodePrefix {
 		found = v.NodesByPrefix(id, maxPrefixMatches)
 	}
 	switch len(found) {

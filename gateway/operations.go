@@ -113,7 +113,7 @@ func caller(ctx context.Context) auth.Identity {
 	return id
 }
 
-// resolve finds a session by id, unique prefix of it, or name.
+// resolve finds a session by id, name, or unique prefix of its id; an ended one too, while no other has taken its name.
 func (o *Operations) resolve(ctx context.Context, v *state.View, namespace, id string) (*session.Session, error) {
 	who := caller(ctx)
 	if id == "" {
@@ -140,6 +140,10 @@ func (o *Operations) resolve(ctx context.Context, v *state.View, namespace, id s
 	}
 	switch len(found) {
 	case 0:
+		// Who asks by name how a session ended finds the last that had it.
+		if s := v.LastSessionByName(ns, id); s != nil {
+			return s, nil
+		}
 		return nil, fault.New(fault.NotFound, "session %q: there is none in namespace %s; see `orchctl sessions list`", clip(id), ns)
 	case 1:
 		return found[0], nil

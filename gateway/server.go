@@ -34,6 +34,9 @@ const (
 	minPingInterval      = 5 * time.Second
 	maxConnectionAge     = 2 * time.Hour
 	connectionAgeGrace   = 10 * time.Minute
+	// callWorkers serve calls one after the other on stacks that have grown already; what comes beyond them gets a
+	// goroutine of its own. Most calls wait for a commit, so there are many.
+	callWorkers = 128
 )
 
 // Server is the gRPC API of one server.
@@ -64,6 +67,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 		grpc.ChainUnaryInterceptor(g.unary, f.unary),
 		grpc.ChainStreamInterceptor(g.stream, f.stream),
 		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.NumStreamWorkers(callWorkers),
 		grpc.MaxRecvMsgSize(MaxMessageBytes), grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: connectionAgeGrace, Time: 30 * time.Second, Timeout: 10 * time.Second,
@@ -113,10 +117,9 @@ func (g *guard) admit(ctx context.Context, method string) (context.Context, erro
 
 // identify takes a server's certificate, or a token.
 func (g *guard) identify(ctx context.Context) (auth.Identity, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	header := md.Get("authorization")
+	header := metadata.ValueFromIncomingContext(ctx, "authorization")
 	if len(header) == 0 {
-		if secret := md.Get(peerKey); g.plain && len(secret) == 1 && subtle.ConstantTimeCompare([]byte(secret[0]), []byte(g.peerSecret)) == 1 {
+		if secret := metadata.ValueFromIncomingContext(ctx, peerKey); g.plain && len(secret) == 1 && subtle.ConstantTimeCompare([]byte(secret[0]), []byte(g.peerSecret)) == 1 {
 			return auth.Identity{Name: "peer", Role: auth.Server}, nil
 		}
 		if g.open {
@@ -125,7 +128,7 @@ func (g *guard) identify(ctx context.Context) (auth.Identity, error) {
 		if p, ok := peer.FromContext(ctx); ok {
 			if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
 				if id, ok := auth.PeerIdentity(&info.State); ok {
-					return id, nil
+					return onBehalf(ctx, id), nil
 				}
 			}
 		}

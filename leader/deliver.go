@@ -153,6 +153,7 @@ func (r *reign) pullMessages() {
 				sm.Messages = append(sm.Messages, pbconv.MessageToProto(m))
 			}
 			n.deliver = append(n.deliver, sm)
+			r.mark(n)
 		}
 	}
 }

@@ -1,10 +1,12 @@
-// What the leader grants and when it gives a node up, with a log, links and nodes of the test's own.
+// The leader's decisions: what a node is told after its inventory, which messages go out, who is placed first, and when a
+// lease is granted or has ended.
 
 package leader
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -13,13 +15,13 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
-	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
-	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/session"
@@ -27,124 +29,85 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeLog commits to one state at once.
-type fakeLog struct {
-	state *state.Store
-	mu    sync.Mutex
-	index uint64
-	// refuse, when not nil, is the error of every proposal; with taken it takes effect all the same.
-	refuse error
-	taken  bool
-	// verify, when not nil, is asked instead of being the leader for ever.
-	verify func(ctx context.Context) error
-	seen   []*clusterv1.Command
+// soleLog is a log of one server: what is proposed is applied at once. Whether it leads is the test's to say.
+type soleLog struct {
+	mu       sync.Mutex
+	store    *state.Store
+	index    uint64
+	verify   error
+	verified int
+	refuse   error
 }
 
-func (l *fakeLog) ProposeAsync(reply func([]state.Result, error), commands ...*clusterv1.Command) error {
+func (l *soleLog) ProposeAsync(reply func([]state.Result, error), commands ...*clusterv1.Command) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.seen = append(l.seen, commands...)
 	if l.refuse != nil {
-		if l.taken {
-			l.apply(commands)
-		}
-		reply(nil, l.refuse)
-		return nil
+		return l.refuse
 	}
-	reply(l.apply(commands), nil)
-	return nil
-}
-
-func (l *fakeLog) apply(commands []*clusterv1.Command) []state.Result {
 	l.index++
-	return l.state.Apply(l.index, &clusterv1.Batch{Time: time.Now().UnixNano(), Commands: commands})
-}
-
-func (l *fakeLog) VerifyLeader(ctx context.Context) error {
-	l.mu.Lock()
-	verify := l.verify
-	l.mu.Unlock()
-	if verify != nil {
-		return verify(ctx)
-	}
+	reply(l.store.Apply(l.index, &clusterv1.Batch{Time: time.Now().UnixNano(), Commands: commands}), nil)
 	return nil
 }
 
-func (l *fakeLog) set(refuse error, taken bool) {
+func (l *soleLog) VerifyLeader(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refuse, l.taken = refuse, taken
+	l.verified++
+	return l.verify
 }
 
-func (l *fakeLog) count(match func(*clusterv1.Command) bool) int {
+func (l *soleLog) leads(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := 0
-	for _, c := range l.seen {
-		if match(c) {
-			n++
-		}
+	l.verify = err
+}
+
+// do commits a command as a client's call would.
+func (l *soleLog) do(t *testing.T, c *clusterv1.Command) state.Result {
+	t.Helper()
+	var res state.Result
+	if err := l.ProposeAsync(func(r []state.Result, _ error) { res = r[0] }, c); err != nil || res.Err != nil {
+		t.Fatalf("%v: %v, %v", c, err, res.Err)
 	}
-	return n
+	return res
 }
 
-func losses(c *clusterv1.Command) bool { return c.GetLoseNode() != nil }
+// soleHub hands the leader to the test.
+type soleHub struct{ h nodelink.Handler }
 
-// fakeHub hands out the reign.
-type fakeHub struct {
-	mu      sync.Mutex
-	handler nodelink.Handler
-	mode    []string
-}
+func (s *soleHub) Lead(h nodelink.Handler)                                    { s.h = h }
+func (s *soleHub) Pause()                                                     { s.h = nil }
+func (s *soleHub) Follow(func(context.Context) (nodelink.RelayStream, error)) {}
+func (s *soleHub) frame(l *fakeLink, f *nodev1.Frame)                         { s.h.LinkFrame(l, f) }
+func (s *soleHub) up(l *fakeLink)                                             { s.h.LinkUp(l) }
 
-func (h *fakeHub) set(mode string, handler nodelink.Handler) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.handler, h.mode = handler, append(h.mode, mode)
-}
-func (h *fakeHub) Lead(handler nodelink.Handler) { h.set("lead", handler) }
-func (h *fakeHub) Pause()                        { h.set("pause", nil) }
-func (h *fakeHub) Follow(func(context.Context) (nodelink.RelayStream, error)) {
-	h.set("follow", nil)
-}
-
-func (h *fakeHub) modes() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.mode)
-}
-
-// fakeLink is a node's link that keeps what is sent.
+// fakeLink keeps what was sent to the node.
 type fakeLink struct {
-	hello *nodev1.Hello
-	mu    sync.Mutex
-	sent  []*nodev1.Frame
-	why   string // it was closed for; empty while it is open
+	hello  *nodev1.Hello
+	mu     sync.Mutex
+	sent   []*nodev1.Frame
+	closed string
+	full   bool
 }
 
-func (l *fakeLink) ID() string           { return l.hello.GetNodeId() }
+func (l *fakeLink) ID() string           { return "link of " + l.hello.GetName() }
 func (l *fakeLink) Hello() *nodev1.Hello { return l.hello }
-func (l *fakeLink) Server() string       { return "s1" }
+func (l *fakeLink) Server() string       { return "server-1" }
 func (l *fakeLink) Close(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.why = reason
+	l.closed = reason
 }
 
 func (l *fakeLink) Send(f *nodev1.Frame) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.why != "" {
-		return nodelink.ErrClosed
+	if l.full {
+		return nodelink.ErrQueueFull
 	}
-	l.sent = append(l.sent, f)
+	l.sent = append(l.sent, proto.Clone(f).(*nodev1.Frame))
 	return nil
-}
-
-func (l *fakeLink) closed() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.why
 }
 
 // take returns what was sent since the last time.
@@ -156,345 +119,304 @@ func (l *fakeLink) take() []*nodev1.Frame {
 	return sent
 }
 
-// stage is a leader with everything around it.
-type stage struct {
-	t      *testing.T
-	log    *fakeLog
-	hub    *fakeHub
-	leader *Leader
-	state  *state.Store
-	end    func()
-}
-
-func newStage(t *testing.T) *stage {
-	s := &stage{t: t, state: state.New(state.DefaultLimits()), hub: &fakeHub{}}
-	s.log = &fakeLog{state: s.state}
-	r, err := router.New("least-connections")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.leader = New(Options{
-		ServerID: "s1", Lease: DefaultLease(), Retention: time.Hour, Log: s.log, State: s.state, Hub: s.hub, Router: r,
-		LinkAddresses: func() []string { return []string{"s1:1"} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+// reigning runs a leader over one server's state in simulated time.
+func reigning(t *testing.T, f func(t *testing.T, log *soleLog, hub *soleHub, l *Leader)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		log := &soleLog{store: state.New(state.DefaultLimits())}
+		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_InitCluster{InitCluster: &clusterv1.InitCluster{ClusterId: "c"}}})
+		route, err := router.New("least-connections")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hub := &soleHub{}
+		l := New(Options{
+			ServerID: "server-1", Lease: DefaultLease(), Retention: time.Hour, Log: log, State: log.store, Hub: hub, Router: route,
+			LinkAddresses: func() []string { return []string{"10.0.0.1:8078"} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); l.Run(ctx, 5) }()
+		synctest.Wait()
+		f(t, log, hub, l)
+		cancel()
+		<-done
 	})
-	s.reign(1)
-	return s
 }
 
-// reign begins a term.
-func (s *stage) reign(term uint64) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); s.leader.Run(ctx, term) }()
-	s.end = func() { cancel(); <-done }
-	synctest.Wait()
-}
-
-// link is a node's, registered and with its inventory shown.
-func (s *stage) link(incarnation uint64, has ...*nodev1.SessionState) *fakeLink {
-	s.t.Helper()
-	l := &fakeLink{hello: &nodev1.Hello{NodeId: "n1", Name: "n1", Incarnation: incarnation, Capabilities: &apiv1.Capabilities{
-		CanSpawnSessions: true, SupportedSessionTypes: []string{session.TypeProcess},
+// link registers a node and shows its inventory.
+func link(t *testing.T, hub *soleHub, name string, has ...*nodev1.SessionState) *fakeLink {
+	t.Helper()
+	l := &fakeLink{hello: &nodev1.Hello{NodeId: "id-" + name, Name: name, Incarnation: 1, Capabilities: &apiv1.Capabilities{
+		CanSpawnSessions: true, SupportedSessionTypes: []string{session.TypeProcess}, CpuMilli: 4000, MemoryBytes: 1 << 30,
 	}}}
-	s.hub.handler.LinkUp(l)
+	hub.up(l)
 	synctest.Wait()
-	sent := l.take()
-	if len(sent) < 2 || sent[0].GetHelloAck() == nil || sent[1].GetGetSessions() == nil {
-		s.t.Fatalf("a hello was answered with %v (closed: %s)", sent, l.closed())
+	got := l.take()
+	if len(got) != 2 || got[0].GetHelloAck().GetClusterId() != "c" || got[1].GetGetSessions() == nil {
+		t.Fatalf("after hello: %v", got)
 	}
-	s.hub.handler.LinkFrame(l, &nodev1.Frame{Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: &nodev1.SessionsResponse{Incarnation: incarnation, Sessions: has}}})
+	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: &nodev1.SessionsResponse{Incarnation: 1, Sessions: has}}})
 	synctest.Wait()
 	return l
 }
 
-func (s *stage) beat(l *fakeLink) {
-	s.hub.handler.LinkFrame(l, &nodev1.Frame{Payload: &nodev1.Frame_Heartbeat{Heartbeat: &nodev1.Heartbeat{SentAt: time.Now().UnixNano()}}})
+func spawn(t *testing.T, log *soleLog, id, node string, change func(*apiv1.SessionSpec)) *session.Session {
+	t.Helper()
+	spec := &apiv1.SessionSpec{Command: []string{"cat"}}
+	if change != nil {
+		change(spec)
+	}
+	return log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_SpawnSession{SpawnSession: &clusterv1.SpawnSession{SessionId: id, Spec: spec, NodeId: node}}}).Session
+}
+
+func started(hub *soleHub, l *fakeLink, index uint64, id string) {
+	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_Facts{Facts: &nodev1.Facts{Incarnation: 1, Facts: []*nodev1.Fact{
+		{Index: index, SessionId: id, Epoch: 1, Kind: &nodev1.Fact_Started{Started: &nodev1.Started{Pid: 7}}},
+	}}}})
 	synctest.Wait()
 }
 
-// acks counts heartbeat_ack among frames.
-func acks(frames []*nodev1.Frame) int {
-	n := 0
-	for _, f := range frames {
-		if f.GetHeartbeatAck() != nil {
-			n++
-		}
-	}
-	return n
-}
-
-func (s *stage) lost() bool {
-	n := s.state.View().Node("n1")
-	return n != nil && n.Lost
-}
-
-func (s *stage) do(c *clusterv1.Command) state.Result {
-	s.t.Helper()
-	s.log.mu.Lock()
-	r := s.log.apply([]*clusterv1.Command{c})[0]
-	s.log.mu.Unlock()
-	if r.Err != nil {
-		s.t.Fatal(r.Err)
-	}
+func beatOnce(hub *soleHub, l *fakeLink, sentAt int64) {
+	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_Heartbeat{Heartbeat: &nodev1.Heartbeat{SentAt: sentAt}}})
 	synctest.Wait()
-	return r
 }
 
-func (s *stage) spawn(id string) {
-	s.t.Helper()
-	s.do(&clusterv1.Command{Kind: &clusterv1.Command_SpawnSession{SpawnSession: &clusterv1.SpawnSession{
-		SessionId: id, Spec: &apiv1.SessionSpec{Command: []string{"true"}, Restart: "always"},
-	}}})
+// TestHeartbeatsAreAnsweredByAConfirmedLeader: and by no other, or a lease could outlive the leadership that gave it.
+func TestHeartbeatsAreAnsweredByAConfirmedLeader(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, _ *Leader) {
+		n := link(t, hub, "node-1")
+		beatOnce(hub, n, 42)
+		ack := n.take()
+		if len(ack) != 1 || ack[0].GetHeartbeatAck().GetSentAt() != 42 || ack[0].GetHeartbeatAck().GetTerm() != 5 {
+			t.Fatalf("answered with %v", ack)
+		}
+		log.leads(errors.New("a majority does not answer"))
+		beatOnce(hub, n, 43)
+		if got := n.take(); len(got) != 0 {
+			t.Errorf("an unconfirmed leader answered with %v", got)
+		}
+	})
 }
 
-func TestAHeartbeatIsAnsweredOnlyByAConfirmedLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		defer func() { s.end() }()
-		l := s.link(1)
-		l.take()
-		s.beat(l)
-		if n := acks(l.take()); n != 1 {
-			t.Errorf("%d answers, want 1", n)
-		}
-		// While it is not known whether this server still leads, nobody gets an answer; many wait for one confirmation.
-		asked, answer := 0, make(chan error)
-		s.log.mu.Lock()
-		s.log.verify = func(ctx context.Context) error {
-			asked++
-			select {
-			case err := <-answer:
-				return err
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		s.log.mu.Unlock()
-		s.beat(l)
-		s.beat(l)
-		s.beat(l)
-		if n := acks(l.take()); n != 0 || asked != 1 {
-			t.Fatalf("%d answers before the leadership was confirmed, which was asked %d times", n, asked)
-		}
-		answer <- nil
+// TestLeaseEnds: not before the lease and its margin have passed since the last answer, and soon after.
+func TestLeaseEnds(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, _ *Leader) {
+		n := link(t, hub, "node-1")
+		spawn(t, log, "s1", "id-node-1", nil)
 		synctest.Wait()
-		if n := acks(l.take()); n != 1 || asked != 2 {
-			t.Errorf("%d answers and %d questions, want the first beat answered, and one question for the two after it", n, asked)
-		}
-		answer <- fault.New(fault.Unavailable, "deposed")
+		started(hub, n, 1, "s1")
+		time.Sleep(5 * time.Second)
+		beatOnce(hub, n, 1)
+		lease := DefaultLease()
+		time.Sleep(lease.Duration + lease.Margin - time.Millisecond)
 		synctest.Wait()
-		if n := acks(l.take()); n != 0 {
-			t.Errorf("%d answers of a leader that was not confirmed", n)
+		if row := log.store.View().Node("id-node-1"); row.Lost {
+			t.Fatal("lost before its lease and margin were over")
+		}
+		time.Sleep(2 * tickEvery)
+		synctest.Wait()
+		row := log.store.View().Node("id-node-1")
+		if !row.Lost || n.closed == "" {
+			t.Fatalf("not lost after its lease: %+v, link closed: %q", row, n.closed)
+		}
+		if s := log.store.View().Session("s1"); s.Phase != session.Failed || s.Exit.Cause != session.CauseLost {
+			t.Errorf("its session is %s", s.Phase)
+		}
+		n.take()
+		beatOnce(hub, n, 2)
+		if got := n.take(); slices.ContainsFunc(got, func(f *nodev1.Frame) bool { return f.GetHeartbeatAck() != nil }) {
+			t.Error("a lost node got a lease without registering again")
+		}
+		time.Sleep(lease.Offline)
+		synctest.Wait()
+		if row := log.store.View().Node("id-node-1"); row.Status != state.Offline {
+			t.Errorf("silent for %s, and %s", lease.Offline, row.Status)
 		}
 	})
 }
 
-func TestANodeIsLostWhenItsLeaseHasEndedAndNotBefore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		defer func() { s.end() }()
-		l := s.link(1)
-		s.beat(l)
-		whole := DefaultLease().Duration + DefaultLease().Margin
-		s.spawn("a")
-		time.Sleep(whole - time.Second)
-		if s.lost() {
-			t.Error("lost before its lease had ended")
-		}
-		s.beat(l)
-		time.Sleep(whole - time.Second)
-		if s.lost() {
-			t.Error("lost although its heartbeat was answered")
-		}
-		time.Sleep(time.Second + 2*tickEvery)
-		if !s.lost() || l.closed() == "" {
-			t.Errorf("lost: %t, closed: %q; want both", s.lost(), l.closed())
-		}
-		if a := s.state.View().Session("a"); a.Phase != session.Pending {
-			t.Errorf("its session is %s", a.Phase)
-		}
-	})
-}
-
-func TestANewLeaderStartsEveryLeaseAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		defer func() { s.end() }()
-		l := s.link(1)
-		s.beat(l)
-		whole := DefaultLease().Duration + DefaultLease().Margin
-		time.Sleep(whole - time.Second)
-		s.end()
-		s.reign(2)
-		time.Sleep(whole - tickEvery)
-		if s.lost() {
-			t.Error("lost by a leader that has not led for as long as a lease lasts")
-		}
-		time.Sleep(3 * tickEvery)
-		if !s.lost() {
-			t.Error("never lost")
-		}
-	})
-}
-
-// Once LoseNode is on its way, the node gets no lease, whatever the log says.
-func TestANodeThatIsBeingLostGetsNoLease(t *testing.T) {
-	for name, taken := range map[string]bool{"it takes effect": true, "it does not": false} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := newStage(t)
-				defer func() { s.end() }()
-				l := s.link(1)
-				time.Sleep(DefaultLease().Duration + DefaultLease().Margin - tickEvery)
-				s.log.set(errors.New("may have taken effect"), taken)
-				time.Sleep(2 * tickEvery)
-				if s.log.count(losses) == 0 {
-					t.Fatal("not even tried")
-				}
-				l.take()
-				s.beat(l)
-				if n := acks(l.take()); n != 0 {
-					t.Error("a node that is being lost was given a lease")
-				}
-				s.log.set(nil, false)
-				time.Sleep(2 * tickEvery)
-				if !s.lost() || l.closed() == "" {
-					t.Errorf("lost: %t, closed: %q", s.lost(), l.closed())
-				}
-			})
-		})
-	}
-}
-
-func TestFactsThatLeaveAGapWaitForTheRest(t *testing.T) {
-	facts := func(first, last uint64) *nodev1.Frame {
-		f := &nodev1.Facts{Incarnation: 1}
-		for i := first; i <= last; i++ {
-			f.Facts = append(f.Facts, &nodev1.Fact{Index: i, SessionId: "none", Epoch: 1, Kind: &nodev1.Fact_Started{Started: &nodev1.Started{}}})
-		}
-		return &nodev1.Frame{Payload: &nodev1.Frame_Facts{Facts: f}}
-	}
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		defer func() { s.end() }()
-		l := s.link(1)
-		acked := func() (index uint64) {
+// TestInventory: what a node is told after it showed what it has.
+func TestInventory(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, _ *Leader) {
+		n := link(t, hub, "node-1")
+		for i, id := range []string{"running", "missing", "ended"} {
+			spawn(t, log, id, "id-node-1", nil)
 			synctest.Wait()
-			for _, f := range l.take() {
-				index = max(index, f.GetFactsAck().GetIndex())
-			}
-			return index
+			started(hub, n, uint64(i+1), id)
 		}
-		s.hub.handler.LinkFrame(l, facts(3, 4))
-		if n := acked(); n != 0 {
-			t.Errorf("acked to %d, and 1 and 2 are missing", n)
-		}
-		s.hub.handler.LinkFrame(l, facts(1, 4)) // as the node does after hello_ack
-		if n := acked(); n != 4 {
-			t.Errorf("acked to %d, want 4", n)
-		}
-		s.hub.handler.LinkFrame(l, facts(2, 3)) // once more
-		if n := acked(); n != 4 || l.closed() != "" {
-			t.Errorf("facts that are known: acked to %d, closed: %q", n, l.closed())
-		}
-		s.hub.handler.LinkFrame(l, facts(7, 7))
-		time.Sleep(resendAfter + time.Second)
-		if l.closed() == "" {
-			t.Error("5 and 6 never come, and the link stays")
-		}
-	})
-}
-
-func TestInventoryAndDesiredSet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		defer func() { s.end() }()
-		first := s.link(1)
-		s.beat(first)
-		s.spawn("runs")
-		s.spawn("missing")
-		s.hub.handler.LinkDown(first, "test")
-		time.Sleep(time.Second)
-		second := s.link(1,
-			&nodev1.SessionState{SessionId: "runs", Epoch: 1, Phase: apiv1.Session_RUNNING},
-			&nodev1.SessionState{SessionId: "stranger", Epoch: 3, Phase: apiv1.Session_RUNNING})
-		got := map[string]nodev1.DesiredSession_Action{}
-		for _, f := range second.take() {
+		hub.frame(n, &nodev1.Frame{Payload: &nodev1.Frame_Facts{Facts: &nodev1.Facts{Incarnation: 1, Facts: []*nodev1.Fact{
+			{Index: 4, SessionId: "ended", Epoch: 1, Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{Exit: &apiv1.Session_Exit{Cause: session.CauseCompleted}}}},
+		}}}})
+		spawn(t, log, "new", "id-node-1", nil)
+		synctest.Wait()
+		again := link(t, hub, "node-1",
+			&nodev1.SessionState{SessionId: "running", Epoch: 1}, &nodev1.SessionState{SessionId: "ended", Epoch: 1},
+			&nodev1.SessionState{SessionId: "unknown", Epoch: 3})
+		told := map[string]*nodev1.DesiredSession{}
+		for _, f := range again.take() {
 			for _, d := range f.GetDesired().GetSessions() {
-				got[d.GetSessionId()] = d.GetAction()
+				told[d.GetSessionId()] = d
 			}
 		}
-		want := map[string]nodev1.DesiredSession_Action{"missing": nodev1.DesiredSession_RUN, "stranger": nodev1.DesiredSession_FORGET}
-		if len(got) != len(want) || got["missing"] != want["missing"] || got["stranger"] != want["stranger"] {
-			t.Errorf("the node is told %v, want %v", got, want)
+		for id, want := range map[string]string{
+			"missing": "RUN started", // the node must report it as lost, not start it
+			"new":     "RUN",
+			"unknown": "FORGET",
+			"ended":   "KILL", // its output stays; nothing of it may live
+		} {
+			got := told[id].GetAction().String()
+			if told[id].GetStarted() {
+				got += " started"
+			}
+			if got != want {
+				t.Errorf("%s: told %s, want %s", id, got, want)
+			}
+		}
+		if len(told) != 4 {
+			t.Errorf("told %v", told)
 		}
 	})
 }
 
-// fakeWatch says who leads.
-type fakeWatch struct {
-	mu      sync.Mutex
-	now     cluster.Leader
-	changed chan struct{}
-	slow    chan struct{} // when not nil, Leader answers with what was, once this is closed
+// TestDeliveryWindow: the most urgent first, no more than the window, and more when turns end.
+func TestDeliveryWindow(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, _ *Leader) {
+		n := link(t, hub, "node-1")
+		spawn(t, log, "s1", "id-node-1", nil)
+		for i := range deliverWindowMessages + 10 {
+			log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{
+				SessionId: "s1", Text: fmt.Append(nil, i), Priority: apiv1.Priority_NORMAL,
+			}}})
+		}
+		synctest.Wait()
+		started(hub, n, 1, "s1")
+		got := delivered(n.take())
+		if len(got) != deliverWindowMessages || got[0] != 1 || !slices.IsSorted(got) {
+			t.Fatalf("first: %v", got)
+		}
+		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{
+			SessionId: "s1", Text: []byte("now"), Priority: apiv1.Priority_CRITICAL,
+		}}})
+		synctest.Wait()
+		if got := delivered(n.take()); !slices.Equal(got, []uint64{deliverWindowMessages + 11}) {
+			t.Errorf("an urgent message waits behind a full window: %v", got)
+		}
+		hub.frame(n, &nodev1.Frame{Payload: &nodev1.Frame_Facts{Facts: &nodev1.Facts{Incarnation: 1, Facts: []*nodev1.Fact{
+			{Index: 2, SessionId: "s1", Epoch: 1, Kind: &nodev1.Fact_TurnEnded{TurnEnded: &nodev1.TurnEnded{Sequence: 1}}},
+		}}}})
+		synctest.Wait()
+		if got := delivered(n.take()); !slices.Equal(got, []uint64{deliverWindowMessages + 1}) {
+			t.Errorf("after a turn: %v", got)
+		}
+		// What the node does not confirm comes again.
+		time.Sleep(resendAfter + 2*tickEvery)
+		synctest.Wait()
+		if got := delivered(n.take()); len(got) == 0 {
+			t.Error("nothing is sent again")
+		}
+	})
 }
 
-func (w *fakeWatch) Leader() (cluster.Leader, <-chan struct{}) {
-	w.mu.Lock()
-	now, changed, slow := w.now, w.changed, w.slow
-	w.mu.Unlock()
-	if slow != nil {
-		<-slow
+func delivered(frames []*nodev1.Frame) (sequences []uint64) {
+	for _, f := range frames {
+		for _, s := range f.GetDeliver().GetSessions() {
+			for _, m := range s.GetMessages() {
+				sequences = append(sequences, m.GetSequence())
+			}
+		}
 	}
-	return now, changed
+	return sequences
 }
 
-func (w *fakeWatch) set(l cluster.Leader, slow chan struct{}) {
-	w.mu.Lock()
-	w.now, w.slow = l, slow
-	close(w.changed)
-	w.changed = make(chan struct{})
-	w.mu.Unlock()
-	synctest.Wait()
+// TestThoseThatWaitArePlacedByUrgency: when a node comes, and within one round.
+func TestThoseThatWaitArePlacedByUrgency(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, _ *Leader) {
+		for i, p := range []apiv1.Priority_Level{apiv1.Priority_LOW, apiv1.Priority_NORMAL, apiv1.Priority_CRITICAL, apiv1.Priority_NORMAL} {
+			spawn(t, log, fmt.Sprintf("s%d", i), "", func(s *apiv1.SessionSpec) { s.Priority = p })
+		}
+		spawn(t, log, "never", "", func(s *apiv1.SessionSpec) { s.Require = []string{"gpu"}; s.Priority = apiv1.Priority_CRITICAL })
+		synctest.Wait()
+		link(t, hub, "node-1")
+		v := log.store.View()
+		var order []*session.Session
+		for s := range v.SessionsOnNode("id-node-1") {
+			order = append(order, s)
+		}
+		slices.SortFunc(order, func(a, b *session.Session) int { return int(a.PlacedIndex) - int(b.PlacedIndex) })
+		var ids []string
+		for _, s := range order {
+			ids = append(ids, s.ID)
+		}
+		if !slices.Equal(ids, []string{"s2", "s1", "s3", "s0"}) {
+			t.Errorf("placed in the order %v", ids)
+		}
+		if s := v.Session("never"); s.Phase != session.Pending || s.Reason != "no node fits: node-1 lacks capability gpu" {
+			t.Errorf("%s: %s", s.Phase, s.Reason)
+		}
+	})
 }
 
-// Who follows may hear of a leader when this server itself leads already. The reign keeps the hub.
-func TestFollowKeepsItsHandsOffTheReignsHub(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.end()
-		w := &fakeWatch{changed: make(chan struct{})}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			s.leader.Follow(ctx, w, func(context.Context, string) (nodelink.RelayStream, error) { return nil, nil }, nil)
-		}()
+// TestTimeEndsThings: a session's time to live, a message's deadline, and the memory of what is over.
+func TestTimeEndsThings(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, _ *soleHub, _ *Leader) {
+		spawn(t, log, "short", "", func(s *apiv1.SessionSpec) { s.Ttl = durationpb.New(10 * time.Second) })
+		spawn(t, log, "long", "", nil)
+		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_SendMessage{SendMessage: &clusterv1.SendMessage{
+			SessionId: "long", Text: []byte("x"), Priority: apiv1.Priority_NORMAL, Deadline: time.Now().Add(5 * time.Second).UnixNano(),
+		}}})
+		time.Sleep(11 * time.Second)
 		synctest.Wait()
-		last := func() string { m := s.hub.modes(); return m[len(m)-1] }
-		other := cluster.Leader{ID: "s2", Address: "s2"}
-		slow := make(chan struct{})
-		w.set(other, slow)
-		s.reign(2)
-		w.mu.Lock()
-		w.slow = nil
-		w.mu.Unlock()
-		close(slow)
+		v := log.store.View()
+		if s := v.Session("short"); s.Phase != session.Terminated {
+			t.Errorf("after its time to live it is %s", s.Phase)
+		}
+		if d := v.DeadLetter(state.LetterKey{SessionID: "long", Sequence: 1}); d == nil {
+			t.Error("a message outlived its deadline")
+		}
+		time.Sleep(time.Hour + 2*collectEvery)
 		synctest.Wait()
-		if last() != "lead" {
-			t.Errorf("the hub is told %q while this server leads", last())
+		if log.store.View().Session("short") != nil {
+			t.Error("an ended session is kept for ever")
 		}
-		s.end() // and s2 leads again before anybody looked
-		w.set(cluster.Leader{}, nil)
-		w.set(other, nil)
-		if last() != "follow" {
-			t.Errorf("the hub is told %q while s2 leads", last())
+	})
+}
+
+// TestALinkThatIsFullIsGivenUp: the node comes back and syncs; nothing is skipped silently.
+func TestALinkThatIsFullIsGivenUp(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		n := link(t, hub, "node-1")
+		n.full = true
+		spawn(t, log, "s1", "id-node-1", nil)
+		synctest.Wait()
+		if n.closed == "" {
+			t.Error("the link stays")
 		}
-		w.set(cluster.Leader{}, nil)
-		if last() != "pause" {
-			t.Errorf("the hub is told %q while nobody leads", last())
+		if live, _ := l.Live("id-node-1"); live.Linked {
+			t.Error("the node still counts as linked")
 		}
-		cancel()
-		<-done
+	})
+}
+
+func TestNamesAndClustersAreChecked(t *testing.T) {
+	reigning(t, func(t *testing.T, _ *soleLog, hub *soleHub, _ *Leader) {
+		for want, hello := range map[string]*nodev1.Hello{
+			"INVALID_ARGUMENT":    {NodeId: "id-1", Name: "Not a name", Incarnation: 1},
+			"FAILED_PRECONDITION": {NodeId: "id-2", Name: "node-2", Incarnation: 1, ClusterId: "another"},
+		} {
+			l := &fakeLink{hello: hello}
+			hub.up(l)
+			synctest.Wait()
+			if got := l.take(); len(got) != 1 || got[0].GetError().GetCode() != want || l.closed == "" {
+				t.Errorf("%v: answered %v, closed %q", hello, got, l.closed)
+			}
+		}
+		link(t, hub, "node-1")
+		taken := &fakeLink{hello: &nodev1.Hello{NodeId: "id-other", Name: "node-1", Incarnation: 1}}
+		hub.up(taken)
+		synctest.Wait()
+		if got := taken.take(); len(got) != 1 || got[0].GetError().GetCode() != "ALREADY_EXISTS" {
+			t.Errorf("a name that is taken: %v", got)
+		}
 	})
 }

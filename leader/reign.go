@@ -34,6 +34,7 @@ type reign struct {
 	ctx  context.Context
 
 	nodes      map[string]*node
+	unsent     []*node // that something is to be sent to
 	pending    map[string]*session.Session
 	placing    map[string]bool
 	placeDirty bool
@@ -76,6 +77,7 @@ type node struct {
 	links   uint64
 	dirty   map[string]*nodev1.DesiredSession
 	deliver []*nodev1.SessionMessages
+	unsent  bool // it is in the reign's list of the same name
 }
 
 func newReign(l *Leader, term uint64) *reign {
@@ -216,7 +218,7 @@ func (r *reign) observe(c *state.Change) {
 		delete(r.pending, s.ID)
 		delete(r.deliveries, s.ID)
 		if n := r.nodes[s.NodeID]; n != nil && n.synced {
-			n.dirty[s.ID] = &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is no longer kept"}
+			r.tell(n, &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is no longer kept"})
 		}
 	}
 	r.observeMessages(c)
@@ -282,10 +284,25 @@ func (r *reign) flush() {
 	}
 	r.pullMessages()
 	index := r.opts.State.Index()
-	for _, n := range r.nodes {
-		if len(n.dirty) > 0 || len(n.deliver) > 0 {
-			r.flushNode(n, index)
-		}
+	unsent := r.unsent
+	r.unsent = nil
+	for _, n := range unsent {
+		n.unsent = false
+		r.flushNode(n, index)
+	}
+}
+
+// tell has a node told what becomes of a session, with the next flush.
+func (r *reign) tell(n *node, d *nodev1.DesiredSession) {
+	n.dirty[d.GetSessionId()] = d
+	r.mark(n)
+}
+
+// mark notes that there is something to be sent to a node: of ten thousand nodes few have any.
+func (r *reign) mark(n *node) {
+	if !n.unsent {
+		n.unsent = true
+		r.unsent = append(r.unsent, n)
 	}
 }
 

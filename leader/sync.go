@@ -160,7 +160,7 @@ func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
 	for _, s := range inv.GetSessions() {
 		has[s.GetSessionId()] = s
 		if d := stray(view, n.id, s); d != nil {
-			n.dirty[s.GetSessionId()] = d
+			r.tell(n, d)
 		}
 	}
 	running := 0
@@ -171,7 +171,7 @@ func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
 		running++
 		h := has[s.ID]
 		if h == nil || h.GetEpoch() != s.Epoch || s.Phase == session.Terminating {
-			n.dirty[s.ID] = desired(s)
+			r.tell(n, desired(s))
 		}
 		delete(r.deliveries, s.ID)
 		if h != nil && h.GetEpoch() == s.Epoch && len(h.GetInbox()) > 0 {
@@ -214,7 +214,7 @@ func stray(view *state.View, nodeID string, has *nodev1.SessionState) *nodev1.De
 // runs, or has ended. The directory of one that has ended stays on the node, with its output, until the state forgets it.
 func (r *reign) desire(n *node, s *session.Session) {
 	if s.Phase == session.Starting || s.Phase == session.Terminating {
-		n.dirty[s.ID] = desired(s)
+		r.tell(n, desired(s))
 	}
 }
 
@@ -236,7 +236,7 @@ func (r *reign) forgetElsewhere(s *session.Session) {
 			continue
 		}
 		if n := r.nodes[h.Node]; n != nil && n.synced {
-			n.dirty[s.ID] = &nodev1.DesiredSession{SessionId: s.ID, Epoch: h.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is elsewhere now"}
+			r.tell(n, &nodev1.DesiredSession{SessionId: s.ID, Epoch: h.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is elsewhere now"})
 		}
 	}
 }

@@ -50,7 +50,6 @@ func (d *demand) sub(o demand) { d.sessions -= o.sessions; d.cpu -= o.cpu; d.mem
 type entry struct {
 	row          *state.Node
 	capabilities []string
-	health       Health
 	reserved     demand
 	// settled reservations that the row does not show yet, by the index at which it will.
 	settled []settledDemand
@@ -67,8 +66,9 @@ type Router struct {
 
 	mu      sync.Mutex
 	entries map[string]*entry
-	order   []string // node ids, sorted: the same view gives the same choice
-	count   uint64   // of placements; the round-robin position
+	health  map[string]Health // also of nodes whose rows are on their way
+	order   []string          // node ids, sorted: the same view gives the same choice
+	count   uint64            // of placements; the round-robin position
 	scratch []loadbalancer.Candidate
 	ids     []string
 }
@@ -78,14 +78,14 @@ func New(strategy string) (*Router, error) {
 	if _, err := loadbalancer.Named(strategy); err != nil {
 		return nil, err
 	}
-	return &Router{defaultStrategy: strategy, entries: map[string]*entry{}}, nil
+	return &Router{defaultStrategy: strategy, entries: map[string]*entry{}, health: map[string]Health{}}, nil
 }
 
 // Reset starts again from the state; health and reservations are forgotten.
 func (r *Router) Reset(v *state.View) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.entries, r.order = map[string]*entry{}, nil
+	r.entries, r.health, r.order = map[string]*entry{}, map[string]Health{}, nil
 	for n := range v.Nodes() {
 		r.observe(n)
 	}
@@ -100,6 +100,7 @@ func (r *Router) Observe(c *state.Change) {
 	}
 	for _, id := range c.RemovedNodes {
 		delete(r.entries, id)
+		delete(r.health, id)
 		if i, ok := slices.BinarySearch(r.order, id); ok {
 			r.order = slices.Delete(r.order, i, i+1)
 		}
@@ -132,9 +133,7 @@ func (e *entry) drop(index uint64) {
 func (r *Router) SetHealth(nodeID string, h Health) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.entries[nodeID]; ok {
-		e.health = h
-	}
+	r.health[nodeID] = h
 }
 
 // Place chooses a node for a session and reserves room on it. The caller must Settle or Release the placement. Without a
@@ -195,7 +194,8 @@ func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candid
 	rejected := &rejections{}
 	for _, id := range r.order {
 		e := r.entries[id]
-		if why, what := e.obstacle(spec); why != fits {
+		health := r.health[id]
+		if why, what := e.obstacle(spec, health); why != fits {
 			rejected.add(why, e.row.Name, what)
 			continue
 		}
@@ -210,7 +210,7 @@ func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candid
 			Sessions: n.Sessions + e.reserved.sessions, MaxSessions: n.Capabilities.MaxConcurrentSessions,
 			FreeCPUMilli: n.Capabilities.CPUMilli - n.ReservedCPUMilli - e.reserved.cpu, TotalCPUMilli: n.Capabilities.CPUMilli,
 			FreeMemoryBytes: n.Capabilities.MemoryBytes - n.ReservedMemoryBytes - e.reserved.mem, TotalMemoryBytes: n.Capabilities.MemoryBytes,
-			CPUUsage: e.health.CPUUsage, MemoryUsage: e.health.MemoryUsage, Degraded: n.Status == state.Degraded, Weight: 1,
+			CPUUsage: health.CPUUsage, MemoryUsage: health.MemoryUsage, Degraded: n.Status == state.Degraded, Weight: 1,
 			Capabilities: e.capabilities, ExtraCapabilities: max(0, len(e.capabilities)-len(spec.Require)), Labels: n.Labels,
 		})
 	}
@@ -218,13 +218,13 @@ func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candid
 }
 
 // obstacle says what keeps a session from a node, and what exactly.
-func (e *entry) obstacle(spec *session.Spec) (obstacle, string) {
+func (e *entry) obstacle(spec *session.Spec, h Health) (obstacle, string) {
 	n := e.row
 	c := &n.Capabilities
 	switch {
 	case n.Lost || n.Status == state.Offline:
 		return away, ""
-	case !e.health.Linked:
+	case !h.Linked:
 		return unlinked, ""
 	case !n.Schedulable:
 		return cordoned, ""

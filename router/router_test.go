@@ -1,40 +1,79 @@
-// Where sessions go, why not elsewhere, and that a node never gets more than it has room for.
+// Placement: what keeps a session from a node, what is reserved, and that no node is ever given more than it has.
 
 package router
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
 
-func row(name string, change func(*state.Node)) *state.Node {
-	n := &state.Node{
-		ID: "id-" + name, Name: name, Status: state.Healthy, Schedulable: true, ModifyIndex: 1,
-		Capabilities: state.Capabilities{CanSpawnSessions: true, MaxConcurrentSessions: 10, SupportedSessionTypes: []string{session.TypeProcess}},
-	}
-	if change != nil {
-		change(n)
-	}
-	return n
+// world is a real state with a router over it.
+type world struct {
+	t     rapid.TB
+	store *state.Store
+	sub   *state.Subscription
+	r     *Router
+	index uint64
+	seen  uint64 // by the router
 }
 
-func with(t interface{ Fatal(...any) }, rows ...*state.Node) *Router {
+func newWorld(t rapid.TB) *world {
 	r, err := New("least-connections")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Observe(&state.Change{Nodes: rows})
-	for _, n := range rows {
-		r.SetHealth(n.ID, Health{Linked: true})
+	w := &world{t: t, store: state.New(state.DefaultLimits()), r: r}
+	var v *state.View
+	w.sub, v = w.store.Subscribe()
+	r.Reset(v)
+	return w
+}
+
+// apply commits a command and lets the router see it.
+func (w *world) apply(c *clusterv1.Command) state.Result {
+	w.index++
+	res := w.store.Apply(w.index, &clusterv1.Batch{Time: int64(w.index), Commands: []*clusterv1.Command{c}})[0]
+	return res
+}
+
+// observe lets the router see what was committed.
+func (w *world) observe() {
+	for w.seen < w.store.Index() {
+		c, err := w.sub.Next(context.Background())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.r.Observe(c)
+		w.seen = c.Index
 	}
-	return r
+}
+
+func (w *world) node(name string, change func(*clusterv1.RegisterNode)) *state.Node {
+	n := &clusterv1.RegisterNode{NodeId: "id-" + name, Name: name, Incarnation: 1, Capabilities: &apiv1.Capabilities{
+		CanSpawnSessions: true, SupportedSessionTypes: []string{session.TypeProcess}, CpuMilli: 4000, MemoryBytes: 1 << 30,
+	}}
+	if change != nil {
+		change(n)
+	}
+	res := w.apply(&clusterv1.Command{Kind: &clusterv1.Command_RegisterNode{RegisterNode: n}})
+	if res.Err != nil {
+		w.t.Fatal(res.Err)
+	}
+	w.observe()
+	w.r.SetHealth(n.GetNodeId(), Health{Linked: true})
+	return res.Node
 }
 
 func spec(change func(*session.Spec)) *session.Spec {
@@ -46,267 +85,162 @@ func spec(change func(*session.Spec)) *session.Spec {
 	return s
 }
 
-func TestEachObstacleIsNamed(t *testing.T) {
-	plain := spec(nil)
-	for name, c := range map[string]struct {
-		node *state.Node
-		spec *session.Spec
-		says string
+// TestObstacles: each kind of obstacle is found, and named in the refusal.
+func TestObstacles(t *testing.T) {
+	for want, tc := range map[string]struct {
+		node func(*clusterv1.RegisterNode)
+		then func(*world)
+		spec func(*session.Spec)
 	}{
-		"lost":      {row("n", func(n *state.Node) { n.Lost = true }), plain, "n lost or offline"},
-		"offline":   {row("n", func(n *state.Node) { n.Status = state.Offline }), plain, "n lost or offline"},
-		"cordoned":  {row("n", func(n *state.Node) { n.Schedulable = false }), plain, "n cordoned"},
-		"unhealthy": {row("n", func(n *state.Node) { n.Status = state.Unhealthy }), plain, "n unhealthy"},
-		"no spawn":  {row("n", func(n *state.Node) { n.Capabilities.CanSpawnSessions = false }), plain, "n takes no sessions"},
-		"type":      {row("n", nil), spec(func(s *session.Spec) { s.Type = session.TypeACP }), "n does not run type acp"},
-		"capability": {row("n", func(n *state.Node) { n.Capabilities.Custom = []state.Flag{{Key: "gpu", Value: false}} }),
-			spec(func(s *session.Spec) { s.Require = []string{"gpu"} }), "n lacks capability gpu"},
-		"label": {row("n", func(n *state.Node) { n.Labels = []session.Pair{{Key: "zone", Value: "b"}} }),
-			spec(func(s *session.Spec) { s.NodeSelector = []session.Pair{{Key: "zone", Value: "a"}} }), "n lacks label zone=a"},
-		"full": {row("n", func(n *state.Node) { n.Sessions = 10 }), plain, "n full"},
-		"cpu": {row("n", func(n *state.Node) { n.Capabilities.CPUMilli, n.ReservedCPUMilli = 1000, 900 }),
-			spec(func(s *session.Spec) { s.CPUMilli = 200 }), "n too little CPU free"},
-		"memory": {row("n", func(n *state.Node) { n.Capabilities.MemoryBytes, n.ReservedMemoryBytes = 1000, 900 }),
-			spec(func(s *session.Spec) { s.MemoryBytes = 200 }), "n too little memory free"},
+		"a cordoned": {nil, func(w *world) {
+			w.apply(&clusterv1.Command{Kind: &clusterv1.Command_SetNodeSchedulable{SetNodeSchedulable: &clusterv1.SetNodeSchedulable{NodeId: "id-a"}}})
+		}, nil},
+		"a lost or offline": {nil, func(w *world) {
+			w.apply(&clusterv1.Command{Kind: &clusterv1.Command_LoseNode{LoseNode: &clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1}}})
+		}, nil},
+		"a not linked": {nil, func(w *world) { w.r.SetHealth("id-a", Health{}) }, nil},
+		"a unhealthy": {nil, func(w *world) {
+			w.apply(&clusterv1.Command{Kind: &clusterv1.Command_SetNodeStatus{SetNodeStatus: &clusterv1.SetNodeStatus{NodeId: "id-a", Status: apiv1.Node_UNHEALTHY}}})
+		}, nil},
+		"a takes no sessions":           {func(n *clusterv1.RegisterNode) { n.Capabilities.CanSpawnSessions = false }, nil, nil},
+		"a does not run type acp":       {nil, nil, func(s *session.Spec) { s.Type = session.TypeACP }},
+		"a lacks capability gpu":        {nil, nil, func(s *session.Spec) { s.Require = []string{"gpu"} }},
+		"a lacks label zone=b":          {func(n *clusterv1.RegisterNode) { n.Labels = map[string]string{"zone": "a"} }, nil, func(s *session.Spec) { s.NodeSelector = []session.Pair{{Key: "zone", Value: "b"}} }},
+		"a too little CPU free":         {nil, nil, func(s *session.Spec) { s.CPUMilli = 4001 }},
+		"a too little memory free":      {nil, nil, func(s *session.Spec) { s.MemoryBytes = 1<<30 + 1 }},
+		"there are no nodes; start a n": {nil, func(w *world) { *w = *newWorld(w.t) }, nil},
 	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := with(t, c.node).Place(c.spec, "")
-			f := fault.As(err)
-			if f == nil || f.Kind != fault.Exhausted || f.RetryAfter <= 0 || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("got %v, want RESOURCE_EXHAUSTED, when to come back, and %q", err, c.says)
-			}
-		})
-	}
-	r := with(t, row("n", nil))
-	r.SetHealth("id-n", Health{})
-	if _, err := r.Place(plain, ""); err == nil || !strings.Contains(err.Error(), "n not linked") {
-		t.Errorf("an unlinked node: %v", err)
-	}
-	if _, err := with(t).Place(plain, ""); err == nil || !strings.Contains(err.Error(), "there are no nodes; start a node-agent") {
-		t.Errorf("no node at all: %v", err)
-	}
-	many := make([]*state.Node, 50)
-	for i := range many {
-		many[i] = row(fmt.Sprint("n", i), func(n *state.Node) { n.Schedulable = false })
-	}
-	if _, err := with(t, many...).Place(plain, ""); err == nil || !strings.Contains(err.Error(), "50 cordoned") {
-		t.Errorf("fifty nodes with one obstacle: %v", err)
-	}
-	if _, err := with(t, row("n", nil)).Place(spec(func(s *session.Spec) { s.Strategy = "none such" }), ""); err == nil {
-		t.Error("an unknown strategy was followed")
-	}
-}
-
-func TestTheFittestIsTakenAndSaysWhy(t *testing.T) {
-	r := with(t, row("busy", func(n *state.Node) { n.Sessions = 5 }), row("idle", nil), row("away", func(n *state.Node) { n.Lost = true }))
-	p, err := r.Place(spec(nil), "")
-	if err != nil || p.NodeID != "id-idle" {
-		t.Fatalf("got %+v, %v", p, err)
-	}
-	for _, part := range []string{"least-connections", "2 of 3 nodes fit", "away lost or offline"} {
-		if !strings.Contains(p.Why, part) {
-			t.Errorf("%q does not say %q", p.Why, part)
+		w := newWorld(t)
+		w.node("a", tc.node)
+		if tc.then != nil {
+			tc.then(w)
+			w.observe()
 		}
-	}
-	if p, err = r.Place(spec(nil), "id-idle"); err != nil || p.NodeID != "id-busy" {
-		t.Errorf("the node to avoid was taken: %+v, %v", p, err)
-	}
-	only := with(t, row("only", nil))
-	if p, err = only.Place(spec(nil), "id-only"); err != nil || p.NodeID != "id-only" {
-		t.Errorf("the node to avoid is the only one, and was not taken: %+v, %v", p, err)
-	}
-	long := with(t, row(strings.Repeat("n", 250), nil), row("other", func(n *state.Node) { n.Lost = true; n.Name = strings.Repeat("ö", 200) }))
-	if p, err = long.Place(spec(nil), ""); err != nil || len(p.Why) > MaxExplanationBytes+len("…") {
-		t.Errorf("an explanation of %d bytes, %v", len(p.Why), err)
-	}
-}
-
-// A reservation counts until the state shows the session, and no longer.
-func TestReservations(t *testing.T) {
-	one := func() *Router {
-		return with(t, row("n", func(n *state.Node) { n.Capabilities.MaxConcurrentSessions = 1 }))
-	}
-	fits := func(r *Router) bool {
-		p, err := r.Place(spec(nil), "")
-		if err == nil {
-			r.Release(p)
-		}
-		return err == nil
-	}
-	place := func(r *Router) *Placement {
-		p, err := r.Place(spec(nil), "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	shown := func(sessions uint32, index uint64) *state.Node {
-		return row("n", func(n *state.Node) {
-			n.Capabilities.MaxConcurrentSessions, n.Sessions, n.ModifyIndex = 1, sessions, index
-		})
-	}
-
-	r := one()
-	p := place(r)
-	if fits(r) {
-		t.Error("what is reserved was given away")
-	}
-	r.Release(p)
-	if !fits(r) {
-		t.Error("what was given back is still reserved")
-	}
-
-	p = place(r)
-	r.Settle(p, 7)
-	r.Observe(&state.Change{Nodes: []*state.Node{shown(0, 6)}})
-	if fits(r) {
-		t.Error("settled at 7, and forgotten at 6")
-	}
-	r.Observe(&state.Change{Nodes: []*state.Node{shown(1, 7)}})
-	r.Observe(&state.Change{Nodes: []*state.Node{shown(0, 8)}})
-	if !fits(r) {
-		t.Error("the session has ended, and its reservation has not")
-	}
-
-	p = place(r)
-	r.Observe(&state.Change{Nodes: []*state.Node{shown(1, 9)}}) // the change is seen before the answer
-	r.Settle(p, 9)
-	r.Observe(&state.Change{Nodes: []*state.Node{shown(0, 10)}})
-	if !fits(r) {
-		t.Error("settled late, and reserved for ever")
-	}
-
-	// The leader changes under a reservation, or the node is removed and comes back.
-	for _, settle := range []bool{true, false} {
-		for name, begin := range map[string]func(r *Router){
-			"reset": func(r *Router) { r.Reset(state.New(state.DefaultLimits()).View()) },
-			"removed": func(r *Router) {
-				r.Observe(&state.Change{RemovedNodes: []string{"id-n"}})
-			},
-		} {
-			r = one()
-			p = place(r)
-			begin(r)
-			r.Observe(&state.Change{Nodes: []*state.Node{shown(0, 11)}})
-			r.SetHealth("id-n", Health{Linked: true})
-			if settle {
-				r.Settle(p, 12)
-			} else {
-				r.Release(p)
-			}
-			first := place(r)
-			if fits(r) {
-				t.Errorf("%s: one session fits, and two were placed", name)
-			}
-			r.Release(first)
-			if !fits(r) {
-				t.Errorf("%s: nothing is there, and nothing fits", name)
-			}
+		_, err := w.r.Place(spec(tc.spec), "")
+		if !fault.Is(err, fault.Exhausted) || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("want a refusal with %q, got %v", want, err)
 		}
 	}
 }
 
-// Whatever the order in which answers and changes come, no node is given more than it has, and in the end all of it is
-// free again.
-func TestNeverOverCapacity(t *testing.T) {
+func TestEveryCapabilityCounts(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", func(n *clusterv1.RegisterNode) {
+		n.Capabilities.HasGpuAccess, n.Capabilities.HasHighMemory = true, true
+		n.Capabilities.CustomCapabilities = map[string]bool{"cgroup": true, "criu": false}
+	})
+	if _, err := w.r.Place(spec(func(s *session.Spec) { s.Require = []string{"gpu", "high-memory", "cgroup"} }), ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.r.Place(spec(func(s *session.Spec) { s.Require = []string{"criu"} }), ""); err == nil {
+		t.Error("a capability that is declared absent was found")
+	}
+}
+
+func TestAvoidedOnlyWhileThereIsAnother(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", nil)
+	p, err := w.r.Place(spec(nil), "id-a")
+	if err != nil || p.NodeID != "id-a" {
+		t.Fatalf("the only node is to be avoided: %v, %v", p, err)
+	}
+	w.node("b", nil)
+	for range 3 {
+		if p, err := w.r.Place(spec(nil), "id-b"); err != nil || p.NodeID != "id-a" {
+			t.Fatalf("placed on %v, %v", p, err)
+		}
+	}
+}
+
+func TestUnknownStrategyIsRefused(t *testing.T) {
+	if _, err := New("darts"); !fault.Is(err, fault.Invalid) {
+		t.Errorf("got %v", err)
+	}
+	w := newWorld(t)
+	w.node("a", nil)
+	if _, err := w.r.Place(spec(func(s *session.Spec) { s.Strategy = "darts" }), ""); !fault.Is(err, fault.Invalid) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestExplanationsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", nil)
+	w.node(strings.Repeat("b", 120), func(n *clusterv1.RegisterNode) { n.Capabilities.CanSpawnSessions = false })
+	w.node(strings.Repeat("c", 120), func(n *clusterv1.RegisterNode) { n.Capabilities.SupportedSessionTypes = nil })
+	p, err := w.r.Place(spec(nil), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Why) > MaxExplanationBytes || !strings.Contains(p.Why, "1 of 3 nodes fit") {
+		t.Errorf("%d bytes: %s", len(p.Why), p.Why)
+	}
+}
+
+// TestNeverMoreThanANodeHas: whatever is placed, settled late, released or ended, the state never refuses a placement for
+// want of room as long as the router saw all that happened, and no node is promised more than it has.
+func TestNeverMoreThanANodeHas(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		const nodes, room, cpu = 3, 4, 1000
-		truth := map[string]*state.Node{} // what is committed
-		var rows []*state.Node
-		for i := range nodes {
-			n := row(fmt.Sprint("n", i), func(n *state.Node) { n.Capabilities.MaxConcurrentSessions, n.Capabilities.CPUMilli = room, cpu })
-			truth[n.ID] = n
-			rows = append(rows, n)
+		w := newWorld(t)
+		most := uint32(rapid.IntRange(1, 4).Draw(t, "most"))
+		for _, name := range []string{"a", "b"} {
+			w.node(name, func(n *clusterv1.RegisterNode) { n.Capabilities.MaxConcurrentSessions = most })
 		}
-		r := with(t, rows...)
-		type placed struct {
-			p    *Placement
-			spec *session.Spec
-		}
-		var open, running []placed
-		var unseen []*state.Node // committed, not observed yet
-		index := uint64(1)
-		commit := func(id string, change func(n *state.Node)) {
-			index++
-			n := *truth[id]
-			change(&n)
-			n.ModifyIndex = index
-			truth[id] = &n
-			unseen = append(unseen, &n)
-		}
-		take := func(from *[]placed) placed {
-			i := rapid.IntRange(0, len(*from)-1).Draw(t, "which")
-			p := (*from)[i]
-			*from = append((*from)[:i:i], (*from)[i+1:]...)
-			return p
-		}
-		observe := func() {
-			if len(unseen) > 0 {
-				r.Observe(&state.Change{Nodes: unseen[:1]})
-				unseen = unseen[1:]
-			}
-		}
+		placed, ended := 0, 0
+		var live []string
+		var unsettled []func()
 		t.Repeat(map[string]func(*rapid.T){
 			"place": func(t *rapid.T) {
-				s := spec(func(s *session.Spec) { s.CPUMilli = rapid.Int64Range(0, 600).Draw(t, "cpu") })
-				p, err := r.Place(s, "")
+				s := spec(nil)
+				p, err := w.r.Place(s, "")
 				if err != nil {
+					if placed-ended < int(most)*2 && len(unsettled) == 0 {
+						t.Fatalf("no room, and %d of %d places are taken: %v", placed-ended, most*2, err)
+					}
 					return
 				}
-				open = append(open, placed{p, s})
-				sessions, cpuUsed := truth[p.NodeID].Sessions, truth[p.NodeID].ReservedCPUMilli
-				for _, o := range open {
-					if o.p.NodeID == p.NodeID {
-						sessions++
-						cpuUsed += o.spec.CPUMilli
-					}
-				}
-				if sessions > room || cpuUsed > cpu {
-					t.Fatalf("%s was given %d sessions and %d of CPU, and has room for %d and %d", p.NodeID, sessions, cpuUsed, room, cpu)
-				}
-			},
-			"commit": func(*rapid.T) {
-				if len(open) == 0 {
+				if rapid.Bool().Draw(t, "give back") {
+					w.r.Release(p)
 					return
 				}
-				o := take(&open)
-				commit(o.p.NodeID, func(n *state.Node) { n.Sessions++; n.ReservedCPUMilli += o.spec.CPUMilli })
-				at := index
-				if rapid.Bool().Draw(t, "seen before the answer") {
-					for len(unseen) > 0 {
-						observe()
-					}
+				placed++
+				id := fmt.Sprintf("session%013d", placed)
+				res := w.apply(&clusterv1.Command{Kind: &clusterv1.Command_SpawnSession{SpawnSession: &clusterv1.SpawnSession{
+					SessionId: id, Spec: pbconv.SpecToProto(s), NodeId: p.NodeID, Placement: p.Why,
+				}}})
+				if res.Err != nil || res.Session.Phase != session.Starting {
+					t.Fatalf("the state did not take a placement: %v, %+v", res.Err, res.Session)
 				}
-				r.Settle(o.p, at)
-				running = append(running, o)
+				live = append(live, id)
+				unsettled = append(unsettled, func() { w.r.Settle(p, res.Session.ModifyIndex) })
 			},
-			"refuse": func(*rapid.T) {
-				if len(open) > 0 {
-					r.Release(take(&open).p)
+			"settle": func(*rapid.T) {
+				for _, f := range unsettled {
+					f()
 				}
+				unsettled = nil
 			},
-			"end": func(*rapid.T) {
-				if len(running) > 0 {
-					o := take(&running)
-					commit(o.p.NodeID, func(n *state.Node) { n.Sessions--; n.ReservedCPUMilli -= o.spec.CPUMilli })
+			"observe": func(*rapid.T) { w.observe() },
+			"end": func(t *rapid.T) {
+				if len(live) == 0 || len(unsettled) > 0 {
+					return
 				}
+				s := w.store.View().Session(live[0])
+				n := w.store.View().Node(s.NodeID)
+				w.apply(&clusterv1.Command{Kind: &clusterv1.Command_ApplyFacts{ApplyFacts: &clusterv1.ApplyFacts{
+					NodeId: n.ID, Incarnation: n.Incarnation, Facts: exited(s, n.FactIndex+1),
+				}}})
+				live = live[1:]
+				ended++
+				w.observe()
 			},
-			"observe": func(*rapid.T) { observe() },
 		})
-		for len(open) > 0 {
-			r.Release(open[0].p)
-			open = open[1:]
-		}
-		for _, o := range running {
-			commit(o.p.NodeID, func(n *state.Node) { n.Sessions--; n.ReservedCPUMilli -= o.spec.CPUMilli })
-		}
-		for len(unseen) > 0 {
-			observe()
-		}
-		for i := range nodes * room {
-			if _, err := r.Place(spec(nil), ""); err != nil {
-				t.Fatalf("everything has ended, and only %d of %d places are free: %v", i, nodes*room, err)
-			}
-		}
 	})
+}
+
+// exited is the fact that a session ended well.
+func exited(s *session.Session, index uint64) []*nodev1.Fact {
+	return []*nodev1.Fact{{Index: index, SessionId: s.ID, Epoch: s.Epoch, Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{
+		Exit: &apiv1.Session_Exit{Cause: session.CauseCompleted},
+	}}}}
 }

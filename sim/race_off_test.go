@@ -1,3 +1,5 @@
+// How many random stories are told without the race detector.
+
 //go:build !race
 
 package sim

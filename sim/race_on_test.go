@@ -1,3 +1,5 @@
+// How many random stories are told under the race detector.
+
 //go:build race
 
 package sim

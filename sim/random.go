@@ -1,4 +1,5 @@
 // Stories that nobody thought of: a seed gives a story, the same one every time.
+
 package sim
 
 import (

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"time"
@@ -60,6 +62,8 @@ type SendArgs struct {
 	Form         string
 	// Patient callers wait when a mailbox is full, instead of counting an error.
 	Patient bool
+	// Profile is a file for a processor profile of the generator; empty for none.
+	Profile string
 }
 
 type generator struct {
@@ -134,6 +138,17 @@ func (g *generator) send(ctx context.Context, a SendArgs) (measure.Summary, erro
 	next := make([]int, a.Callers) // each caller's place among the sessions
 	for i := range next {
 		next[i] = i
+	}
+	if a.Profile != "" {
+		f, err := os.Create(a.Profile)
+		if err != nil {
+			return measure.Summary{}, err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return measure.Summary{}, err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	s := measure.ClosedLoop(a.Callers, a.Warm, a.Length, func(caller int) error {
 		id := a.Sessions[next[caller]%len(a.Sessions)]

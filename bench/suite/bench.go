@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/neolith/orchestrator/bench/measure"
 	"github.com/neolith/orchestrator/bench/testbed"
@@ -29,6 +31,8 @@ type Options struct {
 	Nodes, Sessions, Kills int
 	// Stability is how long the run without elections lasts.
 	Stability time.Duration
+	// Only limits send, spawn and nodes to the cases whose name holds it; empty for all.
+	Only string
 	// Profiles is a directory for processor profiles of the servers; empty for none.
 	Profiles string
 	// Log is told what is under way.
@@ -36,7 +40,10 @@ type Options struct {
 }
 
 // Bench measures.
-type Bench struct{ o Options }
+type Bench struct {
+	o            Options
+	instrumented string // the server with a debug port, once it is built
+}
 
 // New makes a Bench.
 func New(o Options) (*Bench, error) {
@@ -50,6 +57,19 @@ func New(o Options) (*Bench, error) {
 }
 
 func (b *Bench) logf(format string, args ...any) { fmt.Fprintf(b.o.Log, format+"\n", args...) }
+
+// wanted reports whether a case is to be measured.
+func (b *Bench) wanted(name string) bool { return strings.Contains(name, b.o.Only) }
+
+// slug makes a name fit for a file.
+func slug(name string) string {
+	return strings.Trim(strings.Map(func(r rune) rune {
+		if r < 128 && (unicode.IsLetter(r) || unicode.IsDigit(r)) {
+			return unicode.ToLower(r)
+		}
+		return '-'
+	}, name), "-")
+}
 
 // dir makes a new directory, and a function that removes it.
 func (b *Bench) dir(name string) (string, func(), error) {
@@ -77,7 +97,7 @@ func (b *Bench) withCluster(ctx context.Context, o testbed.ClusterOptions, f fun
 		o.Program = b.o.Program
 	}
 	if b.o.Profiles != "" || len(o.Env) > 0 {
-		if o.Program, err = testbed.BuildInstrumented(ctx, b.o.Root, dir); err != nil {
+		if o.Program, err = b.instrumentedProgram(ctx); err != nil {
 			return err
 		}
 		o.Env = testbed.DebugEnv(dir)
@@ -91,6 +111,21 @@ func (b *Bench) withCluster(ctx context.Context, o testbed.ClusterOptions, f fun
 	}
 	remove()
 	return nil
+}
+
+func (b *Bench) instrumentedProgram(ctx context.Context) (string, error) {
+	if b.instrumented != "" {
+		return b.instrumented, nil
+	}
+	dir, err := filepath.Abs(filepath.Join(b.o.Dir, "debug"))
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	b.instrumented, err = testbed.BuildInstrumented(ctx, b.o.Root, dir)
+	return b.instrumented, err
 }
 
 // instrumented asks withCluster for servers with a debug port.
@@ -136,6 +171,14 @@ func (b *Bench) profiled(ctx context.Context, c *testbed.Cluster, name string, l
 		err = errors.Join(err, <-done)
 	}
 	return err
+}
+
+// profile is the file for a profile; empty when none is wanted.
+func (b *Bench) profile(name string) string {
+	if b.o.Profiles == "" {
+		return ""
+	}
+	return filepath.Join(b.o.Profiles, name+".pprof")
 }
 
 // cpuMeter measures the processor time of processes.

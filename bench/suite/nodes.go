@@ -6,6 +6,7 @@ package suite
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/neolith/orchestrator/bench/measure"
@@ -35,6 +36,11 @@ func (b *Bench) Nodes(ctx context.Context) ([]*measure.Figure, error) {
 		name := fmt.Sprintf("%s nodes", measure.Amount(float64(b.o.Nodes), ""))
 		if plain {
 			name += ", plain text"
+		} else {
+			name += ", TLS"
+		}
+		if !b.wanted(name) {
+			continue
 		}
 		cpu := &measure.Figure{Part: "nodes", Name: name + ": processor at rest", Unit: "% core"}
 		memory := &measure.Figure{Part: "nodes", Name: name + ": server memory each", Unit: "KB"}
@@ -82,7 +88,7 @@ func (b *Bench) nodesRun(ctx context.Context, plain bool, cpu, memory *measure.F
 			if err := pause(ctx, settleTime); err != nil {
 				return err
 			}
-			rest, beats, err := b.rest(ctx, c, h)
+			rest, beats, err := b.rest(ctx, c, h, cpu.Name)
 			if err != nil {
 				return err
 			}
@@ -90,7 +96,7 @@ func (b *Bench) nodesRun(ctx context.Context, plain bool, cpu, memory *measure.F
 			if err != nil {
 				return err
 			}
-			if err := b.heapProfile(ctx, server); err != nil {
+			if err := b.heapProfile(ctx, server, memory.Name); err != nil {
 				return err
 			}
 			each := float64(after-before) / float64(b.o.Nodes) / bytesInAKB
@@ -104,13 +110,13 @@ func (b *Bench) nodesRun(ctx context.Context, plain bool, cpu, memory *measure.F
 }
 
 // rest is the server's use of a processor at rest, in percent of one, and the heartbeats that it answered meanwhile.
-func (b *Bench) rest(ctx context.Context, c *testbed.Cluster, h *testbed.Helper) (percent float64, beats int64, err error) {
+func (b *Bench) rest(ctx context.Context, c *testbed.Cluster, h *testbed.Helper, name string) (percent float64, beats int64, err error) {
 	var first, last simnode.Counts
 	if err := h.Ask(ctx, "counts", nil, &first); err != nil {
 		return 0, 0, err
 	}
 	m := meter(serverPIDs(c))
-	err = b.profiled(ctx, c, "nodes", restTime, func() error { return pause(ctx, restTime) })
+	err = b.profiled(ctx, c, "nodes-"+slug(name), restTime, func() error { return pause(ctx, restTime) })
 	if err != nil {
 		return 0, 0, err
 	}
@@ -134,11 +140,11 @@ func settledRSS(ctx context.Context, s *testbed.Server) (int64, error) {
 	return measure.RSS(s.PID())
 }
 
-func (b *Bench) heapProfile(ctx context.Context, s *testbed.Server) error {
+func (b *Bench) heapProfile(ctx context.Context, s *testbed.Server, name string) error {
 	if b.o.Profiles == "" {
 		return nil
 	}
-	return s.Profile(ctx, b.o.Profiles+"/nodes-heap.pprof", 0)
+	return s.Profile(ctx, filepath.Join(b.o.Profiles, "nodes-heap-"+slug(name)+".pprof"), 0)
 }
 
 // pause waits, unless ctx ends first.

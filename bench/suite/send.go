@@ -7,7 +7,9 @@ package suite
 import (
 	"context"
 	"fmt"
+	"slices"
 
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/bench/load"
 	"github.com/neolith/orchestrator/bench/measure"
 	"github.com/neolith/orchestrator/bench/rawraft"
@@ -46,6 +48,7 @@ var sendCases = []sendCase{
 type sendFigures struct {
 	rate, latency           measure.Figure
 	servers, generator, raw measure.Series // processor time a message, in microseconds
+	batch                   measure.Series // messages in one entry of the log
 	note                    string
 }
 
@@ -67,8 +70,11 @@ func (b *Bench) Send(ctx context.Context) ([]*measure.Figure, error) {
 	var out []*measure.Figure
 	for i, c := range sendCases {
 		f := figures[i]
-		f.rate.Note = fmt.Sprintf("processor time a message: %.0f µs in the three servers and %.0f µs in the load generator; raft %.0f µs%s",
-			f.servers.Median(), f.generator.Median(), f.raw.Median(), f.note)
+		if !b.wanted(c.name) {
+			continue
+		}
+		f.rate.Note = fmt.Sprintf("processor time a message: %.0f µs in the three servers and %.0f µs in the load generator; raft %.0f µs; %.0f messages an entry of the log%s",
+			f.servers.Median(), f.generator.Median(), f.raw.Median(), f.batch.Median(), f.note)
 		if c.callers == 1 {
 			if !c.plain {
 				f.latency.WantAboveRawAtMost(1)
@@ -99,10 +105,13 @@ func (b *Bench) sendRun(ctx context.Context, figures []*sendFigures) error {
 	defer raw.Stop()
 	last := map[int]limit{}
 	for _, plain := range []bool{false, true} {
+		if !slices.ContainsFunc(sendCases, func(sc sendCase) bool { return sc.plain == plain && b.wanted(sc.name) }) {
+			continue
+		}
 		err := b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Plain: plain}, func(c *testbed.Cluster) error {
 			return helper(load.Role, func(h *testbed.Helper) error {
 				for i, sc := range sendCases {
-					if sc.plain != plain {
+					if sc.plain != plain || !b.wanted(sc.name) {
 						continue
 					}
 					l, known := last[sc.callers]
@@ -169,18 +178,30 @@ func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Hel
 	}
 	var s measure.Summary
 	var m *cpuMeter
-	err = b.profiled(ctx, c, fmt.Sprintf("send-%d-%s", sc.callers, sc.form), b.o.Warm+b.o.Length, func() error {
+	before, err := applied(ctx, c)
+	if err != nil {
+		return err
+	}
+	err = b.profiled(ctx, c, "send-"+slug(sc.name), b.o.Warm+b.o.Length, func() error {
 		m = meter(serverPIDs(c))
 		return h.Ask(ctx, "send", load.SendArgs{
 			Sessions: spawned.IDs, Callers: sc.callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: sc.form,
+			Profile: b.profile("send-" + slug(sc.name) + "-generator"),
 		}, &s)
 	})
 	if err != nil {
 		return err
 	}
-	servers, generator := perOperation(m.cores(), s), perOperation(s.CPU, s)
+	cores := m.cores()
+	after, err := applied(ctx, c)
+	if err != nil {
+		return err
+	}
+	f.batch = append(f.batch, s.PerSecond*(b.o.Warm+b.o.Length).Seconds()/float64(max(after-before, 1)))
+	servers, generator := perOperation(cores, s), perOperation(s.CPU, s)
 	f.servers, f.generator, f.raw = append(f.servers, servers), append(f.generator, generator), append(f.raw, l.micros)
-	b.logf("  %s: %s (%.2f of raft); %.0f + %.0f µs of processor time a message", sc.name, brief(s), s.PerSecond/l.PerSecond, servers, generator)
+	b.logf("  %s: %s (%.2f of raft); %.0f + %.0f µs of processor time a message, %.0f messages an entry",
+		sc.name, brief(s), s.PerSecond/l.PerSecond, servers, generator, f.batch[len(f.batch)-1])
 	if s.Errors > 0 {
 		f.note = "; " + failedNote(s)
 	}
@@ -189,6 +210,16 @@ func (b *Bench) sendOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Hel
 	f.latency.AddRun(s.P50, s.P99)
 	f.latency.AddRaw(l.P50, l.P99)
 	return nil
+}
+
+// applied is the index of the last entry that the leader has applied.
+func applied(ctx context.Context, c *testbed.Cluster) (uint64, error) {
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return 0, err
+	}
+	st, err := leader.Client().Cluster.GetStatus(ctx, &apiv1.GetStatusRequest{})
+	return st.GetAppliedIndex(), err
 }
 
 // Raw measures bare raft alone.

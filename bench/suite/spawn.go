@@ -6,6 +6,7 @@ package suite
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/neolith/orchestrator/bench/driverload"
@@ -48,10 +49,15 @@ func (b *Bench) Spawn(ctx context.Context) ([]*measure.Figure, error) {
 		simulated: fig("256 in flight, simulated nodes", "/s", ""),
 		fork:      fig("plain fork and exec, 64 callers", "/s", ""),
 	}
-	if err := b.spawnReal(ctx, f); err != nil {
-		return nil, err
+	if b.wanted(f.many.Name) {
+		if err := b.spawnReal(ctx, f); err != nil {
+			return nil, err
+		}
 	}
 	for run := range b.o.Runs {
+		if !b.wanted(f.simulated.Name) {
+			break
+		}
 		b.logf("spawn: simulated nodes, run %d of %d", run+1, b.o.Runs)
 		if err := b.spawnSimulated(ctx, f.simulated); err != nil {
 			return nil, err
@@ -61,7 +67,7 @@ func (b *Bench) Spawn(ctx context.Context) ([]*measure.Figure, error) {
 	f.p99.WantAtMost(maxSpawnP99)
 	f.many.WantRatioOr(0.5, minSpawns)
 	f.simulated.WantAtLeast(minSimulated)
-	return []*measure.Figure{f.p50, f.p99, f.many, f.fork, f.simulated}, nil
+	return slices.DeleteFunc([]*measure.Figure{f.p50, f.p99, f.many, f.fork, f.simulated}, func(f *measure.Figure) bool { return len(f.Runs) == 0 }), nil
 }
 
 // spawnReal runs sessions on real agents, and the driver in turn with them.

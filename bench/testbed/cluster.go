@@ -58,6 +58,7 @@ type Server struct {
 	c                               *Cluster
 	number                          int
 	proc                            *process
+	client                          *client.Client
 }
 
 // StartCluster starts servers and node agents, and waits until the cluster can be used.
@@ -82,6 +83,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	var err error
 	if c.admin, err = c.access(c.servers).Client(); err != nil {
 		return err
+	}
+	for _, s := range c.servers {
+		if s.client, err = c.access([]*Server{s}).Client(); err != nil {
+			return err
+		}
 	}
 	if err := c.startNodes(); err != nil {
 		return err
@@ -245,6 +251,9 @@ func (s *Server) Kill() { s.proc.kill() }
 // PID is the server's process id.
 func (s *Server) PID() int { return s.proc.pid() }
 
+// Client is a client, with all rights, that asks this server only.
+func (s *Server) Client() *client.Client { return s.client }
+
 // Servers are all of them, in the order of their names.
 func (c *Cluster) Servers() []*Server { return c.servers }
 
@@ -372,6 +381,11 @@ func (c *Cluster) Stop() error {
 	var errs []error
 	if c.admin != nil {
 		_ = c.admin.Close()
+	}
+	for _, s := range c.servers {
+		if s.client != nil {
+			_ = s.client.Close()
+		}
 	}
 	for _, p := range c.nodes {
 		errs = append(errs, p.stop())

@@ -19,18 +19,17 @@ type applier struct {
 	base   *memdb.Txn // the state as of the last flush
 	before *memdb.Txn // the state before the entry
 
-	sessions    overlay[string, session.Session]
-	mailboxes   overlay[string, mailboxRow]
-	messages    overlay[messageKey, session.Message]
-	dead        overlay[LetterKey, deadRow]
-	nodes       overlay[string, Node]
-	tokens      overlay[string, Token]
-	idempotency overlay[idempotencyKey, idempotencyRow]
-	ops         []setOp            // on sets, not written yet
-	names       map[nameKey]string // names taken ("" for freed) by ops not written yet
+	sessions  overlay[string, session.Session]
+	mailboxes overlay[string, mailboxRow]
+	dead      overlay[LetterKey, deadRow]
+	nodes     overlay[string, Node]
+	tokens    overlay[string, Token]
+	keys      keyIndex
+	ops       []setOp            // on sets, not written yet
+	names     map[nameKey]string // names taken ("" for freed) by ops not written yet
 
 	events  []*Event
-	queued  []messageKey // messages that became queued
+	queued  []*session.Message // that became queued
 	results []*session.Result
 }
 
@@ -38,16 +37,14 @@ type applier struct {
 type nameKey struct{ namespace, name string }
 
 // newApplier returns the applier of an entry of about so many commands.
-func newApplier(limits *Limits, intern *interner, w, base *memdb.Txn, commands int) *applier {
+func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.Txn, commands int) *applier {
 	return &applier{
-		limits: limits, intern: intern, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
-		sessions:    newOverlay[string, session.Session](tableSessions, idBytes, commands),
-		mailboxes:   newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
-		messages:    newOverlay[messageKey, session.Message](tableMessages, messageKey.bytes, commands),
-		dead:        newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
-		nodes:       newOverlay[string, Node](tableNodes, idBytes, commands),
-		tokens:      newOverlay[string, Token](tableTokens, idBytes, commands),
-		idempotency: newOverlay[idempotencyKey, idempotencyRow](tableIdempotency, idempotencyKey.bytes, commands),
+		limits: limits, intern: intern, keys: keys, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
+		sessions:  newOverlay[string, session.Session](tableSessions, idBytes, commands),
+		mailboxes: newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
+		dead:      newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
+		nodes:     newOverlay[string, Node](tableNodes, idBytes, commands),
+		tokens:    newOverlay[string, Token](tableTokens, idBytes, commands),
 	}
 }
 
@@ -121,11 +118,9 @@ func (a *applier) flush() {
 func (a *applier) write() {
 	a.sessions.flush(a.base, a.w)
 	a.mailboxes.flush(a.base, a.w)
-	a.messages.flush(a.base, a.w)
 	a.dead.flush(a.base, a.w)
 	a.nodes.flush(a.base, a.w)
 	a.tokens.flush(a.base, a.w)
-	a.idempotency.flush(a.base, a.w)
 	applyOps(a.base, a.w, a.ops)
 	a.ops = a.ops[:0]
 	clear(a.names)
@@ -169,10 +164,8 @@ func (a *applier) finish() *Change {
 			c.RemovedNodes = append(c.RemovedNodes, id)
 		}
 	}
-	seen := make(map[messageKey]bool, len(a.queued))
-	for _, k := range a.queued {
-		if m := a.messages.get(nil, k); m != nil && !m.Delivered && !seen[k] {
-			seen[k] = true
+	for _, m := range a.queued {
+		if a.mailboxes.get(a.base, m.SessionID).find(m.Sequence) == m { // it is still as it became
 			c.Messages = append(c.Messages, m)
 		}
 	}

@@ -25,9 +25,11 @@
 //
 // Rows live in hashicorp/go-memdb, one index per table: an entry of such an index costs some 400 bytes, as each node of
 // its radix tree carries a channel. What needs a second order (names, the sessions of a node, those that wait, those
-// that ended, the age of idempotency keys) is kept in sorted chunks of up to 32 keys, one row each (sets.go), at some 60
-// bytes a key. The watch channels of memdb are switched off, for the feed says more: what changed, not only that
-// something did.
+// that ended) is kept in sorted chunks of up to 32 keys, one row each (sets.go), at some 60 bytes a key. The watch
+// channels of memdb are switched off, for the feed says more: what changed, not only that something did.
+//
+// What comes and goes at the highest rates has no entry of its own: messages hang off their mailbox's row (mailbox.go),
+// and idempotency keys lie in a queue with an index beside it (keys.go).
 //
 //	command ─► applier ─► overlay of changed rows ─► one memdb transaction ─► View
 //	                 └──► Change ─► feed (bounded) ─► Subscription

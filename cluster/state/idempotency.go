@@ -3,7 +3,6 @@
 package state
 
 import (
-	"strings"
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -19,8 +18,12 @@ func (a *applier) seen(k idempotencyKey, hash uint64) (*idempotencyRow, error) {
 	if len(k.key) > session.MaxKeyBytes {
 		return nil, fault.New(fault.Invalid, "idempotency key: is %d bytes, more than %d", len(k.key), session.MaxKeyBytes).WithField("idempotency_key")
 	}
-	r := a.idempotency.get(a.base, k)
-	if r != nil && r.hash != hash {
+	number, known := a.keys[k]
+	if !known {
+		return nil, nil
+	}
+	r := a.meta.keys.at(number)
+	if r.hash != hash {
 		return nil, fault.New(fault.AlreadyExists, "idempotency key %q was used for another request; use a new key", k.key).WithField("idempotency_key")
 	}
 	return r, nil
@@ -45,38 +48,27 @@ func (a *applier) remember(k idempotencyKey, hash uint64, sessionID string, sequ
 		return
 	}
 	if a.meta.stats.IdempotencyKeys >= uint64(a.limits.IdempotencyKeys) {
-		a.dropKey(a.oldestKey())
+		a.dropKey()
 	}
-	a.meta.idempotency++
 	a.meta.stats.IdempotencyKeys++
-	r := &idempotencyRow{
-		idempotencyKey: k, hash: hash, sessionID: sessionID, sequence: sequence,
-		time: a.meta.time, index: a.meta.index, number: a.meta.idempotency,
-	}
-	a.idempotency.add(k, r)
-	a.set(setIdempotency, "", string(numberBytes(r.number)), string(k.bytes()))
+	a.keys[k] = a.meta.keys.push(idempotencyRow{
+		idempotencyKey: k, hash: hash, sessionID: sessionID, sequence: sequence, time: a.meta.time, index: a.meta.index,
+	})
 }
 
-func (a *applier) dropKey(r *idempotencyRow) {
-	a.idempotency.put(r.idempotencyKey, nil)
+// dropKey lets the oldest key go.
+func (a *applier) dropKey() {
+	delete(a.keys, a.oldestKey().idempotencyKey)
+	a.meta.keys.pop()
 	a.meta.stats.IdempotencyKeys--
-	a.unset(setIdempotency, "", string(numberBytes(r.number)))
 }
 
 // oldestKey returns the row of the oldest key; nil when there is none.
 func (a *applier) oldestKey() *idempotencyRow {
-	for number, value := range (setID{kind: setIdempotency}).all(a.base) {
-		scope, key, _ := strings.Cut(value, "\x00")
-		// A key that this entry let go may stand for something new by now, under another number.
-		if r := a.idempotency.get(a.base, idempotencyKey{scope, key}); r != nil && string(numberBytes(r.number)) == number {
-			return r
-		}
+	if a.meta.keys.len() == 0 {
+		return nil
 	}
-	if len(a.ops) > 0 { // all keys are of this very entry
-		a.flush()
-		return a.oldestKey()
-	}
-	return nil
+	return a.meta.keys.at(a.meta.keys.first)
 }
 
 // collectGarbage removes what is old: sessions that ended before a time, idempotency keys and tokens by their age.
@@ -95,13 +87,8 @@ func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 		a.forget(s)
 		n++
 	}
-	for _, value := range (setID{kind: setIdempotency}).all(a.base) {
-		scope, key, _ := strings.Cut(value, "\x00")
-		r := a.idempotency.get(a.base, idempotencyKey{scope, key})
-		if n >= limit || time.Duration(a.meta.time-r.time) < a.limits.IdempotencyKeep {
-			break
-		}
-		a.dropKey(r)
+	for r := a.oldestKey(); r != nil && n < limit && time.Duration(a.meta.time-r.time) >= a.limits.IdempotencyKeep; r = a.oldestKey() {
+		a.dropKey()
 		n++
 	}
 	var expired []*Token

@@ -33,7 +33,9 @@ type Limits struct {
 	Events int
 
 	// IdempotencyKeys bounds the table of keys. When it is full, keys older than IdempotencyMinKeep give way; when there
-	// is none, requests that carry a new key are refused. Collection removes keys older than IdempotencyKeep.
+	// is none, requests that carry a new key are refused. Collection removes keys older than IdempotencyKeep. So keys
+	// arrive for ever at IdempotencyKeys each IdempotencyMinKeep, which must be beyond what a server can take, and
+	// IdempotencyMinKeep must be beyond the time for which a client repeats a call (30 s, client.DefaultTimeout).
 	IdempotencyKeys    int
 	IdempotencyMinKeep time.Duration
 	IdempotencyKeep    time.Duration
@@ -68,8 +70,8 @@ func DefaultLimits() Limits {
 		DeadLetters:           10_000,
 		DeadLetterBytes:       256 << 20,
 		Events:                10_000,
-		IdempotencyKeys:       262_144,
-		IdempotencyMinKeep:    10 * time.Minute,
+		IdempotencyKeys:       1 << 20,
+		IdempotencyMinKeep:    45 * time.Second,
 		IdempotencyKeep:       time.Hour,
 		FeedChanges:           4096,
 		FeedBytes:             64 << 20,

@@ -4,6 +4,7 @@ package state
 
 import (
 	"fmt"
+	"slices"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
@@ -14,7 +15,7 @@ import (
 
 // sendMessage puts a message into a session's mailbox.
 func (a *applier) sendMessage(c *clusterv1.SendMessage) Result {
-	key := idempotencyKey{"send/" + c.GetSessionId(), c.GetIdempotencyKey()}
+	key := idempotencyKey{keySend, c.GetSessionId(), c.GetIdempotencyKey()}
 	if known, err := a.seen(key, c.GetRequestHash()); err != nil {
 		return Result{Err: err}
 	} else if known != nil {
@@ -39,6 +40,7 @@ func (a *applier) sendMessage(c *clusterv1.SendMessage) Result {
 	mb.NextSequence++
 	a.enqueue(mb, m)
 	a.mailboxes.put(s.ID, mb)
+	key.owner = s.ID // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, m.Sequence)
 	return Result{Session: s, Sequence: m.Sequence}
 }
@@ -80,10 +82,15 @@ func (a *applier) room(mb *mailboxRow, messages int, bytes uint64) error {
 	return nil
 }
 
-// openMailbox returns a copy of a session's mailbox to be changed and put back.
+// openMailbox returns a session's mailbox to be changed and put back: a copy, or the one that this entry has put already.
 func (a *applier) openMailbox(id string) *mailboxRow {
-	if old := a.mailboxes.get(a.base, id); old != nil {
+	old, own := a.mailboxes.own(a.base, id)
+	if own {
+		return old
+	}
+	if old != nil {
 		mb := *old
+		mb.own()
 		return &mb
 	}
 	return &mailboxRow{Mailbox: session.Mailbox{SessionID: id, NextSequence: 1}}
@@ -95,8 +102,8 @@ func (a *applier) enqueue(mb *mailboxRow, m *session.Message) {
 	mb.Bytes += uint64(len(m.Text))
 	a.meta.stats.Messages++
 	a.meta.stats.MessageBytes += uint64(len(m.Text))
-	a.messages.add(keyOf(m), m)
-	a.queued = append(a.queued, keyOf(m))
+	mb.put(m)
+	a.queued = append(a.queued, m)
 }
 
 // unlist takes a message out of the mailbox.
@@ -109,36 +116,20 @@ func (a *applier) unlist(mb *mailboxRow, m *session.Message) {
 	mb.Bytes -= uint64(len(m.Text))
 	a.meta.stats.Messages--
 	a.meta.stats.MessageBytes -= uint64(len(m.Text))
-	a.messages.put(keyOf(m), nil)
+	mb.take(m)
+	if mb.Queued+mb.Delivered == 0 {
+		mb.mail = nil
+	}
 }
 
-// message returns the message with the sequence. The key begins with the priority, so each of the four is asked: that
-// is cheaper than a second index of all messages.
+// message returns the message with the sequence; nil when it has ended.
 func (a *applier) message(id string, sequence uint64) *session.Message {
-	if sequence == 0 {
-		return nil
-	}
-	for _, p := range [...]session.Priority{session.Normal, session.High, session.Critical, session.Low} {
-		if m := a.messages.get(a.base, messageKey{id, p, sequence}); m != nil {
-			return m
-		}
-	}
-	return nil
+	return a.mailboxes.get(a.base, id).find(sequence)
 }
 
 // messagesOf returns a session's messages in the order of delivery.
 func (a *applier) messagesOf(id string) []*session.Message {
-	if a.messages.added {
-		a.flush() // the walk sees only what is written
-	}
-	var all []*session.Message
-	prefixed(a.base, tableMessages, mailboxPrefix(id), func(m *session.Message) bool {
-		if m = a.messages.get(a.base, keyOf(m)); m != nil {
-			all = append(all, m)
-		}
-		return true
-	})
-	return all
+	return slices.Collect(a.mailboxes.get(a.base, id).all())
 }
 
 // handOver marks a message as handed to the session's process.
@@ -148,7 +139,8 @@ func (a *applier) handOver(mb *mailboxRow, s *session.Session, m *session.Messag
 	d.Attempts++
 	mb.Queued--
 	mb.Delivered++
-	a.messages.put(keyOf(&d), &d)
+	mb.take(m)
+	mb.put(&d)
 	return &d
 }
 
@@ -225,8 +217,9 @@ func (a *applier) takeBack(s *session.Session, outstanding uint64, exit session.
 			q.Delivered = false
 			mb.Delivered--
 			mb.Queued++
-			a.messages.put(keyOf(&q), &q)
-			a.queued = append(a.queued, keyOf(&q))
+			mb.take(m)
+			mb.put(&q)
+			a.queued = append(a.queued, &q)
 		}
 	}
 	a.mailboxes.put(s.ID, mb)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -86,7 +87,7 @@ func TestSendIsIdempotentByKey(t *testing.T) {
 }
 
 func TestIdempotencyKeysAreBounded(t *testing.T) {
-	m := newMachine(t, func(l *Limits) { l.IdempotencyKeys = 3 })
+	m := newMachine(t, func(l *Limits) { l.IdempotencyKeys, l.IdempotencyMinKeep = 3, 10*time.Minute })
 	m.ok(spawn("s", ""))
 	keyed := func(k string) *clusterv1.SendMessage {
 		return &clusterv1.SendMessage{SessionId: "s", IdempotencyKey: k}

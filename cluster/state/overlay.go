@@ -36,6 +36,14 @@ func (o *overlay[K, T]) get(base *memdb.Txn, k K) *T {
 	return first[T](base, o.table, byID, o.key(k))
 }
 
+// own is get, and reports whether the row was put by this entry and is not written yet: nobody else has it then.
+func (o *overlay[K, T]) own(base *memdb.Txn, k K) (row *T, own bool) {
+	if c, ok := o.cells[k]; ok {
+		return c.row, c.dirty && c.row != nil
+	}
+	return first[T](base, o.table, byID, o.key(k)), false
+}
+
 // put replaces or removes (nil) a row.
 func (o *overlay[K, T]) put(k K, row *T) {
 	c, ok := o.cells[k]

@@ -19,14 +19,15 @@ const restoreRows = 4096
 // Restore replaces the state by a snapshot's, or changes nothing. Damaged snapshots and those of newer versions are
 // refused. Subscribers are told by a Change with Restored.
 func (s *Store) Restore(r io.Reader) error {
-	l := &loader{db: newDB(), intern: s.intern, sessions: newSessionReader(s.intern)}
+	l := &loader{db: newDB(), intern: s.intern, keys: keyIndex{}, sessions: newSessionReader(s.intern)}
 	if err := readSnapshot(r, l); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
 	l.finish()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.db.Store(l.db)
+	s.keys = l.keys
+	s.publish(l.db)
 	s.feed.publish(&Change{Index: l.meta.index, Time: l.meta.time, Restored: true})
 	return nil
 }
@@ -36,13 +37,14 @@ type loader struct {
 	db       *memdb.MemDB
 	intern   *interner
 	sessions *sessionReader
+	keys     keyIndex
 	meta     meta
 	txn      *memdb.Txn
 	written  int // rows in txn
 	ops      []setOp
 	mailbox  *mailboxRow // waits for its results
 	events   *eventsRow  // waits for the other events of its entry
-	lastID   string      // of the last message: they come by session
+	mailOf   *mailboxRow // of the last message: they come by session, after all mailboxes
 }
 
 func (l *loader) head(h *clusterv1.SnapshotHeader) {
@@ -102,7 +104,7 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 	case *clusterv1.SnapshotRow_Result:
 		return l.result(resultFromRow(k.Result))
 	case *clusterv1.SnapshotRow_Message:
-		l.message(messageFromRow(k.Message))
+		return l.message(messageFromRow(k.Message))
 	case *clusterv1.SnapshotRow_DeadLetter:
 		l.flushParts()
 		d := deadFromRow(k.DeadLetter, l.intern)
@@ -119,12 +121,12 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 		l.meta.stats.Tokens++
 		l.insert(tableTokens, tokenFromRow(k.Token, l.intern))
 	case *clusterv1.SnapshotRow_Idempotency:
-		r := idempotencyFromRow(k.Idempotency, l.intern)
-		l.meta.idempotency++
+		r, err := idempotencyFromRow(k.Idempotency, l.intern)
+		if err != nil {
+			return err
+		}
 		l.meta.stats.IdempotencyKeys++
-		r.number = l.meta.idempotency
-		l.set(setIdempotency, "", string(numberBytes(r.number)), string(r.bytes()))
-		l.insert(tableIdempotency, r)
+		l.keys[r.idempotencyKey] = l.meta.keys.push(r)
 	case *clusterv1.SnapshotRow_Event:
 		l.event(eventFromRow(k.Event, l.intern))
 	default:
@@ -155,6 +157,9 @@ func (l *loader) session(b []byte, _ int) error {
 	if st.ended != "" {
 		l.set(setEnded, "", st.ended, s.ID)
 	}
+	if st.endedName != "" {
+		l.set(setEndedNames, s.Spec.Namespace, st.endedName, s.ID)
+	}
 	l.insert(tableSessions, s)
 	return nil
 }
@@ -169,15 +174,23 @@ func (l *loader) result(r *session.Result) error {
 	return nil
 }
 
-func (l *loader) message(m *session.Message) {
-	l.flushParts()
-	if m.SessionID == l.lastID {
-		m.SessionID = l.lastID
+// message hangs a message off its mailbox, which nobody else has seen yet.
+func (l *loader) message(m *session.Message) error {
+	if l.mailOf == nil || l.mailOf.SessionID != m.SessionID {
+		if l.mailOf == nil {
+			l.flushParts()
+			l.commit()
+		}
+		l.mailOf = first[mailboxRow](l.db.Txn(false), tableMailboxes, byID, idBytes(m.SessionID))
 	}
-	l.lastID = m.SessionID
+	if l.mailOf == nil || m.Priority < session.Critical || m.Priority > session.Low || l.mailOf.find(m.Sequence) != nil {
+		return fmt.Errorf("message %d of session %q has priority %d, comes twice, or belongs to no mailbox", m.Sequence, m.SessionID, m.Priority)
+	}
+	m.SessionID = l.mailOf.SessionID
+	l.mailOf.put(m)
 	l.meta.stats.Messages++
 	l.meta.stats.MessageBytes += uint64(len(m.Text))
-	l.insert(tableMessages, m)
+	return nil
 }
 
 func (l *loader) event(e *Event) {
@@ -225,8 +238,8 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 	i := &inspector{sessions: newSessionReader(newInterner())}
 	i.sum.Tables = []Table{
 		atSessions: {Name: tableSessions}, atMailboxes: {Name: tableMailboxes}, atResults: {Name: "results"},
-		atMessages: {Name: tableMessages}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
-		atTokens: {Name: tableTokens}, atIdempotency: {Name: tableIdempotency}, atEvents: {Name: tableEvents},
+		atMessages: {Name: "messages"}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
+		atTokens: {Name: tableTokens}, atIdempotency: {Name: "idempotency"}, atEvents: {Name: tableEvents},
 	}
 	if err := readSnapshot(r, i); err != nil {
 		return Summary{}, fmt.Errorf("inspect: %w", err)

@@ -94,15 +94,20 @@ func tokenFromRow(r *clusterv1.TokenRow, in *interner) *Token {
 
 func idempotencyToRow(r *idempotencyRow) *clusterv1.IdempotencyRow {
 	return &clusterv1.IdempotencyRow{
-		Scope: r.scope, Key: r.key, RequestHash: r.hash, SessionId: r.sessionID, Sequence: r.sequence, Time: r.time, Index: r.index,
+		Scope: r.scope(), Key: r.key, RequestHash: r.hash, SessionId: r.sessionID, Sequence: r.sequence, Time: r.time, Index: r.index,
 	}
 }
 
-func idempotencyFromRow(r *clusterv1.IdempotencyRow, in *interner) *idempotencyRow {
-	return &idempotencyRow{
-		idempotencyKey: idempotencyKey{in.str(r.GetScope()), r.GetKey()}, hash: r.GetRequestHash(), sessionID: r.GetSessionId(),
+func idempotencyFromRow(r *clusterv1.IdempotencyRow, in *interner) (idempotencyRow, error) {
+	kind, owner, err := parseScope(r.GetScope())
+	k := idempotencyRow{
+		idempotencyKey: idempotencyKey{kind, in.str(owner), r.GetKey()}, hash: r.GetRequestHash(), sessionID: r.GetSessionId(),
 		sequence: r.GetSequence(), time: r.GetTime(), index: r.GetIndex(),
 	}
+	if kind == keySend {
+		k.sessionID = k.owner // one string for both
+	}
+	return k, err
 }
 
 func eventToRow(e *Event) *clusterv1.EventRow {

@@ -32,7 +32,7 @@ func noSession(id string) error {
 func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 	spec := pbconv.SpecFromProto(c.GetSpec())
 	spec.Normalize()
-	key := idempotencyKey{"spawn/" + spec.Namespace, c.GetIdempotencyKey()}
+	key := idempotencyKey{keySpawn, spec.Namespace, c.GetIdempotencyKey()}
 	if known, err := a.seen(key, c.GetRequestHash()); err != nil {
 		return Result{Err: err}
 	} else if known != nil {
@@ -65,9 +65,13 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 		a.enter(s, session.Pending, by+"; the chosen node no longer fits: "+misfit.Error())
 	default:
 		a.enter(s, session.Pending, by+"; waiting for a place")
+		if why := c.GetPlacement(); why != "" {
+			s.Reason = a.reason(why) // why no node fits, from the first answer on
+		}
 	}
 	a.sessions.add(s.ID, s)
 	a.account(nil, s)
+	key.owner = s.Spec.Namespace // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, 0)
 	return Result{Session: s}
 }
@@ -309,8 +313,8 @@ func (a *applier) save(old, s *session.Session) {
 
 // standing is where a session appears besides its row.
 type standing struct {
-	name, node, pending, ended string
-	phase                      session.Phase
+	name, node, pending, ended, endedName string
+	phase                                 session.Phase
 }
 
 func standingOf(s *session.Session) standing {
@@ -319,6 +323,9 @@ func standingOf(s *session.Session) standing {
 		st.name = s.Spec.Name
 	} else {
 		st.ended = string(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(s.ID)), uint64(s.EndTime))) + s.ID
+		if s.Spec.Name != "" {
+			st.endedName = s.Spec.Name + "\x00" + st.ended
+		}
 	}
 	if s.Phase.HoldsNode() {
 		st.node = s.NodeID
@@ -365,19 +372,20 @@ func (a *applier) account(old, s *session.Session) {
 		a.reserve(was.node, id, spec, false)
 		a.reserve(is.node, id, spec, true)
 	}
-	a.moveKey(setPending, was.pending, is.pending, id)
-	a.moveKey(setEnded, was.ended, is.ended, id)
+	a.moveKey(setPending, "", was.pending, is.pending, id)
+	a.moveKey(setEnded, "", was.ended, is.ended, id)
+	a.moveKey(setEndedNames, spec.Namespace, was.endedName, is.endedName, id)
 }
 
-func (a *applier) moveKey(kind setKind, was, is, id string) {
+func (a *applier) moveKey(kind setKind, owner, was, is, id string) {
 	if was == is {
 		return
 	}
 	if was != "" {
-		a.unset(kind, "", was)
+		a.unset(kind, owner, was)
 	}
 	if is != "" {
-		a.set(kind, "", is, id)
+		a.set(kind, owner, is, id)
 	}
 }
 

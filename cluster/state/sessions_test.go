@@ -192,6 +192,9 @@ func TestTerminate(t *testing.T) {
 		if m.View().SessionByName("default", "x") != nil {
 			t.Error("its name is still held")
 		}
+		if last := m.View().LastSessionByName("default", "x"); last == nil || last.ID != "s" {
+			t.Errorf("the last that had its name: %v", last)
+		}
 		if again := m.ok(&clusterv1.TerminateSession{SessionId: "s"}).Session; again != s && again.ModifyIndex != s.ModifyIndex {
 			t.Error("a second time changed it")
 		}

@@ -22,12 +22,12 @@ const chunkMax = 32
 type setKind byte
 
 const (
-	setNames       setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
-	setNodeNames   setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
-	setOnNode      setKind = 'o' // owner: node id; id → "" of the sessions that hold it
-	setPending     setKind = 'p' // priority, create index, id → id
-	setEnded       setKind = 'e' // end time, id → id
-	setIdempotency setKind = 'i' // number → "": the age of idempotency keys; the value is scope, NUL, key
+	setNames      setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
+	setNodeNames  setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
+	setOnNode     setKind = 'o' // owner: node id; id → "" of the sessions that hold it
+	setPending    setKind = 'p' // priority, create index, id → id
+	setEnded      setKind = 'e' // end time, id → id
+	setEndedNames setKind = 'l' // owner: namespace; name, NUL, end time, id → id of the sessions that had it and have ended
 )
 
 type setID struct {
@@ -92,6 +92,23 @@ func (s setID) get(txn *memdb.Txn, key string) (string, bool) {
 		return "", false
 	}
 	return c.entries[i].value, true
+}
+
+// lastWith returns the value of the greatest key that begins with the prefix.
+func (s setID) lastWith(txn *memdb.Txn, prefix string) (string, bool) {
+	it, err := txn.ReverseLowerBound(tableSets, byID, s.bytes(prefix+"\xff"))
+	must(err)
+	for {
+		c, ok := it.Next().(*chunk)
+		if !ok || c.setID != s {
+			return "", false
+		}
+		// A chunk may have lost the keys at its lower end; then the one before has the greatest.
+		if i, _ := findEntry(c.entries, prefix+"\xff"); i > 0 {
+			e := c.entries[i-1]
+			return e.value, strings.HasPrefix(e.key, prefix)
+		}
+	}
 }
 
 // all yields the set's keys with their values, in order.

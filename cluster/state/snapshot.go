@@ -124,9 +124,11 @@ func (v *View) persistSessions(f *frameWriter) {
 		}
 		return ok
 	})
-	prefixed(v.txn, tableMessages, nil, func(m *session.Message) bool {
-		return f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}})
-	})
+	for m := range v.AllMessages() {
+		if !f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}}) {
+			return
+		}
+	}
 }
 
 // persistRest writes the other tables.
@@ -140,8 +142,7 @@ func (v *View) persistRest(f *frameWriter) {
 	for t := range v.Tokens() {
 		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Token{Token: tokenToRow(t)}})
 	}
-	for _, key := range (setID{kind: setIdempotency}).all(v.txn) {
-		r := first[idempotencyRow](v.txn, tableIdempotency, byID, []byte(key))
+	for r := range v.meta.keys.all() {
 		f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Idempotency{Idempotency: idempotencyToRow(r)}})
 	}
 	prefixed(v.txn, tableEvents, nil, func(r *eventsRow) bool {

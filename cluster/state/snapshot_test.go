@@ -57,8 +57,8 @@ func TestGoldenSnapshotLoads(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]uint64{
-		tableSessions: v.Stats().Phases.Total(), tableMessages: v.Stats().Messages, tableDead: v.Stats().DeadLetters, tableNodes: v.Stats().Nodes,
-		tableTokens: v.Stats().Tokens, tableIdempotency: v.Stats().IdempotencyKeys, tableEvents: v.Stats().Events,
+		tableSessions: v.Stats().Phases.Total(), "messages": v.Stats().Messages, tableDead: v.Stats().DeadLetters, tableNodes: v.Stats().Nodes,
+		tableTokens: v.Stats().Tokens, "idempotency": v.Stats().IdempotencyKeys, tableEvents: v.Stats().Events,
 	}
 	for _, table := range sum.Tables {
 		if table.Rows == 0 || table.Bytes == 0 {

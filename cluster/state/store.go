@@ -29,7 +29,9 @@ type Result struct {
 type Store struct {
 	limits Limits
 	db     atomic.Pointer[memdb.MemDB]
-	intern *interner // of the goroutine that applies
+	view   atomic.Pointer[View] // of what db holds
+	intern *interner            // of the goroutine that applies, as is keys
+	keys   keyIndex
 
 	// mu makes a commit and its publication one step for those who subscribe.
 	mu   sync.Mutex
@@ -38,18 +40,24 @@ type Store struct {
 
 // New returns an empty state. Limits must be the same on every server; see DefaultLimits.
 func New(limits Limits) *Store {
-	s := &Store{limits: limits, intern: newInterner()}
+	s := &Store{limits: limits, intern: newInterner(), keys: keyIndex{}}
 	s.feed.limits(limits.FeedChanges, limits.FeedBytes)
 	db := newDB()
 	txn := db.Txn(true)
 	must(txn.Insert(tableMeta, &meta{}))
 	txn.Commit()
-	s.db.Store(db)
+	s.publish(db)
 	return s
 }
 
+// publish makes the tables those that readers see.
+func (s *Store) publish(db *memdb.MemDB) {
+	s.db.Store(db)
+	s.view.Store(newView(db.Txn(false)))
+}
+
 // View returns the state as it is now.
-func (s *Store) View() *View { return newView(s.db.Load().Txn(false)) }
+func (s *Store) View() *View { return s.view.Load() }
 
 // Index returns the index of the last entry that was applied, 0 for none.
 func (s *Store) Index() uint64 { return s.View().Index() }
@@ -59,7 +67,7 @@ func (s *Store) Index() uint64 { return s.View().Index() }
 func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	results := make([]Result, len(b.GetCommands()))
 	db := s.db.Load()
-	a := newApplier(&s.limits, s.intern, db.Txn(true), db.Txn(false), len(results))
+	a := newApplier(&s.limits, s.intern, s.keys, db.Txn(true), db.Txn(false), len(results))
 	if index <= a.meta.index {
 		a.w.Abort()
 		for i := range results {
@@ -76,6 +84,7 @@ func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.w.Commit()
+	s.publish(db)
 	s.feed.publish(change)
 	return results
 }

@@ -13,16 +13,14 @@ import (
 
 // The tables.
 const (
-	tableMeta        = "meta"
-	tableSessions    = "sessions"
-	tableMailboxes   = "mailboxes"
-	tableMessages    = "messages"
-	tableDead        = "dead-letters"
-	tableNodes       = "nodes"
-	tableTokens      = "tokens"
-	tableIdempotency = "idempotency"
-	tableEvents      = "events"
-	tableSets        = "sets"
+	tableMeta      = "meta"
+	tableSessions  = "sessions"
+	tableMailboxes = "mailboxes"
+	tableDead      = "dead-letters"
+	tableNodes     = "nodes"
+	tableTokens    = "tokens"
+	tableEvents    = "events"
+	tableSets      = "sets"
 )
 
 // The indexes; every table has the first, dead letters have the second too.
@@ -37,25 +35,10 @@ type meta struct {
 	index     uint64
 	time      int64
 	event     uint64 // the last event's number
-	// The last numbers given to idempotency keys and dead letters. They only say which is older, and are given anew by
-	// a restore.
-	idempotency, dead uint64
-	stats             Stats
-}
-
-// mailboxRow is a session's counts with the results of its last turns, in the order of their ends. It exists from the
-// first message on.
-type mailboxRow struct {
-	session.Mailbox
-	results     []*session.Result
-	resultBytes int
-}
-
-// messageKey is a message's place: within a session by priority, then by sequence.
-type messageKey struct {
-	session  string
-	priority session.Priority
-	sequence uint64
+	// The last number given to a dead letter. It only says which is older, and is given anew by a restore.
+	dead  uint64
+	keys  keyQueue
+	stats Stats
 }
 
 // LetterKey names a dead letter.
@@ -70,20 +53,6 @@ type deadRow struct {
 	number uint64
 }
 
-// idempotencyKey names what a client's retry repeats.
-type idempotencyKey struct{ scope, key string }
-
-// idempotencyRow is what a key stood for the first time.
-type idempotencyRow struct {
-	idempotencyKey
-	hash      uint64
-	sessionID string
-	sequence  uint64
-	time      int64
-	index     uint64
-	number    uint64 // its age among all keys
-}
-
 // eventsRow is all events of one log entry.
 type eventsRow struct {
 	index  uint64
@@ -92,16 +61,7 @@ type eventsRow struct {
 
 func idBytes(id string) []byte { return []byte(id) }
 
-func (k messageKey) bytes() []byte {
-	b := make([]byte, 0, len(k.session)+10)
-	b = append(b, k.session...)
-	b = append(b, 0, byte(k.priority))
-	return binary.BigEndian.AppendUint64(b, k.sequence)
-}
-
-func keyOf(m *session.Message) messageKey { return messageKey{m.SessionID, m.Priority, m.Sequence} }
-
-// mailboxPrefix is the prefix of the keys of a session's messages, and of its dead letters.
+// mailboxPrefix is the prefix of the keys of a session's dead letters.
 func mailboxPrefix(sessionID string) []byte {
 	b := make([]byte, 0, len(sessionID)+1)
 	return append(append(b, sessionID...), 0)
@@ -112,11 +72,6 @@ func (k LetterKey) bytes() []byte {
 }
 
 func letterKey(d *session.DeadLetter) LetterKey { return LetterKey{d.SessionID, d.Sequence} }
-
-func (k idempotencyKey) bytes() []byte {
-	b := make([]byte, 0, len(k.scope)+1+len(k.key))
-	return append(append(append(b, k.scope...), 0), k.key...)
-}
 
 func numberBytes(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n) }
 
@@ -157,14 +112,12 @@ func newDB() *memdb.MemDB {
 		tableMeta:      one(tableMeta, func(*meta) []byte { return []byte{1} }),
 		tableSessions:  one(tableSessions, func(s *session.Session) []byte { return idBytes(s.ID) }),
 		tableMailboxes: one(tableMailboxes, func(m *mailboxRow) []byte { return idBytes(m.SessionID) }),
-		tableMessages:  one(tableMessages, func(m *session.Message) []byte { return keyOf(m).bytes() }),
 		tableDead: two(tableDead, func(d *deadRow) []byte { return letterKey(d.letter).bytes() },
 			byNumber, func(d *deadRow) []byte { return numberBytes(d.number) }),
-		tableNodes:       one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
-		tableTokens:      one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
-		tableIdempotency: one(tableIdempotency, func(r *idempotencyRow) []byte { return r.bytes() }),
-		tableEvents:      one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
-		tableSets:        one(tableSets, func(c *chunk) []byte { return c.bytes() }),
+		tableNodes:  one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
+		tableTokens: one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
+		tableEvents: one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
+		tableSets:   one(tableSets, func(c *chunk) []byte { return c.bytes() }),
 	}})
 	if err != nil {
 		panic(fmt.Sprintf("state: the schema is wrong: %v", err)) // a defect of this file

@@ -56,6 +56,18 @@ func (v *View) SessionByName(namespace, name string) *session.Session {
 	return v.Session(id)
 }
 
+// LastSessionByName returns the session that had the name and ended last; nil when none is kept.
+func (v *View) LastSessionByName(namespace, name string) *session.Session {
+	if name == "" {
+		return nil
+	}
+	id, ok := setID{setEndedNames, namespace}.lastWith(v.txn, name+"\x00")
+	if !ok {
+		return nil
+	}
+	return v.Session(id)
+}
+
 // SessionsByPrefix returns up to limit sessions whose ids begin so, by id.
 func (v *View) SessionsByPrefix(prefix string, limit int) []*session.Session {
 	var found []*session.Session
@@ -119,24 +131,26 @@ func (v *View) mailbox(sessionID string) *mailboxRow {
 
 // Messages yields a session's messages that have not ended, in the order of delivery: by priority, then by sequence.
 func (v *View) Messages(sessionID string) iter.Seq[*session.Message] {
-	return func(yield func(*session.Message) bool) {
-		prefixed(v.txn, tableMessages, mailboxPrefix(sessionID), yield)
-	}
+	return v.mailbox(sessionID).all()
 }
 
 // AllMessages yields the messages of all sessions that have not ended, by session, then in the order of delivery.
 func (v *View) AllMessages() iter.Seq[*session.Message] {
-	return func(yield func(*session.Message) bool) { prefixed(v.txn, tableMessages, nil, yield) }
+	return func(yield func(*session.Message) bool) {
+		prefixed(v.txn, tableMailboxes, nil, func(mb *mailboxRow) bool {
+			for m := range mb.all() {
+				if !yield(m) {
+					return false
+				}
+			}
+			return true
+		})
+	}
 }
 
 // Message returns a message that has not ended.
 func (v *View) Message(sessionID string, sequence uint64) *session.Message {
-	for _, p := range [...]session.Priority{session.Normal, session.High, session.Critical, session.Low} {
-		if m := first[session.Message](v.txn, tableMessages, byID, messageKey{sessionID, p, sequence}.bytes()); m != nil {
-			return m
-		}
-	}
-	return nil
+	return v.mailbox(sessionID).find(sequence)
 }
 
 // Result returns what a message's turn gave, if it is among the session's last turns.

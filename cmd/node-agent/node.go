@@ -163,7 +163,7 @@ func (n *node) machine(ctx context.Context, o *agent.Options) error {
 
 // sweep kills what lives of a session whose record is damaged: its shim, and everything that the shim's own record names.
 func sweep(ctx context.Context, sessionDir string) error {
-	run, err := shim.ReadRun(filepath.Join(sessionDir, "shim"))
+	run, err := shim.ReadRun(sessionDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was started
 	}

@@ -93,7 +93,12 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 // remedy is what to do, for errors that do not say it themselves.
 func remedy(err error) string {
 	f := fault.As(err)
-	if f == nil || strings.Contains(f.Message, "; ") {
+	switch {
+	case f == nil:
+		return ""
+	case f.Kind == fault.Exhausted && f.RetryAfter > 0:
+		return fmt.Sprintf("; try again in %s", f.RetryAfter.Round(time.Millisecond)) // the error itself does not say when
+	case strings.Contains(f.Message, "; "):
 		return ""
 	}
 	switch f.Kind {
@@ -109,9 +114,6 @@ func remedy(err error) string {
 	case fault.Timeout:
 		return "; allow more time with --timeout, or run 'orchctl doctor'"
 	case fault.Exhausted:
-		if f.RetryAfter > 0 {
-			return fmt.Sprintf("; try again in %s", f.RetryAfter.Round(time.Millisecond))
-		}
 		return "; try again later"
 	case fault.Aborted:
 		return "; try again"

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"net"
 	"os"
 	"strings"
@@ -24,7 +25,12 @@ type Config struct {
 	Insecure bool   `yaml:"insecure" help:"allow ports beyond loopback without TLS and tokens"`
 
 	Listen    Addresses `yaml:"listen"`
-	Advertise Addresses `yaml:"advertise"`
+	Advertise struct {
+		Gossip string `yaml:"gossip" help:"what servers are told to gossip with"`
+		Raft   string `yaml:"raft" help:"what servers are told to replicate to"`
+		GRPC   string `yaml:"grpc" help:"what servers are told to forward calls to"`
+		Link   string `yaml:"link" help:"what nodes are told to link to"`
+	} `yaml:"advertise"`
 
 	BootstrapExpect int      `yaml:"bootstrap_expect" help:"how many servers form a new cluster together: 1, 3 or 5; 0 joins one"`
 	Join            []string `yaml:"join" help:"gossip addresses of other servers"`
@@ -175,16 +181,8 @@ func (c *Config) validateTimes() error {
 	return nil
 }
 
-// advertised fills in what is not set from the addresses listened on.
-func (c *Config) advertised() Addresses {
-	a := c.Advertise
-	for _, p := range []struct {
-		to   *string
-		from string
-	}{{&a.Gossip, c.Listen.Gossip}, {&a.Raft, c.Listen.Raft}, {&a.GRPC, c.Listen.GRPC}, {&a.Link, c.Listen.Link}, {&a.Client, c.Listen.Client}} {
-		if *p.to == "" {
-			*p.to = p.from
-		}
-	}
-	return a
+// advertised is what others are told: what is set, and otherwise what is listened on.
+func (c *Config) advertised() (raft, grpc, link string) {
+	a, l := c.Advertise, c.Listen
+	return cmp.Or(a.Raft, l.Raft), cmp.Or(a.GRPC, l.GRPC), cmp.Or(a.Link, l.Link)
 }

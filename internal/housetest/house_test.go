@@ -35,7 +35,7 @@ var floors = [][]string{
 	{"router"},
 	{"leader", "agent"},
 	{"gateway"},
-	{"cmd", "sim", "test"},
+	{"cmd", "sim", "test", "bench"},
 }
 
 // anywhere are rooms that have no floor: small helpers that know none of the house but helpers.

@@ -63,7 +63,8 @@ func Run(t *testing.T, h Harness) {
 // Session is a running toy with what tests need of it.
 type Session struct {
 	driver.Process
-	T *testing.T
+	T        *testing.T
+	released bool
 }
 
 // Begin starts a session and ends it with the test.
@@ -90,13 +91,23 @@ func keep(t *testing.T, p driver.Process) *Session {
 	s := &Session{Process: p, T: t}
 	t.Cleanup(func() {
 		p.Kill(session.Exit{Cause: session.CauseTerminated, Message: "the test is over"})
+		if s.released {
+			return // another holds it, or it ended without this one
+		}
 		select {
 		case <-p.Done():
-		case <-time.After(100 * time.Millisecond): // released before, or adopted by another
+		case <-time.After(Patience):
+			t.Errorf("the session does not end")
 		}
 		p.Release()
 	})
 	return s
+}
+
+// Release lets go of the process, as an agent does that stops.
+func (s *Session) Release() {
+	s.released = true
+	s.Process.Release()
 }
 
 // Send gives a message and fails the test when it is not taken.

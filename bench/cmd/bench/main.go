@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/neolith/orchestrator/agent/shim"
+	"github.com/neolith/orchestrator/bench/diskload"
 	"github.com/neolith/orchestrator/bench/driverload"
 	"github.com/neolith/orchestrator/bench/load"
 	"github.com/neolith/orchestrator/bench/measure"
@@ -27,12 +28,17 @@ import (
 
 func main() {
 	shim.MainIfRequested() // a build without the shim in it is its own
+	os.Exit(run())
+}
+
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // part is one subcommand.
@@ -46,6 +52,8 @@ var parts = []part{
 	{"spawn", "sessions to RUNNING, beside the bare driver", (*suite.Bench).Spawn},
 	{"nodes", "what ten thousand linked nodes cost a server", (*suite.Bench).Nodes},
 	{"state", "a million sessions in the replicated state", (*suite.Bench).State},
+	{"failover", "the time without a leader, beside bare raft", (*suite.Bench).Failover},
+	{"stability", "elections under full load on a busy disk", (*suite.Bench).Stability},
 }
 
 // extra are parts that are not of `all`.
@@ -79,6 +87,7 @@ func command() *cobra.Command {
 	p.IntVar(&f.Sessions, "sessions", 1_000_000, "state: how many sessions")
 	p.IntVar(&f.Kills, "kills", 30, "failover: how often to kill the leader")
 	p.DurationVar(&f.Stability, "stability", 10*time.Minute, "stability: how long")
+	p.StringVar(&f.Only, "only", "", "send, spawn, nodes: measure only the cases whose name holds this")
 	p.StringVar(&f.Profiles, "profiles", "", "write processor profiles of instrumented servers to this directory; the figures are not comparable then")
 	p.BoolVar(&f.quick, "quick", false, "one short run of everything small, to see that it works")
 
@@ -150,6 +159,7 @@ func roleCommand() *cobra.Command {
 		load.Role:       load.Serve,
 		simnode.Role:    simnode.Serve,
 		driverload.Role: driverload.Serve,
+		diskload.Role:   diskload.Serve,
 		stateload.Role:  stateload.Serve,
 	}
 	return &cobra.Command{

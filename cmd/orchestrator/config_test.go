@@ -1,0 +1,44 @@
+// The sample of the settings, and what contradicts itself.
+
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/neolith/orchestrator/internal/config/configtest"
+)
+
+func TestSampleIsTrue(t *testing.T) {
+	configtest.Sample(t, "orchestrator.yaml", defaults(), "name", "cluster", "listen", "advertise", "bootstrap_expect", "join", "gossip_key_file", "tls")
+}
+
+func TestContradictionsAreRefused(t *testing.T) {
+	for want, change := range map[string]func(*Config){
+		"bootstrap_expect: 2 ":    func(c *Config) { c.BootstrapExpect = 2 },
+		"join: is empty":          func(c *Config) { c.BootstrapExpect = 3 },
+		"name: ":                  func(c *Config) { c.Name = "Not a name" },
+		"placement.strategy: ":    func(c *Config) { c.Placement.Strategy = "darts" },
+		"listen.grpc: ":           func(c *Config) { c.Listen.GRPC = "8077" },
+		"link.renew: ":            func(c *Config) { c.Link.Renew = c.Link.Lease },
+		"link.margin: ":           func(c *Config) { c.Link.Margin = time.Millisecond },
+		"link.offline: ":          func(c *Config) { c.Link.Offline = time.Second },
+		"raft.lease_timeout: ":    func(c *Config) { c.Raft.LeaseTimeout = time.Minute },
+		"raft.election_timeout: ": func(c *Config) { c.Raft.ElectionTimeout = time.Millisecond },
+		"sessions.retention: ":    func(c *Config) { c.Sessions.Retention = time.Second },
+	} {
+		c := defaults()
+		c.Name = "server-1"
+		change(&c)
+		err := c.Validate()
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("want a refusal that begins with %q, got %v", want, err)
+		}
+	}
+	c := defaults()
+	c.Name = "server-1"
+	if err := c.Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+}

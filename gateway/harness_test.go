@@ -1,0 +1,149 @@
+// One real server in memory: its log, its state, its gRPC API on loopback, and callers with tokens.
+package gateway
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/cluster"
+	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/leader"
+	"github.com/neolith/orchestrator/nodelink"
+	"github.com/neolith/orchestrator/router"
+	"github.com/neolith/orchestrator/telemetry/hclogger"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// alone is a cluster of one server.
+type alone struct {
+	t     *testing.T
+	ops   *Operations
+	conn  *grpc.ClientConn
+	admin string // a token
+}
+
+// proposer lets the leader be built before the node that it proposes to.
+type proposer struct{ *cluster.Node }
+
+func startAlone(t *testing.T) *alone {
+	t.Helper()
+	a := &alone{t: t}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	store := state.New(state.DefaultLimits())
+	hub := nodelink.NewHub(nodelink.HubOptions{ServerID: "one", Logger: log})
+	route, err := router.New("least-connections")
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := &proposer{}
+	lead := leader.New(leader.Options{
+		ServerID: "one", Lease: leader.DefaultLease(), Retention: time.Hour, Log: later, State: store, Hub: hub, Router: route,
+		LinkAddresses: func() []string { return nil }, Now: time.Now, Logger: log,
+	})
+	_, transport := raft.NewInmemTransport("one")
+	mem := raft.NewInmemStore()
+	node, err := cluster.Open(cluster.Options{
+		ID: "one", DataDir: "memory", RaftAddress: "one", GRPCAddress: "one", LinkAddress: "one",
+		Servers:       []raft.Server{{ID: "one", Address: "one", Suffrage: raft.Voter}},
+		Timings:       cluster.Timings{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond, Commit: 5 * time.Millisecond},
+		SnapshotEvery: 1 << 20, TrailingLogs: 64, State: store, Lead: lead.Run,
+		Stats: func(context.Context, string) (cluster.ServerStats, error) { return cluster.ServerStats{}, nil },
+		Fatal: func(err error) { t.Errorf("the server must not go on: %v", err) },
+		Now:   time.Now, Logger: log, HCLog: hclogger.New(log, ""),
+		Transport: transport, Log: mem, Stable: mem, Snapshots: raft.NewInmemSnapshotStore(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	later.Node = node
+	authenticator := auth.NewAuthenticator(TokenStore{State: store}, time.Now)
+	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Now: time.Now, Logger: log})
+	api := NewServer(a.ops, ServerOptions{Hub: hub, PeerSecret: "secret", Observe: func(string, codes.Code, time.Duration) {}})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var ends []chan struct{}
+	background := func(f func()) {
+		done := make(chan struct{})
+		ends = append(ends, done)
+		go func() { defer close(done); f() }()
+	}
+	background(func() { _ = node.Run(ctx) })
+	background(func() { a.ops.Run(ctx) })
+	background(func() { _ = api.Serve(l) })
+	a.conn, err = grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = a.conn.Close()
+		api.Stop()
+		cancel()
+		for _, done := range ends {
+			<-done
+		}
+		_ = a.ops.Peers.Close()
+		_ = hub.Close(context.Background())
+		_ = node.Close()
+		_ = transport.Close()
+	})
+	for {
+		at, changed := node.Leader()
+		if at.Self && at.Ready {
+			break
+		}
+		select {
+		case <-changed:
+		case <-time.After(20 * time.Second):
+			t.Fatal("nobody leads")
+		}
+	}
+	a.admin = a.token(auth.Admin, "")
+	return a
+}
+
+// do commits a command.
+func (a *alone) do(c *clusterv1.Command) state.Result {
+	a.t.Helper()
+	r, err := a.ops.one(a.t.Context(), c)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return r
+}
+
+// token makes a token of a role, bound to a namespace unless that is empty.
+func (a *alone) token(role auth.Role, namespace string) string {
+	a.t.Helper()
+	t := auth.Generate()
+	a.do(&clusterv1.Command{Kind: &clusterv1.Command_CreateToken{CreateToken: &clusterv1.CreateToken{
+		Id: t.ID, Name: string(role), Role: string(role), Namespace: namespace, Hash: t.Hash(),
+	}}})
+	return t.Reveal()
+}
+
+// as is a call with a token.
+func (a *alone) as(token string) context.Context {
+	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
+	a.t.Cleanup(cancel)
+	if token == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+}

@@ -1,0 +1,82 @@
+// What a server answers besides its API: health, readiness and metrics over HTTP, health and reflection over gRPC.
+package stories
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+
+	"github.com/neolith/orchestrator/telemetry/metricstest"
+)
+
+// get asks over HTTP and prints the answer, which must have the status.
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "get", args, 2)
+	hc := &http.Client{Timeout: 10 * time.Second}
+	defer hc.CloseIdleConnections()
+	r, err := hc.Get(args[1])
+	ts.Check(err)
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	ts.Check(err)
+	_, err = ts.Stdout().Write(body)
+	ts.Check(err)
+	if strconv.Itoa(r.StatusCode) != args[0] {
+		ts.Fatalf("%s: %s, want %s\n%s", args[1], r.Status, args[0], body)
+	}
+}
+
+// goodMetrics holds the last standard output against the rules of Prometheus.
+func goodMetrics(t *testing.T) func(ts *testscript.TestScript, neg bool, args []string) {
+	return func(ts *testscript.TestScript, neg bool, _ []string) {
+		refuseNot(ts, neg)
+		metricstest.LintText(t, ts.ReadFile("stdout"))
+	}
+}
+
+// rpc prints what the gRPC port answers about itself: its health, or with a token the services it has.
+func rpc(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "rpc", args, 1)
+	conn, err := grpc.NewClient(ts.Getenv("GRPC"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ts.Check(err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if args[0] == "health" {
+		r, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
+		ts.Check(err)
+		_, err = io.WriteString(ts.Stdout(), r.GetStatus().String()+"\n")
+		ts.Check(err)
+		return
+	}
+	if len(args) > 1 {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(ts.ReadFile(args[1])))
+	}
+	s, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	ts.Check(err)
+	// A refusal may come before the question is sent; Recv says which.
+	_ = s.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}})
+	r, err := s.Recv()
+	if err != nil {
+		_, err = io.WriteString(ts.Stdout(), err.Error()+"\n")
+		ts.Check(err)
+		return
+	}
+	for _, svc := range r.GetListServicesResponse().GetService() {
+		_, err = io.WriteString(ts.Stdout(), svc.GetName()+"\n")
+		ts.Check(err)
+	}
+}
