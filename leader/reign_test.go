@@ -266,6 +266,7 @@ func TestAHeartbeatIsAnsweredOnlyByAConfirmedLeader(t *testing.T) {
 			}
 		}
 		s.log.mu.Unlock()
+		time.Sleep(gatherBeats) // a beat after a pause is asked about at once
 		s.beat(l)
 		s.beat(l)
 		s.beat(l)
@@ -273,6 +274,7 @@ func TestAHeartbeatIsAnsweredOnlyByAConfirmedLeader(t *testing.T) {
 			t.Fatalf("%d answers before the leadership was confirmed, which was asked %d times", n, asked)
 		}
 		answer <- nil
+		time.Sleep(gatherBeats)
 		synctest.Wait()
 		if n := acks(l.take()); n != 1 || asked != 2 {
 			t.Errorf("%d answers and %d questions, want the first beat answered, and one question for the two after it", n, asked)
