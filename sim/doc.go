@@ -1,12 +1,37 @@
-// Package sim runs a whole cluster in one process under simulated time, and does it harm.
+// Package sim runs a whole cluster in one process, in simulated time, and lets everything happen to it.
 //
-// Servers, leaders, hubs, agents and the client are the real ones; raft, relays and node links go over a network in memory
-// that can be cut, slowed and made unreliable; sessions run on machines in memory (agent/driver/fake) whose observer sees
-// every process tree begin and end. Everything runs in a testing/synctest bubble: an hour passes in a moment, and a step
-// ends when nothing moves any more.
+// # What is real
 //
-// Stories (testdata/*.txt) are scripts of operations and faults, with what is expected of them; random stories are made
-// from a seed. After every step the invariants of the design are checked: one owner, acknowledged is durable, messages in
-// order and once, no ghosts, no orphans. A failing run prints one line that tells the same story again. Inside a bubble the
-// order of goroutines is not fixed: the line repeats the faults and operations, not the interleaving.
+// Servers are what `orchestrator serve` builds: cluster.Node with raft, state.Store, leader.Leader, router.Router,
+// nodelink.Hub, gateway.Operations. Nodes are agent.Agent with its directory on disk. What is not real is what they stand
+// on: raft's requests, node links and the relays between servers go through network, which cuts, delays, breaks, doubles and
+// reorders; the servers' disks are memory that outlives a process; processes are those of agent/driver/fake, on a Machine
+// that goes on when its agent is killed or stopped, and that holds the node's lease as shims do.
+//
+// All of it lives in one testing/synctest bubble: time moves only when nothing else can, so that hours pass in seconds. What
+// runs at one instant runs in an order that the Go scheduler chooses. So a story told twice is the same story, with the same
+// faults at the same times, and not the same interleaving: a failure may need to be told a few times before it is seen again.
+//
+// # Stories
+//
+// What happens is a story, one thing a line; story.go has the words. testdata holds those that somebody thought of. Random
+// ones are made from a seed (random.go), and a failure prints the one line that tells the same story again:
+//
+//	SIM_SEED=17 SIM_STEPS=60 go test -count=1 -run 'TestRandom$' ./sim
+//
+//	SIM_RUNS=1000         so many random stories, from SIM_SEED on
+//	SIM_STEPS=120         longer ones
+//	SIM_KEEP_GOING=1      also after a failure
+//	SIM_SHOW=1            print the story that failed
+//	SIM_LOG=1             print all that the parts say, with simulated times
+//
+// # What is checked
+//
+// The observer (watch.go) is told of every process tree that starts or ends and of every message that a process takes, at that
+// instant: two trees of one session never live at once, an epoch is started once, a process is given a message once, and never
+// one that is acked, in order within its priority. After every step, and all the time while the story waits, the leader's
+// state is compared with what clients were told (check.go): an acknowledged session, message or termination is there, and as it
+// was; no request took effect twice; each message is in one place; nothing runs on a node that is called lost; what is not
+// desired is gone after a sync, or with the lease. When all is quiet, the servers' states are the same bytes, and exactly
+// what is desired runs. README.md lists the defects that were planted to see whether anybody notices.
 package sim

@@ -30,7 +30,7 @@ type wire struct {
 
 	mu      sync.Mutex
 	arrival [2]time.Time // of the last frame, by direction
-	broken  bool         // something was lost: nothing more arrives
+	broken  [2]bool      // something was lost: nothing more arrives in that direction
 }
 
 // verdict implements nodelink.Faults.
@@ -42,10 +42,10 @@ func (w *wire) verdict(d nodelink.Direction, f *nodev1.Frame) nodelink.Verdict {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.net.reaches(from, to) {
-		w.broken = true
+		w.broken[d] = true
 		return nodelink.Verdict{Drop: true}
 	}
-	if w.broken { // the other side has heard of it by now
+	if w.broken[d] { // mended too late: the other side asks for what was lost, and nobody has it
 		return nodelink.Verdict{Cut: true}
 	}
 	now, suffers := time.Now(), w.net.trouble(w.node)
