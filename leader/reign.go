@@ -43,7 +43,8 @@ type reign struct {
 	expiries   expiryHeap
 	buried     map[messageKey]bool
 	beats      []beat
-	verifying  bool
+	verifying  bool      // the leadership is being confirmed, or soon will be
+	verified   time.Time // when that was last begun
 	nextGC     time.Time
 	collecting bool
 

@@ -3,7 +3,9 @@
 package nodelink
 
 import (
+	"bufio"
 	"encoding/json"
+	"net"
 	"net/http"
 	"slices"
 	"time"
@@ -32,7 +34,8 @@ func newAcceptor(authorize Authorize, noCompression bool) *acceptor {
 	pool := new(buffers)
 	return &acceptor{authorize: authorize, pool: pool, upgrader: websocket.Upgrader{
 		HandshakeTimeout: handshakeTimeout,
-		ReadBufferSize:   readBufferBytes, WriteBufferSize: writeBufferBytes, WriteBufferPool: &pool.write,
+		// The read buffer is the hijacker's.
+		WriteBufferSize: writeBufferBytes, WriteBufferPool: &pool.write,
 		Subprotocols:      []string{SubprotocolBinary, SubprotocolJSON},
 		EnableCompression: !noCompression,
 		CheckOrigin:       func(*http.Request) bool { return true }, // accept has refused every Origin
@@ -60,12 +63,31 @@ func (a *acceptor) accept(w http.ResponseWriter, r *http.Request) (c *wsConn, id
 		writeRefusal(w, http.StatusBadRequest, err)
 		return nil, "", err
 	}
-	ws, err := a.upgrader.Upgrade(w, r, nil)
+	h := &hijacker{ResponseWriter: w}
+	ws, err := a.upgrader.Upgrade(h, r, nil)
 	if err != nil {
 		return nil, "", fault.New(fault.Invalid, "node link: upgrade: %w", err)
 	}
 	codec, _ := codecFor(ws.Subprotocol())
-	return newWSConn(ws, codec, a.pool), identity, nil
+	c = newWSConn(ws, codec, a.pool)
+	c.incoming, c.received = h.incoming, make(chan error, 1)
+	return c, identity, nil
+}
+
+// hijacker gives the WebSocket library a small read buffer that we know too.
+type hijacker struct {
+	http.ResponseWriter
+	incoming *bufio.Reader
+}
+
+// Hijack implements http.Hijacker.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil || rw.Reader.Buffered() > 0 { // the library refuses a client that does not wait for the answer
+		return conn, rw, err
+	}
+	h.incoming = bufio.NewReaderSize(conn, readBufferBytes)
+	return conn, bufio.NewReadWriter(h.incoming, rw.Writer), nil
 }
 
 func refusalStatus(err error) int {

@@ -239,9 +239,10 @@ func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64
 	s.streams = NewStreams(StreamsOptions{Send: conn.Send, Accept: c.opts.OnStream, Logger: c.log})
 	c.lease = ack.GetLease().AsDuration()
 	if lease := c.lease; lease > 0 {
-		// Half the lease is for noticing that the server is silent, the other half for finding another one.
+		// Half the lease is for noticing that the server is silent, the other half for finding another one. Heartbeats are
+		// answered each quarter of a lease: a ping is for when one was not.
 		silence := max(lease/2, minSilence)
-		conn.setLiveness(silence/2, silence)
+		conn.setLiveness(silence*2/3, silence)
 	}
 	c.learn(ack.GetServers())
 	c.mu.Lock()

@@ -4,12 +4,13 @@
 //	Recv ◄── decode ◄────────────────────────── the caller's goroutine ◄───────── socket
 //	liveness: one timer; pings go beside the queue
 //
-// An idle link costs its reader's goroutine and nothing else: write buffers are pooled, the writer's goroutine lives
-// only while frames wait, and there is no goroutine for pings.
+// An idle link costs its reader's goroutine, on a small stack, and nothing else: write buffers are pooled, the writer's
+// goroutine lives only while frames wait, and there is no goroutine for pings.
 
 package nodelink
 
 import (
+	"bufio"
 	"bytes"
 	"compress/flate"
 	"context"
@@ -64,6 +65,9 @@ type wsConn struct {
 	done  chan struct{}
 	live  liveness
 	limit limitedReader // of the one reader
+	// On a server: what the library reads from, and where receive waits for the goroutine that handles a frame.
+	incoming *bufio.Reader
+	received chan error
 
 	mu      sync.Mutex
 	queue   sendQueue
@@ -173,7 +177,18 @@ func (c *wsConn) Recv(ctx context.Context) (*nodev1.Frame, error) {
 	return got, err
 }
 
+// receive implements carrier. On a server the caller's goroutine only waits for the first byte, and another one reads and
+// handles the frame: what grows a stack is over before the long wait, and ten thousand idle links have small ones.
 func (c *wsConn) receive(ctx context.Context, deliver func(*nodev1.Frame, []byte)) error {
+	if c.incoming == nil || ctx.Done() != nil {
+		return c.receiveHere(ctx, deliver)
+	}
+	_, _ = c.incoming.Peek(1) // an error comes again when the frame is read
+	go func() { c.received <- c.receiveHere(ctx, deliver) }()
+	return <-c.received
+}
+
+func (c *wsConn) receiveHere(ctx context.Context, deliver func(*nodev1.Frame, []byte)) error {
 	if ctx.Done() != nil {
 		stop := context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx).Error()) })
 		defer stop()
