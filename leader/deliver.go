@@ -99,10 +99,9 @@ func (r *reign) loadMessages(v *state.View, id string) {
 // observeMessages takes in what a change of the state says of messages.
 func (r *reign) observeMessages(c *state.Change) {
 	for _, m := range c.Messages {
+		// What was sent stays sent, also if this change is older than the view it was read from. What is taken back from
+		// a process that ended is sent anew because its session's next epoch begins with nothing sent.
 		r.toDeliver[m.SessionID] = true
-		if d := r.deliveries[m.SessionID]; d != nil {
-			d.remove(m.Sequence) // queued again
-		}
 		if m.Deadline != 0 {
 			r.expiries.add(m.Deadline, m.SessionID, m.Sequence)
 		}

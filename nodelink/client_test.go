@@ -260,7 +260,9 @@ func TestClientReconnects(t *testing.T) {
 				}
 				seen = append(seen, string(e.Type))
 			}
-			if got := strings.Join(seen, " "); got != "connecting connected disconnected reconnecting connecting connected" {
+			// The flood of spawned sessions may push the oldest events out of the subscriber's buffer.
+			const want, last = "connecting connected disconnected reconnecting connecting connected", "disconnected reconnecting connecting connected"
+			if got := strings.Join(seen, " "); !strings.HasSuffix(want, got) || !strings.HasSuffix(got, last) {
 				t.Errorf("events: %s", got)
 			}
 			if spawned < 90 { // as many as the subscriber's buffer took
