@@ -65,6 +65,8 @@ type Client struct {
 	links  uint64 // dialled so far; of Run's goroutine
 	ring   []string
 	at     int
+	lease  time.Duration // as the last hello_ack had it, and since when there is no link; of Run's goroutine
+	downAt time.Time
 	late   atomic.Uint64
 
 	mu      sync.Mutex
@@ -235,7 +237,8 @@ func (c *Client) ack(conn carrier, server string, ack *nodev1.HelloAck, n uint64
 	s := &session{conn: conn, server: server}
 	s.req = NewRequester("n"+strconv.FormatUint(n, 10)+"-", 0, conn.Send)
 	s.streams = NewStreams(StreamsOptions{Send: conn.Send, Accept: c.opts.OnStream, Logger: c.log})
-	if lease := ack.GetLease().AsDuration(); lease > 0 {
+	c.lease = ack.GetLease().AsDuration()
+	if lease := c.lease; lease > 0 {
 		// Half the lease is for noticing that the server is silent, the other half for finding another one. Heartbeats are
 		// answered each quarter of a lease: a ping is for when one was not.
 		silence := max(lease/2, minSilence)
@@ -329,6 +332,10 @@ func (c *Client) backoff(attempt int) time.Duration {
 	bound := c.opts.BackoffMax
 	if shift := max(attempt-1, 0); shift < 30 {
 		bound = min(c.opts.BackoffMin<<shift, c.opts.BackoffMax)
+	}
+	if c.lease > 0 && time.Since(c.downAt) < c.lease {
+		// What the node runs ends with its lease: until then it is worth some attempts more.
+		bound = min(bound, c.lease/4)
 	}
 	return time.Duration(c.opts.Rand() * float64(bound))
 }

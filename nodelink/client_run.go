@@ -28,6 +28,9 @@ func (c *Client) Run(ctx context.Context) error {
 			return nil
 		}
 		up := lasted > 0
+		if up {
+			c.downAt = time.Now()
+		}
 		if lasted >= stableAfter {
 			attempt = 0
 		}

@@ -118,6 +118,32 @@ func TestClientConnects(t *testing.T) {
 	})
 }
 
+// What a node runs ends with its lease: while that lasts, no delay is longer than a quarter of it.
+func TestClientHurriesWhileTheLeaseLasts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeServers()
+		s.ack = &nodev1.HelloAck{Protocol: ProtocolMax, ClusterId: "c1", Lease: durationpb.New(12 * time.Second)}
+		run(t, s, nil, func(*Client) {
+			synctest.Wait()
+			s.mu.Lock()
+			s.refuse = func(string) error { return fault.New(fault.Unavailable, "nobody there") }
+			s.mu.Unlock()
+			Cut(<-s.conns)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			var delays []string
+			for i := 1; i < len(s.times); i++ {
+				delays = append(delays, s.times[i].Sub(s.times[i-1]).Round(100*time.Millisecond).String())
+			}
+			if got, want := strings.Join(delays, " "), "1s 1s 2s 3s 3s 3s 32s"; got != want {
+				t.Errorf("delays %s, want %s", got, want)
+			}
+		})
+	})
+}
+
 // Ten failures: the delays double with their jitter, servers rotate, the state becomes failed and an event says so; it
 // goes on slowly, and recovers by itself.
 func TestClientBackoff(t *testing.T) {
