@@ -99,8 +99,8 @@ func (h *Hub) openRelay(server string) (*relaySession, error) {
 	t.relays[server] = s
 	t.mu.Unlock()
 	if earlier != nil {
+		t.dropRelay(earlier, "its server opened the relay again") // before its stream ends, which would be another reason
 		earlier.finish()
-		t.dropRelay(earlier, "its server opened the relay again")
 	}
 	return s, nil
 }
