@@ -222,6 +222,10 @@ func (l *sendLoop) nextTick() time.Duration {
 
 // send sends as many batches as may be under way.
 func (l *sendLoop) send() {
+	if l.s.unary.Load() { // a caller queued its message just before the stream turned out to be unknown
+		l.fail(errUnary)
+		return
+	}
 	for len(l.pending) > 0 && len(l.inFlight) < SenderBatchesInFlight && !time.Now().Before(l.notUntil) {
 		b, rest := l.cut()
 		if len(b.items) == 0 {
