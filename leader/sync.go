@@ -89,7 +89,7 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	n.links++
 	n.streams = nodelink.NewStreams(nodelink.StreamsOptions{Send: l.Send, FirstID: r.term<<32 | n.links<<20, Logger: r.log})
 	if n.expiry.IsZero() || r.opts.Now().After(n.expiry) {
-		n.expiry = r.opts.Now().Add(r.opts.Lease.Duration + r.opts.Lease.Margin)
+		r.extend(n, r.opts.Now())
 	}
 	live, _ := r.l.Live(n.id)
 	live.Linked, live.Server = true, l.Server()
@@ -298,6 +298,7 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 		// node sends all of them again as soon as it has; expectFacts sees to it that it does.
 		if n.factGap.IsZero() {
 			n.factGap = r.opts.Now()
+			r.due(n.factGap.Add(resendAfter))
 		}
 		return
 	}
@@ -326,11 +327,13 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 	}}})
 }
 
-// expectFacts gives up links on which facts have been missing for long: the node sends them over the next one.
-func (r *reign) expectFacts(now time.Time) {
-	for _, n := range r.nodes {
-		if n.link != nil && !n.factGap.IsZero() && now.Sub(n.factGap) >= resendAfter {
-			r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
-		}
+// expectFacts gives up a link on which facts have been missing for long: the node sends them over the next one.
+func (r *reign) expectFacts(n *node, now time.Time) {
+	switch {
+	case n.link == nil || n.factGap.IsZero():
+	case now.Sub(n.factGap) >= resendAfter:
+		r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
+	default:
+		r.due(n.factGap.Add(resendAfter))
 	}
 }

@@ -367,6 +367,7 @@ func (h *Hub) Close(ctx context.Context) error {
 		c.closeWith(CloseGoingAway, reason)
 	}
 	h.Pause()
+	defer h.acceptor.work.close()
 	over := make(chan struct{})
 	go func() { h.wg.Wait(); close(over) }()
 	select {
