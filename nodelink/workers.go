@@ -8,7 +8,7 @@ package nodelink
 import "sync"
 
 // idleWorkersMax is how many workers wait for a job; more come and go with the load.
-const idleWorkersMax = 16
+const idleWorkersMax = 64
 
 // workers runs jobs. A nil one starts a goroutine for each.
 type workers struct {
