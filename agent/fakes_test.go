@@ -321,6 +321,8 @@ type leader struct {
 	resent    int            // facts that came more than once
 	last      map[uint64]uint64
 	holdFacts bool          // facts are not acked
+	loseFacts int           // as many of the next frames with facts never come
+	factTimes []time.Time   // when frames with facts came, or were lost
 	holdLease bool          // heartbeats are not answered
 	greeting  *nodev1.Frame // sent behind each hello_ack
 	got       []*nodev1.Frame
@@ -373,6 +375,11 @@ func (l *leader) serve(c nodelink.Conn) {
 			}
 		case *nodev1.Frame_Facts:
 			inc := p.Facts.GetIncarnation()
+			l.factTimes = append(l.factTimes, time.Now())
+			if l.loseFacts > 0 {
+				l.loseFacts--
+				break
+			}
 			for _, fact := range p.Facts.GetFacts() {
 				if fact.GetIndex() <= l.last[inc] {
 					l.resent++
