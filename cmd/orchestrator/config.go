@@ -140,11 +140,11 @@ func (c *Config) Validate() error {
 	if _, err := loadbalancer.Named(c.Placement.Strategy); err != nil {
 		return config.Bad("placement.strategy", "%v", err)
 	}
-	for key, a := range map[string]string{
-		"listen.gossip": c.Listen.Gossip, "listen.raft": c.Listen.Raft, "listen.grpc": c.Listen.GRPC, "listen.link": c.Listen.Link, "listen.client": c.Listen.Client,
+	for _, l := range []struct{ key, address string }{
+		{"listen.gossip", c.Listen.Gossip}, {"listen.raft", c.Listen.Raft}, {"listen.grpc", c.Listen.GRPC}, {"listen.link", c.Listen.Link}, {"listen.client", c.Listen.Client},
 	} {
-		if _, _, err := net.SplitHostPort(a); err != nil {
-			return config.Bad(key, "%q is not host:port", a)
+		if _, _, err := net.SplitHostPort(l.address); err != nil {
+			return config.Bad(l.key, "%q is not host:port", l.address)
 		}
 	}
 	return c.validateTimes()
