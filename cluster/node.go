@@ -63,6 +63,8 @@ type Options struct {
 	// Servers is a fixed first configuration, where there is no discovery.
 	Servers []raft.Server
 	Timings Timings
+	// Autopilot works where there is discovery.
+	Autopilot Autopilot
 	// SnapshotEvery is the number of entries between snapshots, and TrailingLogs how many stay behind one.
 	SnapshotEvery, TrailingLogs uint64
 	State                       *state.Store

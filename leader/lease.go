@@ -178,7 +178,7 @@ func (r *reign) lose(n *node, row *state.Node) {
 // lost: it is settled. If the node is linked still, it must register again and show what it runs before it gets a new lease.
 func (r *reign) lost(n *node) {
 	n.losing = false
-	r.dropLink(n, "the lease has ended; register again")
+	r.dropLink(n, nodelink.CloseNormal, "the lease has ended; register again")
 }
 
 // noteStatus commits a change of status; heartbeats that change nothing stay out of the log.

@@ -201,7 +201,7 @@ func (r *reign) load(v *state.View) {
 func (r *reign) observe(c *state.Change) {
 	if c.Restored {
 		for _, n := range r.nodes {
-			r.dropLink(n, "the cluster's state was restored from a snapshot; register again")
+			r.dropLink(n, nodelink.CloseNormal, "the cluster's state was restored from a snapshot; register again")
 		}
 		r.load(r.opts.State.View())
 		return
@@ -268,7 +268,7 @@ func (r *reign) node(id string) *node {
 
 func (r *reign) removeNode(id string) {
 	if n := r.nodes[id]; n != nil {
-		r.dropLink(n, "the node was removed")
+		r.dropLink(n, nodelink.CloseNormal, "the node was removed")
 		delete(r.nodes, id)
 	}
 }

@@ -31,7 +31,7 @@ func (r *reign) LinkUp(l nodelink.Link) { r.post(func() { r.register(l) }) }
 func (r *reign) LinkFrame(l nodelink.Link, f *nodev1.Frame) {
 	if r.queued() >= maxQueuedEvents {
 		r.l.count(func(s *Stats) { s.LinkEventsDropped++ })
-		l.Close(fmt.Sprintf("the leader is %d frames behind; come back", maxQueuedEvents))
+		l.Close(nodelink.CloseLimit, fmt.Sprintf("the leader is %d frames behind; come back", maxQueuedEvents))
 		return
 	}
 	r.post(func() { r.frame(l, f) })
@@ -45,7 +45,7 @@ func (r *reign) LinkDown(l nodelink.Link, reason string) {
 			return
 		}
 		r.log.Info("a node's link is down", "node", l.Hello().GetName(), "server", l.Server(), "reason", reason)
-		r.dropLink(n, "")
+		r.dropLink(n, 0, "")
 	})
 }
 
@@ -80,10 +80,10 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	n := r.node(row.ID)
 	if n.losing {
 		// The node was being called lost when it said hello. It comes back, and finds that settled.
-		l.Close("the lease has ended; register again")
+		l.Close(nodelink.CloseNormal, "the lease has ended; register again")
 		return
 	}
-	r.dropLink(n, "the node has a newer link")
+	r.dropLink(n, nodelink.CloseSuperseded, "the node has a newer link")
 	n.link, n.registered, n.silentSince = l, true, r.opts.Now()
 	n.nextFact, n.factGap = row.FactIndex+1, time.Time{}
 	n.links++
@@ -104,13 +104,13 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_GetSessions{GetSessions: &nodev1.GetSessions{}}})
 }
 
-// dropLink forgets a node's link; with a reason it also closes it.
-func (r *reign) dropLink(n *node, reason string) {
+// dropLink forgets a node's link; with a reason it also closes it, with a close code.
+func (r *reign) dropLink(n *node, code int, reason string) {
 	if n.link == nil {
 		return
 	}
 	if reason != "" {
-		n.link.Close(reason)
+		n.link.Close(code, reason)
 	}
 	n.streams.Close(nodelink.ErrClosed)
 	n.link, n.streams, n.registered, n.synced = nil, nil, false, false
@@ -124,7 +124,7 @@ func (r *reign) dropLink(n *node, reason string) {
 func refuse(l nodelink.Link, why error) {
 	e := nodelink.ToError("hello", why)
 	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: e}})
-	l.Close(e.GetError())
+	l.Close(nodelink.RefusalCode(why), e.GetError())
 }
 
 // frame handles a frame of a registered node; one that overtakes the registration is dropped, for a node speaks again
@@ -284,7 +284,7 @@ func (r *reign) send(n *node, f *nodev1.Frame) {
 		return
 	}
 	if err := n.link.Send(f); err != nil {
-		r.dropLink(n, "could not be sent what it needs: "+err.Error())
+		r.dropLink(n, nodelink.CloseLimit, "could not be sent what it needs: "+err.Error())
 	}
 }
 
@@ -315,7 +315,7 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 		if err != nil {
 			// The node keeps its facts and sends them again over a new link.
 			r.log.Warn("facts were not committed", "node", l.Hello().GetName(), "error", err)
-			r.dropLink(n, "facts were not committed: "+err.Error())
+			r.dropLink(n, nodelink.CloseNormal, "facts were not committed: "+err.Error())
 			return
 		}
 		r.l.count(func(s *Stats) { s.Facts += count })
@@ -332,7 +332,7 @@ func (r *reign) expectFacts(n *node, now time.Time) {
 	switch {
 	case n.link == nil || n.factGap.IsZero():
 	case now.Sub(n.factGap) >= resendAfter:
-		r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
+		r.dropLink(n, nodelink.CloseNormal, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
 	default:
 		r.due(n.factGap.Add(resendAfter))
 	}
