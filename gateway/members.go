@@ -208,7 +208,7 @@ func (s *clusterService) RestoreSnapshot(stream grpc.ClientStreamingServer[apiv1
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return fault.New(fault.Internal, "restore snapshot: %w", err)
 	}
-	if err := s.ops.Node.RestoreSnapshot(summary, size, f); err != nil {
+	if err := s.ops.Node.RestoreSnapshot(summary, f); err != nil {
 		return err
 	}
 	return stream.SendAndClose(&apiv1.RestoreSnapshotResponse{Index: s.ops.State.Index(), Sessions: s.ops.State.View().PhaseCounts().Total()})
