@@ -28,6 +28,7 @@ func (a *app) nodesCommand() *cobra.Command {
 			_, err := a.client.Nodes.RemoveNode(ctx, &apiv1.RemoveNodeRequest{Id: n.GetId()})
 			return n, err
 		}),
+		a.later("drain NODE", "moving the sessions of a node elsewhere"),
 	)
 	g.Aliases = []string{"node"}
 	return g

@@ -23,6 +23,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 		a.spawnCommand(), a.sessionsListCommand(), a.sessionsGetCommand(), a.sessionsWatchCommand(), a.terminateCommand(),
 		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(),
 	)
+	g.AddCommand(a.laterSessions()...)
 	g.Aliases = []string{"session", "s"}
 	return g
 }

@@ -28,7 +28,11 @@ type spawnFlags struct {
 
 func (a *app) spawnCommand() *cobra.Command {
 	var f spawnFlags
+	var notThere func() error
 	c := a.command("spawn [flags] -- COMMAND ARGS...", "Start a session", atLeast(0), brief, func(ctx context.Context, args []string) error {
+		if err := notThere(); err != nil {
+			return err
+		}
 		spec, err := a.spec(&f, args)
 		if err != nil {
 			return err
@@ -37,6 +41,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	})
 	c.Example = `  orchctl sessions spawn --name ledger -- ./ledger --file book.txt
   orchctl sessions spawn --cpu 500m --memory 512Mi --require gpu --wait -- python3 train.py`
+	notThere = laterFlags(c)
 	fl := c.Flags()
 	fl.StringVar(&f.typ, "type", session.TypeProcess, "process, claude-code, claude-flow or acp")
 	fl.StringVar(&f.name, "name", "", "a name, unique among the namespace's sessions that have not ended")
