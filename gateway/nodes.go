@@ -58,12 +58,12 @@ func (s *nodeService) ListNodes(ctx context.Context, req *apiv1.ListNodesRequest
 	}
 	out := &apiv1.ListNodesResponse{}
 	size := pageSize(req.GetPageSize())
-	for n := range v.Nodes() {
-		if n.ID <= req.GetPageToken() || !match.node(n) {
+	for n := range v.NodesByName(req.GetPageToken()) {
+		if !match.node(n) {
 			continue
 		}
 		if len(out.Nodes) == size {
-			out.NextPageToken = out.Nodes[size-1].GetId()
+			out.NextPageToken = out.Nodes[size-1].GetName()
 			break
 		}
 		out.Nodes = append(out.Nodes, s.proto(n))

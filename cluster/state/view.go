@@ -229,6 +229,17 @@ func (v *View) NodesByPrefix(prefix string, limit int) []*Node {
 	return found
 }
 
+// NodesByName yields the nodes whose names come after one, by name.
+func (v *View) NodesByName(after string) iter.Seq[*Node] {
+	return func(yield func(*Node) bool) {
+		for name, id := range (setID{kind: setNodeNames}).all(v.txn) {
+			if name > after && !yield(v.Node(id)) {
+				return
+			}
+		}
+	}
+}
+
 // Nodes yields all nodes, by id.
 func (v *View) Nodes() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) { prefixed(v.txn, tableNodes, nil, yield) }

@@ -126,6 +126,25 @@ func newer(t *testing.T) string {
 	return dir
 }
 
+// TestAddress: what is shown as the node's address is what was said, or else the machine's own towards its servers.
+func TestAddress(t *testing.T) {
+	for _, tc := range []struct {
+		said    string
+		servers []string
+		want    string
+	}{
+		{"", []string{"127.0.0.1:8078"}, "127.0.0.1"},
+		{"", []string{"[::1]:1:2", "127.0.0.1:8078"}, "127.0.0.1"},
+		{"", nil, ""},
+		{"rack-7.example.org", []string{"127.0.0.1:8078"}, "rack-7.example.org"},
+	} {
+		c := Config{Address: tc.said, Servers: tc.servers}
+		if got := c.address(); got != tc.want {
+			t.Errorf("said %q, servers %v: %q, want %q", tc.said, tc.servers, got, tc.want)
+		}
+	}
+}
+
 func TestConfigPrint(t *testing.T) {
 	t.Setenv("ORCH_LINK_CODEC", "json")
 	code, out, stderr := program(t, "config", "print", "--name", "n1", "-c", "node-agent.yaml")

@@ -58,7 +58,7 @@ func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err er
 		}
 	}()
 	opts := agent.Options{
-		Name: cfg.Name, Labels: cfg.Labels, Version: telemetry.ThisBuild().Version, Address: cfg.Address, Servers: cfg.Servers,
+		Name: cfg.Name, Labels: cfg.Labels, Version: telemetry.ThisBuild().Version, Address: cfg.address(), Servers: cfg.Servers,
 		Boottime: lease.Now, SecretsDir: cfg.SecretsDir, PastLogs: process.ReadLogs, Sweep: sweep,
 		MaxStarts: cfg.Sessions.MaxStarts, MaxEndedKept: cfg.Sessions.MaxEndedKept, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
 	}
