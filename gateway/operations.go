@@ -251,7 +251,7 @@ func (o *Operations) Terminate(ctx context.Context, req *apiv1.TerminateSessionR
 		}
 		grace = int64(d)
 	}
-	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_TerminateSession{TerminateSession: &clusterv1.TerminateSession{
+	res, err := o.oneOnce(ctx, apiv1.SessionService_TerminateSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_TerminateSession{TerminateSession: &clusterv1.TerminateSession{
 		SessionId: s.ID, Cause: session.CauseTerminated, Reason: clip(req.GetReason()), Grace: grace, Actor: caller(ctx).String(),
 	}}})
 	return res.Session, err

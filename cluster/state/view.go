@@ -245,6 +245,16 @@ func (v *View) Nodes() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) { prefixed(v.txn, tableNodes, nil, yield) }
 }
 
+// Remembers reports whether a request with the key was applied and is still remembered. It looks at every key.
+func (v *View) Remembers(scope, key string) bool {
+	for r := range v.meta.keys.all() {
+		if r.kind == keyOnce && r.owner == scope && r.key == key {
+			return true
+		}
+	}
+	return false
+}
+
 // Token returns the token with the id.
 func (v *View) Token(id string) *Token { return first[Token](v.txn, tableTokens, byID, idBytes(id)) }
 
