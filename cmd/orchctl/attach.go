@@ -14,6 +14,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
@@ -77,7 +78,7 @@ func (a *app) attach(ctx context.Context, s *apiv1.Session) error {
 		a.note("session/" + s.GetId() + " ended: " + exitText(exit))
 		return nil
 	default:
-		return &exitError{exitFailed, fmt.Errorf("the session ended: %s; see 'orchctl sessions history %s'", exitText(exit), s.GetId())}
+		return &exitError{exitcode.Failed, fmt.Errorf("the session ended: %s; see 'orchctl sessions history %s'", exitText(exit), s.GetId())}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
@@ -145,7 +146,7 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 		return err
 	}
 	if s.GetPhase() == apiv1.Session_FAILED && (f.wait || f.attach) {
-		return &about{s.GetId(), &exitError{exitFailed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
+		return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/neolith/orchestrator/client/clienttest"
+	"github.com/neolith/orchestrator/internal/exitcode"
 )
 
 // console is a terminal with orchctl on one side and the test on the other.
@@ -120,14 +121,14 @@ func TestAttachGivesTheTerminalBackHoweverItEnds(t *testing.T) {
 	}
 	// It is not there.
 	c = r.onTerminal("sessions attach nobody")
-	if code, _ := c.end(); code != exitNotFound {
+	if code, _ := c.end(); code != exitcode.NotFound {
 		t.Error(code)
 	}
 	// The server fails for good.
 	r.must("sessions spawn --name shell --protocol raw -- bash")
 	r.c.Inject("AttachSession", clienttest.Fault{Err: clienttest.Full(0)})
 	c = r.onTerminal("sessions attach shell")
-	if code, screen := c.end(); code != exitRefused || !strings.Contains(screen, "orchctl: sessions attach shell: the mailbox is full") {
+	if code, screen := c.end(); code != exitcode.Refused || !strings.Contains(screen, "orchctl: sessions attach shell: the mailbox is full") {
 		t.Error(code, screen)
 	}
 	// The connection breaks and comes back.
@@ -142,7 +143,7 @@ func TestAttachGivesTheTerminalBackHoweverItEnds(t *testing.T) {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if code, screen := c.end(); code != exitFailed || !strings.Contains(screen, "interrupted") {
+	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "interrupted") {
 		t.Error(code, screen)
 	}
 }
@@ -225,7 +226,7 @@ func TestProgressIsShownOnATerminalAndLeavesNoTrace(t *testing.T) {
 	c.screen.until(t, "is PENDING: no node fits")
 	code, screen := c.end()
 	last := screen[strings.LastIndex(strings.TrimSuffix(screen, "\r\n"), "\r")+1:]
-	if code != exitUnreachable || !strings.HasPrefix(strings.TrimLeft(last, " \x1b[K2"), "orchctl: ") {
+	if code != exitcode.Unreachable || !strings.HasPrefix(strings.TrimLeft(last, " \x1b[K2"), "orchctl: ") {
 		t.Errorf("%d %q", code, last)
 	}
 	if _, screen := r.onTerminal("--quiet " + line).end(); strings.Contains(screen, "is PENDING") {
