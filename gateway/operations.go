@@ -173,6 +173,9 @@ func (o *Operations) Spawn(ctx context.Context, req *apiv1.SpawnSessionRequest) 
 	if err := checkKey(req.GetIdempotencyKey()); err != nil {
 		return nil, err
 	}
+	if err := knownCapabilities(o.State.View(), spec.Require); err != nil {
+		return nil, err
+	}
 	cmd := &clusterv1.SpawnSession{
 		SessionId: newID(), Spec: pbconv.SpecToProto(spec), IdempotencyKey: req.GetIdempotencyKey(),
 		RequestHash: hashRequest(req.GetSpec()), Actor: who.String(),

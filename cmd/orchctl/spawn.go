@@ -47,7 +47,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.StringVar(&f.typ, "type", session.TypeProcess, "process, claude-code, claude-flow or acp")
 	fl.StringVar(&f.name, "name", "", "a name, unique among the namespace's sessions that have not ended")
 	fl.StringVar(&f.priority, "priority", session.Normal.String(), "critical, high, normal or low: who is placed first where there is not enough")
-	fl.StringSliceVar(&f.require, "require", nil, "capabilities that the node must have: gpu, high-memory, or any key")
+	fl.StringSliceVar(&f.require, "require", nil, "capabilities that the node must have: gpu, high-memory, or any key that a node declares")
 	fl.StringSliceVar(&f.labels, "label", nil, "a label as KEY=VALUE")
 	fl.StringSliceVar(&f.selector, "node-selector", nil, "a label that the node must have, as KEY=VALUE")
 	fl.StringVar(&f.cpu, "cpu", "", "CPU to reserve: thousandths of a core as 500 or 500m; cores with a point, as 0.5 or 2.0")

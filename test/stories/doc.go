@@ -18,7 +18,9 @@
 //	good-metrics              hold the last standard output against the rules of Prometheus
 //	rpc health                what the gRPC port says of its health
 //	rpc services [TOKENFILE]  the services that it has, by reflection, or why it does not say
-//	letters FILE BYTES          make a file of that many letters
+//	call SERVICE/METHOD JSON  make a call of the gRPC API with $ORCHCTL_TOKEN_FILE; JSON may be a file; prints the answer, or the
+//	                          error and its details, one a line
+//	letters FILE BYTES        make a file of that many letters
 //
 // What was started writes to $WORK/NAME.log, and is ended when the story ends.
 package stories

@@ -53,7 +53,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"dev": dev, "ports": ports, "server": server, "agent": agent, "signal": signal, "ended": ended,
-			"exits": exits, "until": until, "json": inJSON, "get": get, "good-metrics": goodMetrics(t), "rpc": rpc, "save": save, "free": free, "letters": letters,
+			"exits": exits, "until": until, "json": inJSON, "get": get, "good-metrics": goodMetrics(t), "rpc": rpc, "call": call, "save": save, "free": free, "letters": letters,
 		},
 	})
 }
