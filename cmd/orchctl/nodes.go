@@ -46,7 +46,8 @@ func (a *app) nodeKind() kind[*apiv1.Node] {
 				n.GetConnection(), n.GetServer(), n.GetVersion(), some(n.GetPid()), pairsText(n.GetLabels()), n.GetReason(),
 			}
 		},
-		name: (*apiv1.Node).GetName,
+		name:    (*apiv1.Node).GetName,
+		watched: map[string]int{"STATUS": len("UNHEALTHY"), "CPU": len("100%")},
 	}
 }
 

@@ -374,6 +374,18 @@ func TestWatches(t *testing.T) {
 	if res.code != 0 || strings.Count(res.out, "PHASE") != 1 || res.err != "" {
 		t.Errorf("%+v", res)
 	}
+	// Rows that come later stand under the same headings, though COMPLETED is wider than RUNNING.
+	column := -1
+	for line := range strings.Lines(res.out) {
+		at := strings.Index(line, "node-1")
+		if strings.Contains(line, "NODE") {
+			at = strings.Index(line, "NODE")
+		}
+		if column >= 0 && at >= 0 && at != column {
+			t.Errorf("the node is at %d, and was at %d:\n%s", at, column, res.out)
+		}
+		column = max(column, at)
+	}
 	res = r.watch("nodes list --watch -o json", func(out *tap) {
 		out.until(t, `"status":"HEALTHY"`)
 		r.c.SetNodeStatus("node-1", apiv1.Node_OFFLINE, "silent for 60 s")

@@ -40,7 +40,8 @@ func (a *app) sessionKind() kind[*apiv1.Session] {
 				pairsText(s.GetLabels()), s.GetReason(),
 			}
 		},
-		name: (*apiv1.Session).GetId,
+		name:    (*apiv1.Session).GetId,
+		watched: map[string]int{"ID": sessionIDLength, "PHASE": len("TERMINATING"), "NODE": len("node-10")},
 	}
 }
 
@@ -199,7 +200,7 @@ func (a *app) sessionsWatchCommand() *cobra.Command {
 // watchSessions prints what is there once it is all known, and then each change at once.
 func (a *app) watchSessions(ctx context.Context, cl *client.Client, req *apiv1.WatchSessionsRequest) error {
 	k := a.sessionKind()
-	t := newTable(a, k.columns)
+	t := watchTable(a, k)
 	synced := false
 	return cl.WatchSessions(ctx, req, func(m *apiv1.WatchSessionsResponse) error {
 		if o := a.flags.output; o == "json" || o == "yaml" {
