@@ -30,7 +30,7 @@ func link(ts *testscript.TestScript, neg bool, args []string) {
 	if args[1] != "-" {
 		d.Subprotocols = []string{args[1]}
 	}
-	print := func(format string, a ...any) {
+	say := func(format string, a ...any) {
 		_, err := fmt.Fprintf(ts.Stdout(), format+"\n", a...)
 		ts.Check(err)
 	}
@@ -40,7 +40,7 @@ func link(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("dial the link: %v", err)
 		}
 		body, _ := io.ReadAll(answer.Body)
-		print("refused %d %s", answer.StatusCode, strings.TrimSpace(string(body)))
+		say("refused %d %s", answer.StatusCode, strings.TrimSpace(string(body)))
 		return
 	}
 	defer ws.Close()
@@ -56,11 +56,11 @@ func link(ts *testscript.TestScript, neg bool, args []string) {
 			var closed *websocket.CloseError
 			switch {
 			case errors.As(err, &closed):
-				print("closed %d %s", closed.Code, closed.Text)
+				say("closed %d %s", closed.Code, closed.Text)
 			case err != nil:
 				ts.Fatalf("wait for %s: %v", want, err)
 			default:
-				print("%s", b)
+				say("%s", b)
 			}
 			var frame struct{ Type string }
 			if err != nil {
