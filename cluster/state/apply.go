@@ -49,8 +49,35 @@ func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.
 	}
 }
 
-// apply applies one command.
-func (a *applier) apply(c *clusterv1.Command) (r Result) {
+// apply applies one command, or says what it did when it comes again.
+func (a *applier) apply(c *clusterv1.Command) Result {
+	once := c.GetOnce()
+	if once.GetKey() == "" {
+		return a.applyKind(c)
+	}
+	if len(once.GetScope()) > maxScopeBytes {
+		return Result{Err: fault.New(fault.Invalid, "idempotency key: its scope is %d bytes, more than %d", len(once.GetScope()), maxScopeBytes)}
+	}
+	key := idempotencyKey{keyOnce, once.GetScope(), once.GetKey()}
+	known, err := a.seen(key, once.GetRequestHash())
+	if err != nil {
+		return Result{Err: err}
+	}
+	if known != nil {
+		return a.again(c, known)
+	}
+	if err := a.roomForKey(once.GetKey()); err != nil {
+		return Result{Err: err}
+	}
+	r := a.applyKind(c)
+	if r.Err == nil {
+		key.owner = a.intern.str(key.owner)
+		a.remember(key, once.GetRequestHash(), r.about(), uint64(r.Count))
+	}
+	return r
+}
+
+func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 	switch k := c.GetKind().(type) {
 	case *clusterv1.Command_InitCluster:
 		r.Err = a.initCluster(k.InitCluster)
@@ -75,7 +102,7 @@ func (a *applier) apply(c *clusterv1.Command) (r Result) {
 	case *clusterv1.Command_RemoveNode:
 		r.Node, r.Err = a.removeNode(k.RemoveNode)
 	case *clusterv1.Command_CreateToken:
-		r.Duplicate, r.Err = a.createToken(k.CreateToken)
+		r.Token, r.Duplicate, r.Err = a.createToken(k.CreateToken)
 	case *clusterv1.Command_RevokeToken:
 		r.Err = a.revokeToken(k.RevokeToken)
 	case *clusterv1.Command_RetryDeadLetters:
@@ -90,6 +117,8 @@ func (a *applier) apply(c *clusterv1.Command) (r Result) {
 		r.Session, r.Err = a.setPendingReason(k.SetPendingReason)
 	case *clusterv1.Command_RemoveSession:
 		r.Err = a.removeSession(k.RemoveSession)
+	case *clusterv1.Command_Remember:
+		r.Subject = clip(k.Remember.GetSubject(), maxIDBytes)
 	default:
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}

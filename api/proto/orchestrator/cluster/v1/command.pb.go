@@ -103,7 +103,10 @@ type Command struct {
 	//	*Command_CollectGarbage
 	//	*Command_SetPendingReason
 	//	*Command_RemoveSession
-	Kind          isCommand_Kind `protobuf_oneof:"kind"`
+	//	*Command_Remember
+	Kind isCommand_Kind `protobuf_oneof:"kind"`
+	// What makes a client's retry the same command; spawn and send have a key of their own.
+	Once          *Once `protobuf:"bytes,32,opt,name=once,proto3" json:"once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,6 +319,22 @@ func (x *Command) GetRemoveSession() *RemoveSession {
 	return nil
 }
 
+func (x *Command) GetRemember() *Remember {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_Remember); ok {
+			return x.Remember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetOnce() *Once {
+	if x != nil {
+		return x.Once
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -396,6 +415,10 @@ type Command_RemoveSession struct {
 	RemoveSession *RemoveSession `protobuf:"bytes,19,opt,name=remove_session,json=removeSession,proto3,oneof"`
 }
 
+type Command_Remember struct {
+	Remember *Remember `protobuf:"bytes,20,opt,name=remember,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_SpawnSession) isCommand_Kind() {}
@@ -434,6 +457,117 @@ func (*Command_SetPendingReason) isCommand_Kind() {}
 
 func (*Command_RemoveSession) isCommand_Kind() {}
 
+func (*Command_Remember) isCommand_Kind() {}
+
+// Once names a request. The command it comes with has effect the first time only.
+type Once struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The method, and whose the key is: keys of one scope mean nothing in another.
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Key   string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Hash of the request; the same key with another hash is refused.
+	RequestHash   uint64 `protobuf:"varint,3,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Once) Reset() {
+	*x = Once{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Once) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Once) ProtoMessage() {}
+
+func (x *Once) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Once.ProtoReflect.Descriptor instead.
+func (*Once) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Once) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Once) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Once) GetRequestHash() uint64 {
+	if x != nil {
+		return x.RequestHash
+	}
+	return 0
+}
+
+// Remember does nothing but keep the key of a request whose effect is not in the state.
+type Remember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What a retry is told, such as who led.
+	Subject       string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Remember) Reset() {
+	*x = Remember{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Remember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Remember) ProtoMessage() {}
+
+func (x *Remember) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Remember.ProtoReflect.Descriptor instead.
+func (*Remember) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Remember) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
 // InitCluster gives the cluster its id; the first one holds.
 type InitCluster struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -444,7 +578,7 @@ type InitCluster struct {
 
 func (x *InitCluster) Reset() {
 	*x = InitCluster{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +590,7 @@ func (x *InitCluster) String() string {
 func (*InitCluster) ProtoMessage() {}
 
 func (x *InitCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +603,7 @@ func (x *InitCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitCluster.ProtoReflect.Descriptor instead.
 func (*InitCluster) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *InitCluster) GetClusterId() string {
@@ -498,7 +632,7 @@ type SpawnSession struct {
 
 func (x *SpawnSession) Reset() {
 	*x = SpawnSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +644,7 @@ func (x *SpawnSession) String() string {
 func (*SpawnSession) ProtoMessage() {}
 
 func (x *SpawnSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +657,7 @@ func (x *SpawnSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnSession.ProtoReflect.Descriptor instead.
 func (*SpawnSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SpawnSession) GetSessionId() string {
@@ -589,7 +723,7 @@ type PlaceSession struct {
 
 func (x *PlaceSession) Reset() {
 	*x = PlaceSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +735,7 @@ func (x *PlaceSession) String() string {
 func (*PlaceSession) ProtoMessage() {}
 
 func (x *PlaceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +748,7 @@ func (x *PlaceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceSession.ProtoReflect.Descriptor instead.
 func (*PlaceSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PlaceSession) GetSessionId() string {
@@ -660,7 +794,7 @@ type TerminateSession struct {
 
 func (x *TerminateSession) Reset() {
 	*x = TerminateSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +806,7 @@ func (x *TerminateSession) String() string {
 func (*TerminateSession) ProtoMessage() {}
 
 func (x *TerminateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +819,7 @@ func (x *TerminateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminateSession.ProtoReflect.Descriptor instead.
 func (*TerminateSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TerminateSession) GetSessionId() string {
@@ -738,7 +872,7 @@ type SendMessage struct {
 
 func (x *SendMessage) Reset() {
 	*x = SendMessage{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +884,7 @@ func (x *SendMessage) String() string {
 func (*SendMessage) ProtoMessage() {}
 
 func (x *SendMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +897,7 @@ func (x *SendMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendMessage.ProtoReflect.Descriptor instead.
 func (*SendMessage) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SendMessage) GetSessionId() string {
@@ -819,7 +953,7 @@ type ApplyFacts struct {
 
 func (x *ApplyFacts) Reset() {
 	*x = ApplyFacts{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +965,7 @@ func (x *ApplyFacts) String() string {
 func (*ApplyFacts) ProtoMessage() {}
 
 func (x *ApplyFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +978,7 @@ func (x *ApplyFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyFacts.ProtoReflect.Descriptor instead.
 func (*ApplyFacts) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ApplyFacts) GetNodeId() string {
@@ -884,7 +1018,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1030,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1043,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegisterNode) GetNodeId() string {
@@ -979,7 +1113,7 @@ type SetNodeStatus struct {
 
 func (x *SetNodeStatus) Reset() {
 	*x = SetNodeStatus{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1125,7 @@ func (x *SetNodeStatus) String() string {
 func (*SetNodeStatus) ProtoMessage() {}
 
 func (x *SetNodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1138,7 @@ func (x *SetNodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStatus.ProtoReflect.Descriptor instead.
 func (*SetNodeStatus) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetNodeStatus) GetNodeId() string {
@@ -1041,7 +1175,7 @@ type LoseNode struct {
 
 func (x *LoseNode) Reset() {
 	*x = LoseNode{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1187,7 @@ func (x *LoseNode) String() string {
 func (*LoseNode) ProtoMessage() {}
 
 func (x *LoseNode) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1200,7 @@ func (x *LoseNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseNode.ProtoReflect.Descriptor instead.
 func (*LoseNode) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LoseNode) GetNodeId() string {
@@ -1101,7 +1235,7 @@ type SetNodeSchedulable struct {
 
 func (x *SetNodeSchedulable) Reset() {
 	*x = SetNodeSchedulable{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1247,7 @@ func (x *SetNodeSchedulable) String() string {
 func (*SetNodeSchedulable) ProtoMessage() {}
 
 func (x *SetNodeSchedulable) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1260,7 @@ func (x *SetNodeSchedulable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeSchedulable.ProtoReflect.Descriptor instead.
 func (*SetNodeSchedulable) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetNodeSchedulable) GetNodeId() string {
@@ -1159,7 +1293,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1305,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1318,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -1211,7 +1345,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1357,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1370,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateToken) GetId() string {
@@ -1297,7 +1431,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1443,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1456,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -1342,7 +1476,7 @@ type RetryDeadLetters struct {
 
 func (x *RetryDeadLetters) Reset() {
 	*x = RetryDeadLetters{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1488,7 @@ func (x *RetryDeadLetters) String() string {
 func (*RetryDeadLetters) ProtoMessage() {}
 
 func (x *RetryDeadLetters) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1501,7 @@ func (x *RetryDeadLetters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLetters.ProtoReflect.Descriptor instead.
 func (*RetryDeadLetters) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RetryDeadLetters) GetSessionId() string {
@@ -1395,7 +1529,7 @@ type PurgeDeadLetters struct {
 
 func (x *PurgeDeadLetters) Reset() {
 	*x = PurgeDeadLetters{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1541,7 @@ func (x *PurgeDeadLetters) String() string {
 func (*PurgeDeadLetters) ProtoMessage() {}
 
 func (x *PurgeDeadLetters) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1554,7 @@ func (x *PurgeDeadLetters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeDeadLetters.ProtoReflect.Descriptor instead.
 func (*PurgeDeadLetters) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PurgeDeadLetters) GetNamespace() string {
@@ -1456,7 +1590,7 @@ type BuryMessages struct {
 
 func (x *BuryMessages) Reset() {
 	*x = BuryMessages{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1602,7 @@ func (x *BuryMessages) String() string {
 func (*BuryMessages) ProtoMessage() {}
 
 func (x *BuryMessages) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1615,7 @@ func (x *BuryMessages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuryMessages.ProtoReflect.Descriptor instead.
 func (*BuryMessages) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BuryMessages) GetSessionId() string {
@@ -1517,7 +1651,7 @@ type CollectGarbage struct {
 
 func (x *CollectGarbage) Reset() {
 	*x = CollectGarbage{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1663,7 @@ func (x *CollectGarbage) String() string {
 func (*CollectGarbage) ProtoMessage() {}
 
 func (x *CollectGarbage) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1676,7 @@ func (x *CollectGarbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbage.ProtoReflect.Descriptor instead.
 func (*CollectGarbage) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CollectGarbage) GetBefore() int64 {
@@ -1571,7 +1705,7 @@ type SetPendingReason struct {
 
 func (x *SetPendingReason) Reset() {
 	*x = SetPendingReason{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1717,7 @@ func (x *SetPendingReason) String() string {
 func (*SetPendingReason) ProtoMessage() {}
 
 func (x *SetPendingReason) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1730,7 @@ func (x *SetPendingReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPendingReason.ProtoReflect.Descriptor instead.
 func (*SetPendingReason) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetPendingReason) GetSessionId() string {
@@ -1630,7 +1764,7 @@ type RemoveSession struct {
 
 func (x *RemoveSession) Reset() {
 	*x = RemoveSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1776,7 @@ func (x *RemoveSession) String() string {
 func (*RemoveSession) ProtoMessage() {}
 
 func (x *RemoveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1789,7 @@ func (x *RemoveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSession.ProtoReflect.Descriptor instead.
 func (*RemoveSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveSession) GetSessionId() string {
@@ -1672,7 +1806,7 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12<\n" +
-	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\x8a\f\n" +
+	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xfe\f\n" +
 	"\aCommand\x12I\n" +
 	"\finit_cluster\x18\x01 \x01(\v2$.orchestrator.cluster.v1.InitClusterH\x00R\vinitCluster\x12L\n" +
 	"\rspawn_session\x18\x02 \x01(\v2%.orchestrator.cluster.v1.SpawnSessionH\x00R\fspawnSession\x12L\n" +
@@ -1695,8 +1829,16 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\rbury_messages\x18\x10 \x01(\v2%.orchestrator.cluster.v1.BuryMessagesH\x00R\fburyMessages\x12R\n" +
 	"\x0fcollect_garbage\x18\x11 \x01(\v2'.orchestrator.cluster.v1.CollectGarbageH\x00R\x0ecollectGarbage\x12Y\n" +
 	"\x12set_pending_reason\x18\x12 \x01(\v2).orchestrator.cluster.v1.SetPendingReasonH\x00R\x10setPendingReason\x12O\n" +
-	"\x0eremove_session\x18\x13 \x01(\v2&.orchestrator.cluster.v1.RemoveSessionH\x00R\rremoveSessionB\x06\n" +
-	"\x04kind\",\n" +
+	"\x0eremove_session\x18\x13 \x01(\v2&.orchestrator.cluster.v1.RemoveSessionH\x00R\rremoveSession\x12?\n" +
+	"\bremember\x18\x14 \x01(\v2!.orchestrator.cluster.v1.RememberH\x00R\bremember\x121\n" +
+	"\x04once\x18  \x01(\v2\x1d.orchestrator.cluster.v1.OnceR\x04onceB\x06\n" +
+	"\x04kind\"Q\n" +
+	"\x04Once\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12!\n" +
+	"\frequest_hash\x18\x03 \x01(\x04R\vrequestHash\"$\n" +
+	"\bRemember\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\",\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\"\xf8\x01\n" +
@@ -1812,68 +1954,72 @@ func file_orchestrator_cluster_v1_command_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_command_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
 	(*Batch)(nil),              // 0: orchestrator.cluster.v1.Batch
 	(*Command)(nil),            // 1: orchestrator.cluster.v1.Command
-	(*InitCluster)(nil),        // 2: orchestrator.cluster.v1.InitCluster
-	(*SpawnSession)(nil),       // 3: orchestrator.cluster.v1.SpawnSession
-	(*PlaceSession)(nil),       // 4: orchestrator.cluster.v1.PlaceSession
-	(*TerminateSession)(nil),   // 5: orchestrator.cluster.v1.TerminateSession
-	(*SendMessage)(nil),        // 6: orchestrator.cluster.v1.SendMessage
-	(*ApplyFacts)(nil),         // 7: orchestrator.cluster.v1.ApplyFacts
-	(*RegisterNode)(nil),       // 8: orchestrator.cluster.v1.RegisterNode
-	(*SetNodeStatus)(nil),      // 9: orchestrator.cluster.v1.SetNodeStatus
-	(*LoseNode)(nil),           // 10: orchestrator.cluster.v1.LoseNode
-	(*SetNodeSchedulable)(nil), // 11: orchestrator.cluster.v1.SetNodeSchedulable
-	(*RemoveNode)(nil),         // 12: orchestrator.cluster.v1.RemoveNode
-	(*CreateToken)(nil),        // 13: orchestrator.cluster.v1.CreateToken
-	(*RevokeToken)(nil),        // 14: orchestrator.cluster.v1.RevokeToken
-	(*RetryDeadLetters)(nil),   // 15: orchestrator.cluster.v1.RetryDeadLetters
-	(*PurgeDeadLetters)(nil),   // 16: orchestrator.cluster.v1.PurgeDeadLetters
-	(*BuryMessages)(nil),       // 17: orchestrator.cluster.v1.BuryMessages
-	(*CollectGarbage)(nil),     // 18: orchestrator.cluster.v1.CollectGarbage
-	(*SetPendingReason)(nil),   // 19: orchestrator.cluster.v1.SetPendingReason
-	(*RemoveSession)(nil),      // 20: orchestrator.cluster.v1.RemoveSession
-	nil,                        // 21: orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 22: orchestrator.v1.SessionSpec
-	(v1.Priority_Level)(0),     // 23: orchestrator.v1.Priority.Level
-	(*v11.Fact)(nil),           // 24: orchestrator.node.v1.Fact
-	(*v1.Capabilities)(nil),    // 25: orchestrator.v1.Capabilities
-	(v1.Node_Status)(0),        // 26: orchestrator.v1.Node.Status
+	(*Once)(nil),               // 2: orchestrator.cluster.v1.Once
+	(*Remember)(nil),           // 3: orchestrator.cluster.v1.Remember
+	(*InitCluster)(nil),        // 4: orchestrator.cluster.v1.InitCluster
+	(*SpawnSession)(nil),       // 5: orchestrator.cluster.v1.SpawnSession
+	(*PlaceSession)(nil),       // 6: orchestrator.cluster.v1.PlaceSession
+	(*TerminateSession)(nil),   // 7: orchestrator.cluster.v1.TerminateSession
+	(*SendMessage)(nil),        // 8: orchestrator.cluster.v1.SendMessage
+	(*ApplyFacts)(nil),         // 9: orchestrator.cluster.v1.ApplyFacts
+	(*RegisterNode)(nil),       // 10: orchestrator.cluster.v1.RegisterNode
+	(*SetNodeStatus)(nil),      // 11: orchestrator.cluster.v1.SetNodeStatus
+	(*LoseNode)(nil),           // 12: orchestrator.cluster.v1.LoseNode
+	(*SetNodeSchedulable)(nil), // 13: orchestrator.cluster.v1.SetNodeSchedulable
+	(*RemoveNode)(nil),         // 14: orchestrator.cluster.v1.RemoveNode
+	(*CreateToken)(nil),        // 15: orchestrator.cluster.v1.CreateToken
+	(*RevokeToken)(nil),        // 16: orchestrator.cluster.v1.RevokeToken
+	(*RetryDeadLetters)(nil),   // 17: orchestrator.cluster.v1.RetryDeadLetters
+	(*PurgeDeadLetters)(nil),   // 18: orchestrator.cluster.v1.PurgeDeadLetters
+	(*BuryMessages)(nil),       // 19: orchestrator.cluster.v1.BuryMessages
+	(*CollectGarbage)(nil),     // 20: orchestrator.cluster.v1.CollectGarbage
+	(*SetPendingReason)(nil),   // 21: orchestrator.cluster.v1.SetPendingReason
+	(*RemoveSession)(nil),      // 22: orchestrator.cluster.v1.RemoveSession
+	nil,                        // 23: orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	(*v1.SessionSpec)(nil),     // 24: orchestrator.v1.SessionSpec
+	(v1.Priority_Level)(0),     // 25: orchestrator.v1.Priority.Level
+	(*v11.Fact)(nil),           // 26: orchestrator.node.v1.Fact
+	(*v1.Capabilities)(nil),    // 27: orchestrator.v1.Capabilities
+	(v1.Node_Status)(0),        // 28: orchestrator.v1.Node.Status
 }
 var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.cluster.v1.Batch.commands:type_name -> orchestrator.cluster.v1.Command
-	2,  // 1: orchestrator.cluster.v1.Command.init_cluster:type_name -> orchestrator.cluster.v1.InitCluster
-	3,  // 2: orchestrator.cluster.v1.Command.spawn_session:type_name -> orchestrator.cluster.v1.SpawnSession
-	4,  // 3: orchestrator.cluster.v1.Command.place_session:type_name -> orchestrator.cluster.v1.PlaceSession
-	5,  // 4: orchestrator.cluster.v1.Command.terminate_session:type_name -> orchestrator.cluster.v1.TerminateSession
-	6,  // 5: orchestrator.cluster.v1.Command.send_message:type_name -> orchestrator.cluster.v1.SendMessage
-	7,  // 6: orchestrator.cluster.v1.Command.apply_facts:type_name -> orchestrator.cluster.v1.ApplyFacts
-	8,  // 7: orchestrator.cluster.v1.Command.register_node:type_name -> orchestrator.cluster.v1.RegisterNode
-	9,  // 8: orchestrator.cluster.v1.Command.set_node_status:type_name -> orchestrator.cluster.v1.SetNodeStatus
-	10, // 9: orchestrator.cluster.v1.Command.lose_node:type_name -> orchestrator.cluster.v1.LoseNode
-	11, // 10: orchestrator.cluster.v1.Command.set_node_schedulable:type_name -> orchestrator.cluster.v1.SetNodeSchedulable
-	12, // 11: orchestrator.cluster.v1.Command.remove_node:type_name -> orchestrator.cluster.v1.RemoveNode
-	13, // 12: orchestrator.cluster.v1.Command.create_token:type_name -> orchestrator.cluster.v1.CreateToken
-	14, // 13: orchestrator.cluster.v1.Command.revoke_token:type_name -> orchestrator.cluster.v1.RevokeToken
-	15, // 14: orchestrator.cluster.v1.Command.retry_dead_letters:type_name -> orchestrator.cluster.v1.RetryDeadLetters
-	16, // 15: orchestrator.cluster.v1.Command.purge_dead_letters:type_name -> orchestrator.cluster.v1.PurgeDeadLetters
-	17, // 16: orchestrator.cluster.v1.Command.bury_messages:type_name -> orchestrator.cluster.v1.BuryMessages
-	18, // 17: orchestrator.cluster.v1.Command.collect_garbage:type_name -> orchestrator.cluster.v1.CollectGarbage
-	19, // 18: orchestrator.cluster.v1.Command.set_pending_reason:type_name -> orchestrator.cluster.v1.SetPendingReason
-	20, // 19: orchestrator.cluster.v1.Command.remove_session:type_name -> orchestrator.cluster.v1.RemoveSession
-	22, // 20: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
-	23, // 21: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
-	24, // 22: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
-	25, // 23: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
-	21, // 24: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	26, // 25: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	4,  // 1: orchestrator.cluster.v1.Command.init_cluster:type_name -> orchestrator.cluster.v1.InitCluster
+	5,  // 2: orchestrator.cluster.v1.Command.spawn_session:type_name -> orchestrator.cluster.v1.SpawnSession
+	6,  // 3: orchestrator.cluster.v1.Command.place_session:type_name -> orchestrator.cluster.v1.PlaceSession
+	7,  // 4: orchestrator.cluster.v1.Command.terminate_session:type_name -> orchestrator.cluster.v1.TerminateSession
+	8,  // 5: orchestrator.cluster.v1.Command.send_message:type_name -> orchestrator.cluster.v1.SendMessage
+	9,  // 6: orchestrator.cluster.v1.Command.apply_facts:type_name -> orchestrator.cluster.v1.ApplyFacts
+	10, // 7: orchestrator.cluster.v1.Command.register_node:type_name -> orchestrator.cluster.v1.RegisterNode
+	11, // 8: orchestrator.cluster.v1.Command.set_node_status:type_name -> orchestrator.cluster.v1.SetNodeStatus
+	12, // 9: orchestrator.cluster.v1.Command.lose_node:type_name -> orchestrator.cluster.v1.LoseNode
+	13, // 10: orchestrator.cluster.v1.Command.set_node_schedulable:type_name -> orchestrator.cluster.v1.SetNodeSchedulable
+	14, // 11: orchestrator.cluster.v1.Command.remove_node:type_name -> orchestrator.cluster.v1.RemoveNode
+	15, // 12: orchestrator.cluster.v1.Command.create_token:type_name -> orchestrator.cluster.v1.CreateToken
+	16, // 13: orchestrator.cluster.v1.Command.revoke_token:type_name -> orchestrator.cluster.v1.RevokeToken
+	17, // 14: orchestrator.cluster.v1.Command.retry_dead_letters:type_name -> orchestrator.cluster.v1.RetryDeadLetters
+	18, // 15: orchestrator.cluster.v1.Command.purge_dead_letters:type_name -> orchestrator.cluster.v1.PurgeDeadLetters
+	19, // 16: orchestrator.cluster.v1.Command.bury_messages:type_name -> orchestrator.cluster.v1.BuryMessages
+	20, // 17: orchestrator.cluster.v1.Command.collect_garbage:type_name -> orchestrator.cluster.v1.CollectGarbage
+	21, // 18: orchestrator.cluster.v1.Command.set_pending_reason:type_name -> orchestrator.cluster.v1.SetPendingReason
+	22, // 19: orchestrator.cluster.v1.Command.remove_session:type_name -> orchestrator.cluster.v1.RemoveSession
+	3,  // 20: orchestrator.cluster.v1.Command.remember:type_name -> orchestrator.cluster.v1.Remember
+	2,  // 21: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
+	24, // 22: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
+	25, // 23: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
+	26, // 24: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
+	27, // 25: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
+	23, // 26: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	28, // 27: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_command_proto_init() }
@@ -1901,6 +2047,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		(*Command_CollectGarbage)(nil),
 		(*Command_SetPendingReason)(nil),
 		(*Command_RemoveSession)(nil),
+		(*Command_Remember)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1908,7 +2055,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_command_proto_rawDesc), len(file_orchestrator_cluster_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
