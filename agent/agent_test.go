@@ -246,6 +246,59 @@ func TestFactsAreSentAgainUntilCommitted(t *testing.T) {
 	})
 }
 
+// A frame with facts is lost on a link that stays, and no other follows by which it would be missed.
+func TestLostFactsAreSentAgainOnTheSameLink(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.start()
+		n.lead.desired(1, true, toRun("s", 1))
+		times := func(since int) (out []time.Duration) {
+			n.lead.locked(func() {
+				for _, at := range n.lead.factTimes[since:] {
+					out = append(out, at.Sub(n.lead.factTimes[since]))
+				}
+			})
+			return out
+		}
+		frames := len(times(0))
+		n.lead.locked(func() { n.lead.loseFacts = 3 })
+		n.lead.deliver("s", 1, msg(1, normal))
+		wait(factsPatienceMin - time.Millisecond)
+		same(t, "facts", n.lead.told("s"), []string{"1:started"})
+		wait(time.Minute)
+		same(t, "facts", n.lead.told("s"), []string{"1:started", "1:turn 1"})
+		same(t, "facts that came twice", n.lead.resent, 0)
+		same(t, "sent again after", times(frames), []time.Duration{0, factsPatienceMin, 3 * factsPatienceMin, 7 * factsPatienceMin})
+
+		// The fact has come, and its ack is what is lost: it is said again, and then no more.
+		frames = len(times(0))
+		n.lead.locked(func() { n.lead.holdFacts = true })
+		n.lead.deliver("s", 1, msg(2, normal))
+		wait(factsPatienceMin / 2)
+		n.lead.locked(func() { n.lead.holdFacts = false })
+		wait(time.Minute)
+		same(t, "facts", n.lead.told("s"), []string{"1:started", "1:turn 1", "1:turn 2"})
+		same(t, "facts that came twice", n.lead.resent, 1)
+		same(t, "sent again after an ack was lost", times(frames), []time.Duration{0, factsPatienceMin})
+		same(t, "links", len(n.lead.hellos), 1)
+		same(t, "messages given", n.world.given("s"), []uint64{1, 2})
+	})
+}
+
+// An ack that comes late, of some of what is on its way, is a sign that the others are coming too.
+func TestFactsThatAreAckedSlowlyAreNotSentAgain(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.start()
+		n.lead.locked(func() { n.lead.holdFacts = true })
+		n.lead.desired(1, true, toRun("a", 1), toRun("b", 1), toRun("c", 1))
+		for index := range uint64(3) {
+			wait(factsPatienceMin - time.Millisecond)
+			n.lead.send(&nodev1.Frame{Payload: &nodev1.Frame_FactsAck{FactsAck: &nodev1.FactsAck{Incarnation: n.agent.Incarnation(), Index: index + 1}}})
+		}
+		wait(time.Minute)
+		same(t, "facts that came twice", n.lead.resent, 0)
+	})
+}
+
 func TestFullFactsHoldMessagesBackAndDropNothing(t *testing.T) {
 	inBubble(t, func(n *node) {
 		n.opts = func(o *Options) { o.MaxFactsUnacked = 5 }

@@ -3,6 +3,8 @@
 package agent
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
@@ -12,6 +14,14 @@ import (
 const (
 	maxFactsPerFrame     = 512
 	maxFactBytesPerFrame = 1 << 20
+)
+
+// factsPatienceMin is how long facts may be on their way on a healthy link without any of them being acked; then all of
+// them are sent again, and the patience doubles up to factsPatienceMax until one is. A leader notices a gap and breaks the
+// link after 5 s, which a resend is to come before; it has no way to notice that the last frame is missing.
+const (
+	factsPatienceMin = 3 * time.Second
+	factsPatienceMax = 30 * time.Second
 )
 
 // factLog numbers the facts of one incarnation from 1 and keeps each until it is committed. It is owned by the
@@ -59,7 +69,10 @@ func (l *factLog) renumber(after uint64) {
 	l.committed, l.sent = after, after
 }
 
-// resend makes every fact beyond the committed ones go out again, over a new link.
+// onTheirWay reports whether facts were sent and not acked.
+func (l *factLog) onTheirWay() bool { return l.sent > l.committed }
+
+// resend makes every fact beyond the committed ones go out again, over a new link or the same.
 func (l *factLog) resend() { l.sent = l.committed }
 
 // batch returns the next facts to send, nil for none; sentTo says that they were handed to the link.
@@ -76,6 +89,37 @@ func (l *factLog) batch() []*nodev1.Fact {
 }
 
 func (l *factLog) sentTo(index uint64) { l.sent = index }
+
+// factsPatience says when facts that are on their way have been so for too long. It is owned by the supervisor.
+type factsPatience struct {
+	timer   *time.Timer
+	running bool
+	lasts   time.Duration
+}
+
+func newFactsPatience() factsPatience {
+	return factsPatience{timer: stoppedTimer(), lasts: factsPatienceMin}
+}
+
+// begin waits for an ack, unless one is waited for already.
+func (p *factsPatience) begin() {
+	if !p.running {
+		p.running = true
+		p.timer.Reset(p.lasts)
+	}
+}
+
+// over is the timer's end: nothing was acked in time.
+func (p *factsPatience) over() {
+	p.running = false
+	p.lasts = min(2*p.lasts, factsPatienceMax)
+}
+
+// renew: something was acked, or the link is another; the next wait begins anew.
+func (p *factsPatience) renew() {
+	p.timer.Stop()
+	p.running, p.lasts = false, factsPatienceMin
+}
 
 // uncommitted calls visit with each fact that is not committed.
 func (l *factLog) uncommitted(visit func(*nodev1.Fact)) {

@@ -53,6 +53,7 @@ type tree struct {
 	outstanding uint64
 	lines       uint64
 	exit        *session.Exit
+	hungUp      chan struct{} // its terminal is gone
 	done        chan struct{}
 	changed     []chan struct{}
 }
@@ -108,7 +109,7 @@ func (w *world) Start(_ context.Context, s driver.Start) (driver.Process, error)
 		w.t.Errorf("two owners: %s epoch %d is started while epoch %d lives", s.SessionID, s.Epoch, old.epoch)
 		return nil, errors.New("it lives")
 	}
-	tr := &tree{w: w, id: s.SessionID, epoch: s.Epoch, env: s.Env, lines: s.OutputBase, done: make(chan struct{})}
+	tr := &tree{w: w, id: s.SessionID, epoch: s.Epoch, env: s.Env, lines: s.OutputBase, hungUp: make(chan struct{}), done: make(chan struct{})}
 	w.trees[s.SessionID] = tr
 	w.starts = append(w.starts, fmt.Sprintf("%s/%d", s.SessionID, s.Epoch))
 	return tr.handle(0), nil
@@ -218,11 +219,19 @@ func (tr *tree) endTurn(seq uint64, result string) {
 	}
 }
 
+// hangUp ends its terminal. The lock is held.
+func (tr *tree) hangUp() {
+	if !closed(tr.hungUp) {
+		close(tr.hungUp)
+	}
+}
+
 // die ends the tree.
 func (tr *tree) die(exit session.Exit) {
 	tr.w.mu.Lock()
 	if tr.exit == nil {
 		tr.exit = &exit
+		tr.hangUp()
 	}
 	d := tr.w.stubborn
 	tr.w.mu.Unlock()
@@ -274,7 +283,7 @@ func (p *process) Attach(ctx context.Context, in io.Reader, out io.Writer, _ <-c
 	select {
 	case err := <-echoed:
 		return err
-	case <-p.done:
+	case <-p.hungUp:
 	case <-ctx.Done():
 	}
 	return nil
@@ -321,6 +330,8 @@ type leader struct {
 	resent    int            // facts that came more than once
 	last      map[uint64]uint64
 	holdFacts bool          // facts are not acked
+	loseFacts int           // as many of the next frames with facts never come
+	factTimes []time.Time   // when frames with facts came, or were lost
 	holdLease bool          // heartbeats are not answered
 	greeting  *nodev1.Frame // sent behind each hello_ack
 	got       []*nodev1.Frame
@@ -373,6 +384,11 @@ func (l *leader) serve(c nodelink.Conn) {
 			}
 		case *nodev1.Frame_Facts:
 			inc := p.Facts.GetIncarnation()
+			l.factTimes = append(l.factTimes, time.Now())
+			if l.loseFacts > 0 {
+				l.loseFacts--
+				break
+			}
 			for _, fact := range p.Facts.GetFacts() {
 				if fact.GetIndex() <= l.last[inc] {
 					l.resent++

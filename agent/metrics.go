@@ -14,6 +14,7 @@ type metrics struct {
 	startFailures     prometheus.Counter
 	messagesDelivered prometheus.Counter
 	messagesRefused   prometheus.Counter
+	factResends       prometheus.Counter
 	turns             prometheus.Counter
 	lapses            prometheus.Counter
 	damaged           prometheus.Counter
@@ -37,6 +38,7 @@ func newMetrics() *metrics {
 		startFailures:     counter("session_start_failures_total", "Sessions whose process could not be started."),
 		messagesDelivered: counter("messages_delivered_total", "Messages written to sessions."),
 		messagesRefused:   counter("messages_refused_total", "Messages that a session could never take."),
+		factResends:       counter("fact_resends_total", "Times that facts were sent again over the same link because no ack came."),
 		turns:             counter("turns_total", "Turns that ended."),
 		lapses:            counter("lease_lapses_total", "Times the node's lease lapsed."),
 		damaged:           counter("damaged_sessions_total", "Session directories set aside because their record was damaged."),
@@ -51,7 +53,7 @@ func (m *metrics) register(r prometheus.Registerer, a *Agent) error {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "node_agent", Name: name, Help: help}, func() float64 { return value(a.Status()) })
 	}
 	for _, c := range []prometheus.Collector{
-		m.startSeconds, m.startFailures, m.messagesDelivered, m.messagesRefused, m.turns, m.lapses, m.damaged, m.roundTrip, m.streams,
+		m.startSeconds, m.startFailures, m.messagesDelivered, m.messagesRefused, m.factResends, m.turns, m.lapses, m.damaged, m.roundTrip, m.streams,
 		read("sessions", "Sessions that run, or are being started or stopped.", func(s Status) float64 { return float64(s.Sessions) }),
 		read("facts_unacked", "Facts that the control plane has not committed.", func(s Status) float64 { return float64(s.FactsUnacked) }),
 		read("lease_seconds", "What is left of the node's lease; 0 when it has none.", func(s Status) float64 { return s.LeaseLeft.Seconds() }),

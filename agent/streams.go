@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/neolith/orchestrator/agent/driver"
@@ -138,6 +139,23 @@ func (a *Agent) attach(ctx context.Context, s stream, r *run, req *nodev1.Attach
 	if err := proc.Attach(in.ctx, in, stdout{ctx, s}, in.resize); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("attach to session %s: %w", r.id, err)
 	}
+	return in.endOf(proc)
+}
+
+// endPatience is how long the end of a process is waited for whose terminal has hung up: the whole tree must be gone.
+const endPatience = 5 * time.Second
+
+// endOf says how a process ended that was attached to; nothing when it goes on because the other side has said all it
+// had to. A terminal hangs up before the end of its process is known.
+func (in *input) endOf(proc driver.Process) (*session.Exit, error) {
+	give := time.NewTimer(endPatience)
+	defer give.Stop()
+	select {
+	case <-proc.Done():
+	case <-in.over:
+	case <-give.C:
+		return nil, fault.New(fault.Unavailable, "the terminal has hung up, and the session has not ended; attach again").WithRetry(time.Second)
+	}
 	select {
 	case <-proc.Done():
 		exit := proc.Exit()
@@ -193,21 +211,27 @@ type input struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	resize chan driver.Size // the latest
+	over   chan struct{}    // closed when there will be no more input
 	done   chan struct{}
 }
 
 // pump reads a stream until it ends. A reader of the input sees its end; ctx of the input ends when the stream does.
 func pump(ctx context.Context, s stream, size driver.Size) *input {
 	pr, pw := io.Pipe()
-	in := &input{PipeReader: pr, resize: make(chan driver.Size, 1), done: make(chan struct{})}
+	in := &input{PipeReader: pr, resize: make(chan driver.Size, 1), over: make(chan struct{}), done: make(chan struct{})}
 	in.ctx, in.cancel = context.WithCancel(ctx)
 	in.resized(size)
+	over := sync.OnceFunc(func() {
+		close(in.over)
+		pw.CloseWithError(io.EOF)
+	})
 	go func() {
 		defer close(in.done)
+		defer over()
 		for {
 			d, err := s.Recv(in.ctx)
 			if err != nil {
-				pw.CloseWithError(io.EOF)
+				over()
 				if in.ctx.Err() == nil {
 					in.cancel() // the other side has left
 				}
@@ -220,7 +244,7 @@ func pump(ctx context.Context, s stream, size driver.Size) *input {
 				}
 			}
 			if d.GetEndOfInput() {
-				pw.CloseWithError(io.EOF)
+				over()
 			}
 		}
 	}()

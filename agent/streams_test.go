@@ -94,6 +94,48 @@ func TestStreams(t *testing.T) {
 	})
 }
 
+// The terminal of a process that ends hangs up before its tree is gone: who is attached is told how it ended all the same.
+func TestAttachedUntilTheEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes time.Duration // from the hanging up to the end; negative for ever
+		says  bool          // the other side has no more input
+		code  int32
+		kind  fault.Kind
+	}{
+		"at once":                  {0, false, 2, 0},
+		"soon":                     {endPatience - time.Second, false, 2, 0},
+		"not in time":              {endPatience + time.Second, false, 0, fault.Unavailable},
+		"it goes on":               {-1, false, 0, fault.Unavailable},
+		"it goes on, input ended":  {-1, true, 0, 0},
+		"ends soon, input ended":   {time.Second, true, 0, 0},
+		"ended already, and input": {0, true, 2, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(n *node) {
+				n.start()
+				n.lead.desired(1, true, toRun("s", 1))
+				at := n.open(&nodev1.StreamOpen{SessionId: "s", Kind: &nodev1.StreamOpen_Attach{Attach: &nodev1.Attach{}}})
+				synctest.Wait()
+				n.world.locked(func() { n.world.stubborn = c.takes })
+				if c.takes < 0 {
+					n.world.locked(n.world.trees["s"].hangUp)
+				} else {
+					n.world.tree("s").die(session.Exit{Cause: session.CauseFailed, Code: 2})
+				}
+				if c.says {
+					if err := at.Send(context.Background(), &nodev1.StreamData{EndOfInput: true}); err != nil && c.takes != 0 {
+						t.Fatal(err)
+					}
+				}
+				_, _, _, err := drain(at)
+				if at.Exit().GetCode() != c.code || (err == nil) != (c.kind == 0) || err != nil && fault.KindOf(err) != c.kind {
+					t.Errorf("the attachment ended with %v, %v", at.Exit(), err)
+				}
+			})
+		})
+	}
+}
+
 func TestReaderThatLeavesEndsItsStream(t *testing.T) {
 	inBubble(t, func(n *node) {
 		n.start()

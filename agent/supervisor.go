@@ -104,6 +104,7 @@ type supervisor struct {
 	runs    sync.WaitGroup
 	runCtx  context.Context
 	facts   factLog
+	acks    factsPatience
 	tombs   tombstones
 
 	cluster       atomic.Pointer[string] // read when a hello is made
@@ -181,9 +182,11 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 	runCtx, cancelRuns := context.WithCancel(context.WithoutCancel(ctx))
 	s.runCtx = runCtx
 	s.renewTimer, s.leaseTimer, s.retryTimer = stoppedTimer(), stoppedTimer(), stoppedTimer()
+	s.acks = newFactsPatience()
 	defer s.renewTimer.Stop()
 	defer s.leaseTimer.Stop()
 	defer s.retryTimer.Stop()
+	defer s.acks.renew()
 	defer func() {
 		cancelRuns()
 		s.letGo()
@@ -209,6 +212,8 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 			s.sendHeartbeat()
 		case <-s.leaseTimer.C:
 		case <-s.retryTimer.C:
+		case <-s.acks.timer.C:
+			s.factsOverdue()
 		case <-stop:
 			if !s.opts.EndOnStop {
 				return nil
@@ -329,6 +334,7 @@ func (s *supervisor) fromLink(m any) error {
 	case linkDown:
 		s.linked.Store(false)
 		s.renewTimer.Stop()
+		s.acks.renew()
 		s.dropWaiters()
 		if !s.host.lease.held() {
 			s.dropNext("the link was lost before the node had a lease")
@@ -363,6 +369,7 @@ func (s *supervisor) linkUp(up linkUp) error {
 	s.heartbeat = positive(up.ack.GetHeartbeatInterval().AsDuration(), defaultHeartbeat)
 	s.leaseLength = up.ack.GetLease().AsDuration()
 	s.facts.resend()
+	s.acks.renew()
 	if up.ack.GetFactIndex() < s.facts.committed {
 		// The cluster has forgotten the node and taken it in again, or its state was restored from a snapshot.
 		s.log.Warn("the server knows fewer facts of this incarnation than were committed; numbering what is left after them",
@@ -480,10 +487,26 @@ func (s *supervisor) tell(f *nodev1.Fact) {
 func (s *supervisor) commit(index uint64) bool {
 	before := len(s.facts.unacked)
 	ok := s.facts.ack(index)
+	if len(s.facts.unacked) < before {
+		s.acks.renew() // flush begins to wait for the others
+	}
 	if s.host.room.release(before - len(s.facts.unacked)) {
 		s.wakeAll()
 	}
 	return ok
+}
+
+// factsOverdue sends again what the leader has not acked for too long: the frame was lost between servers, or its ack
+// was. Facts that it has had have no effect.
+func (s *supervisor) factsOverdue() {
+	waited := s.acks.lasts
+	s.acks.over()
+	if !s.linked.Load() || !s.facts.onTheirWay() {
+		return
+	}
+	s.log.Warn("facts were not acknowledged in time; sending them again", "waited", waited, "from", s.facts.committed+1, "to", s.facts.sent)
+	s.metrics.factResends.Inc()
+	s.facts.resend()
 }
 
 func (s *supervisor) wakeAll() {
@@ -494,11 +517,16 @@ func (s *supervisor) wakeAll() {
 	}
 }
 
-// flush hands waiting facts and owed answers to the link, as far as it has room.
+// flush hands waiting facts and owed answers to the link, as far as it has room, and waits for acks.
 func (s *supervisor) flush() {
 	if !s.linked.Load() {
 		return
 	}
+	defer func() {
+		if s.facts.onTheirWay() {
+			s.acks.begin()
+		}
+	}()
 	for len(s.inventoryOwed) > 0 && s.adopting == 0 {
 		if !s.sendInventory(s.inventoryOwed[0]) {
 			return

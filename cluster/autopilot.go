@@ -11,16 +11,28 @@ import (
 	autopilot "github.com/hashicorp/raft-autopilot"
 )
 
-// Autopilot's thresholds.
+// Autopilot says when servers are taken for healthy, for stable, and for dead.
+type Autopilot struct {
+	// Every is how often the leader looks at the servers; what it does about them, it does at most 2.5 times later.
+	Every time.Duration
+	// Stable is how long a new server must be healthy before it becomes a voter.
+	Stable time.Duration
+	// RemoveAfter is how long a server must be dead before it is removed, so that a restart or a reboot is not a removal.
+	RemoveAfter time.Duration
+	// MinVoters is how many voters a removal must leave. A cluster of three with a minimum of three keeps a dead server
+	// until another has taken its place: of two voters none may fail either, and the dead one may yet come back.
+	MinVoters uint
+}
+
+// DefaultAutopilot suits clusters of three and five.
+func DefaultAutopilot() Autopilot {
+	return Autopilot{Every: 2 * time.Second, Stable: 5 * time.Second, RemoveAfter: 5 * time.Minute, MinVoters: 3}
+}
+
+// Autopilot's other thresholds.
 const (
 	pilotLastContact = 2 * time.Second
 	pilotMaxTrailing = 10_000 // entries
-	pilotStable      = 5 * time.Second
-	pilotUpdate      = 2 * time.Second
-	pilotReconcile   = 5 * time.Second
-	// A failed server is removed only after this time, so that a restart or a reboot is not a removal.
-	pilotRemoveAfter  = 5 * time.Minute
-	pilotStatsTimeout = time.Second
 )
 
 // pilotInfo is what autopilot last found.
@@ -37,7 +49,7 @@ func (n *Node) newAutopilot() *autopilot.Autopilot {
 	n.pilotInfo.failedSince = map[string]time.Time{}
 	return autopilot.New(n.raft, pilotDelegate{n},
 		autopilot.WithLogger(n.opts.HCLog.Named("autopilot")),
-		autopilot.WithUpdateInterval(pilotUpdate), autopilot.WithReconcileInterval(pilotReconcile))
+		autopilot.WithUpdateInterval(n.opts.Autopilot.Every), autopilot.WithReconcileInterval(n.opts.Autopilot.Every*5/2))
 }
 
 // Health is what autopilot last found of a server, on the leader.
@@ -65,7 +77,7 @@ type pilotDelegate struct{ n *Node }
 func (d pilotDelegate) AutopilotConfig() *autopilot.Config {
 	return &autopilot.Config{
 		CleanupDeadServers: true, LastContactThreshold: pilotLastContact, MaxTrailingLogs: pilotMaxTrailing,
-		MinQuorum: 3, ServerStabilizationTime: pilotStable,
+		MinQuorum: d.n.opts.Autopilot.MinVoters, ServerStabilizationTime: d.n.opts.Autopilot.Stable,
 	}
 }
 
@@ -79,9 +91,8 @@ func (d pilotDelegate) NotifyState(s *autopilot.State) {
 	}
 }
 
+// FetchServerStats is given half the time between two looks; who has not answered then is not in the answer.
 func (d pilotDelegate) FetchServerStats(ctx context.Context, servers map[raft.ServerID]*autopilot.Server) map[raft.ServerID]*autopilot.ServerStats {
-	ctx, cancel := context.WithTimeout(ctx, pilotStatsTimeout)
-	defer cancel()
 	var mu sync.Mutex
 	var wait sync.WaitGroup
 	out := make(map[raft.ServerID]*autopilot.ServerStats, len(servers))
@@ -130,7 +141,7 @@ func (d pilotDelegate) KnownServers() map[raft.ServerID]*autopilot.Server {
 				since = now
 				p.failedSince[m.ID] = since
 			}
-			if now.Sub(since) > pilotRemoveAfter {
+			if now.Sub(since) > d.n.opts.Autopilot.RemoveAfter {
 				status = autopilot.NodeFailed
 			}
 		}
@@ -146,10 +157,13 @@ func (d pilotDelegate) KnownServers() map[raft.ServerID]*autopilot.Server {
 }
 
 func (d pilotDelegate) RemoveFailedServer(s *autopilot.Server) {
-	d.n.log.Warn("removing a server that has been dead for long", "server", s.ID, "after", pilotRemoveAfter)
+	d.n.log.Warn("removing a server that has been dead for long", "server", s.ID, "after", d.n.opts.Autopilot.RemoveAfter)
 	if err := d.n.Remove(string(s.ID)); err != nil {
 		d.n.log.Error("could not remove a dead server", "server", s.ID, "error", err)
 		return
 	}
 	d.n.gossip.forget(string(s.ID))
+	d.n.pilotInfo.mu.Lock()
+	defer d.n.pilotInfo.mu.Unlock()
+	delete(d.n.pilotInfo.failedSince, string(s.ID))
 }

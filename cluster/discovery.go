@@ -28,6 +28,8 @@ type GossipOptions struct {
 	Key []byte
 	// Join are gossip addresses of peers, tried until one answers, and again when this server is alone.
 	Join []string
+	// tune changes memberlist's own settings; for tests.
+	tune func(*memberlist.Config)
 }
 
 // memberMeta is what a server says of itself. It travels as JSON with short keys: memberlist allows 512 bytes.
@@ -111,6 +113,9 @@ func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hl
 	if len(o.Key) > 0 {
 		c.SecretKey = o.Key
 		c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
+	}
+	if o.tune != nil {
+		o.tune(c)
 	}
 	if g.list, err = memberlist.Create(c); err != nil {
 		return nil, fault.New(fault.Invalid, "gossip: listen on %s: %w; choose another address or end what uses it", o.BindAddress, err)

@@ -33,7 +33,8 @@ type ServerStats struct {
 // configurationTimeout bounds one change of the raft configuration.
 const configurationTimeout = 10 * time.Second
 
-// Members returns the servers of the raft configuration and those that only gossip, ordered by id.
+// Members returns the servers of the raft configuration and those that only gossip, ordered by id. Who is in neither, a
+// dead server that was removed, is no member, however long gossip remembers it.
 func (n *Node) Members() ([]Member, error) {
 	f := n.raft.GetConfiguration()
 	if err := f.Error(); err != nil {
@@ -58,6 +59,9 @@ func (n *Node) Members() ([]Member, error) {
 	}
 	if n.gossip != nil {
 		for _, g := range n.gossip.members() {
+			if byID[g.ID] == nil && g.Status != memberAlive {
+				continue
+			}
 			m := get(g.ID)
 			m.Gossip, m.RaftAddress, m.GRPCAddress, m.LinkAddress = g.Status, g.Meta.RaftAddress, g.Meta.GRPCAddress, g.Meta.LinkAddress
 			m.Version, m.PID = g.Meta.Version, g.Meta.PID

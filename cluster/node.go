@@ -39,7 +39,7 @@ type Timings struct {
 // DefaultTimings suit servers in one network with round trips below 10 ms.
 func DefaultTimings() Timings {
 	return Timings{
-		Heartbeat: 350 * time.Millisecond, Election: 350 * time.Millisecond, Lease: 250 * time.Millisecond,
+		Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 250 * time.Millisecond,
 		Commit: 25 * time.Millisecond, Stall: 3 * time.Second,
 	}
 }
@@ -63,6 +63,8 @@ type Options struct {
 	// Servers is a fixed first configuration, where there is no discovery.
 	Servers []raft.Server
 	Timings Timings
+	// Autopilot works where there is discovery.
+	Autopilot Autopilot
 	// SnapshotEvery is the number of entries between snapshots, and TrailingLogs how many stay behind one.
 	SnapshotEvery, TrailingLogs uint64
 	State                       *state.Store

@@ -27,6 +27,7 @@ import (
 type trio struct {
 	t       *testing.T
 	servers [3]*member
+	started func(*member)
 }
 
 // member is one server, with its disk.
@@ -74,8 +75,13 @@ func (h *heldTransport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress)
 	return nil, raft.ErrPipelineReplicationNotSupported
 }
 
-func newTrio(t *testing.T, tune func(*Options)) *trio {
-	c := &trio{t: t}
+// newTrio starts three servers; each function in started is told of a server whenever it has started.
+func newTrio(t *testing.T, tune func(*Options), started ...func(*member)) *trio {
+	c := &trio{t: t, started: func(m *member) {
+		for _, f := range started {
+			f(m)
+		}
+	}}
 	for i := range c.servers {
 		disk := raft.NewInmemStore()
 		c.servers[i] = &member{id: fmt.Sprint("s", i+1), disk: disk, log: disk, snaps: raft.NewInmemSnapshotStore(), tune: tune}
@@ -122,6 +128,7 @@ func (c *trio) start(m *member) {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = n.Run(ctx) }()
 	m.node = n
+	c.started(m)
 	m.stop = func() {
 		m.node = nil
 		for _, o := range c.servers {

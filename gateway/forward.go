@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
@@ -34,8 +35,16 @@ import (
 // forwardedKey marks a call that was passed on once; it is not passed on again.
 const forwardedKey = "x-orchestrator-forwarded"
 
+func isForwarded(ctx context.Context) bool {
+	return len(metadata.ValueFromIncomingContext(ctx, forwardedKey)) > 0
+}
+
 // leaderWait is how long a call waits for a leader when there is none.
 const leaderWait = 5 * time.Second
+
+// leaderAnswerWait is how long the leader is waited for where this server can answer with what it knows itself: longer than
+// an election in one network takes, and not long for somebody who looks into what is wrong.
+const leaderAnswerWait = 2 * time.Second
 
 // MaxMessageBytes bounds a gRPC message in either direction: it must hold a batch of the links' relay.
 const MaxMessageBytes = nodelink.RelayMessageMaxBytes
@@ -143,7 +152,6 @@ type forwarder struct {
 
 // local are methods that any server answers by itself.
 var local = map[string]bool{
-	apiv1.ClusterService_GetStatus_FullMethodName:        true,
 	apiv1.ClusterService_JoinMember_FullMethodName:       true,
 	clusterv1.RelayService_GetServerStats_FullMethodName: true,
 	clusterv1.RelayService_Link_FullMethodName:           true,
@@ -169,7 +177,7 @@ func (f *forwarder) leader(ctx context.Context) (*grpc.ClientConn, error) {
 			return nil, nil
 		}
 		if !l.Self && l.Address != "" {
-			if len(metadata.ValueFromIncomingContext(ctx, forwardedKey)) > 0 {
+			if isForwarded(ctx) {
 				return nil, fault.New(fault.Unavailable, "the leader has just changed; ask again").WithRetry(200 * time.Millisecond)
 			}
 			return f.peers.Conn(l.Address)
@@ -216,8 +224,42 @@ func onBehalf(ctx context.Context, server auth.Identity) auth.Identity {
 	return auth.Identity{Role: auth.Role(v[0]), Name: v[1], Namespace: v[2]}
 }
 
+// inOwnWords is the same request for what this server knows itself; nil where that is no answer. How the cluster does must
+// be told above all when nobody leads it.
+func inOwnWords(req any) any {
+	switch r := req.(type) {
+	case *apiv1.GetStatusRequest:
+		own := proto.CloneOf(r)
+		own.Consistency = apiv1.Consistency_STALE
+		return own
+	case *apiv1.ListMembersRequest:
+		own := proto.CloneOf(r)
+		own.Consistency = apiv1.Consistency_STALE
+		return own
+	}
+	return nil
+}
+
 // unary is an interceptor that passes calls on when this server cannot answer them.
 func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	own := inOwnWords(req)
+	if own == nil || isForwarded(ctx) { // who passed it on has words of its own
+		return f.pass(ctx, req, info, handler)
+	}
+	leaders, cancel := context.WithTimeout(ctx, leaderAnswerWait)
+	defer cancel()
+	resp, err := f.pass(leaders, req, info, handler)
+	switch status.Code(toStatus(err)) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		if ctx.Err() == nil {
+			return handler(ctx, own)
+		}
+	}
+	return resp, err
+}
+
+// pass has the leader answer.
+func (f *forwarder) pass(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if isLocal(info.FullMethod, req) {
 		return handler(ctx, req)
 	}

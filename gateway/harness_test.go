@@ -1,4 +1,4 @@
-// One real server in memory: its log, its state, its gRPC API on loopback, and callers with tokens.
+// Real servers in memory, mostly one alone: its log, its state, its gRPC API on loopback, and callers with tokens.
 package gateway
 
 import (
@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,12 +29,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// alone is a cluster of one server.
+// alone is a server, mostly a cluster of one.
 type alone struct {
 	t     *testing.T
 	ops   *Operations
 	conn  *grpc.ClientConn
 	admin string // a token
+	stop  func() // for good; once
 }
 
 // proposer lets the leader be built before the node that it proposes to.
@@ -41,24 +43,73 @@ type proposer struct{ *cluster.Node }
 
 func startAlone(t *testing.T) *alone {
 	t.Helper()
+	return startServers(t, 1)[0]
+}
+
+// startServers forms a cluster; the server that leads is the first.
+func startServers(t *testing.T, count int) []*alone {
+	t.Helper()
+	listeners := make([]net.Listener, count)
+	transports := make([]*raft.InmemTransport, count)
+	voters := make([]raft.Server, count)
+	for i := range voters {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Without discovery a server is found by its id.
+		id := l.Addr().String()
+		listeners[i], voters[i] = l, raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(id), Suffrage: raft.Voter}
+		_, transports[i] = raft.NewInmemTransport(raft.ServerAddress(id))
+		for j, o := range transports[:i] {
+			transports[i].Connect(voters[j].Address, o)
+			o.Connect(voters[i].Address, transports[i])
+		}
+	}
+	servers := make([]*alone, count)
+	for i := range servers {
+		servers[i] = startServer(t, listeners[i], transports[i], voters)
+	}
+	giveUp := time.After(20 * time.Second)
+	for {
+		for i, a := range servers {
+			if at, _ := a.ops.Node.Leader(); at.Self && at.Ready {
+				servers[0], servers[i] = servers[i], servers[0]
+				servers[0].admin = servers[0].token(auth.Admin, "")
+				for _, o := range servers[1:] {
+					o.admin = servers[0].admin
+				}
+				return servers
+			}
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-giveUp:
+			t.Fatal("nobody leads")
+		}
+	}
+}
+
+func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, voters []raft.Server) *alone {
+	t.Helper()
 	a := &alone{t: t}
+	id := l.Addr().String()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	store := state.New(state.DefaultLimits())
-	hub := nodelink.NewHub(nodelink.HubOptions{ServerID: "one", Logger: log})
+	hub := nodelink.NewHub(nodelink.HubOptions{ServerID: id, Logger: log})
 	route, err := router.New("least-connections")
 	if err != nil {
 		t.Fatal(err)
 	}
 	later := &proposer{}
 	lead := leader.New(leader.Options{
-		ServerID: "one", Lease: leader.DefaultLease(), Retention: time.Hour, Log: later, State: store, Hub: hub, Router: route,
+		ServerID: id, Lease: leader.DefaultLease(), Retention: time.Hour, Log: later, State: store, Hub: hub, Router: route,
 		LinkAddresses: func() []string { return nil }, Now: time.Now, Logger: log,
 	})
-	_, transport := raft.NewInmemTransport("one")
 	mem := raft.NewInmemStore()
 	node, err := cluster.Open(cluster.Options{
-		ID: "one", DataDir: "memory", RaftAddress: "one", GRPCAddress: "one", LinkAddress: "one",
-		Servers:       []raft.Server{{ID: "one", Address: "one", Suffrage: raft.Voter}},
+		ID: id, DataDir: "memory", RaftAddress: id, GRPCAddress: id, LinkAddress: id,
+		Servers:       voters,
 		Timings:       cluster.Timings{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond, Commit: 5 * time.Millisecond},
 		SnapshotEvery: 1 << 20, TrailingLogs: 64, State: store, Lead: lead.Run,
 		Stats: func(context.Context, string) (cluster.ServerStats, error) { return cluster.ServerStats{}, nil },
@@ -73,48 +124,26 @@ func startAlone(t *testing.T) *alone {
 	authenticator := auth.NewAuthenticator(TokenStore{State: store}, time.Now)
 	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Now: time.Now, Logger: log})
 	api := NewServer(a.ops, ServerOptions{Hub: hub, PeerSecret: "secret", Observe: func(string, codes.Code, time.Duration) {}})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	var ends []chan struct{}
-	background := func(f func()) {
-		done := make(chan struct{})
-		ends = append(ends, done)
-		go func() { defer close(done); f() }()
-	}
-	background(func() { _ = node.Run(ctx) })
-	background(func() { a.ops.Run(ctx) })
-	background(func() { _ = api.Serve(l) })
-	a.conn, err = grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	var background sync.WaitGroup
+	background.Go(func() { _ = node.Run(ctx) })
+	background.Go(func() { a.ops.Run(ctx) })
+	background.Go(func() { _ = api.Serve(l) })
+	a.conn, err = grpc.NewClient(id, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	a.stop = sync.OnceFunc(func() {
 		_ = a.conn.Close()
 		api.Stop()
 		cancel()
-		for _, done := range ends {
-			<-done
-		}
+		background.Wait()
 		_ = a.ops.Peers.Close()
 		_ = hub.Close(context.Background())
 		_ = node.Close()
 		_ = transport.Close()
 	})
-	for {
-		at, changed := node.Leader()
-		if at.Self && at.Ready {
-			break
-		}
-		select {
-		case <-changed:
-		case <-time.After(20 * time.Second):
-			t.Fatal("nobody leads")
-		}
-	}
-	a.admin = a.token(auth.Admin, "")
+	t.Cleanup(a.stop)
 	return a
 }
 

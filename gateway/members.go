@@ -78,13 +78,16 @@ func memberProtos(node *cluster.Node) ([]*apiv1.Member, uint32, error) {
 	return out, uint32(max(0, tolerance)), nil
 }
 
-// GetStatus is answered by the asked server, so that it helps when there is no leader.
-func (s *clusterService) GetStatus(context.Context, *apiv1.GetStatusRequest) (*apiv1.GetStatusResponse, error) {
+// GetStatus is answered by the leader, and by the asked server when there is none: see inOwnWords.
+func (s *clusterService) GetStatus(ctx context.Context, req *apiv1.GetStatusRequest) (*apiv1.GetStatusResponse, error) {
+	v, err := s.ops.fresh(ctx, req.GetConsistency())
+	if err != nil {
+		return nil, err
+	}
 	members, tolerance, err := memberProtos(s.ops.Node)
 	if err != nil {
 		return nil, err
 	}
-	v := s.ops.State.View()
 	l, _ := s.ops.Node.Leader()
 	out := &apiv1.GetStatusResponse{
 		ClusterId: v.ClusterID(), Leader: l.ID, Term: s.ops.Node.Term(), AppliedIndex: s.ops.Node.AppliedIndex(),
@@ -103,7 +106,11 @@ func (s *clusterService) GetStatus(context.Context, *apiv1.GetStatusRequest) (*a
 	return out, nil
 }
 
-func (s *clusterService) ListMembers(context.Context, *apiv1.ListMembersRequest) (*apiv1.ListMembersResponse, error) {
+// ListMembers is answered as GetStatus is.
+func (s *clusterService) ListMembers(ctx context.Context, req *apiv1.ListMembersRequest) (*apiv1.ListMembersResponse, error) {
+	if _, err := s.ops.fresh(ctx, req.GetConsistency()); err != nil {
+		return nil, err
+	}
 	members, _, err := memberProtos(s.ops.Node)
 	return &apiv1.ListMembersResponse{Members: members}, err
 }

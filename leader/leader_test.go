@@ -88,16 +88,17 @@ type fakeLink struct {
 	mu     sync.Mutex
 	sent   []*nodev1.Frame
 	closed string
+	code   int // that it was closed with
 	full   bool
 }
 
 func (l *fakeLink) ID() string           { return "link of " + l.hello.GetName() }
 func (l *fakeLink) Hello() *nodev1.Hello { return l.hello }
 func (l *fakeLink) Server() string       { return "server-1" }
-func (l *fakeLink) Close(reason string) {
+func (l *fakeLink) Close(code int, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed = reason
+	l.closed, l.code = reason, code
 }
 
 func (l *fakeLink) Send(f *nodev1.Frame) error {
@@ -389,8 +390,8 @@ func TestALinkThatIsFullIsGivenUp(t *testing.T) {
 		n.full = true
 		spawn(t, log, "s1", "id-node-1", nil)
 		synctest.Wait()
-		if n.closed == "" {
-			t.Error("the link stays")
+		if n.closed == "" || n.code != nodelink.CloseLimit {
+			t.Errorf("the link stays, or was closed with %d", n.code)
 		}
 		if live, _ := l.Live("id-node-1"); live.Linked {
 			t.Error("the node still counts as linked")
@@ -407,16 +408,16 @@ func TestNamesAndClustersAreChecked(t *testing.T) {
 			l := &fakeLink{hello: hello}
 			hub.up(l)
 			synctest.Wait()
-			if got := l.take(); len(got) != 1 || got[0].GetError().GetCode() != want || l.closed == "" {
-				t.Errorf("%v: answered %v, closed %q", hello, got, l.closed)
+			if got := l.take(); len(got) != 1 || got[0].GetError().GetCode() != want || l.closed == "" || l.code != nodelink.CloseProtocol {
+				t.Errorf("%v: answered %v, closed %q (%d)", hello, got, l.closed, l.code)
 			}
 		}
 		link(t, hub, "node-1")
 		taken := &fakeLink{hello: &nodev1.Hello{NodeId: "id-other", Name: "node-1", Incarnation: 1}}
 		hub.up(taken)
 		synctest.Wait()
-		if got := taken.take(); len(got) != 1 || got[0].GetError().GetCode() != "ALREADY_EXISTS" {
-			t.Errorf("a name that is taken: %v", got)
+		if got := taken.take(); len(got) != 1 || got[0].GetError().GetCode() != "ALREADY_EXISTS" || taken.code != nodelink.CloseProtocol {
+			t.Errorf("a name that is taken: %v, closed with %d", got, taken.code)
 		}
 	})
 }

@@ -44,7 +44,7 @@ func (r *reign) heartbeat(n *node, l nodelink.Link, h *nodev1.Heartbeat) {
 
 // gatherBeats is how far apart the leadership is confirmed for heartbeats at least: with ten thousand nodes one round to
 // the followers would follow the other. A heartbeat that comes after a pause is answered at once.
-const gatherBeats = 5 * time.Millisecond
+const gatherBeats = 20 * time.Millisecond
 
 // verifyBeats confirms the leadership once for all heartbeats that came since the last time, and answers them.
 func (r *reign) verifyBeats() {
@@ -90,7 +90,7 @@ func (r *reign) answer(beats []beat) {
 		if n == nil || n.link != b.link || n.losing {
 			continue
 		}
-		n.expiry = now.Add(r.opts.Lease.Duration + r.opts.Lease.Margin)
+		r.extend(n, now)
 		answered++
 		_ = b.link.Send(&nodev1.Frame{Payload: &nodev1.Frame_HeartbeatAck{HeartbeatAck: &nodev1.HeartbeatAck{
 			SentAt: b.sentAt, Lease: durationpb.New(r.opts.Lease.Duration), Term: r.term,
@@ -99,25 +99,56 @@ func (r *reign) answer(beats []beat) {
 	r.l.count(func(s *Stats) { s.Heartbeats += answered })
 }
 
-// expireLeases calls nodes lost whose lease has ended, and those offline that stay silent.
-func (r *reign) expireLeases(now time.Time) {
+// due says that a node may need attention at a time. Most ticks come before anything is due, and look at no node.
+func (r *reign) due(at time.Time) {
+	if at.Before(r.nodesDue) {
+		r.nodesDue = at
+	}
+}
+
+// extend gives a node a whole lease from now on.
+func (r *reign) extend(n *node, now time.Time) {
+	n.expiry = now.Add(r.opts.Lease.Duration + r.opts.Lease.Margin)
+	r.due(n.expiry)
+}
+
+// checkNodes looks at every node when one may need it: leases end, facts are missing.
+func (r *reign) checkNodes(now time.Time) {
+	if now.Before(r.nodesDue) {
+		return
+	}
+	r.nodesDue = now.Add(r.opts.Lease.Duration) // whatever is sooner says so
 	view := r.opts.State.View()
 	for _, n := range r.nodes {
-		if n.proposed || !n.losing && now.Before(n.expiry) {
-			continue
-		}
-		row := view.Node(n.id)
-		switch {
-		case row == nil:
-			continue
-		case !row.Lost:
-			r.lose(n, row)
-		case n.losing: // the log took it although it said that it could not
-			r.lost(n)
-		case n.link == nil && row.Status != state.Offline && now.Sub(n.silentSince) >= r.opts.Lease.Offline:
-			r.noteStatus(n, state.Offline, "silent for "+r.opts.Lease.Offline.String())
-		}
+		r.expireLease(n, view, now)
+		r.expectFacts(n, now)
 	}
+}
+
+// expireLease calls a node lost whose lease has ended, and offline when it stays silent.
+func (r *reign) expireLease(n *node, view *state.View, now time.Time) {
+	if !n.losing && now.Before(n.expiry) {
+		r.due(n.expiry)
+		return
+	}
+	row := view.Node(n.id)
+	switch {
+	case row == nil:
+		return
+	case n.proposed:
+	case !row.Lost:
+		r.lose(n, row)
+	case n.losing: // the log took it although it said that it could not
+		r.lost(n)
+	case n.link != nil || row.Status == state.Offline:
+		return
+	case now.Sub(n.silentSince) < r.opts.Lease.Offline:
+		r.due(n.silentSince.Add(r.opts.Lease.Offline))
+		return
+	default:
+		r.noteStatus(n, state.Offline, "silent for "+r.opts.Lease.Offline.String())
+	}
+	r.due(now) // the next tick sees what became of it
 }
 
 // lose has it committed that a node is lost. From here on the node gets no lease until that is settled: an error says
@@ -147,13 +178,20 @@ func (r *reign) lose(n *node, row *state.Node) {
 // lost: it is settled. If the node is linked still, it must register again and show what it runs before it gets a new lease.
 func (r *reign) lost(n *node) {
 	n.losing = false
-	r.dropLink(n, "the lease has ended; register again")
+	r.dropLink(n, nodelink.CloseNormal, "the lease has ended; register again")
 }
 
 // noteStatus commits a change of status; heartbeats that change nothing stay out of the log.
 func (r *reign) noteStatus(n *node, status state.NodeStatus, reason string) {
+	if status == 0 || status == n.settled {
+		return
+	}
 	row := r.opts.State.View().Node(n.id)
-	if row == nil || status == 0 || row.Status == status || n.settingTo == status || (row.Lost && status != state.Offline) {
+	if row != nil && row.Status == status {
+		n.settled = status
+		return
+	}
+	if row == nil || n.settingTo == status || (row.Lost && status != state.Offline) {
 		return
 	}
 	n.settingTo = status

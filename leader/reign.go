@@ -34,7 +34,8 @@ type reign struct {
 	ctx  context.Context
 
 	nodes      map[string]*node
-	unsent     []*node // that something is to be sent to
+	nodesDue   time.Time // when one of them may need attention, at the earliest
+	unsent     []*node   // that something is to be sent to
 	pending    map[string]*session.Session
 	placing    map[string]bool
 	placeDirty bool
@@ -70,7 +71,9 @@ type node struct {
 	losing, proposed bool
 	// silentSince is when it was last heard of.
 	silentSince time.Time
-	settingTo   state.NodeStatus
+	// settled is the status that the row had when it was last looked at, zero once the row may have changed; settingTo is
+	// the one that is being committed.
+	settled, settingTo state.NodeStatus
 	// nextFact is the index of the next fact, and factGap since when only later ones come; zero when it is not so.
 	nextFact uint64
 	factGap  time.Time
@@ -164,9 +167,11 @@ func (r *reign) load(v *state.View) {
 	r.opts.Router.Reset(v)
 	for row := range v.Nodes() {
 		n := r.node(row.ID)
+		n.settled = 0
 		if n.expiry.IsZero() {
 			// A new leader starts every lease anew: its predecessor may have answered a moment ago.
-			n.expiry, n.silentSince = now.Add(r.opts.Lease.Duration+r.opts.Lease.Margin), now
+			n.silentSince = now
+			r.extend(n, now)
 		}
 		if live, ok := r.l.Live(row.ID); ok {
 			r.l.setLive(row.ID, live) // the router has forgotten it
@@ -196,7 +201,7 @@ func (r *reign) load(v *state.View) {
 func (r *reign) observe(c *state.Change) {
 	if c.Restored {
 		for _, n := range r.nodes {
-			r.dropLink(n, "the cluster's state was restored from a snapshot; register again")
+			r.dropLink(n, nodelink.CloseNormal, "the cluster's state was restored from a snapshot; register again")
 		}
 		r.load(r.opts.State.View())
 		return
@@ -204,9 +209,12 @@ func (r *reign) observe(c *state.Change) {
 	r.opts.Router.Observe(c)
 	for _, row := range c.Nodes {
 		r.placeDirty = true
-		if n := r.node(row.ID); n.expiry.IsZero() {
+		n := r.node(row.ID)
+		n.settled = 0
+		if n.expiry.IsZero() {
 			now := r.opts.Now()
-			n.expiry, n.silentSince = now.Add(r.opts.Lease.Duration+r.opts.Lease.Margin), now
+			n.silentSince = now
+			r.extend(n, now)
 		}
 	}
 	for _, id := range c.RemovedNodes {
@@ -260,7 +268,7 @@ func (r *reign) node(id string) *node {
 
 func (r *reign) removeNode(id string) {
 	if n := r.nodes[id]; n != nil {
-		r.dropLink(n, "the node was removed")
+		r.dropLink(n, nodelink.CloseNormal, "the node was removed")
 		delete(r.nodes, id)
 	}
 }
@@ -268,8 +276,7 @@ func (r *reign) removeNode(id string) {
 // tick does what time asks for.
 func (r *reign) tick() {
 	now := r.opts.Now()
-	r.expireLeases(now)
-	r.expectFacts(now)
+	r.checkNodes(now)
 	r.expire(now)
 	r.resend(now)
 	r.collect(now)

@@ -121,7 +121,7 @@ type stageLink struct {
 func (l *stageLink) ID() string           { return l.hello.GetNodeId() }
 func (l *stageLink) Hello() *nodev1.Hello { return l.hello }
 func (l *stageLink) Server() string       { return "s1" }
-func (l *stageLink) Close(reason string) {
+func (l *stageLink) Close(_ int, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.why = reason

@@ -31,7 +31,7 @@ func (r *reign) LinkUp(l nodelink.Link) { r.post(func() { r.register(l) }) }
 func (r *reign) LinkFrame(l nodelink.Link, f *nodev1.Frame) {
 	if r.queued() >= maxQueuedEvents {
 		r.l.count(func(s *Stats) { s.LinkEventsDropped++ })
-		l.Close(fmt.Sprintf("the leader is %d frames behind; come back", maxQueuedEvents))
+		l.Close(nodelink.CloseLimit, fmt.Sprintf("the leader is %d frames behind; come back", maxQueuedEvents))
 		return
 	}
 	r.post(func() { r.frame(l, f) })
@@ -45,7 +45,7 @@ func (r *reign) LinkDown(l nodelink.Link, reason string) {
 			return
 		}
 		r.log.Info("a node's link is down", "node", l.Hello().GetName(), "server", l.Server(), "reason", reason)
-		r.dropLink(n, "")
+		r.dropLink(n, 0, "")
 	})
 }
 
@@ -80,16 +80,16 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	n := r.node(row.ID)
 	if n.losing {
 		// The node was being called lost when it said hello. It comes back, and finds that settled.
-		l.Close("the lease has ended; register again")
+		l.Close(nodelink.CloseNormal, "the lease has ended; register again")
 		return
 	}
-	r.dropLink(n, "the node has a newer link")
+	r.dropLink(n, nodelink.CloseSuperseded, "the node has a newer link")
 	n.link, n.registered, n.silentSince = l, true, r.opts.Now()
 	n.nextFact, n.factGap = row.FactIndex+1, time.Time{}
 	n.links++
 	n.streams = nodelink.NewStreams(nodelink.StreamsOptions{Send: l.Send, FirstID: r.term<<32 | n.links<<20, Logger: r.log})
 	if n.expiry.IsZero() || r.opts.Now().After(n.expiry) {
-		n.expiry = r.opts.Now().Add(r.opts.Lease.Duration + r.opts.Lease.Margin)
+		r.extend(n, r.opts.Now())
 	}
 	live, _ := r.l.Live(n.id)
 	live.Linked, live.Server = true, l.Server()
@@ -104,13 +104,13 @@ func (r *reign) registered(l nodelink.Link, row *state.Node) {
 	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_GetSessions{GetSessions: &nodev1.GetSessions{}}})
 }
 
-// dropLink forgets a node's link; with a reason it also closes it.
-func (r *reign) dropLink(n *node, reason string) {
+// dropLink forgets a node's link; with a reason it also closes it, with a close code.
+func (r *reign) dropLink(n *node, code int, reason string) {
 	if n.link == nil {
 		return
 	}
 	if reason != "" {
-		n.link.Close(reason)
+		n.link.Close(code, reason)
 	}
 	n.streams.Close(nodelink.ErrClosed)
 	n.link, n.streams, n.registered, n.synced = nil, nil, false, false
@@ -124,7 +124,7 @@ func (r *reign) dropLink(n *node, reason string) {
 func refuse(l nodelink.Link, why error) {
 	e := nodelink.ToError("hello", why)
 	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: e}})
-	l.Close(e.GetError())
+	l.Close(nodelink.RefusalCode(why), e.GetError())
 }
 
 // frame handles a frame of a registered node; one that overtakes the registration is dropped, for a node speaks again
@@ -284,7 +284,7 @@ func (r *reign) send(n *node, f *nodev1.Frame) {
 		return
 	}
 	if err := n.link.Send(f); err != nil {
-		r.dropLink(n, "could not be sent what it needs: "+err.Error())
+		r.dropLink(n, nodelink.CloseLimit, "could not be sent what it needs: "+err.Error())
 	}
 }
 
@@ -298,6 +298,7 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 		// node sends all of them again as soon as it has; expectFacts sees to it that it does.
 		if n.factGap.IsZero() {
 			n.factGap = r.opts.Now()
+			r.due(n.factGap.Add(resendAfter))
 		}
 		return
 	}
@@ -314,7 +315,7 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 		if err != nil {
 			// The node keeps its facts and sends them again over a new link.
 			r.log.Warn("facts were not committed", "node", l.Hello().GetName(), "error", err)
-			r.dropLink(n, "facts were not committed: "+err.Error())
+			r.dropLink(n, nodelink.CloseNormal, "facts were not committed: "+err.Error())
 			return
 		}
 		r.l.count(func(s *Stats) { s.Facts += count })
@@ -326,11 +327,13 @@ func (r *reign) facts(n *node, l nodelink.Link, f *nodev1.Facts) {
 	}}})
 }
 
-// expectFacts gives up links on which facts have been missing for long: the node sends them over the next one.
-func (r *reign) expectFacts(now time.Time) {
-	for _, n := range r.nodes {
-		if n.link != nil && !n.factGap.IsZero() && now.Sub(n.factGap) >= resendAfter {
-			r.dropLink(n, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
-		}
+// expectFacts gives up a link on which facts have been missing for long: the node sends them over the next one.
+func (r *reign) expectFacts(n *node, now time.Time) {
+	switch {
+	case n.link == nil || n.factGap.IsZero():
+	case now.Sub(n.factGap) >= resendAfter:
+		r.dropLink(n, nodelink.CloseNormal, fmt.Sprintf("the facts from %d on are missing", n.nextFact))
+	default:
+		r.due(n.factGap.Add(resendAfter))
 	}
 }

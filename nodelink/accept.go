@@ -28,11 +28,12 @@ type acceptor struct {
 	authorize Authorize
 	upgrader  websocket.Upgrader
 	pool      *buffers
+	work      *workers
 }
 
 func newAcceptor(authorize Authorize, noCompression bool) *acceptor {
 	pool := new(buffers)
-	return &acceptor{authorize: authorize, pool: pool, upgrader: websocket.Upgrader{
+	return &acceptor{authorize: authorize, pool: pool, work: newWorkers(), upgrader: websocket.Upgrader{
 		HandshakeTimeout: handshakeTimeout,
 		// The read buffer is the hijacker's.
 		WriteBufferSize: writeBufferBytes, WriteBufferPool: &pool.write,
@@ -70,7 +71,7 @@ func (a *acceptor) accept(w http.ResponseWriter, r *http.Request) (c *wsConn, id
 	}
 	codec, _ := codecFor(ws.Subprotocol())
 	c = newWSConn(ws, codec, a.pool)
-	c.incoming, c.received = h.incoming, make(chan error, 1)
+	c.work, c.incoming, c.received = a.work, h.incoming, make(chan error, 1)
 	return c, identity, nil
 }
 

@@ -56,8 +56,8 @@ type Link interface {
 	Server() string
 	// Send queues a frame to the node, as Conn.Send.
 	Send(f *nodev1.Frame) error
-	// Close ends it.
-	Close(reason string)
+	// Close ends it with one of the close codes.
+	Close(code int, reason string)
 }
 
 // Handler is what a leader does with links. The calls for one link come in order, from one goroutine at a time: LinkUp,

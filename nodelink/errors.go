@@ -47,6 +47,23 @@ func (e *CloseError) Error() string {
 // Is makes every CloseError an ErrClosed.
 func (e *CloseError) Is(target error) bool { return target == ErrClosed }
 
+// RefusalCode is the close code of a link whose hello was refused: whether the node had better try again, or somebody has
+// to mend something first.
+func RefusalCode(err error) int {
+	switch fault.KindOf(err) {
+	case fault.PermissionDenied, fault.Unauthenticated:
+		return CloseAuth
+	case fault.Unavailable, fault.Timeout, fault.Aborted:
+		return CloseNormal
+	case fault.Exhausted:
+		return CloseLimit
+	case fault.Internal:
+		return CloseInternal
+	default:
+		return CloseProtocol
+	}
+}
+
 // violation is what the other side may not send. It is answered with an error frame, and the link is closed.
 type violation struct {
 	code int // the close code

@@ -253,11 +253,7 @@ func (h *Hub) checkHello(identity string, hello *nodev1.Hello) *violation {
 	}
 	if h.opts.Admit != nil {
 		if err := h.opts.Admit(identity, hello); err != nil {
-			v := &violation{code: CloseProtocol, err: fault.New(fault.KindOf(err), "%w", err)}
-			if k := fault.KindOf(err); k == fault.PermissionDenied || k == fault.Unauthenticated {
-				v.code = CloseAuth
-			}
-			return v
+			return &violation{code: RefusalCode(err), err: fault.New(fault.KindOf(err), "%w", err)}
 		}
 	}
 	return nil
@@ -367,6 +363,7 @@ func (h *Hub) Close(ctx context.Context) error {
 		c.closeWith(CloseGoingAway, reason)
 	}
 	h.Pause()
+	defer h.acceptor.work.close()
 	over := make(chan struct{})
 	go func() { h.wg.Wait(); close(over) }()
 	select {

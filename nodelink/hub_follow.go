@@ -195,11 +195,7 @@ func (t *following) receive(stream RelayStream) error {
 					t.h.overflow(s, "the node does not take its frames")
 				}
 			case *clusterv1.LinkDown_Close:
-				code := CloseNormal
-				if k.Close == reasonSuperseded {
-					code = CloseSuperseded
-				}
-				s.conn.closeWith(code, k.Close)
+				s.conn.closeWith(cmp.Or(int(item.GetCloseCode()), CloseNormal), k.Close)
 			}
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 )
 
-// reasonSuperseded is why an older link is closed. A relay carries no close codes, so a follower knows it by its words.
+// reasonSuperseded is why an older link is closed.
 const reasonSuperseded = "the node has a newer link"
 
 // leading is a hub's mode for one term of leadership, or one part of it.
@@ -165,8 +165,8 @@ func (l *leaderLink) Send(f *nodev1.Frame) error {
 }
 
 // Close implements Link. LinkDown follows when the socket has ended.
-func (l *leaderLink) Close(reason string) {
+func (l *leaderLink) Close(code int, reason string) {
 	if !l.term.ended.Load() {
-		l.close(CloseNormal, reason)
+		l.close(code, reason)
 	}
 }

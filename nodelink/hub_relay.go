@@ -168,7 +168,7 @@ func (s *relaySession) handle(items []*clusterv1.LinkUp) {
 		case *clusterv1.LinkUp_Attached:
 			f, err := Binary{}.Decode(k.Attached)
 			if err != nil || f.GetHello() == nil || s.links[item.GetLinkId()] != nil {
-				s.closeLink(item.GetLinkId(), "the relay said something that is no hello, or said it twice")
+				s.closeLink(item.GetLinkId(), CloseInternal, "the relay said something that is no hello, or said it twice")
 				continue
 			}
 			l := s.newLink(item.GetLinkId(), f.GetHello())
@@ -178,7 +178,7 @@ func (s *relaySession) handle(items []*clusterv1.LinkUp) {
 		case *clusterv1.LinkUp_Frame:
 			f, err := Binary{}.Decode(k.Frame)
 			if err != nil {
-				s.closeLink(item.GetLinkId(), "the relay said something that is no frame: "+err.Error())
+				s.closeLink(item.GetLinkId(), CloseInternal, "the relay said something that is no frame: "+err.Error())
 				continue
 			}
 			t.linkFrame(s.links[item.GetLinkId()], f)
@@ -210,9 +210,9 @@ func (s *relaySession) newLink(id uint64, hello *nodev1.Hello) *leaderLink {
 		}
 		return nil
 	}
-	return s.term.newLink(s.server, hello, send, func(_ int, reason string) { s.closeLink(id, reason) })
+	return s.term.newLink(s.server, hello, send, func(code int, reason string) { s.closeLink(id, code, reason) })
 }
 
-func (s *relaySession) closeLink(id uint64, reason string) {
-	s.queue.push(&clusterv1.LinkDown{LinkId: id, Kind: &clusterv1.LinkDown_Close{Close: reason}}, len(reason)+relayItemBytes, nil, true)
+func (s *relaySession) closeLink(id uint64, code int, reason string) {
+	s.queue.push(&clusterv1.LinkDown{LinkId: id, Kind: &clusterv1.LinkDown_Close{Close: reason}, CloseCode: uint32(code)}, len(reason)+relayItemBytes, nil, true)
 }

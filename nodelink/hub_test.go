@@ -22,6 +22,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/internal/fault"
 )
 
 // relayServer serves a hub's relay over gRPC.
@@ -140,7 +141,7 @@ func TestRelayOverGRPC(t *testing.T) {
 	first.mu.Unlock()
 
 	// The leader closes a relayed link; a node closes one; a server goes.
-	second.link("n0").Close("enough")
+	second.link("n0").Close(CloseNormal, "enough")
 	_, err := recvEnd(t, nodes[0])
 	var ce *CloseError
 	if !errors.As(err, &ce) || ce.Reason != "enough" || !ce.Remote {
@@ -229,6 +230,45 @@ func callsOf(h *echoHandler) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return strings.Join(h.calls, "; ")
+}
+
+// refuser is a leader that takes nobody.
+type refuser struct{ why error }
+
+func (h refuser) LinkUp(l Link) {
+	_ = l.Send(&nodev1.Frame{Payload: &nodev1.Frame_Error{Error: ToError("hello", h.why)}})
+	l.Close(RefusalCode(h.why), h.why.Error())
+}
+func (refuser) LinkFrame(Link, *nodev1.Frame) {}
+func (refuser) LinkDown(Link, string)         {}
+
+// What a leader refuses a node for, and with which code, reaches the node over whichever server it has dialled: over real
+// sockets and real gRPC.
+func TestARefusalReachesTheNode(t *testing.T) {
+	leader, atLeader := startHub(t, HubOptions{ServerID: "s0"})
+	follower, atFollower := startHub(t, HubOptions{ServerID: "s1"})
+	follower.Follow(serveRelay(t, leader))
+	for _, tc := range []struct {
+		kind fault.Kind
+		code int
+	}{
+		{fault.AlreadyExists, CloseProtocol}, {fault.FailedPrecondition, CloseProtocol}, {fault.Invalid, CloseProtocol},
+		{fault.PermissionDenied, CloseAuth}, {fault.Exhausted, CloseLimit}, {fault.Unavailable, CloseNormal}, {fault.Internal, CloseInternal},
+	} {
+		leader.Lead(refuser{fault.New(tc.kind, "not this one")})
+		for server, addr := range map[string]string{"the leader": atLeader, "a follower": atFollower} {
+			node := dialTest(t, addr, DialOptions{})
+			mustSend(t, node, helloFrame("n1", 1, 1))
+			frames, err := recvEnd(t, node)
+			var end *CloseError
+			if !errors.As(err, &end) || end.Code != tc.code || end.Reason != "not this one" || !end.Remote {
+				t.Errorf("%s over %s: the link ended with %v, want %d", CodeOf(tc.kind), server, err, tc.code)
+			}
+			if len(frames) != 1 || frames[0].GetError().GetCode() != CodeOf(tc.kind) {
+				t.Errorf("%s over %s: told %v", CodeOf(tc.kind), server, frames)
+			}
+		}
+	}
 }
 
 // A node dials a second time: the newer link stays, whoever holds either, and the older one hears why.

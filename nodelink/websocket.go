@@ -4,8 +4,8 @@
 //	Recv ◄── decode ◄────────────────────────── the caller's goroutine ◄───────── socket
 //	liveness: one timer; pings go beside the queue
 //
-// An idle link costs its reader's goroutine, on a small stack, and nothing else: write buffers are pooled, the writer's
-// goroutine lives only while frames wait, and there is no goroutine for pings.
+// An idle link costs its reader's goroutine, on a small stack, and nothing else: write buffers are pooled, a goroutine
+// writes only while frames wait, and there is none for pings.
 
 package nodelink
 
@@ -62,6 +62,7 @@ type wsConn struct {
 	ws    *websocket.Conn
 	codec Codec
 	pool  *buffers
+	work  *workers // nil on a node
 	done  chan struct{}
 	live  liveness
 	limit limitedReader // of the one reader
@@ -137,7 +138,7 @@ func (c *wsConn) startWriter() {
 	}
 	c.writing = true
 	c.writers.Add(1)
-	go c.drain()
+	c.work.run(c.drain)
 }
 
 // drain writes until nothing waits. It is the only goroutine that writes messages.
@@ -177,14 +178,14 @@ func (c *wsConn) Recv(ctx context.Context) (*nodev1.Frame, error) {
 	return got, err
 }
 
-// receive implements carrier. On a server the caller's goroutine only waits for the first byte, and another one reads and
-// handles the frame: what grows a stack is over before the long wait, and ten thousand idle links have small ones.
+// receive implements carrier. On a server the caller's goroutine only waits for the first byte, and a worker reads and handles
+// the frame: what grows a stack does not happen on that of the long wait, and ten thousand idle links have small ones.
 func (c *wsConn) receive(ctx context.Context, deliver func(*nodev1.Frame, []byte)) error {
 	if c.incoming == nil || ctx.Done() != nil {
 		return c.receiveHere(ctx, deliver)
 	}
 	_, _ = c.incoming.Peek(1) // an error comes again when the frame is read
-	go func() { c.received <- c.receiveHere(ctx, deliver) }()
+	c.work.run(func() { c.received <- c.receiveHere(ctx, deliver) })
 	return <-c.received
 }
 

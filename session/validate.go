@@ -62,7 +62,9 @@ func (s *Spec) Normalize() {
 	}
 }
 
-// Validate says what is wrong with a normalized spec; nil when nothing is. Errors are of kind fault.Invalid.
+// Validate says what is wrong with a normalized spec; nil when nothing is. Of several mistakes it names the first, in the
+// order of the fields below, so that the same spec gets the same answer from every server. Errors are of kind
+// fault.Invalid.
 func (s *Spec) Validate() error {
 	bad := func(field, format string, args ...any) error {
 		return fault.New(fault.Invalid, "spec.%s: "+format, append([]any{field}, args...)...).WithField("spec." + field)
@@ -125,13 +127,13 @@ func (s *Spec) Validate() error {
 			return bad("env", "the value of %q holds a NUL byte", clip(p.Key))
 		}
 	}
-	for _, l := range []struct {
-		field string
+	for _, f := range []struct {
+		name  string
 		pairs []Pair
 	}{{"labels", s.Labels}, {"node_selector", s.NodeSelector}} {
-		for _, p := range l.pairs {
+		for _, p := range f.pairs {
 			if !labelRE.MatchString(p.Key) || len(p.Key) > MaxNameBytes || (p.Value != "" && !labelRE.MatchString(p.Value)) || len(p.Value) > MaxNameBytes {
-				return bad(l.field, "%q=%q: keys and values are at most %d bytes of letters, digits and _./-", clip(p.Key), clip(p.Value), MaxNameBytes)
+				return bad(f.name, "%q=%q: keys and values are at most %d bytes of letters, digits and _./-", clip(p.Key), clip(p.Value), MaxNameBytes)
 			}
 		}
 	}
@@ -141,28 +143,28 @@ func (s *Spec) Validate() error {
 // checkSize bounds lists and the spec as a whole, and refuses text that is not UTF-8.
 func (s *Spec) checkSize(bad func(field, format string, args ...any) error) error {
 	total := len(s.Strategy) + len(s.MemoryProfile) + len(s.Name)
-	for _, l := range []struct {
-		field   string
-		entries []string
-	}{{"command", s.Command}, {"secrets", s.Secrets}, {"require", s.Require}} {
-		if len(l.entries) > MaxListEntries {
-			return bad(l.field, "has %d entries, more than %d", len(l.entries), MaxListEntries)
+	for _, f := range []struct {
+		name   string
+		values []string
+	}{{"command", s.Command}, {"require", s.Require}, {"secrets", s.Secrets}} {
+		if len(f.values) > MaxListEntries {
+			return bad(f.name, "has %d entries, more than %d", len(f.values), MaxListEntries)
 		}
-		for _, v := range l.entries {
+		for _, v := range f.values {
 			total += len(v)
 			if !utf8.ValidString(v) || strings.ContainsRune(v, 0) {
-				return bad(l.field, "%q is not UTF-8 text without NUL", clip(v))
+				return bad(f.name, "%q is not UTF-8 text without NUL", clip(v))
 			}
 		}
 	}
-	for _, l := range []struct {
-		field string
+	for _, f := range []struct {
+		name  string
 		pairs []Pair
 	}{{"env", s.Env}, {"labels", s.Labels}, {"node_selector", s.NodeSelector}} {
-		if len(l.pairs) > MaxListEntries {
-			return bad(l.field, "has %d entries, more than %d", len(l.pairs), MaxListEntries)
+		if len(f.pairs) > MaxListEntries {
+			return bad(f.name, "has %d entries, more than %d", len(f.pairs), MaxListEntries)
 		}
-		for _, p := range l.pairs {
+		for _, p := range f.pairs {
 			total += len(p.Key) + len(p.Value)
 		}
 	}

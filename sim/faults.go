@@ -64,6 +64,15 @@ func (t *teller) faultVerb(verb string) func(args []string) error {
 			w.net.change(func() { w.net.delay[n.id] = d })
 			return err
 		})
+	case "lose":
+		return onNode(func(n *node, args []string) error {
+			if len(args) != 3 {
+				return fmt.Errorf("lose: whose, how many, and which frames?")
+			}
+			count, err := strconv.Atoi(args[1])
+			w.net.change(func() { w.net.lose[n.id] = &loss{frame: args[2], count: count} })
+			return err
+		})
 	case "partition":
 		return one(func(id string) error { w.net.partition(id, w.machines()); return nil })
 	case "reset":

@@ -48,6 +48,9 @@ func (w *wire) verdict(d nodelink.Direction, f *nodev1.Frame) nodelink.Verdict {
 	if w.broken[d] { // mended too late: the other side asks for what was lost, and nobody has it
 		return nodelink.Verdict{Cut: true}
 	}
+	if w.net.loses(w.node, f) {
+		return nodelink.Verdict{Drop: true}
+	}
 	now, suffers := time.Now(), w.net.trouble(w.node)
 	at := now.Add(w.net.latency() + suffers.delay)
 	for _, id := range []string{from, to} {

@@ -2,7 +2,8 @@
 //
 // It behaves as TCP does. What is sent arrives in the order in which it was sent, or the connection breaks and nothing
 // more arrives on it. A cut line holds a call back until it is mended or the caller gives up; a dead process refuses at
-// once. Only with disorder does a node link double and reorder frames, which is worse than any network.
+// once. Only with disorder does a node link double and reorder frames, which is worse than any network. A frame that is
+// lost on a link that is none the worse was lost behind it: a follower drops frames while it knows no leader.
 
 package sim
 
@@ -12,6 +13,9 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/nodelink"
 )
 
 const (
@@ -32,6 +36,13 @@ type network struct {
 	duplicate, reorder float64
 	lost               float64                  // probability that a client does not get an answer
 	delay              map[string]time.Duration // on a node's link, beside the latency
+	lose               map[string]*loss         // of a node's frames
+}
+
+// loss is how many of the next frames of a type get lost between a node and the leader, on links that are none the worse.
+type loss struct {
+	frame string
+	count int
 }
 
 // line is one direction between two machines.
@@ -40,7 +51,7 @@ type line struct{ from, to string }
 func newNetwork(seed uint64) *network {
 	return &network{
 		rand: rand.New(rand.NewPCG(seed, 2)), cut: map[line]bool{}, dead: map[string]bool{},
-		frozen: map[string]time.Time{}, delay: map[string]time.Duration{}, changed: make(chan struct{}),
+		frozen: map[string]time.Time{}, delay: map[string]time.Duration{}, lose: map[string]*loss{}, changed: make(chan struct{}),
 	}
 }
 
@@ -70,7 +81,20 @@ func (n *network) heal() {
 		n.cut = map[line]bool{}
 		n.duplicate, n.reorder, n.lost = 0, 0, 0
 		n.delay = map[string]time.Duration{}
+		n.lose = map[string]*loss{}
 	})
+}
+
+// loses reports whether a frame of a node gets lost.
+func (n *network) loses(node string, f *nodev1.Frame) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.lose[node]
+	if l == nil || l.count == 0 || f == nil || nodelink.FrameType(f) != l.frame {
+		return false
+	}
+	l.count--
+	return true
 }
 
 // reaches reports whether something sent now would arrive.

@@ -15,6 +15,7 @@
 //	reset WHO       breaks its links
 //	slow NODE 5s    how long it takes there to start a process
 //	delay NODE 2s   how much longer its frames take, both ways, until heal
+//	lose NODE COUNT TYPE  the next frames of a type between it and the leader, facts or facts_ack say, until heal
 //	disorder P      frames are doubled and overtaken with this probability, until heal
 //	lose-answers P  clients do not get their answers with this probability, until heal
 //	transfer        the leadership to another server

@@ -109,7 +109,7 @@ func (b *Bench) watchTerms(ctx context.Context, c *testbed.Cluster, done <-chan 
 	ask := func() error {
 		for _, s := range c.Servers() {
 			asking, cancel := context.WithTimeout(ctx, 10*time.Second)
-			st, err := s.Client().Cluster.GetStatus(asking, &apiv1.GetStatusRequest{})
+			st, err := s.Client().Cluster.GetStatus(asking, &apiv1.GetStatusRequest{Consistency: apiv1.Consistency_STALE}) // its own term
 			cancel()
 			if err != nil {
 				return fmt.Errorf("ask %s for its term: %w", s.Name, err)

@@ -390,6 +390,9 @@ func (s *sessions) AttachSession(stream apiv1.SessionService_AttachSessionServer
 	}
 	s.c.mu.Lock()
 	n, err := s.c.find(first.GetOpen().GetNamespace(), first.GetOpen().GetSessionId())
+	if err == nil && ended(n.GetPhase()) {
+		err = fault.New(fault.FailedPrecondition, "attach: session %s is %s", n.GetId(), n.GetPhase())
+	}
 	s.c.mu.Unlock()
 	if err != nil {
 		return err

@@ -30,6 +30,7 @@ type applier struct {
 
 	events  []*Event
 	queued  []*session.Message // that became queued
+	left    bool               // some message has left its queue, perhaps one that became queued before
 	results []*session.Result
 }
 
@@ -192,6 +193,9 @@ func (a *applier) finish() *Change {
 		} else {
 			c.RemovedNodes = append(c.RemovedNodes, id)
 		}
+	}
+	if !a.left {
+		c.Messages, a.queued = a.queued, nil
 	}
 	for _, m := range a.queued {
 		if a.mailboxes.get(a.base, m.SessionID).find(m.Sequence) == m { // it is still as it became

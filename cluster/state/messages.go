@@ -108,6 +108,7 @@ func (a *applier) enqueue(mb *mailboxRow, m *session.Message) {
 
 // unlist takes a message out of the mailbox.
 func (a *applier) unlist(mb *mailboxRow, m *session.Message) {
+	a.left = true
 	if m.Delivered {
 		mb.Delivered--
 	} else {
@@ -134,6 +135,7 @@ func (a *applier) messagesOf(id string) []*session.Message {
 
 // handOver marks a message as handed to the session's process.
 func (a *applier) handOver(mb *mailboxRow, s *session.Session, m *session.Message) *session.Message {
+	a.left = true
 	d := *m
 	d.Delivered, d.DeliveredEpoch = true, s.Epoch
 	d.Attempts++
@@ -217,6 +219,7 @@ func (a *applier) takeBack(s *session.Session, outstanding uint64, exit session.
 			q.Delivered = false
 			mb.Delivered--
 			mb.Queued++
+			a.left = true
 			mb.take(m)
 			mb.put(&q)
 			a.queued = append(a.queued, &q)

@@ -63,8 +63,9 @@ func (a *app) attach(ctx context.Context, s *apiv1.Session) error {
 	exit, err := a.client.Attach(ctx, &apiv1.AttachSessionRequest_Open{Namespace: s.GetNamespace(), SessionId: s.GetId()},
 		client.Terminal{Input: t.input, Resize: t.resize, Size: t.size, Stdout: out, Reconnected: func() { t.say("reconnected") }})
 	t.close()
-	if exit == nil && err == nil && ctx.Err() == nil {
-		exit = a.ended(ctx, s)
+	what := "ended"
+	if ctx.Err() == nil {
+		what, exit, err = a.howItEnded(ctx, s, exit, err)
 	}
 	switch {
 	case errors.Is(context.Cause(ctx), errDetached):
@@ -75,11 +76,30 @@ func (a *app) attach(ctx context.Context, s *apiv1.Session) error {
 	case exit == nil:
 		return nil // the input ended, and the session goes on
 	case exit.GetCause() == session.CauseCompleted || exit.GetCause() == session.CauseTerminated:
-		a.note("session/" + s.GetId() + " ended: " + exitText(exit))
+		a.note("session/" + s.GetId() + " " + what + ": " + exitText(exit))
 		return nil
 	default:
-		return &exitError{exitcode.Failed, fmt.Errorf("the session ended: %s; see 'orchctl sessions history %s'", exitText(exit), s.GetId())}
+		return &exitError{exitcode.Failed, fmt.Errorf("the session %s: %s; see 'orchctl sessions history %s'", what, exitText(exit), s.GetId())}
 	}
+}
+
+// howItEnded makes the best of what an attachment ended with: what the session did, and how its process ended.
+func (a *app) howItEnded(ctx context.Context, s *apiv1.Session, exit *apiv1.Session_Exit, err error) (string, *apiv1.Session_Exit, error) {
+	refused := fault.Is(err, fault.FailedPrecondition) && !session.Phase(s.GetPhase()).Ended()
+	switch {
+	case exit == nil && (err == nil || refused):
+		// Its terminal was closed, or it ended while the attachment was interrupted.
+		if last := a.ended(ctx, s); last != nil {
+			return "ended", last, nil
+		}
+	case exit != nil && s.GetSpec().GetRestart() != string(session.RestartNever):
+		last := a.ended(ctx, s)
+		if last == nil {
+			return "is started again, for its process ended", exit, err
+		}
+		exit = last
+	}
+	return "ended", exit, err
 }
 
 // ended is how a session ended whose terminal was closed; nil when it goes on. The news of an end may come a little after

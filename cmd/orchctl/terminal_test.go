@@ -13,6 +13,8 @@ import (
 
 	"github.com/creack/pty"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/neolith/orchestrator/client/clienttest"
 	"github.com/neolith/orchestrator/internal/exitcode"
@@ -144,6 +146,26 @@ func TestAttachGivesTheTerminalBackHoweverItEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "interrupted") {
+		t.Error(code, screen)
+	}
+}
+
+// The connection breaks, and the session has ended when it is back.
+func TestAttachHearsOfAnEndThatItMissed(t *testing.T) {
+	r := newRig(t)
+	id := r.must("sessions spawn --name shell --protocol raw -o name -- bash")
+	r.c.Inject("AttachSession", clienttest.Fault{Err: clienttest.Lost(), AfterMessages: 1},
+		clienttest.Fault{Err: status.Error(codes.FailedPrecondition, "attach: the session is COMPLETED")})
+	c := r.onTerminal("sessions attach shell")
+	c.screen.until(t, "size 80x24")
+	c.typed("x")
+	r.c.End(id)
+	if code, screen := c.end(); code != 0 || !strings.Contains(screen, "session/"+id+" ended: completed") {
+		t.Error(code, screen)
+	}
+	// Who comes after its end is refused.
+	c = r.onTerminal("sessions attach " + id)
+	if code, screen := c.end(); code != exitcode.Refused {
 		t.Error(code, screen)
 	}
 }

@@ -26,7 +26,7 @@ func (a *app) versionCommand() *cobra.Command {
 			cl, err := a.connect()
 			if err == nil {
 				var s *apiv1.GetStatusResponse
-				s, err = cl.Cluster.GetStatus(ctx, &apiv1.GetStatusRequest{})
+				s, err = cl.Cluster.GetStatus(ctx, &apiv1.GetStatusRequest{Consistency: apiv1.Consistency_STALE}) // the asked server's own
 				server = s.GetVersion()
 			}
 			failed = err

@@ -64,6 +64,8 @@ type Config struct {
 		StallTimeout     time.Duration `yaml:"stall_timeout" help:"a write to the log that takes longer makes the leader hand over; 0 never"`
 		SnapshotEntries  int           `yaml:"snapshot_entries" help:"log entries between snapshots"`
 		TrailingEntries  int           `yaml:"trailing_entries" help:"log entries kept behind a snapshot"`
+		RemoveDeadAfter  time.Duration `yaml:"remove_dead_after" help:"how long a server must be dead before it is removed from the cluster"`
+		MinVoters        int           `yaml:"min_voters" help:"a dead server is removed only where so many voters remain"`
 	} `yaml:"raft"`
 
 	Placement struct {
@@ -108,6 +110,8 @@ func defaults() Config {
 	c.Raft.HeartbeatTimeout, c.Raft.ElectionTimeout, c.Raft.LeaseTimeout = t.Heartbeat, t.Election, t.Lease
 	c.Raft.CommitTimeout, c.Raft.StallTimeout = t.Commit, t.Stall
 	c.Raft.SnapshotEntries, c.Raft.TrailingEntries = 65536, 32768
+	p := cluster.DefaultAutopilot()
+	c.Raft.RemoveDeadAfter, c.Raft.MinVoters = p.RemoveAfter, int(p.MinVoters)
 	c.Placement.Strategy = "least-connections"
 	c.Sessions.Retention = time.Hour
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
@@ -136,11 +140,11 @@ func (c *Config) Validate() error {
 	if _, err := loadbalancer.Named(c.Placement.Strategy); err != nil {
 		return config.Bad("placement.strategy", "%v", err)
 	}
-	for key, a := range map[string]string{
-		"listen.gossip": c.Listen.Gossip, "listen.raft": c.Listen.Raft, "listen.grpc": c.Listen.GRPC, "listen.link": c.Listen.Link, "listen.client": c.Listen.Client,
+	for _, l := range []struct{ key, address string }{
+		{"listen.gossip", c.Listen.Gossip}, {"listen.raft", c.Listen.Raft}, {"listen.grpc", c.Listen.GRPC}, {"listen.link", c.Listen.Link}, {"listen.client", c.Listen.Client},
 	} {
-		if _, _, err := net.SplitHostPort(a); err != nil {
-			return config.Bad(key, "%q is not host:port", a)
+		if _, _, err := net.SplitHostPort(l.address); err != nil {
+			return config.Bad(l.key, "%q is not host:port", l.address)
 		}
 	}
 	return c.validateTimes()
@@ -174,11 +178,22 @@ func (c *Config) validateTimes() error {
 		return config.Bad("raft.commit_timeout", "%s is below 1ms", r.CommitTimeout)
 	case r.SnapshotEntries < 1 || r.TrailingEntries < 1:
 		return config.Bad("raft.snapshot_entries", "snapshot_entries and trailing_entries must be positive")
+	case r.RemoveDeadAfter < 10*time.Second:
+		return config.Bad("raft.remove_dead_after", "%s is below 10s; a server that only starts again would be removed", r.RemoveDeadAfter)
+	case r.MinVoters < 1:
+		return config.Bad("raft.min_voters", "%d is not positive; a cluster needs a voter", r.MinVoters)
 	}
 	if c.Sessions.Retention < time.Minute {
 		return config.Bad("sessions.retention", "%s is below 1m; nobody could read how a session ended", c.Sessions.Retention)
 	}
 	return nil
+}
+
+// autopilot is the default, but for what is set.
+func (c *Config) autopilot() cluster.Autopilot {
+	p := cluster.DefaultAutopilot()
+	p.RemoveAfter, p.MinVoters = c.Raft.RemoveDeadAfter, uint(c.Raft.MinVoters)
+	return p
 }
 
 // advertised is what others are told: what is set, and otherwise what is listened on.

@@ -16,17 +16,20 @@ func TestSampleIsTrue(t *testing.T) {
 
 func TestContradictionsAreRefused(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		"bootstrap_expect: 2 ":    func(c *Config) { c.BootstrapExpect = 2 },
-		"join: is empty":          func(c *Config) { c.BootstrapExpect = 3 },
-		"name: ":                  func(c *Config) { c.Name = "Not a name" },
-		"placement.strategy: ":    func(c *Config) { c.Placement.Strategy = "darts" },
-		"listen.grpc: ":           func(c *Config) { c.Listen.GRPC = "8077" },
-		"link.renew: ":            func(c *Config) { c.Link.Renew = c.Link.Lease },
-		"link.margin: ":           func(c *Config) { c.Link.Margin = time.Millisecond },
-		"link.offline: ":          func(c *Config) { c.Link.Offline = time.Second },
-		"raft.lease_timeout: ":    func(c *Config) { c.Raft.LeaseTimeout = time.Minute },
-		"raft.election_timeout: ": func(c *Config) { c.Raft.ElectionTimeout = time.Millisecond },
-		"sessions.retention: ":    func(c *Config) { c.Sessions.Retention = time.Second },
+		"bootstrap_expect: 2 ":     func(c *Config) { c.BootstrapExpect = 2 },
+		"join: is empty":           func(c *Config) { c.BootstrapExpect = 3 },
+		"name: ":                   func(c *Config) { c.Name = "Not a name" },
+		"placement.strategy: ":     func(c *Config) { c.Placement.Strategy = "darts" },
+		"listen.grpc: ":            func(c *Config) { c.Listen.GRPC = "8077" },
+		"link.renew: ":             func(c *Config) { c.Link.Renew = c.Link.Lease },
+		"link.margin: ":            func(c *Config) { c.Link.Margin = time.Millisecond },
+		"link.offline: ":           func(c *Config) { c.Link.Offline = time.Second },
+		"raft.lease_timeout: ":     func(c *Config) { c.Raft.LeaseTimeout = time.Minute },
+		"raft.election_timeout: ":  func(c *Config) { c.Raft.ElectionTimeout = time.Millisecond },
+		"raft.remove_dead_after: ": func(c *Config) { c.Raft.RemoveDeadAfter = time.Second },
+		"raft.min_voters: ":        func(c *Config) { c.Raft.MinVoters = 0 },
+		"listen.gossip: ":          func(c *Config) { c.Listen = Addresses{} }, // the first of several
+		"sessions.retention: ":     func(c *Config) { c.Sessions.Retention = time.Second },
 	} {
 		c := defaults()
 		c.Name = "server-1"

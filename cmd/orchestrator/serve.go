@@ -191,6 +191,7 @@ func (s *server) build() error {
 			Heartbeat: cfg.Raft.HeartbeatTimeout, Election: cfg.Raft.ElectionTimeout, Lease: cfg.Raft.LeaseTimeout,
 			Commit: cfg.Raft.CommitTimeout, Stall: cfg.Raft.StallTimeout,
 		},
+		Autopilot:     cfg.autopilot(),
 		SnapshotEvery: uint64(cfg.Raft.SnapshotEntries), TrailingLogs: uint64(cfg.Raft.TrailingEntries),
 		State: s.store, Lead: s.lead, Stats: s.peers.Stats, Fatal: s.fail, Now: time.Now,
 		Logger: s.log, HCLog: hclogger.New(s.log, ""),

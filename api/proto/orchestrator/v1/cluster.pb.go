@@ -197,7 +197,10 @@ func (x *Member) GetGossip() string {
 }
 
 type GetStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The leader answers, who alone knows how the others do. Asked for STALE, or without a leader, the asked server tells
+	// what it knows itself.
+	Consistency   Consistency_Level `protobuf:"varint,1,opt,name=consistency,proto3,enum=orchestrator.v1.Consistency_Level" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -232,14 +235,22 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{1}
 }
 
+func (x *GetStatusRequest) GetConsistency() Consistency_Level {
+	if x != nil {
+		return x.Consistency
+	}
+	return Consistency_CONSISTENCY_UNSPECIFIED
+}
+
 type GetStatusResponse struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId    string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Leader       string                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
-	Term         uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	AppliedIndex uint64                 `protobuf:"varint,4,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	CommitIndex  uint64                 `protobuf:"varint,5,opt,name=commit_index,json=commitIndex,proto3" json:"commit_index,omitempty"`
-	Members      []*Member              `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Empty when the server that answered knows none.
+	Leader       string    `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	Term         uint64    `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	AppliedIndex uint64    `protobuf:"varint,4,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	CommitIndex  uint64    `protobuf:"varint,5,opt,name=commit_index,json=commitIndex,proto3" json:"commit_index,omitempty"`
+	Members      []*Member `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
 	// Sessions by phase name.
 	Sessions map[string]uint64 `protobuf:"bytes,7,rep,name=sessions,proto3" json:"sessions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Nodes by status name.
@@ -369,7 +380,9 @@ func (x *GetStatusResponse) GetServer() string {
 }
 
 type ListMembersRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in GetStatusRequest.
+	Consistency   Consistency_Level `protobuf:"varint,1,opt,name=consistency,proto3,enum=orchestrator.v1.Consistency_Level" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -402,6 +415,13 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
 	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListMembersRequest) GetConsistency() Consistency_Level {
+	if x != nil {
+		return x.Consistency
+	}
+	return Consistency_CONSISTENCY_UNSPECIFIED
 }
 
 type ListMembersResponse struct {
@@ -924,7 +944,7 @@ var File_orchestrator_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_orchestrator_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1dorchestrator/v1/cluster.proto\x12\x0forchestrator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n" +
+	"\x1dorchestrator/v1/cluster.proto\x12\x0forchestrator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dorchestrator/v1/session.proto\"\xf9\x02\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
@@ -942,8 +962,9 @@ const file_orchestrator_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x06LEADER\x10\x01\x12\f\n" +
 	"\bFOLLOWER\x10\x02\x12\r\n" +
-	"\tNON_VOTER\x10\x03\"\x12\n" +
-	"\x10GetStatusRequest\"\xf2\x04\n" +
+	"\tNON_VOTER\x10\x03\"X\n" +
+	"\x10GetStatusRequest\x12D\n" +
+	"\vconsistency\x18\x01 \x01(\x0e2\".orchestrator.v1.Consistency.LevelR\vconsistency\"\xf2\x04\n" +
 	"\x11GetStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x16\n" +
@@ -965,8 +986,9 @@ const file_orchestrator_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"NodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x14\n" +
-	"\x12ListMembersRequest\"H\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"Z\n" +
+	"\x12ListMembersRequest\x12D\n" +
+	"\vconsistency\x18\x01 \x01(\x0e2\".orchestrator.v1.Consistency.LevelR\vconsistency\"H\n" +
 	"\x13ListMembersResponse\x121\n" +
 	"\amembers\x18\x01 \x03(\v2\x17.orchestrator.v1.MemberR\amembers\"V\n" +
 	"\x11JoinMemberRequest\x12\x18\n" +
@@ -1035,34 +1057,37 @@ var file_orchestrator_v1_cluster_proto_goTypes = []any{
 	(*RestoreSnapshotResponse)(nil),    // 15: orchestrator.v1.RestoreSnapshotResponse
 	nil,                                // 16: orchestrator.v1.GetStatusResponse.SessionsEntry
 	nil,                                // 17: orchestrator.v1.GetStatusResponse.NodesEntry
-	(*timestamppb.Timestamp)(nil),      // 18: google.protobuf.Timestamp
+	(Consistency_Level)(0),             // 18: orchestrator.v1.Consistency.Level
+	(*timestamppb.Timestamp)(nil),      // 19: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: orchestrator.v1.Member.role:type_name -> orchestrator.v1.Member.Role
-	1,  // 1: orchestrator.v1.GetStatusResponse.members:type_name -> orchestrator.v1.Member
-	16, // 2: orchestrator.v1.GetStatusResponse.sessions:type_name -> orchestrator.v1.GetStatusResponse.SessionsEntry
-	17, // 3: orchestrator.v1.GetStatusResponse.nodes:type_name -> orchestrator.v1.GetStatusResponse.NodesEntry
-	18, // 4: orchestrator.v1.GetStatusResponse.time:type_name -> google.protobuf.Timestamp
-	1,  // 5: orchestrator.v1.ListMembersResponse.members:type_name -> orchestrator.v1.Member
-	2,  // 6: orchestrator.v1.ClusterService.GetStatus:input_type -> orchestrator.v1.GetStatusRequest
-	4,  // 7: orchestrator.v1.ClusterService.ListMembers:input_type -> orchestrator.v1.ListMembersRequest
-	6,  // 8: orchestrator.v1.ClusterService.JoinMember:input_type -> orchestrator.v1.JoinMemberRequest
-	8,  // 9: orchestrator.v1.ClusterService.RemoveMember:input_type -> orchestrator.v1.RemoveMemberRequest
-	10, // 10: orchestrator.v1.ClusterService.TransferLeadership:input_type -> orchestrator.v1.TransferLeadershipRequest
-	12, // 11: orchestrator.v1.ClusterService.SaveSnapshot:input_type -> orchestrator.v1.SaveSnapshotRequest
-	14, // 12: orchestrator.v1.ClusterService.RestoreSnapshot:input_type -> orchestrator.v1.RestoreSnapshotRequest
-	3,  // 13: orchestrator.v1.ClusterService.GetStatus:output_type -> orchestrator.v1.GetStatusResponse
-	5,  // 14: orchestrator.v1.ClusterService.ListMembers:output_type -> orchestrator.v1.ListMembersResponse
-	7,  // 15: orchestrator.v1.ClusterService.JoinMember:output_type -> orchestrator.v1.JoinMemberResponse
-	9,  // 16: orchestrator.v1.ClusterService.RemoveMember:output_type -> orchestrator.v1.RemoveMemberResponse
-	11, // 17: orchestrator.v1.ClusterService.TransferLeadership:output_type -> orchestrator.v1.TransferLeadershipResponse
-	13, // 18: orchestrator.v1.ClusterService.SaveSnapshot:output_type -> orchestrator.v1.SaveSnapshotResponse
-	15, // 19: orchestrator.v1.ClusterService.RestoreSnapshot:output_type -> orchestrator.v1.RestoreSnapshotResponse
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	18, // 1: orchestrator.v1.GetStatusRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	1,  // 2: orchestrator.v1.GetStatusResponse.members:type_name -> orchestrator.v1.Member
+	16, // 3: orchestrator.v1.GetStatusResponse.sessions:type_name -> orchestrator.v1.GetStatusResponse.SessionsEntry
+	17, // 4: orchestrator.v1.GetStatusResponse.nodes:type_name -> orchestrator.v1.GetStatusResponse.NodesEntry
+	19, // 5: orchestrator.v1.GetStatusResponse.time:type_name -> google.protobuf.Timestamp
+	18, // 6: orchestrator.v1.ListMembersRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	1,  // 7: orchestrator.v1.ListMembersResponse.members:type_name -> orchestrator.v1.Member
+	2,  // 8: orchestrator.v1.ClusterService.GetStatus:input_type -> orchestrator.v1.GetStatusRequest
+	4,  // 9: orchestrator.v1.ClusterService.ListMembers:input_type -> orchestrator.v1.ListMembersRequest
+	6,  // 10: orchestrator.v1.ClusterService.JoinMember:input_type -> orchestrator.v1.JoinMemberRequest
+	8,  // 11: orchestrator.v1.ClusterService.RemoveMember:input_type -> orchestrator.v1.RemoveMemberRequest
+	10, // 12: orchestrator.v1.ClusterService.TransferLeadership:input_type -> orchestrator.v1.TransferLeadershipRequest
+	12, // 13: orchestrator.v1.ClusterService.SaveSnapshot:input_type -> orchestrator.v1.SaveSnapshotRequest
+	14, // 14: orchestrator.v1.ClusterService.RestoreSnapshot:input_type -> orchestrator.v1.RestoreSnapshotRequest
+	3,  // 15: orchestrator.v1.ClusterService.GetStatus:output_type -> orchestrator.v1.GetStatusResponse
+	5,  // 16: orchestrator.v1.ClusterService.ListMembers:output_type -> orchestrator.v1.ListMembersResponse
+	7,  // 17: orchestrator.v1.ClusterService.JoinMember:output_type -> orchestrator.v1.JoinMemberResponse
+	9,  // 18: orchestrator.v1.ClusterService.RemoveMember:output_type -> orchestrator.v1.RemoveMemberResponse
+	11, // 19: orchestrator.v1.ClusterService.TransferLeadership:output_type -> orchestrator.v1.TransferLeadershipResponse
+	13, // 20: orchestrator.v1.ClusterService.SaveSnapshot:output_type -> orchestrator.v1.SaveSnapshotResponse
+	15, // 21: orchestrator.v1.ClusterService.RestoreSnapshot:output_type -> orchestrator.v1.RestoreSnapshotResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_cluster_proto_init() }
@@ -1070,6 +1095,7 @@ func file_orchestrator_v1_cluster_proto_init() {
 	if File_orchestrator_v1_cluster_proto != nil {
 		return
 	}
+	file_orchestrator_v1_session_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

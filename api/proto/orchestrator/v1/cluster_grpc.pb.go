@@ -36,9 +36,9 @@ const (
 //
 // ClusterService is what operators do with the control plane.
 type ClusterServiceClient interface {
-	// GetStatus describes the cluster as the asked server sees it.
+	// GetStatus describes the cluster as the leader sees it, or the asked server when there is none.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
-	// ListMembers returns the servers, from the leader.
+	// ListMembers returns the servers as the leader sees them, or the asked server when there is none.
 	ListMembers(ctx context.Context, in *ListMembersRequest, opts ...grpc.CallOption) (*ListMembersResponse, error)
 	// JoinMember makes the asked server gossip with another, which makes it known to the cluster.
 	JoinMember(ctx context.Context, in *JoinMemberRequest, opts ...grpc.CallOption) (*JoinMemberResponse, error)
@@ -148,9 +148,9 @@ type ClusterService_RestoreSnapshotClient = grpc.ClientStreamingClient[RestoreSn
 //
 // ClusterService is what operators do with the control plane.
 type ClusterServiceServer interface {
-	// GetStatus describes the cluster as the asked server sees it.
+	// GetStatus describes the cluster as the leader sees it, or the asked server when there is none.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
-	// ListMembers returns the servers, from the leader.
+	// ListMembers returns the servers as the leader sees them, or the asked server when there is none.
 	ListMembers(context.Context, *ListMembersRequest) (*ListMembersResponse, error)
 	// JoinMember makes the asked server gossip with another, which makes it known to the cluster.
 	JoinMember(context.Context, *JoinMemberRequest) (*JoinMemberResponse, error)

@@ -271,7 +271,9 @@ type LinkDown struct {
 	//
 	//	*LinkDown_Frame
 	//	*LinkDown_Close
-	Kind          isLinkDown_Kind `protobuf_oneof:"kind"`
+	Kind isLinkDown_Kind `protobuf_oneof:"kind"`
+	// With close: the code that the node's WebSocket is closed with; 0 is 1000.
+	CloseCode     uint32 `protobuf:"varint,4,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,6 +338,13 @@ func (x *LinkDown) GetClose() string {
 		}
 	}
 	return ""
+}
+
+func (x *LinkDown) GetCloseCode() uint32 {
+	if x != nil {
+		return x.CloseCode
+	}
+	return 0
 }
 
 type isLinkDown_Kind interface {
@@ -472,11 +481,13 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\battached\x18\x02 \x01(\fH\x00R\battached\x12\x16\n" +
 	"\x05frame\x18\x03 \x01(\fH\x00R\x05frame\x12\x1c\n" +
 	"\bdetached\x18\x04 \x01(\tH\x00R\bdetachedB\x06\n" +
-	"\x04kind\"[\n" +
+	"\x04kind\"z\n" +
 	"\bLinkDown\x12\x17\n" +
 	"\alink_id\x18\x01 \x01(\x04R\x06linkId\x12\x16\n" +
 	"\x05frame\x18\x02 \x01(\fH\x00R\x05frame\x12\x16\n" +
-	"\x05close\x18\x03 \x01(\tH\x00R\x05closeB\x06\n" +
+	"\x05close\x18\x03 \x01(\tH\x00R\x05close\x12\x1d\n" +
+	"\n" +
+	"close_code\x18\x04 \x01(\rR\tcloseCodeB\x06\n" +
 	"\x04kind\"a\n" +
 	"\vLinkRequest\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x125\n" +
