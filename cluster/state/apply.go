@@ -3,6 +3,8 @@
 package state
 
 import (
+	"slices"
+
 	"github.com/hashicorp/go-memdb"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -30,6 +32,7 @@ type applier struct {
 
 	events  []*Event
 	queued  []*session.Message // that became queued
+	undone  bool               // some turn that ended was undone, perhaps one of this entry
 	left    bool               // some message has left its queue, perhaps one that became queued before
 	results []*session.Result
 }
@@ -90,6 +93,20 @@ func (a *applier) apply(c *clusterv1.Command) (r Result) {
 		r.Session, r.Err = a.setPendingReason(k.SetPendingReason)
 	case *clusterv1.Command_RemoveSession:
 		r.Err = a.removeSession(k.RemoveSession)
+	case *clusterv1.Command_CheckpointSession:
+		return a.checkpointSession(k.CheckpointSession)
+	case *clusterv1.Command_MigrateSession:
+		r.Session, r.Err = a.migrateSession(k.MigrateSession)
+	case *clusterv1.Command_CancelMigration:
+		r.Session, r.Err = a.cancelMigration(k.CancelMigration)
+	case *clusterv1.Command_PauseSession:
+		r.Session, r.Err = a.pauseSession(k.PauseSession)
+	case *clusterv1.Command_ResumeSession:
+		r.Session, r.Err = a.resumeSession(k.ResumeSession)
+	case *clusterv1.Command_ForkSession:
+		return a.forkSession(k.ForkSession)
+	case *clusterv1.Command_RewindSession:
+		r.Session, r.Err = a.rewindSession(k.RewindSession)
 	default:
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}
@@ -164,6 +181,11 @@ func (a *applier) finish() *Change {
 		} else {
 			c.RemovedNodes = append(c.RemovedNodes, id)
 		}
+	}
+	if a.undone {
+		c.Results = slices.DeleteFunc(c.Results, func(r *session.Result) bool {
+			return a.mailboxes.get(a.base, r.SessionID).find(r.Sequence) != nil
+		})
 	}
 	if !a.left {
 		c.Messages, a.queued = a.queued, nil
