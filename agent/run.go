@@ -340,12 +340,13 @@ func (r *run) report(f *nodev1.Fact) { r.emit(event{run: r, fact: r.fact(f)}) }
 
 // turnEnded reports the end of a turn, once.
 func (r *run) turnEnded(t driver.Turn) {
-	if !r.inbox.finish(t.Sequence) {
-		return
-	}
 	if t.Refused != "" {
+		r.inbox.refuse(t.Sequence)
 		r.metrics.messagesRefused.Inc()
 		r.report(refusedFact(t.Sequence, t.Refused))
+		return
+	}
+	if !r.inbox.finish(t.Sequence) {
 		return
 	}
 	r.metrics.turns.Inc()

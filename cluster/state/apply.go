@@ -30,6 +30,7 @@ type applier struct {
 	ops       []setOp            // on sets, not written yet
 	names     map[nameKey]string // names taken ("" for freed) by ops not written yet
 
+	buried  map[LetterKey]*session.DeadLetter // of this entry
 	events  []*Event
 	queued  []*session.Message // that became queued
 	undone  bool               // some turn that ended was undone, perhaps one of this entry
@@ -52,8 +53,35 @@ func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.
 	}
 }
 
-// apply applies one command.
-func (a *applier) apply(c *clusterv1.Command) (r Result) {
+// apply applies one command, or says what it did when it comes again.
+func (a *applier) apply(c *clusterv1.Command) Result {
+	once := c.GetOnce()
+	if once.GetKey() == "" {
+		return a.applyKind(c)
+	}
+	if len(once.GetScope()) > maxScopeBytes {
+		return Result{Err: fault.New(fault.Invalid, "idempotency key: its scope is %d bytes, more than %d", len(once.GetScope()), maxScopeBytes)}
+	}
+	key := idempotencyKey{keyOnce, once.GetScope(), once.GetKey()}
+	known, err := a.seen(key, once.GetRequestHash())
+	if err != nil {
+		return Result{Err: err}
+	}
+	if known != nil {
+		return a.again(c, known)
+	}
+	if err := a.roomForKey(once.GetKey()); err != nil {
+		return Result{Err: err}
+	}
+	r := a.applyKind(c)
+	if r.Err == nil {
+		key.owner = a.intern.str(key.owner)
+		a.remember(key, once.GetRequestHash(), r.about(), uint64(r.Count))
+	}
+	return r
+}
+
+func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 	switch k := c.GetKind().(type) {
 	case *clusterv1.Command_InitCluster:
 		r.Err = a.initCluster(k.InitCluster)
@@ -78,7 +106,7 @@ func (a *applier) apply(c *clusterv1.Command) (r Result) {
 	case *clusterv1.Command_RemoveNode:
 		r.Node, r.Err = a.removeNode(k.RemoveNode)
 	case *clusterv1.Command_CreateToken:
-		r.Duplicate, r.Err = a.createToken(k.CreateToken)
+		r.Token, r.Duplicate, r.Err = a.createToken(k.CreateToken)
 	case *clusterv1.Command_RevokeToken:
 		r.Err = a.revokeToken(k.RevokeToken)
 	case *clusterv1.Command_RetryDeadLetters:
@@ -93,6 +121,8 @@ func (a *applier) apply(c *clusterv1.Command) (r Result) {
 		r.Session, r.Err = a.setPendingReason(k.SetPendingReason)
 	case *clusterv1.Command_RemoveSession:
 		r.Err = a.removeSession(k.RemoveSession)
+	case *clusterv1.Command_Remember:
+		r.Subject = clip(k.Remember.GetSubject(), maxIDBytes)
 	case *clusterv1.Command_CheckpointSession:
 		return a.checkpointSession(k.CheckpointSession)
 	case *clusterv1.Command_MigrateSession:
@@ -198,6 +228,8 @@ func (a *applier) finish() *Change {
 	for _, k := range a.dead.order {
 		if d := a.dead.get(nil, k); d != nil {
 			c.Dead = append(c.Dead, d.letter)
+		} else if d := a.buried[k]; d != nil && a.mailboxes.get(a.base, k.SessionID).find(k.Sequence) == nil {
+			c.Dead = append(c.Dead, d) // buried and purged at once: its message is gone all the same
 		}
 	}
 	c.TokensChanged = len(a.tokens.order) > 0

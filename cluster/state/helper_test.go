@@ -260,7 +260,11 @@ func (h *history) batch(v *View) *clusterv1.Batch {
 	h.now += h.rng.Int64N(2*second) - second/4 // now and then the clock of a new leader is behind
 	b := &clusterv1.Batch{Time: h.now}
 	for range 1 + h.rng.IntN(16) {
-		b.Commands = append(b.Commands, cmd(h.command(v)))
+		c := cmd(h.command(v))
+		if h.rng.IntN(8) == 0 { // a few are repetitions
+			c.Once = &clusterv1.Once{Scope: fmt.Sprintf("%T", c.GetKind()), Key: fmt.Sprint(h.rng.IntN(100)), RequestHash: uint64(h.rng.IntN(8) / 7)}
+		}
+		b.Commands = append(b.Commands, c)
 	}
 	return b
 }

@@ -85,6 +85,7 @@ func checkInvariants(t fataler, v *View) {
 			t.Fatalf("dead letter %s/%d is not found by its key", d.SessionID, d.Sequence)
 		}
 	}
+	var byName []string
 	for n := range v.Nodes() {
 		want.Nodes++
 		if got := (held{n.Sessions, n.ReservedCPUMilli, n.ReservedMemoryBytes}); got != nodes[n.ID] {
@@ -100,9 +101,19 @@ func checkInvariants(t fataler, v *View) {
 			t.Fatalf("node %s (lost %v) lists %d sessions and counts %d", n.Name, n.Lost, on, n.Sessions)
 		}
 		delete(nodes, n.ID)
-		if v.NodeByName(n.Name) != n {
+		if byName = append(byName, n.Name); v.NodeByName(n.Name) != n {
 			t.Fatalf("node %s is not found by its name", n.Name)
 		}
+	}
+	slices.Sort(byName)
+	for n := range v.NodesByName("") {
+		if len(byName) == 0 || n.Name != byName[0] {
+			t.Fatalf("by name, node %s comes out of turn", n.Name)
+		}
+		byName = byName[1:]
+	}
+	if len(byName) > 0 {
+		t.Fatalf("by name, these nodes are missing: %v", byName)
 	}
 	if len(nodes) > 0 {
 		t.Fatalf("sessions hold nodes that are not there: %v", nodes)

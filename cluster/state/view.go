@@ -260,9 +260,30 @@ func (v *View) NodesByPrefix(prefix string, limit int) []*Node {
 	return found
 }
 
+// NodesByName yields the nodes whose names come after one, by name.
+func (v *View) NodesByName(after string) iter.Seq[*Node] {
+	return func(yield func(*Node) bool) {
+		for name, id := range (setID{kind: setNodeNames}).all(v.txn) {
+			if name > after && !yield(v.Node(id)) {
+				return
+			}
+		}
+	}
+}
+
 // Nodes yields all nodes, by id.
 func (v *View) Nodes() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) { prefixed(v.txn, tableNodes, nil, yield) }
+}
+
+// Remembers reports whether a request with the key was applied and is still remembered. It looks at every key.
+func (v *View) Remembers(scope, key string) bool {
+	for r := range v.meta.keys.all() {
+		if r.kind == keyOnce && r.owner == scope && r.key == key {
+			return true
+		}
+	}
+	return false
 }
 
 // Token returns the token with the id.
