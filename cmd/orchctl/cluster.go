@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -15,9 +14,6 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
 )
-
-// leaderPatience is how long a status waits for what only the leader can add to it.
-const leaderPatience = 2 * time.Second
 
 func (a *app) clusterCommand() *cobra.Command {
 	return a.group("cluster", "See and change the control plane",
@@ -52,7 +48,6 @@ func (a *app) statusCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		a.fillMembers(ctx, s)
 		switch a.flags.output {
 		case "json", "yaml":
 			return a.printMessage(s)
@@ -75,18 +70,6 @@ func (a *app) statusCommand() *cobra.Command {
 		}
 		return printList(a, a.memberKind(), s.GetMembers(), s)
 	})
-}
-
-// fillMembers takes the members from the leader, which alone knows how the others are. A status is worth having without.
-func (a *app) fillMembers(ctx context.Context, s *apiv1.GetStatusResponse) {
-	if s.GetLeader() == "" || s.GetLeader() == s.GetServer() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, leaderPatience)
-	defer cancel()
-	if r, err := a.client.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{}); err == nil {
-		s.Members = r.GetMembers()
-	}
 }
 
 func (a *app) membersCommand() *cobra.Command {
