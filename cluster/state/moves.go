@@ -203,7 +203,9 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 		ID: c.GetNewSessionId(), Spec: a.intern.spec(&spec), Phase: session.Pending, CreateTime: a.meta.time, CreateIndex: a.meta.index,
 		OutputLine: from.OutputLine,
 	}
-	s.Checkpoints, s.Turns = []*session.Checkpoint{from}, from.Turn
+	first := *from
+	first.Epoch = 0 // not one of this session's
+	s.Checkpoints, s.Turns = []*session.Checkpoint{&first}, from.Turn
 	why := fmt.Sprintf("forked from checkpoint %d of session %s", from.Sequence, of.ID)
 	if c.GetActor() != "" {
 		why += " by " + c.GetActor()
