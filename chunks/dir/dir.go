@@ -271,7 +271,9 @@ func (s *Store) Delete(ctx context.Context, id chunk.ID, unmodifiedSince time.Ti
 		return err
 	}
 	defer s.calls.Done()
-	return s.remove(ctx, id, func(modified time.Time) bool { return !modified.After(unmodifiedSince) && !s.opened.After(unmodifiedSince) })
+	return s.remove(ctx, id, func(modified time.Time) bool {
+		return !modified.After(unmodifiedSince) && !s.opened.After(unmodifiedSince)
+	})
 }
 
 // Evict deletes a chunk however young it is; for caches, which nobody relies on.

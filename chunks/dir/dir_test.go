@@ -94,7 +94,7 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := f.ID.String()
-	want := []string{name[:2] + "/" + name[2:3] + "/" + name, "format", "lock"}
+	want := []string{name[:1] + "/" + name[1:2] + "/" + name, "format", "lock"}
 	if got := files(t, root); !slices.Equal(got, want) {
 		t.Errorf("got files %v, want %v", got, want)
 	}
@@ -137,7 +137,7 @@ func TestAfterACrash(t *testing.T) {
 	}
 	s.Close()
 	for name, content := range map[string][]byte{
-		"tmp/1": torn.Bytes, "tmp/zz": nil, "tmp/other": []byte("?"), pathOf(torn.ID): torn.Bytes[:1000], pathOf(empty.ID): nil, "ab/c/notes.txt": []byte("a stranger's"),
+		"tmp/1": torn.Bytes, "tmp/zz": nil, "tmp/other": []byte("?"), pathOf(torn.ID): torn.Bytes[:1000], pathOf(empty.ID): nil, "a/b/notes.txt": []byte("a stranger's"),
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o700); err != nil {
 			t.Fatal(err)

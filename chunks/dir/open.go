@@ -115,8 +115,8 @@ func (s *Store) walk(ctx context.Context, after chunk.ID, fn func(id chunk.ID, i
 	if after != (chunk.ID{}) {
 		from = after.String()
 	}
-	return s.walkDirs(".", from, hexDigitsDir, func(first string) error {
-		return s.walkDirs(first, from, hexDigitsDir+1, func(leaf string) error {
+	return s.walkDirs(".", from, 1, func(first string) error {
+		return s.walkDirs(first, from, 2, func(leaf string) error {
 			return s.walkLeaf(ctx, leaf, from, fn)
 		})
 	})

@@ -18,19 +18,18 @@ import (
 )
 
 const (
-	commitsMax   = 256 // files that are renamed and synced together
-	dirSyncsMax  = 8   // directories synced at a time
-	tmpDir       = "tmp"
-	asideDir     = "quarantine"
-	fileMode     = 0o600
-	dirMode      = 0o700
-	hexDigitsDir = 2 // of the first directory's name; the second has one
+	commitsMax  = 256 // files that are renamed and synced together
+	dirSyncsMax = 8   // directories synced at a time
+	tmpDir      = "tmp"
+	asideDir    = "quarantine"
+	fileMode    = 0o600
+	dirMode     = 0o700
 )
 
 // pathOf returns where a chunk's file is.
 func pathOf(id chunk.ID) string {
 	name := id.String()
-	return name[:hexDigitsDir] + "/" + name[hexDigitsDir:hexDigitsDir+1] + "/" + name
+	return name[:1] + "/" + name[1:2] + "/" + name
 }
 
 // Put implements chunks.Store.
@@ -134,6 +133,7 @@ func (s *Store) write(name string, data []byte) (err error) {
 	if s.opts.Volatile {
 		return nil
 	}
+	writeBack(f)
 	if err := s.fails("sync file"); err != nil {
 		return err
 	}
