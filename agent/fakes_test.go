@@ -144,6 +144,7 @@ type process struct {
 	turns    chan driver.Turn
 	released chan struct{}
 	changed  chan struct{}
+	taken    atomic.Int64 // turns
 	once     sync.Once
 }
 
@@ -156,6 +157,7 @@ func (p *process) pump(next int) {
 		for ; next < len(ts); next++ {
 			select {
 			case p.turns <- ts[next]:
+				p.taken.Add(1)
 			case <-p.released:
 				return
 			}
@@ -171,6 +173,7 @@ func (p *process) pump(next int) {
 			for _, t := range rest {
 				select {
 				case p.turns <- t:
+					p.taken.Add(1)
 				case <-p.released:
 					return
 				}
@@ -251,11 +254,16 @@ func (tr *tree) die(exit session.Exit) {
 
 func (p *process) Turns() <-chan driver.Turn { return p.turns }
 func (p *process) Outstanding() uint64       { p.w.mu.Lock(); defer p.w.mu.Unlock(); return p.outstanding }
-func (p *process) OutputLine() uint64        { p.w.mu.Lock(); defer p.w.mu.Unlock(); return p.lines }
-func (p *process) Done() <-chan struct{}     { return p.done }
-func (p *process) Exit() session.Exit        { p.w.mu.Lock(); defer p.w.mu.Unlock(); return *p.exit }
-func (p *process) Release()                  { p.once.Do(func() { close(p.released) }) }
-func (p *process) Kill(exit session.Exit)    { exit.Signal = "SIGKILL"; p.die(exit) }
+func (p *process) Backlog() int {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return len(p.tree.turns) - int(p.taken.Load())
+}
+func (p *process) OutputLine() uint64     { p.w.mu.Lock(); defer p.w.mu.Unlock(); return p.lines }
+func (p *process) Done() <-chan struct{}  { return p.done }
+func (p *process) Exit() session.Exit     { p.w.mu.Lock(); defer p.w.mu.Unlock(); return *p.exit }
+func (p *process) Release()               { p.once.Do(func() { close(p.released) }) }
+func (p *process) Kill(exit session.Exit) { exit.Signal = "SIGKILL"; p.die(exit) }
 func (p *process) Stop(_ time.Duration, exit session.Exit) {
 	exit.Signal = "SIGTERM"
 	p.die(exit)
