@@ -137,7 +137,7 @@ func (s *serving) save(ctx context.Context) {
 	case !s.wanted(p):
 		s.hold = false
 		s.calm()
-	case !s.copied && !s.keeper.Warm(s.dir()):
+	case !s.copied && !s.keeper.Warm(s.id):
 		s.work(ctx, copying, p)
 	default:
 		s.captureWhenQuiet(ctx, p)

@@ -34,8 +34,8 @@ const (
 // Keeper captures sessions and restores them. Its methods may be called concurrently for different sessions, and one at a
 // time for each. Errors of a context are returned as such.
 type Keeper interface {
-	// Warm reports whether a capture of the session in dir would read only what has changed of it.
-	Warm(dir string) bool
+	// Warm reports whether a capture of the session would read and send only what has changed of it.
+	Warm(sessionID string) bool
 	// Copy stores what the session's files hold by now, while it works, so that a capture soon after has little to do.
 	Copy(ctx context.Context, s Session) (Round, error)
 	// Capture reads the session's files as they are. The session is held meanwhile.
