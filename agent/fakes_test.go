@@ -347,6 +347,7 @@ func (m *memLease) Renew(d int64) error {
 type leader struct {
 	cluster string
 	lease   time.Duration
+	settle  func() // waits until nothing moves any more
 
 	mu        sync.Mutex
 	down      bool // refuses new links
@@ -367,7 +368,7 @@ type leader struct {
 }
 
 func newLeader() *leader {
-	return &leader{cluster: "c1", lease: 12 * time.Second, last: map[uint64]uint64{}}
+	return &leader{cluster: "c1", lease: 12 * time.Second, settle: synctest.Wait, last: map[uint64]uint64{}}
 }
 
 func (l *leader) dial(context.Context, string) (nodelink.Conn, error) {
@@ -445,7 +446,7 @@ func (l *leader) send(f *nodev1.Frame) {
 	c := l.conn
 	l.mu.Unlock()
 	_ = c.Send(f)
-	synctest.Wait()
+	l.settle()
 }
 
 func (l *leader) desired(index uint64, full bool, ds ...*nodev1.DesiredSession) {

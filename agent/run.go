@@ -52,6 +52,7 @@ const (
 // goroutines.
 type host struct {
 	nodeName     string
+	nodeID       string
 	secretsDir   string
 	leasePath    string
 	startTimeout time.Duration

@@ -50,6 +50,7 @@ type Session struct {
 	ID              string
 	Namespace, Name string
 	Spec            []byte // orchestrator.v1.SessionSpec, binary
+	NodeID          string // where it runs
 	Epoch           uint32
 	Sequence        uint64 // of the checkpoint
 	Turn            uint64 // ended turns that it has seen, by the node's own count

@@ -40,10 +40,9 @@ type Options struct {
 	Cache chunks.Store
 	// SpoolDir holds what was captured until it is stored. It belongs to the Disk, and what is in it is removed.
 	SpoolDir   string
-	SpoolBytes int64 // over all sessions; what finds no room goes straight to the store, the session being held
-	Parallel   int   // chunks moved at a time, of one session
-	Captures   int   // sessions being read at one time
-	NodeID     string
+	SpoolBytes int64  // over all sessions; what finds no room goes straight to the store, the session being held
+	Parallel   int    // chunks moved at a time, of one session
+	Captures   int    // sessions being read at one time
 	Release    string // of this program
 	Logger     *slog.Logger
 }
@@ -205,7 +204,7 @@ func (c *capture) Store(ctx context.Context) (Stored, error) {
 		return out, err
 	}
 	m := &serializer.Manifest{SessionID: c.s.ID, Namespace: c.s.Namespace, Name: c.s.Name, Spec: c.s.Spec, SerializedAt: c.at.UTC(),
-		NodeID: c.d.o.NodeID, Release: c.d.o.Release, Epoch: uint64(c.s.Epoch), Sequence: c.s.Sequence, Turn: c.s.Turn, OutputLine: c.s.OutputLine,
+		NodeID: c.s.NodeID, Release: c.d.o.Release, Epoch: uint64(c.s.Epoch), Sequence: c.s.Sequence, Turn: c.s.Turn, OutputLine: c.s.OutputLine,
 		Keeps: keeps, Roots: c.got.Roots, Chunks: c.got.Chunks,
 		PathMap: []serializer.PathPair{{Source: filepath.Join(c.s.Dir, Workspace), Root: Workspace}}}
 	st, err := serializer.StoreManifest(ctx, sink, m)
