@@ -91,8 +91,8 @@ func (a *Agent) assemble() error {
 	l.deadline.Store(o.Lease.Deadline())
 	l.wanted = time.Duration(o.Lease.Deadline())
 	a.metrics = newMetrics()
-	a.host = &host{nodeName: o.Name, secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
-		drivers: o.Drivers, store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
+	a.host = &host{nodeName: o.Name, nodeID: a.NodeID(), secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
+		drivers: o.Drivers, keeper: o.Checkpoints, restores: make(chan struct{}, o.MaxRestores), store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
 		metrics: a.metrics, log: a.log}
 	a.keeper = newLeaseKeeper(o.Lease)
 	a.super.init(a)
