@@ -364,12 +364,13 @@ func (r *run) report(f *nodev1.Fact) { r.emit(event{run: r, fact: r.fact(f)}) }
 
 // turnEnded reports the end of a turn, once. It returns whether there was one: a message that was refused had none.
 func (r *run) turnEnded(t driver.Turn) bool {
-	if !r.inbox.finish(t.Sequence) {
-		return false
-	}
 	if t.Refused != "" {
+		r.inbox.refuse(t.Sequence)
 		r.metrics.messagesRefused.Inc()
 		r.report(refusedFact(t.Sequence, t.Refused))
+		return false
+	}
+	if !r.inbox.finish(t.Sequence) {
 		return false
 	}
 	r.metrics.turns.Inc()

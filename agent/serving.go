@@ -51,6 +51,7 @@ func (s *serving) serve(ctx context.Context) *ending {
 	for {
 		s.obey()
 		s.expire()
+		s.reportForgotten()
 		s.save(sendCtx)
 		s.sendNext(sendCtx)
 		select {
@@ -199,6 +200,18 @@ func (s *serving) expire() {
 	}
 	if !next.IsZero() {
 		s.deadline.Reset(next.Sub(now))
+	}
+}
+
+// reportForgotten reports the ends of turns once more that the cluster was told and has forgotten: its state was restored
+// from a snapshot that is older. This goroutine has reported each before, so what is still on its way to the cluster comes
+// first, and this has no effect then. The result is not kept here.
+func (s *serving) reportForgotten() {
+	if !s.room.open() {
+		return // woken when there is room
+	}
+	for _, seq := range s.inbox.forgotten() {
+		s.report(&nodev1.Fact{Kind: &nodev1.Fact_TurnEnded{TurnEnded: &nodev1.TurnEnded{Sequence: seq, ResultTruncated: true}}})
 	}
 }
 

@@ -97,7 +97,7 @@ type store struct {
 func newStore(root *os.Root, path string) (*store, error) {
 	for _, dir := range []string{sessionsDir, restoringDir, damagedDir, trashDir} {
 		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fault.New(fault.FailedPrecondition, "agent: make %s: %w", filepath.Join(path, dir), err)
+			return nil, fault.New(fault.Invalid, "agent: make %s: %w", filepath.Join(path, dir), err)
 		}
 	}
 	s := &store{root: root, path: path}
@@ -176,7 +176,7 @@ func (s *store) read(id string) (*record, error) {
 	}
 	switch {
 	case r.Version > recordVersion:
-		return nil, fault.New(fault.FailedPrecondition, "agent: %s has version %d and this node-agent knows %d; it was written by a newer release: run that one", filepath.Join(s.dir(id), recordFile), r.Version, recordVersion)
+		return nil, fault.New(fault.Invalid, "agent: %s has version %d and this node-agent knows %d; it was written by a newer release: run that one", filepath.Join(s.dir(id), recordFile), r.Version, recordVersion)
 	case r.Version < 1 || r.SessionID != id || r.Epoch == 0:
 		return nil, fmt.Errorf("agent: the record of session %s is damaged", id)
 	}
@@ -204,7 +204,7 @@ func (s *store) list() (records []*record, damaged map[string]error, err error) 
 			continue
 		}
 		r, err := s.read(e.Name())
-		if fault.Is(err, fault.FailedPrecondition) {
+		if fault.Is(err, fault.Invalid) {
 			return nil, nil, err // a newer release's: this agent must not touch what it does not understand
 		}
 		if err != nil {

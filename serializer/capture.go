@@ -147,6 +147,7 @@ type capture struct {
 	table  []ChunkRef
 	known  map[chunk.ID]uint32 // the chunks that may be named, by id; made when the first is looked up
 	usable []bool              // of the index's chunks: those that are stored and worth keeping
+	alias  map[uint32]uint32   // bundles that turned out to be chunks that are known
 	packed map[chunk.ID]Extent // the packed files' contents, by hash; made when the first is looked up
 
 	bundle      []byte // being filled; nil when none is
@@ -366,6 +367,7 @@ func (c *capture) holds(o *opener, f *indexFile) bool {
 // finish numbers the chunks that are named in the order in which they are, and makes the trees and the index of them.
 func (c *capture) finish() (*Captured, error) {
 	out := &Captured{Index: &Index{round: c.old.round + 1}}
+	c.known, c.packed = nil, nil // large, and not needed any more
 	extents := 0
 	for i := range c.roots {
 		for j := range c.roots[i].file {
@@ -375,7 +377,6 @@ func (c *capture) finish() (*Captured, error) {
 	// One piece of memory for all extents: most files have one.
 	slab := make([]Extent, 0, extents)
 	number := make([]uint32, len(c.table)) // one more than the final number; 0 for not named yet
-	byID := make(map[chunk.ID]uint32)
 	for i := range c.roots {
 		r := &c.roots[i]
 		tree := Tree{Name: r.Name, Entries: make([]Entry, 0, len(r.found))}
@@ -387,13 +388,12 @@ func (c *capture) finish() (*Captured, error) {
 			e, start := r.found[j].Entry, len(slab)
 			for _, x := range r.file[j].extents {
 				if !x.IsHole() {
-					ref := c.table[x.Chunk]
+					if other, ok := c.alias[x.Chunk]; ok {
+						x.Chunk = other
+					}
 					if number[x.Chunk] == 0 {
-						if byID[ref.ID] == 0 {
-							out.Chunks = append(out.Chunks, ref)
-							byID[ref.ID] = uint32(len(out.Chunks))
-						}
-						number[x.Chunk] = byID[ref.ID]
+						out.Chunks = append(out.Chunks, c.table[x.Chunk])
+						number[x.Chunk] = uint32(len(out.Chunks))
 					}
 					x.Chunk = number[x.Chunk] - 1
 				}

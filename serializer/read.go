@@ -216,8 +216,12 @@ func (c *capture) flush() error {
 	c.table[c.bundleIndex] = ref
 	buf := c.bundle
 	c.bundle = nil
-	if _, ok := c.lookup(ref.ID); ok {
-		c.up.release(buf)
+	if i, ok := c.lookup(ref.ID); ok {
+		if c.alias == nil {
+			c.alias = map[uint32]uint32{}
+		}
+		c.alias[c.bundleIndex] = i
+		c.up.release(buf[:bundleBytes])
 		return nil
 	}
 	c.known[ref.ID] = c.bundleIndex

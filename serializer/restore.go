@@ -393,8 +393,8 @@ func (r *restore) publish(tmp, dir string) error {
 			return fmt.Errorf("sync: %w", err)
 		}
 	}
-	if err := os.Rename(tmp, dir); err != nil {
-		return err
+	if err := unix.Rename(tmp, dir); err != nil { // os.Rename does not replace an empty directory
+		return &os.LinkError{Op: "rename", Old: tmp, New: dir, Err: err}
 	}
 	if !r.opts.NoSync {
 		if err := parent.Sync(); err != nil {

@@ -137,7 +137,7 @@ func fetch(ctx context.Context, src Source, dst []byte, id chunk.ID) ([]byte, er
 	}
 	out, err := chunk.Open(dst, id, frame)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "%w: %w", ErrCorrupt, err)
+		return nil, corrupt("%w", err)
 	}
 	return out, nil
 }

@@ -77,6 +77,9 @@ func same(t testing.TB, got, want map[string]seen) {
 	}
 }
 
+// racy is how long a file counts as written just now.
+const racy = 100 * time.Millisecond
+
 // noise returns bytes that do not compress, the same for a seed.
 func noise(seed uint64, n int) []byte {
 	b := make([]byte, n+8)

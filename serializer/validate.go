@@ -13,9 +13,16 @@ import (
 	"github.com/neolith/orchestrator/serializer/chunk"
 )
 
+// corruption is an ErrCorrupt with its reason.
+type corruption struct{ why error }
+
+func (c corruption) Error() string        { return ErrCorrupt.Error() + ": " + c.why.Error() }
+func (c corruption) Is(target error) bool { return target == ErrCorrupt }
+func (c corruption) Unwrap() error        { return c.why }
+
 // corrupt makes the error that bytes are not what they should be.
 func corrupt(format string, args ...any) error {
-	return fault.New(fault.Invalid, "%w: "+format, append([]any{ErrCorrupt}, args...)...)
+	return fault.New(fault.Invalid, "%w", corruption{fmt.Errorf(format, args...)})
 }
 
 // Validate returns an error that matches ErrCorrupt unless the manifest is one that can be restored.

@@ -51,7 +51,7 @@ type Store struct {
 	log      *slog.Logger
 	root     *os.Root
 	lock     *os.File
-	opened   time.Time
+	opened   time.Time // nothing counts as older; zero when volatile
 	counters chunks.Counters
 	bytes    atomic.Int64 // of frames, those being written included
 	count    atomic.Int64 // chunks

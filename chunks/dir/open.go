@@ -39,9 +39,12 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("chunks: open %s: %w", path, err)
 	}
 	s := &Store{
-		opts: o, log: o.Logger, root: root, opened: time.Now(),
+		opts: o, log: o.Logger, root: root,
 		writers: make(chan struct{}, WritersMax), commits: make(chan *commit, commitsMax), settled: make(chan struct{}),
 		busy: make(map[chunk.ID]chan struct{}),
+	}
+	if !o.Volatile {
+		s.opened = time.Now()
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -23,7 +23,7 @@ type Config struct {
 	Name     string            `yaml:"name" help:"this node's name in the cluster; the host's name by default"`
 	DataDir  string            `yaml:"data_dir" help:"who the node is, and its sessions; one agent at a time"`
 	Servers  []string          `yaml:"servers" help:"link addresses of servers; any will do, and the others are learned"`
-	Address  string            `yaml:"address" help:"where people reach this machine; only shown"`
+	Address  string            `yaml:"address" help:"where people reach this machine, only shown; by default the address that it has towards the servers"`
 	Labels   map[string]string `yaml:"labels" help:"what sessions may select this node by"`
 	Insecure bool              `yaml:"insecure" help:"allow servers beyond loopback without TLS, and metrics beyond loopback"`
 
@@ -148,6 +148,26 @@ func (c *Config) validateServers() error {
 		}
 	}
 	return nil
+}
+
+// address is where people reach the machine. Unless they said it, it is the address that the machine has on the way to the
+// first server that it has a way to; nothing is sent to find out.
+func (c *Config) address() string {
+	if c.Address != "" {
+		return c.Address
+	}
+	for _, s := range c.Servers {
+		conn, err := net.Dial("udp", s)
+		if err != nil {
+			continue // it is only shown; the link says what is wrong with the server
+		}
+		host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+		_ = conn.Close() // nothing was sent
+		if err == nil {
+			return host
+		}
+	}
+	return ""
 }
 
 func (c *Config) usesTLS() bool { return c.TLS.CAFile != "" || c.TLS.CertFile != "" }

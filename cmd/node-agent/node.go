@@ -58,7 +58,7 @@ func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err er
 		}
 	}()
 	opts := agent.Options{
-		Name: cfg.Name, Labels: cfg.Labels, Version: telemetry.ThisBuild().Version, Address: cfg.Address, Servers: cfg.Servers,
+		Name: cfg.Name, Labels: cfg.Labels, Version: telemetry.ThisBuild().Version, Address: cfg.address(), Servers: cfg.Servers,
 		Boottime: lease.Now, SecretsDir: cfg.SecretsDir, PastLogs: process.ReadLogs, Sweep: sweep,
 		MaxStarts: cfg.Sessions.MaxStarts, MaxEndedKept: cfg.Sessions.MaxEndedKept, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
 	}
@@ -72,7 +72,7 @@ func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err er
 	}
 	if cfg.Metrics.Listen != "" {
 		if n.listener, err = net.Listen("tcp", cfg.Metrics.Listen); err != nil {
-			return nil, fault.New(fault.FailedPrecondition, "metrics.listen: %w; choose another port, or none", err)
+			return nil, fault.New(fault.Invalid, "metrics.listen: %w; choose another port, or none", err)
 		}
 	}
 	return n, nil
@@ -121,13 +121,13 @@ func (n *node) dataDir(_ context.Context, o *agent.Options) error {
 		return fault.New(fault.Invalid, "data_dir: %w", err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fault.New(fault.FailedPrecondition, "data_dir: %w; make it writable for this user, or choose another one", err)
+		return fault.New(fault.Invalid, "data_dir: %w; make it writable for this user, or choose another one", err)
 	}
 	program := shim.Self()
 	path, err := embed.Extract(dir)
 	switch {
 	case err != nil:
-		return fault.New(fault.FailedPrecondition, "data_dir: %w; make it writable for this user", err)
+		return fault.New(fault.Invalid, "data_dir: %w; make it writable for this user", err)
 	case path != "":
 		program = shim.Program{Path: path}
 	default:
@@ -135,7 +135,7 @@ func (n *node) dataDir(_ context.Context, o *agent.Options) error {
 	}
 	o.DataDir, o.LeasePath = dir, filepath.Join(dir, "lease")
 	if n.lease, err = lease.OpenWriter(o.LeasePath); err != nil {
-		return fault.New(fault.FailedPrecondition, "data_dir: %w; make it writable for this user", err)
+		return fault.New(fault.Invalid, "data_dir: %w; make it writable for this user", err)
 	}
 	o.Lease = n.lease
 	total := int64(n.cfg.Sessions.OutputLogBytes)

@@ -23,6 +23,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 		a.spawnCommand(), a.sessionsListCommand(), a.sessionsGetCommand(), a.sessionsWatchCommand(), a.terminateCommand(),
 		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(),
 	)
+	g.AddCommand(a.laterSessions()...)
 	g.Aliases = []string{"session", "s"}
 	return g
 }
@@ -39,7 +40,8 @@ func (a *app) sessionKind() kind[*apiv1.Session] {
 				pairsText(s.GetLabels()), s.GetReason(),
 			}
 		},
-		name: (*apiv1.Session).GetId,
+		name:    (*apiv1.Session).GetId,
+		watched: map[string]int{"ID": sessionIDLength, "PHASE": len("TERMINATING"), "NODE": len("node-10")},
 	}
 }
 
@@ -198,7 +200,7 @@ func (a *app) sessionsWatchCommand() *cobra.Command {
 // watchSessions prints what is there once it is all known, and then each change at once.
 func (a *app) watchSessions(ctx context.Context, cl *client.Client, req *apiv1.WatchSessionsRequest) error {
 	k := a.sessionKind()
-	t := newTable(a, k.columns)
+	t := watchTable(a, k)
 	synced := false
 	return cl.WatchSessions(ctx, req, func(m *apiv1.WatchSessionsResponse) error {
 		if o := a.flags.output; o == "json" || o == "yaml" {
