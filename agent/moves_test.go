@@ -97,11 +97,10 @@ func newRealNode(t *testing.T, name string, store chunks.Store) *realNode {
 		t.Fatal(err)
 	}
 	n.opts = func(o *Options) {
-		keeper, err := checkpoint.New(checkpoint.Options{Store: store, SpoolDir: filepath.Join(n.dir, "spool"), Release: "test", Logger: o.Logger})
-		if err != nil {
-			t.Fatal(err)
+		o.Checkpoints = func() (checkpoint.Keeper, error) {
+			return checkpoint.New(checkpoint.Options{Store: store, SpoolDir: filepath.Join(n.dir, "spool"), Release: "test", Logger: o.Logger})
 		}
-		o.Name, o.Checkpoints, o.Lease, o.LeasePath, o.Boottime = name, keeper, w, filepath.Join(n.dir, "lease"), leasefile.Now
+		o.Name, o.Lease, o.LeasePath, o.Boottime = name, w, filepath.Join(n.dir, "lease"), leasefile.Now
 		o.Drivers = map[string]driver.Driver{session.TypeProcess: processes.New(processes.Options{Shim: shim.Self(), NoCgroups: true})}
 		o.EndOnStop = false
 		o.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))

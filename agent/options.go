@@ -62,8 +62,12 @@ type Options struct {
 	// Sweep kills what lives of a session whose record is damaged, by its directory; nil when nothing outlives an agent.
 	Sweep func(ctx context.Context, sessionDir string) error
 
-	// Checkpoints captures sessions and restores them; checkpoint.None when nil.
-	Checkpoints checkpoint.Keeper
+	// OnServers is told, at each link, which server holds it and where all of them are, as host:port; it must not block. nil
+	// for nobody.
+	OnServers func(holds string, all []string)
+	// Checkpoints opens what captures sessions and restores them, once the data directory is this agent's; nil for a node that
+	// keeps no checkpoints.
+	Checkpoints func() (checkpoint.Keeper, error)
 
 	MaxFactsUnacked int
 	MaxStarts       int           // processes being started at one time
@@ -108,7 +112,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Boottime = Boottime
 	}
 	if o.Checkpoints == nil {
-		o.Checkpoints = checkpoint.None{}
+		o.Checkpoints = func() (checkpoint.Keeper, error) { return checkpoint.None{}, nil }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

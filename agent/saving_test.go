@@ -24,7 +24,7 @@ const leave = nodev1.DesiredSession_LEAVE
 func withVault(t *testing.T, f func(n *node, v *vault)) {
 	inBubble(t, func(n *node) {
 		v := newVault()
-		n.opts = func(o *Options) { o.Checkpoints = v }
+		n.opts = func(o *Options) { o.Checkpoints = v.open }
 		f(n, v)
 		if n.cancel != nil {
 			n.stop()
@@ -339,7 +339,7 @@ func TestAdoptedSessionReportsItsTurnsFirst(t *testing.T) {
 		}
 		n.stop()
 		n.lead.locked(func() { n.lead.facts = nil; n.lead.holdFacts = true })
-		n.opts = func(o *Options) { o.Checkpoints, o.MaxFactsUnacked = v, 5 }
+		n.opts = func(o *Options) { o.Checkpoints, o.MaxFactsUnacked = v.open, 5 }
 		d := toRun("s", 1)
 		d.CheckpointRequest = 1
 		n.lead.locked(func() {
