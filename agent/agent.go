@@ -87,12 +87,16 @@ func (a *Agent) assemble() error {
 	if err != nil {
 		return err
 	}
+	keeper, err := o.Checkpoints()
+	if err != nil {
+		return err
+	}
 	l := &lease{now: func() time.Duration { return time.Duration(o.Boottime()) }}
 	l.deadline.Store(o.Lease.Deadline())
 	l.wanted = time.Duration(o.Lease.Deadline())
 	a.metrics = newMetrics()
-	a.host = &host{nodeName: o.Name, secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
-		drivers: o.Drivers, store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
+	a.host = &host{nodeName: o.Name, nodeID: a.NodeID(), secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
+		drivers: o.Drivers, keeper: keeper, restores: make(chan struct{}, o.MaxRestores), store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
 		metrics: a.metrics, log: a.log}
 	a.keeper = newLeaseKeeper(o.Lease)
 	a.super.init(a)

@@ -224,6 +224,49 @@ func TestMessageDeadlines(t *testing.T) {
 	})
 }
 
+// A dead letter that is tried again has its number still.
+func TestARefusedMessageMayBeTriedAgain(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.start()
+		n.world.think = -1
+		n.lead.desired(1, true, toRun("s", 1))
+		late := msg(2, normal)
+		late.Deadline = timestamppb.New(time.Now().Add(time.Second))
+		n.lead.deliver("s", 1, msg(1, normal), late)
+		wait(2 * time.Second)
+		n.lead.deliver("s", 1, msg(2, normal))
+		n.world.tree("s").endTurn(1, "done")
+		wait(time.Second)
+		same(t, "given", n.world.given("s"), []uint64{1, 2})
+		same(t, "facts", n.lead.told("s"), []string{"1:started", "1:delivered 1", "1:refused 2", "1:turn 1", "1:delivered 2"})
+	})
+}
+
+// The cluster's state was restored from a snapshot in which a message waits whose turn has ended since.
+func TestAForgottenTurnIsReportedAgain(t *testing.T) {
+	inBubble(t, func(n *node) {
+		n.start()
+		n.lead.desired(1, true, toRun("s", 1))
+		n.lead.deliver("s", 1, msg(1, normal))
+		wait(time.Second)
+		n.lead.deliver("s", 1, msg(1, normal), msg(7, normal))
+		wait(time.Second)
+		same(t, "given", n.world.given("s"), []uint64{1, 7})
+		same(t, "facts", n.lead.told("s"), []string{"1:started", "1:turn 1", "1:turn 1", "1:turn 7"})
+		var ends []*nodev1.TurnEnded
+		n.lead.locked(func() {
+			for _, f := range n.lead.facts {
+				if e := f.GetTurnEnded(); e.GetSequence() == 1 {
+					ends = append(ends, e)
+				}
+			}
+		})
+		if string(ends[0].GetResult()) != "done" || len(ends[1].GetResult()) > 0 || !ends[1].GetResultTruncated() {
+			t.Errorf("the ends are %v", ends)
+		}
+	})
+}
+
 func TestFactsAreSentAgainUntilCommitted(t *testing.T) {
 	inBubble(t, func(n *node) {
 		n.start()
@@ -360,7 +403,7 @@ func TestInventoryAndVerbs(t *testing.T) {
 		again := n.lead.request(&nodev1.Frame{Payload: &nodev1.Frame_TerminateSession{TerminateSession: &nodev1.TerminateSession{SessionId: "c"}}})
 		same(t, "of one that has ended", again.GetSessionTerminated().GetSession().GetPhase(), apiv1.Session_TERMINATED)
 		restore := n.lead.request(&nodev1.Frame{Payload: &nodev1.Frame_RestoreSession{RestoreSession: &nodev1.RestoreSession{Session: toRun("d", 1)}}})
-		same(t, "restore_session", restore.GetError().GetCode(), "UNIMPLEMENTED")
+		same(t, "restore_session without a checkpoint", restore.GetError().GetCode(), "INVALID_ARGUMENT")
 		h := n.lead.request(&nodev1.Frame{Payload: &nodev1.Frame_GetHealth{GetHealth: &nodev1.GetHealth{}}})
 		same(t, "health", h.GetHealthResponse().GetStatus(), apiv1.Node_HEALTHY)
 		same(t, "active sessions", h.GetHealthResponse().GetHealth().GetActiveSessions(), uint32(1))

@@ -52,7 +52,7 @@ func openDataDir(path string) (_ *dataDir, err error) {
 		return nil, fmt.Errorf("agent: resolve the data directory %s: %w", path, err)
 	}
 	if err := os.MkdirAll(abs, 0o700); err != nil {
-		return nil, fault.New(fault.FailedPrecondition, "agent: make the data directory: %w; make it writable for this user, or choose another data_dir", err)
+		return nil, fault.New(fault.Invalid, "agent: make the data directory: %w; make it writable for this user, or choose another data_dir", err)
 	}
 	d := &dataDir{path: abs}
 	defer func() {
@@ -61,7 +61,7 @@ func openDataDir(path string) (_ *dataDir, err error) {
 		}
 	}()
 	if d.root, err = os.OpenRoot(abs); err != nil {
-		return nil, fault.New(fault.FailedPrecondition, "agent: open the data directory: %w; make it readable for this user, or choose another data_dir", err)
+		return nil, fault.New(fault.Invalid, "agent: open the data directory: %w; make it readable for this user, or choose another data_dir", err)
 	}
 	if err := d.takeLock(); err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func openDataDir(path string) (_ *dataDir, err error) {
 func (d *dataDir) takeLock() error {
 	f, err := d.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return fault.New(fault.FailedPrecondition, "agent: open the lock of data directory %s: %w; make it writable for this user", d.path, err)
+		return fault.New(fault.Invalid, "agent: open the lock of data directory %s: %w; make it writable for this user", d.path, err)
 	}
 	d.lock = f
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -112,14 +112,14 @@ func (d *dataDir) loadIdentity() error {
 		return nil
 	}
 	if err != nil {
-		return fault.New(fault.FailedPrecondition, "agent: read the node's identity: %w; make %s readable for this user", err, file)
+		return fault.New(fault.Invalid, "agent: read the node's identity: %w; make %s readable for this user", err, file)
 	}
 	var id identity
 	if err := json.Unmarshal(b, &id); err != nil || id.NodeID == "" || id.Version < 1 {
-		return fault.New(fault.FailedPrecondition, "agent: %s is damaged; restore it from a backup, or start with an empty data_dir as a new node", file)
+		return fault.New(fault.Invalid, "agent: %s is damaged; restore it from a backup, or start with an empty data_dir as a new node", file)
 	}
 	if id.Version > identityVersion {
-		return fault.New(fault.FailedPrecondition, "agent: %s has version %d and this node-agent knows %d; it was written by a newer release: run that one, or give this one a data_dir of its own", file, id.Version, identityVersion)
+		return fault.New(fault.Invalid, "agent: %s has version %d and this node-agent knows %d; it was written by a newer release: run that one, or give this one a data_dir of its own", file, id.Version, identityVersion)
 	}
 	d.id = id
 	return nil
@@ -151,7 +151,7 @@ func (d *dataDir) joinCluster(clusterID, server string) error {
 	case clusterID == "" || clusterID == d.id.ClusterID:
 		return nil
 	case d.id.ClusterID != "":
-		return fault.New(fault.FailedPrecondition, "agent: data directory %s belongs to cluster %s, and server %s is of cluster %s; correct servers, or start with an empty data_dir as a new node", d.path, d.id.ClusterID, server, clusterID)
+		return fault.New(fault.Invalid, "agent: data directory %s belongs to cluster %s, and server %s is of cluster %s; correct servers, or start with an empty data_dir as a new node", d.path, d.id.ClusterID, server, clusterID)
 	}
 	d.id.ClusterID = clusterID
 	return d.saveIdentity()

@@ -28,7 +28,8 @@ type inbox struct {
 	queue    []*apiv1.Message // the most urgent last, so that taking it out is cheap
 	bytes    int
 	taken    map[uint64]bool // handed to the process, or about to be; its turn has not ended
-	finished sequenceSet     // turn ended, or refused
+	finished sequenceSet     // its turn has ended; what was refused is not here, for somebody may have it tried again
+	again    []uint64        // finished, and handed over once more: the cluster does not know the end
 }
 
 func newInbox() *inbox { return &inbox{taken: map[uint64]bool{}} }
@@ -59,7 +60,13 @@ func (b *inbox) offer(ms []*apiv1.Message) []uint64 {
 		if seq == 0 {
 			continue
 		}
-		if b.finished.has(seq) || b.taken[seq] {
+		if b.finished.has(seq) {
+			if len(b.again) < maxInboxMessages {
+				got, b.again = append(got, seq), append(b.again, seq)
+			}
+			continue
+		}
+		if b.taken[seq] {
 			got = append(got, seq)
 			continue
 		}
@@ -106,16 +113,36 @@ func (b *inbox) putBack(m *apiv1.Message) {
 	}
 }
 
-// finish says that a sequence's turn has ended, or that it was refused: it is never given to the process again. It
-// reports whether that is news.
+// finish says that a sequence's turn has ended: it is never given to the process again. It reports whether that is news.
 func (b *inbox) finish(seq uint64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.drop(seq)
+	return b.finished.add(seq)
+}
+
+// refuse says that the process cannot take a sequence.
+func (b *inbox) refuse(seq uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.drop(seq)
+}
+
+// drop lets go of a sequence. The lock is held.
+func (b *inbox) drop(seq uint64) {
 	delete(b.taken, seq)
 	if at := slices.IndexFunc(b.queue, func(m *apiv1.Message) bool { return m.GetSequence() == seq }); at >= 0 {
 		b.remove(at)
 	}
-	return b.finished.add(seq)
+}
+
+// forgotten returns the finished sequences that were handed over once more since it was last asked.
+func (b *inbox) forgotten() []uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	again := b.again
+	b.again = nil
+	return again
 }
 
 // expire removes and returns the messages whose deadline has passed, and says when the next one will; the zero time
@@ -131,7 +158,6 @@ func (b *inbox) expire(now time.Time) (expired []*apiv1.Message, next time.Time)
 		switch d := m.GetDeadline().AsTime(); {
 		case !d.After(now):
 			b.remove(i)
-			b.finished.add(m.GetSequence())
 			expired = append(expired, m)
 		case next.IsZero() || d.Before(next):
 			next = d

@@ -87,7 +87,7 @@ func TestWhatWasNeverStartedIsStartedWhenToldAgain(t *testing.T) {
 		n.lead.holdLease = true
 		n.start()
 		st := n.agent.host.store
-		if err := st.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}); err != nil { // and then the agent was killed
+		if err := st.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}, false); err != nil { // and then the agent was killed
 			t.Fatal(err)
 		}
 		n.stop()
@@ -186,7 +186,11 @@ func TestDataDirectoryIsRefused(t *testing.T) {
 			n := &node{t: t, dir: t.TempDir(), world: newWorld(t), lease: &memLease{}, lead: newLeader()}
 			tc.prepare(t, n.dir)
 			_, err := New(n.options())
-			if !fault.Is(err, fault.FailedPrecondition) {
+			kind := fault.Invalid // bad configuration
+			if name == "in use" {
+				kind = fault.FailedPrecondition
+			}
+			if !fault.Is(err, kind) {
 				t.Fatalf("got %v, want a refusal", err)
 			}
 			for _, s := range append(tc.says, n.dir) {
@@ -243,7 +247,7 @@ func TestAnotherClusterIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = a.Run(context.Background())
-		if !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), "belongs to cluster c1") {
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "belongs to cluster c1") {
 			t.Errorf("got %v", err)
 		}
 		synctest.Wait()

@@ -21,6 +21,7 @@ import (
 // at a time and only while there is room for them, except for those of the end.
 type serving struct {
 	*run
+	saving
 	proc driver.Process
 
 	current   uint64         // the message with the process; 0 for none
@@ -40,6 +41,8 @@ func (s *serving) serve(ctx context.Context) *ending {
 	defer s.told.Stop()
 	defer s.retry.Stop()
 	defer s.deadline.Stop()
+	s.initSaving()
+	defer s.stopTimers()
 	sendCtx, cancelSend := context.WithCancel(ctx)
 	defer cancelSend()
 	if s.current = s.proc.Outstanding(); s.current != 0 {
@@ -48,6 +51,8 @@ func (s *serving) serve(ctx context.Context) *ending {
 	for {
 		s.obey()
 		s.expire()
+		s.reportForgotten()
+		s.save(sendCtx)
 		s.sendNext(sendCtx)
 		select {
 		case <-s.wake:
@@ -67,9 +72,19 @@ func (s *serving) serve(ctx context.Context) *ending {
 		case <-s.retry.C:
 			s.retryWait = false
 		case <-s.deadline.C:
+		case o := <-s.ends:
+			s.finished(sendCtx, o)
+		case <-s.tick.C:
+			s.overdue = true
+		case <-s.again.C:
+			s.resting = false
+		case <-s.patience.C:
+			s.tooLong()
+		case <-s.soon.C:
 		case <-ctx.Done():
 			cancelSend()
 			s.awaitSend()
+			s.endSaving()
 			s.proc.Release()
 			return nil
 		}
@@ -114,7 +129,7 @@ func (s *serving) obey() {
 // sendNext begins to write the most urgent message, when the process can take one. It writes beside this goroutine: a
 // process that does not read must not keep it from being killed.
 func (s *serving) sendNext(ctx context.Context) {
-	if s.current != 0 || s.sending != nil || s.retryWait || s.obeyed > orderNone || !s.room.open() || !s.lease.held() {
+	if s.hold || s.current != 0 || s.sending != nil || s.retryWait || s.obeyed > orderNone || !s.room.open() || !s.lease.held() {
 		return
 	}
 	m := s.inbox.take()
@@ -160,7 +175,10 @@ func (s *serving) tryLater() {
 
 func (s *serving) turn(t driver.Turn) {
 	if !s.unwanted() {
-		s.turnEnded(t)
+		if s.turnEnded(t) {
+			s.turnCount++
+			s.unsaved = true
+		}
 	}
 	if t.Sequence == s.current {
 		s.current = 0
@@ -185,6 +203,18 @@ func (s *serving) expire() {
 	}
 }
 
+// reportForgotten reports the ends of turns once more that the cluster was told and has forgotten: its state was restored
+// from a snapshot that is older. This goroutine has reported each before, so what is still on its way to the cluster comes
+// first, and this has no effect then. The result is not kept here.
+func (s *serving) reportForgotten() {
+	if !s.room.open() {
+		return // woken when there is room
+	}
+	for _, seq := range s.inbox.forgotten() {
+		s.report(&nodev1.Fact{Kind: &nodev1.Fact_TurnEnded{TurnEnded: &nodev1.TurnEnded{Sequence: seq, ResultTruncated: true}}})
+	}
+}
+
 // awaitSend waits for a write under way, whose context was cancelled.
 func (s *serving) awaitSend() {
 	if s.sending != nil {
@@ -198,5 +228,6 @@ func (s *serving) end(cancelSend context.CancelFunc) *ending {
 	<-s.proc.Done()
 	cancelSend()
 	s.awaitSend()
+	s.endSaving()
 	return &ending{Exit: s.proc.Exit(), OutputLine: s.proc.OutputLine(), Outstanding: s.proc.Outstanding(), Time: time.Now()}
 }

@@ -77,10 +77,12 @@ type entry struct {
 
 // nextRun is an epoch that waits to be started.
 type nextRun struct {
-	rec   *record
-	spec  *session.Spec
-	inbox *inbox // takes messages already
-	since time.Duration
+	rec     *record
+	spec    *session.Spec
+	inbox   *inbox // takes messages already
+	since   time.Duration
+	restore *nodev1.Restore
+	plan    plan
 }
 
 // live reports whether something of the session runs, or may.
@@ -423,6 +425,9 @@ func (s *supervisor) event(e event) {
 		ent.run, ent.removing = nil, true
 		s.janitor.forget(ent.id)
 		return
+	}
+	if e.asked > 0 {
+		s.answerAskers(ent, e)
 	}
 	s.answerWaiters(ent)
 	if e.ended {

@@ -39,7 +39,7 @@ func NewAuthenticator(tokens Tokens, now func() time.Time) *Authenticator {
 // look alike, and take the same time.
 func (a *Authenticator) Authenticate(text string) (Identity, error) {
 	if text == "" {
-		return Identity{}, fault.New(fault.Unauthenticated, "no token was given; set ORCHCTL_TOKEN, or send it as \"authorization: Bearer orch_…\"")
+		return Identity{}, fault.New(fault.Unauthenticated, "no token was given; give one with ORCHCTL_TOKEN or a context, a node with token_file, or send it as \"authorization: Bearer orch_…\"")
 	}
 	t, err := Parse(text)
 	if err != nil {

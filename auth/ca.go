@@ -69,7 +69,7 @@ func InitCA(dir, cluster string, now func() time.Time) (*CA, error) {
 		return nil, fmt.Errorf("ca: sign itself: %w", err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("ca: make its directory: %w", err)
+		return nil, fault.New(fault.Invalid, "ca: make its directory: %w; choose one that you may write", err)
 	}
 	if err := writePair(filepath.Join(dir, CACertFile), der, filepath.Join(dir, CAKeyFile), key); err != nil {
 		return nil, err
@@ -195,7 +195,7 @@ func (i *Issued) Write(dir string) (Files, error) {
 		return Files{}, fault.New(fault.Invalid, "ca: the name \"ca\" is the authority's own")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return Files{}, fmt.Errorf("ca: make the directory: %w", err)
+		return Files{}, fault.New(fault.Invalid, "ca: make the directory: %w; choose one that you may write", err)
 	}
 	switch there, err := os.ReadFile(f.CA); {
 	case errors.Is(err, fs.ErrNotExist):

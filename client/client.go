@@ -27,13 +27,6 @@ const (
 	retryMax   = time.Second
 )
 
-// once are the calls that are not safe to repeat when the first may have been executed: their effect would happen
-// twice, and they take no idempotency key.
-var once = map[string]bool{
-	apiv1.TokenService_CreateToken_FullMethodName:          true,
-	apiv1.ClusterService_TransferLeadership_FullMethodName: true,
-}
-
 // Client is a connection to a cluster. Its methods and services may be used by many goroutines.
 type Client struct {
 	Sessions apiv1.SessionServiceClient
@@ -95,12 +88,9 @@ func (ch *channel) Invoke(ctx context.Context, method string, args, reply any, o
 	}
 	r := c.newRetrier(method)
 	for {
-		sent, err := c.attempt(ctx, method, args, reply, opts)
+		err := c.attempt(ctx, method, args, reply, opts)
 		if err == nil {
 			return nil
-		}
-		if sent && once[method] && repeatable(err) {
-			return fault.New(fault.Unavailable, "the outcome is unknown: %w; look before asking again", err)
 		}
 		if err = r.pause(ctx, err); err != nil {
 			return err
@@ -108,14 +98,13 @@ func (ch *channel) Invoke(ctx context.Context, method string, args, reply any, o
 	}
 }
 
-// attempt makes the call once, and reports whether it may have reached a server.
-func (c *Client) attempt(ctx context.Context, method string, args, reply any, opts []grpc.CallOption) (sent bool, err error) {
+// attempt makes the call once.
+func (c *Client) attempt(ctx context.Context, method string, args, reply any, opts []grpc.CallOption) error {
 	e, conn, err := c.pool.acquire(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
-	err = conn.Invoke(ctx, method, args, reply, opts...)
-	return true, c.settle(ctx, e, err)
+	return c.settle(ctx, e, conn.Invoke(ctx, method, args, reply, opts...))
 }
 
 // settle turns an error into a fault and leaves the server when it is the server that cannot answer.

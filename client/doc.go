@@ -3,8 +3,7 @@
 // A Client is given several addresses, any of which will do. It talks to one of them for as long as that one answers and
 // goes on with the next when it does not. A call that failed because nobody could be asked, or that was overtaken, is
 // made again until its deadline, with growing pauses and always under the same idempotency key, so that a mutation
-// whose answer was lost takes effect once. Calls that cannot carry a key and would not be safe to repeat are made again
-// only when it is certain that the first one never left.
+// whose answer was lost takes effect once.
 //
 // The services' generated clients hang off Client (Sessions, Nodes, …). Beside them are the things that take more than
 // one call to do well:

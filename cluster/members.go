@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -206,8 +207,31 @@ func (n *Node) WriteSnapshot(w io.Writer) (index uint64, err error) {
 	return v.Index(), nil
 }
 
-// RestoreSnapshot replaces the whole cluster's state by a snapshot file of the given size. This server must lead.
-func (n *Node) RestoreSnapshot(summary state.Summary, size int64, r io.Reader) error {
+// RestoreSnapshot replaces the whole cluster's state by a snapshot file. This server must lead. Messages are numbered on
+// from what was given out before, so that no number means two messages; nothing is proposed meanwhile, so that none is
+// given out behind its back.
+func (n *Node) RestoreSnapshot(summary state.Summary, r io.Reader) error {
+	n.restoring.Lock()
+	defer n.restoring.Unlock()
+	if err := n.raft.Barrier(restoreTimeout).Error(); err != nil {
+		return proposeError(fmt.Errorf("restore snapshot: catch up with the log: %w", err))
+	}
+	file, err := os.CreateTemp("", "orchestrator-restore-*")
+	if err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
+	defer file.Close()
+	_ = os.Remove(file.Name()) // it lives as long as it is open
+	if err := n.opts.State.View().GoOn(r, file); err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
+	size, err := file.Seek(0, io.SeekCurrent)
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
 	f := n.raft.GetConfiguration()
 	if err := f.Error(); err != nil {
 		return fmt.Errorf("read the raft configuration: %w", err)
@@ -216,7 +240,7 @@ func (n *Node) RestoreSnapshot(summary state.Summary, size int64, r io.Reader) e
 		Version: raft.SnapshotVersionMax, Index: summary.Index, Term: n.raft.CurrentTerm(),
 		Configuration: f.Configuration(), Size: size,
 	}
-	if err := n.raft.Restore(meta, r, restoreTimeout); err != nil {
+	if err := n.raft.Restore(meta, file, restoreTimeout); err != nil {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
 	return nil

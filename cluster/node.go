@@ -91,6 +91,7 @@ type Node struct {
 	log       *slog.Logger
 	raft      *raft.Raft
 	proposer  *proposer
+	restoring sync.RWMutex // held while the state is replaced: no entry is given to raft
 	verifier  verifier
 	contact   *contact
 	watch     leaderWatch
@@ -175,7 +176,7 @@ func (n *Node) open() error {
 		n.pilot = n.newAutopilot()
 	}
 	n.verifier.ask = n.confirm
-	n.proposer = newProposer(func(data []byte) raft.ApplyFuture { return n.raft.Apply(data, enqueueTimeout) }, o.Now)
+	n.proposer = newProposer(n.applyEntry, o.Now)
 	return nil
 }
 
@@ -266,6 +267,13 @@ func (n *Node) closeStores() error {
 		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// applyEntry gives raft an entry.
+func (n *Node) applyEntry(data []byte) raft.ApplyFuture {
+	n.restoring.RLock()
+	defer n.restoring.RUnlock()
+	return n.raft.Apply(data, enqueueTimeout)
 }
 
 // Propose commits commands in one entry, in order, and returns one result for each. The error is about the entry; each

@@ -186,6 +186,21 @@ func (c *trio) spawn(m *member, ids ...string) {
 	}
 }
 
+// send sends messages and returns the number of the last.
+func (c *trio) send(m *member, id string, count int) (sequence uint64) {
+	c.t.Helper()
+	for range count {
+		results, err := m.node.Propose(context.Background(), &clusterv1.Command{Kind: &clusterv1.Command_SendMessage{
+			SendMessage: &clusterv1.SendMessage{SessionId: id, Text: []byte("text")},
+		}})
+		if err != nil || results[0].Err != nil {
+			c.t.Fatalf("send to %s: %v, %v", id, err, results)
+		}
+		sequence = results[0].Sequence
+	}
+	return sequence
+}
+
 // agree waits until all servers have applied the same, and compares their states byte by byte.
 func (c *trio) agree(sessions uint64) {
 	c.t.Helper()
@@ -285,6 +300,7 @@ func TestWriteAndRestoreSnapshot(t *testing.T) {
 		defer c.close()
 		l := c.leader(nil)
 		c.spawn(l, "kept")
+		c.send(l, "kept", 1)
 		var file bytes.Buffer
 		if _, err := l.node.WriteSnapshot(&file); err != nil {
 			t.Fatal(err)
@@ -295,10 +311,15 @@ func TestWriteAndRestoreSnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := l.node.RestoreSnapshot(summary, int64(file.Len()), bytes.NewReader(file.Bytes())); err != nil {
+		c.send(l, "kept", 3)
+		if err := l.node.RestoreSnapshot(summary, bytes.NewReader(file.Bytes())); err != nil {
 			t.Fatal(err)
 		}
 		c.spawn(c.leader(nil), "after")
+		c.agree(2)
+		if got := c.send(c.leader(nil), "kept", 1); got != 5 {
+			t.Errorf("the first message after the restore has number %d, and 4 were given out", got)
+		}
 		c.agree(2)
 		if v := l.store.View(); v.Session("kept") == nil || v.Session("later") != nil {
 			t.Error("the state is not that of the snapshot")

@@ -46,15 +46,13 @@ func toStatus(err error) error {
 	switch {
 	case f != nil:
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, err.Error())
+		return detailed(codes.DeadlineExceeded, err)
 	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, err.Error())
+		return detailed(codes.Canceled, err)
 	default:
-		return status.Error(codes.Internal, err.Error())
+		return detailed(codes.Internal, err)
 	}
-	code := codeOf[f.Kind]
-	s := status.New(code, err.Error())
-	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: reasonOf(code), Domain: errorDomain}}
+	var details []protoadapt.MessageV1
 	if f.RetryAfter > 0 {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(f.RetryAfter)})
 	} else if f.Kind == fault.Exhausted {
@@ -63,7 +61,14 @@ func toStatus(err error) error {
 	if f.Field != "" {
 		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: f.Field, Description: f.Message}}})
 	}
-	if d, derr := s.WithDetails(details...); derr == nil {
+	return detailed(codeOf[f.Kind], err, details...)
+}
+
+// detailed is a status with the reason that every one has, and further details.
+func detailed(code codes.Code, err error, details ...protoadapt.MessageV1) error {
+	s := status.New(code, err.Error())
+	info := &errdetails.ErrorInfo{Reason: reasonOf(code), Domain: errorDomain}
+	if d, derr := s.WithDetails(append([]protoadapt.MessageV1{info}, details...)...); derr == nil {
 		s = d
 	}
 	return s.Err()

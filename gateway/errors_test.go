@@ -37,9 +37,9 @@ func TestToStatus(t *testing.T) {
 		{fault.New(fault.Aborted, "x"), codes.Aborted, "ABORTED", 0, ""},
 		{fault.New(fault.Unimplemented, "x"), codes.Unimplemented, "UNIMPLEMENTED", 0, ""},
 		{fmt.Errorf("send: %w", fault.New(fault.NotFound, "x")), codes.NotFound, "NOT_FOUND", 0, ""},
-		{errors.New("nobody foresaw it"), codes.Internal, "", 0, ""},
-		{fmt.Errorf("wait: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "", 0, ""},
-		{context.Canceled, codes.Canceled, "", 0, ""},
+		{errors.New("nobody foresaw it"), codes.Internal, "INTERNAL", 0, ""},
+		{fmt.Errorf("wait: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "DEADLINE_EXCEEDED", 0, ""},
+		{context.Canceled, codes.Canceled, "CANCELED", 0, ""},
 		{status.Error(codes.DataLoss, "as it is"), codes.DataLoss, "", 0, ""},
 	} {
 		s := status.Convert(toStatus(tc.err))

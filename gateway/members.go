@@ -123,13 +123,52 @@ func (s *clusterService) JoinMember(_ context.Context, req *apiv1.JoinMemberRequ
 	return &apiv1.JoinMemberResponse{Joined: uint32(n)}, err
 }
 
-func (s *clusterService) RemoveMember(_ context.Context, req *apiv1.RemoveMemberRequest) (*apiv1.RemoveMemberResponse, error) {
-	return &apiv1.RemoveMemberResponse{}, s.ops.Node.Remove(req.GetId())
+// Whether a member was there when its removal was asked for, as a key remembers it.
+const (
+	memberThere  = "there"
+	memberAbsent = "absent"
+)
+
+func (s *clusterService) isMember(id string) (string, error) {
+	members, err := s.ops.Node.Members()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range members {
+		if m.ID == id {
+			return memberThere, nil
+		}
+	}
+	return memberAbsent, nil
 }
 
-// TransferLeadership answers once another server is known to lead.
+func (s *clusterService) RemoveMember(ctx context.Context, req *apiv1.RemoveMemberRequest) (*apiv1.RemoveMemberResponse, error) {
+	there, err := s.isMember(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	was, again, err := s.ops.remember(ctx, apiv1.ClusterService_RemoveMember_FullMethodName, req, there)
+	if err != nil {
+		return nil, err
+	}
+	// The first time has removed it, when it was there then.
+	if err := s.ops.Node.Remove(req.GetId()); err != nil && (!again || was != memberThere || !fault.Is(err, fault.NotFound)) {
+		return nil, err
+	}
+	return &apiv1.RemoveMemberResponse{}, nil
+}
+
+// TransferLeadership answers once another server is known to lead. A retry whose first time has made another server lead
+// is answered at once.
 func (s *clusterService) TransferLeadership(ctx context.Context, req *apiv1.TransferLeadershipRequest) (*apiv1.TransferLeadershipResponse, error) {
 	before, _ := s.ops.Node.Leader()
+	led, again, err := s.ops.remember(ctx, apiv1.ClusterService_TransferLeadership_FullMethodName, req, before.ID)
+	if err != nil {
+		return nil, err
+	}
+	if again && led != before.ID {
+		return &apiv1.TransferLeadershipResponse{Leader: before.ID}, nil
+	}
 	if err := s.ops.Node.TransferLeadership(ctx, req.GetId()); err != nil {
 		return nil, err
 	}
@@ -183,6 +222,7 @@ func (s *clusterService) RestoreSnapshot(stream grpc.ClientStreamingServer[apiv1
 	defer f.Close()
 	_ = os.Remove(f.Name()) // it lives as long as it is open
 	var size int64
+	var named *apiv1.RestoreSnapshotRequest // the first message, without its bytes
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -190,6 +230,15 @@ func (s *clusterService) RestoreSnapshot(stream grpc.ClientStreamingServer[apiv1
 		}
 		if err != nil {
 			return err
+		}
+		if named == nil {
+			named = &apiv1.RestoreSnapshotRequest{IdempotencyKey: req.GetIdempotencyKey()}
+			if err := checkKey(named.GetIdempotencyKey()); err != nil {
+				return err
+			}
+			if s.restored(stream.Context(), named) {
+				return stream.SendAndClose(s.restoredState())
+			}
 		}
 		if size += int64(len(req.GetData())); size > maxSnapshotBytes {
 			return fault.New(fault.Exhausted, "restore snapshot: the file is larger than %d bytes", int64(maxSnapshotBytes))
@@ -208,10 +257,28 @@ func (s *clusterService) RestoreSnapshot(stream grpc.ClientStreamingServer[apiv1
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return fault.New(fault.Internal, "restore snapshot: %w", err)
 	}
-	if err := s.ops.Node.RestoreSnapshot(summary, size, f); err != nil {
+	if err := s.ops.Node.RestoreSnapshot(summary, f); err != nil {
 		return err
 	}
-	return stream.SendAndClose(&apiv1.RestoreSnapshotResponse{Index: s.ops.State.Index(), Sessions: s.ops.State.View().PhaseCounts().Total()})
+	// Only now: the keys that were kept before went with the state that was replaced.
+	if _, _, err := s.ops.remember(stream.Context(), apiv1.ClusterService_RestoreSnapshot_FullMethodName, named, ""); err != nil {
+		return fault.New(fault.KindOf(err), "the snapshot was restored, but its idempotency key was not kept: %w", err)
+	}
+	return stream.SendAndClose(s.restoredState())
+}
+
+// restored reports whether a restore with the same key has succeeded.
+func (s *clusterService) restored(ctx context.Context, req *apiv1.RestoreSnapshotRequest) bool {
+	if req.GetIdempotencyKey() == "" {
+		return false
+	}
+	v, err := s.ops.fresh(ctx, apiv1.Consistency_LINEARIZABLE)
+	return err == nil && v.Remembers(onceScope(ctx, apiv1.ClusterService_RestoreSnapshot_FullMethodName), req.GetIdempotencyKey())
+}
+
+func (s *clusterService) restoredState() *apiv1.RestoreSnapshotResponse {
+	v := s.ops.State.View()
+	return &apiv1.RestoreSnapshotResponse{Index: v.Index(), Sessions: v.PhaseCounts().Total()}
 }
 
 type relayService struct {

@@ -58,12 +58,12 @@ func (s *nodeService) ListNodes(ctx context.Context, req *apiv1.ListNodesRequest
 	}
 	out := &apiv1.ListNodesResponse{}
 	size := pageSize(req.GetPageSize())
-	for n := range v.Nodes() {
-		if n.ID <= req.GetPageToken() || !match.node(n) {
+	for n := range v.NodesByName(req.GetPageToken()) {
+		if !match.node(n) {
 			continue
 		}
 		if len(out.Nodes) == size {
-			out.NextPageToken = out.Nodes[size-1].GetId()
+			out.NextPageToken = out.Nodes[size-1].GetName()
 			break
 		}
 		out.Nodes = append(out.Nodes, s.proto(n))
@@ -83,12 +83,16 @@ func (s *nodeService) GetNode(ctx context.Context, req *apiv1.GetNodeRequest) (*
 	return &apiv1.GetNodeResponse{Node: s.proto(n)}, nil
 }
 
-func (s *nodeService) setSchedulable(ctx context.Context, id string, schedulable bool) (*apiv1.Node, error) {
-	n, err := resolveNode(s.ops.State.View(), id)
+func (s *nodeService) setSchedulable(ctx context.Context, method string, req interface {
+	keyed
+	GetId() string
+}, schedulable bool,
+) (*apiv1.Node, error) {
+	n, err := resolveNode(s.ops.State.View(), req.GetId())
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.ops.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_SetNodeSchedulable{SetNodeSchedulable: &clusterv1.SetNodeSchedulable{
+	res, err := s.ops.oneOnce(ctx, method, req, &clusterv1.Command{Kind: &clusterv1.Command_SetNodeSchedulable{SetNodeSchedulable: &clusterv1.SetNodeSchedulable{
 		NodeId: n.ID, Schedulable: schedulable, Actor: caller(ctx).String(),
 	}}})
 	if err != nil {
@@ -98,21 +102,26 @@ func (s *nodeService) setSchedulable(ctx context.Context, id string, schedulable
 }
 
 func (s *nodeService) CordonNode(ctx context.Context, req *apiv1.CordonNodeRequest) (*apiv1.CordonNodeResponse, error) {
-	n, err := s.setSchedulable(ctx, req.GetId(), false)
+	n, err := s.setSchedulable(ctx, apiv1.NodeService_CordonNode_FullMethodName, req, false)
 	return &apiv1.CordonNodeResponse{Node: n}, err
 }
 
 func (s *nodeService) UncordonNode(ctx context.Context, req *apiv1.UncordonNodeRequest) (*apiv1.UncordonNodeResponse, error) {
-	n, err := s.setSchedulable(ctx, req.GetId(), true)
+	n, err := s.setSchedulable(ctx, apiv1.NodeService_UncordonNode_FullMethodName, req, true)
 	return &apiv1.UncordonNodeResponse{Node: n}, err
 }
 
 func (s *nodeService) RemoveNode(ctx context.Context, req *apiv1.RemoveNodeRequest) (*apiv1.RemoveNodeResponse, error) {
-	n, err := resolveNode(s.ops.State.View(), req.GetId())
-	if err != nil {
+	id := req.GetId()
+	switch n, err := resolveNode(s.ops.State.View(), id); {
+	case err == nil:
+		id = n.ID
+	case req.GetIdempotencyKey() == "" || !fault.Is(err, fault.NotFound):
 		return nil, err
 	}
-	if _, err := s.ops.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_RemoveNode{RemoveNode: &clusterv1.RemoveNode{NodeId: n.ID}}}); err != nil {
+	// With a key the state decides: the first time may have removed the node.
+	_, err := s.ops.oneOnce(ctx, apiv1.NodeService_RemoveNode_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_RemoveNode{RemoveNode: &clusterv1.RemoveNode{NodeId: id}}})
+	if err != nil {
 		return nil, err
 	}
 	return &apiv1.RemoveNodeResponse{}, nil

@@ -174,6 +174,9 @@ func (o *Operations) Spawn(ctx context.Context, req *apiv1.SpawnSessionRequest) 
 	if err := checkKey(req.GetIdempotencyKey()); err != nil {
 		return nil, err
 	}
+	if err := knownCapabilities(o.State.View(), spec.Require); err != nil {
+		return nil, err
+	}
 	cmd := &clusterv1.SpawnSession{
 		SessionId: newID(), Spec: pbconv.SpecToProto(spec), IdempotencyKey: req.GetIdempotencyKey(),
 		RequestHash: hashRequest(req.GetSpec()), Actor: who.String(),
@@ -242,7 +245,7 @@ func (o *Operations) Terminate(ctx context.Context, req *apiv1.TerminateSessionR
 		}
 		grace = int64(d)
 	}
-	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_TerminateSession{TerminateSession: &clusterv1.TerminateSession{
+	res, err := o.oneOnce(ctx, apiv1.SessionService_TerminateSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_TerminateSession{TerminateSession: &clusterv1.TerminateSession{
 		SessionId: s.ID, Cause: session.CauseTerminated, Reason: clip(req.GetReason()), Grace: grace, Actor: caller(ctx).String(),
 	}}})
 	return res.Session, err

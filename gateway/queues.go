@@ -192,7 +192,7 @@ func (s *queueService) RetryDeadLetters(ctx context.Context, req *apiv1.RetryDea
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.ops.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_RetryDeadLetters{RetryDeadLetters: &clusterv1.RetryDeadLetters{
+	res, err := s.ops.oneOnce(ctx, apiv1.QueueService_RetryDeadLetters_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_RetryDeadLetters{RetryDeadLetters: &clusterv1.RetryDeadLetters{
 		SessionId: row.ID, Sequence: req.GetSequence(),
 	}}})
 	return &apiv1.RetryDeadLettersResponse{Retried: res.Count}, err
@@ -214,6 +214,6 @@ func (s *queueService) PurgeDeadLetters(ctx context.Context, req *apiv1.PurgeDea
 	case ns == "":
 		cmd.Namespace = session.DefaultNamespace
 	}
-	res, err := s.ops.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_PurgeDeadLetters{PurgeDeadLetters: cmd}})
+	res, err := s.ops.oneOnce(ctx, apiv1.QueueService_PurgeDeadLetters_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_PurgeDeadLetters{PurgeDeadLetters: cmd}})
 	return &apiv1.PurgeDeadLettersResponse{Purged: res.Count}, err
 }

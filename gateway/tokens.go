@@ -53,14 +53,12 @@ func (s *tokenService) CreateToken(ctx context.Context, req *apiv1.CreateTokenRe
 		}
 		cmd.ExpireTime = s.ops.Now().Add(d).UnixNano()
 	}
-	if _, err := s.ops.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_CreateToken{CreateToken: cmd}}); err != nil {
+	res, err := s.ops.oneOnce(ctx, apiv1.TokenService_CreateToken_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_CreateToken{CreateToken: cmd}})
+	if err != nil {
 		return nil, err
 	}
-	row := s.ops.State.View().Token(t.ID)
-	if row == nil {
-		return nil, fault.New(fault.Aborted, "create token: it was revoked at once")
-	}
-	return &apiv1.CreateTokenResponse{Token: tokenProto(row), Secret: t.Reveal()}, nil
+	t.ID = res.Token.ID // a retry gives the token of the first time this secret
+	return &apiv1.CreateTokenResponse{Token: tokenProto(res.Token), Secret: t.Reveal()}, nil
 }
 
 func (s *tokenService) ListTokens(ctx context.Context, _ *apiv1.ListTokensRequest) (*apiv1.ListTokensResponse, error) {
@@ -76,7 +74,7 @@ func (s *tokenService) ListTokens(ctx context.Context, _ *apiv1.ListTokensReques
 }
 
 func (s *tokenService) RevokeToken(ctx context.Context, req *apiv1.RevokeTokenRequest) (*apiv1.RevokeTokenResponse, error) {
-	_, err := s.ops.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_RevokeToken{RevokeToken: &clusterv1.RevokeToken{Id: req.GetId()}}})
+	_, err := s.ops.oneOnce(ctx, apiv1.TokenService_RevokeToken_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_RevokeToken{RevokeToken: &clusterv1.RevokeToken{Id: req.GetId()}}})
 	return &apiv1.RevokeTokenResponse{}, err
 }
 

@@ -50,6 +50,8 @@ type Saved struct {
 	// LostLine is the last line of the epoch before, LostEpoch, when it is ahead of what this epoch was restored from; else 0.
 	LostLine  uint64
 	LostEpoch uint32
+	// Move is the number of the order to leave its node, for a migration, a pause or a rewind; 0 when there is none.
+	Move uint64
 	// Left: the last checkpoint of the epoch is committed, and its process is being stopped for a move or a pause.
 	Left bool
 	// RewindTo is the checkpoint that the next epoch begins with, once the process has been stopped for it; 0 for none.
@@ -63,6 +65,7 @@ type Saved struct {
 // Captured is a moment of a session that is being stored.
 type Captured struct {
 	Sequence, Turn, OutputLine uint64
+	Time                       int64
 }
 
 // Head returns the newest checkpoint; nil when there is none.

@@ -62,9 +62,7 @@ func (s *Spec) Normalize() {
 	}
 }
 
-// Validate says what is wrong with a normalized spec; nil when nothing is. Of several mistakes it names the first, in the
-// order of the fields below, so that the same spec gets the same answer from every server. Errors are of kind
-// fault.Invalid.
+// Validate says what is wrong with a normalized spec; nil when nothing is. Errors are of kind fault.Invalid.
 func (s *Spec) Validate() error {
 	bad := func(field, format string, args ...any) error {
 		return fault.New(fault.Invalid, "spec.%s: "+format, append([]any{field}, args...)...).WithField("spec." + field)
@@ -97,10 +95,10 @@ func (s *Spec) Validate() error {
 		return bad("restart", "%q is not a restart policy; use never, on-failure or always", clip(string(s.Restart)))
 	}
 	if s.CPUMilli < 0 {
-		return bad("cpuMilli", "%d is negative; give thousandths of a core, or 0 for none reserved", s.CPUMilli)
+		return bad("cpu_milli", "%d is negative; give thousandths of a core, or 0 for none reserved", s.CPUMilli)
 	}
 	if s.MemoryBytes < 0 {
-		return bad("memoryBytes", "%d is negative; give bytes, or 0 for none reserved", s.MemoryBytes)
+		return bad("memory_bytes", "%d is negative; give bytes, or 0 for none reserved", s.MemoryBytes)
 	}
 	if s.TTL < 0 {
 		return bad("ttl", "%s is negative", s.TTL)
@@ -109,7 +107,7 @@ func (s *Spec) Validate() error {
 		return bad("grace", "%s is outside 0s–%s", s.Grace, MaxGrace)
 	}
 	if s.TurnIdle < 0 || s.TurnIdle > MaxGrace {
-		return bad("turnIdle", "%s is outside 0s–%s", s.TurnIdle, MaxGrace)
+		return bad("turn_idle", "%s is outside 0s–%s", s.TurnIdle, MaxGrace)
 	}
 	if why := s.checkpointEvery(); why != "" {
 		return bad("checkpointEvery", "%s", why)
@@ -130,13 +128,13 @@ func (s *Spec) Validate() error {
 			return bad("env", "the value of %q holds a NUL byte", clip(p.Key))
 		}
 	}
-	for _, f := range []struct {
-		name  string
+	for _, l := range []struct {
+		field string
 		pairs []Pair
-	}{{"labels", s.Labels}, {"nodeSelector", s.NodeSelector}} {
-		for _, p := range f.pairs {
+	}{{"labels", s.Labels}, {"node_selector", s.NodeSelector}} {
+		for _, p := range l.pairs {
 			if !labelRE.MatchString(p.Key) || len(p.Key) > MaxNameBytes || (p.Value != "" && !labelRE.MatchString(p.Value)) || len(p.Value) > MaxNameBytes {
-				return bad(f.name, "%q=%q: keys and values are at most %d bytes of letters, digits and _./-", clip(p.Key), clip(p.Value), MaxNameBytes)
+				return bad(l.field, "%q=%q: keys and values are at most %d bytes of letters, digits and _./-", clip(p.Key), clip(p.Value), MaxNameBytes)
 			}
 		}
 	}
@@ -146,28 +144,28 @@ func (s *Spec) Validate() error {
 // checkSize bounds lists and the spec as a whole, and refuses text that is not UTF-8.
 func (s *Spec) checkSize(bad func(field, format string, args ...any) error) error {
 	total := len(s.Strategy) + len(s.MemoryProfile) + len(s.Name)
-	for _, f := range []struct {
-		name   string
-		values []string
+	for _, l := range []struct {
+		field   string
+		entries []string
 	}{{"command", s.Command}, {"require", s.Require}, {"secrets", s.Secrets}} {
-		if len(f.values) > MaxListEntries {
-			return bad(f.name, "has %d entries, more than %d", len(f.values), MaxListEntries)
+		if len(l.entries) > MaxListEntries {
+			return bad(l.field, "has %d entries, more than %d", len(l.entries), MaxListEntries)
 		}
-		for _, v := range f.values {
+		for _, v := range l.entries {
 			total += len(v)
 			if !utf8.ValidString(v) || strings.ContainsRune(v, 0) {
-				return bad(f.name, "%q is not UTF-8 text without NUL", clip(v))
+				return bad(l.field, "%q is not UTF-8 text without NUL", clip(v))
 			}
 		}
 	}
-	for _, f := range []struct {
-		name  string
+	for _, l := range []struct {
+		field string
 		pairs []Pair
-	}{{"env", s.Env}, {"labels", s.Labels}, {"nodeSelector", s.NodeSelector}} {
-		if len(f.pairs) > MaxListEntries {
-			return bad(f.name, "has %d entries, more than %d", len(f.pairs), MaxListEntries)
+	}{{"env", s.Env}, {"labels", s.Labels}, {"node_selector", s.NodeSelector}} {
+		if len(l.pairs) > MaxListEntries {
+			return bad(l.field, "has %d entries, more than %d", len(l.pairs), MaxListEntries)
 		}
-		for _, p := range f.pairs {
+		for _, p := range l.pairs {
 			total += len(p.Key) + len(p.Value)
 		}
 	}

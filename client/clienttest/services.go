@@ -380,11 +380,15 @@ func (s *tokens) CreateToken(_ context.Context, req *apiv1.CreateTokenRequest) (
 	if !slices.Contains([]string{"admin", "operator", "client", "node", "viewer"}, req.GetRole()) {
 		return nil, fault.New(fault.Invalid, "role: %q is not a role; use admin, operator, client, node or viewer", req.GetRole()).WithField("role")
 	}
+	if old, ok := s.c.keys[req.GetIdempotencyKey()].(*apiv1.Token); ok {
+		return &apiv1.CreateTokenResponse{Token: proto.CloneOf(old), Secret: "another-secret-" + old.GetId()}, nil
+	}
 	t := &apiv1.Token{Id: ID("token", len(s.c.tokens)+1), Name: req.GetName(), Role: req.GetRole(), Namespace: req.GetNamespace(), CreateTime: s.c.stamp()}
 	if req.GetTtl() != nil {
 		t.ExpireTime = timestamppb.New(s.c.Now().Add(req.GetTtl().AsDuration()))
 	}
 	s.c.tokens = append(s.c.tokens, t)
+	s.c.keys[req.GetIdempotencyKey()] = t
 	return &apiv1.CreateTokenResponse{Token: proto.CloneOf(t), Secret: "secret-" + t.Id}, nil
 }
 

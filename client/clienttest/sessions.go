@@ -26,11 +26,11 @@ type sessions struct {
 }
 
 // index is when the session changed last; 0 for none.
-func (s *sessionState) index() uint64 {
-	if s == nil {
+func (n *sessionState) index() uint64 {
+	if n == nil {
 		return 0
 	}
-	return s.GetModifyIndex()
+	return n.GetModifyIndex()
 }
 
 func ended(p apiv1.Session_Phase) bool { return session.Phase(p).Ended() }

@@ -29,6 +29,41 @@ func (a *applier) seen(k idempotencyKey, hash uint64) (*idempotencyRow, error) {
 	return r, nil
 }
 
+// maxScopeBytes bounds the scope of a key: a method with the names of what it is about.
+const maxScopeBytes = 1024
+
+// about is the id of what a command was about, for its retry.
+func (r *Result) about() string {
+	switch {
+	case r.Session != nil:
+		return r.Session.ID
+	case r.Node != nil:
+		return r.Node.ID
+	case r.Token != nil:
+		return r.Token.ID
+	default:
+		return r.Subject
+	}
+}
+
+// again answers a command that was applied before: with what it was about, as that is now.
+func (a *applier) again(c *clusterv1.Command, known *idempotencyRow) Result {
+	r := Result{Duplicate: true, Count: uint32(known.sequence), Subject: known.sessionID}
+	switch k := c.GetKind().(type) {
+	case *clusterv1.Command_TerminateSession:
+		if r.Session = a.sessions.get(a.base, known.sessionID); r.Session == nil {
+			r.Err = noSession(known.sessionID)
+		}
+	case *clusterv1.Command_SetNodeSchedulable:
+		if r.Node = a.nodes.get(a.base, known.sessionID); r.Node == nil {
+			r.Err = noNode(known.sessionID)
+		}
+	case *clusterv1.Command_CreateToken:
+		r.Token, r.Err = a.reissueToken(known.sessionID, k.CreateToken)
+	}
+	return r
+}
+
 // roomForKey says why a new key would not be taken; nil when it would. A key old enough gives way.
 func (a *applier) roomForKey(key string) error {
 	if key == "" || a.meta.stats.IdempotencyKeys < uint64(a.limits.IdempotencyKeys) {

@@ -18,14 +18,19 @@ type keyKind byte
 const (
 	keySend  keyKind = 's' // owner: the session's id
 	keySpawn keyKind = 'n' // owner: the namespace
+	keyOnce  keyKind = 'o' // owner: the method and whose the key is
 )
 
 // String is the kind as snapshots write it.
 func (k keyKind) String() string {
-	if k == keySend {
+	switch k {
+	case keySend:
 		return "send"
+	case keyOnce:
+		return "once"
+	default:
+		return "spawn"
 	}
-	return "spawn"
 }
 
 // idempotencyKey names what a client's retry repeats.
@@ -40,7 +45,7 @@ func (k idempotencyKey) scope() string { return k.kind.String() + "/" + k.owner 
 // parseScope is the inverse of scope.
 func parseScope(scope string) (keyKind, string, error) {
 	word, owner, _ := strings.Cut(scope, "/")
-	for _, k := range []keyKind{keySend, keySpawn} {
+	for _, k := range []keyKind{keySend, keySpawn, keyOnce} {
 		if k.String() == word {
 			return k, owner, nil
 		}
@@ -52,8 +57,8 @@ func parseScope(scope string) (keyKind, string, error) {
 type idempotencyRow struct {
 	idempotencyKey
 	hash      uint64
-	sessionID string
-	sequence  uint64
+	sessionID string // or the id of the node, the token or whatever else it was about
+	sequence  uint64 // or how many
 	time      int64
 	index     uint64
 }

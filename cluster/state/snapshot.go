@@ -86,16 +86,18 @@ func (f *frameWriter) row(r *clusterv1.SnapshotRow) bool {
 	return f.err == nil
 }
 
-// Persist writes the view as a snapshot.
-func (v *View) Persist(w io.Writer) error {
-	f := &frameWriter{w: bufio.NewWriterSize(w, ioBufferBytes), sum: xxhash.New()}
+func newFrameWriter(w io.Writer) *frameWriter {
+	return &frameWriter{w: bufio.NewWriterSize(w, ioBufferBytes), sum: xxhash.New()}
+}
+
+// open writes what comes before the rows.
+func (f *frameWriter) open(h *clusterv1.SnapshotHeader) {
 	f.write(binary.BigEndian.AppendUint32([]byte(snapshotMagic), framingVersion))
-	f.message(&clusterv1.SnapshotHeader{
-		Version: rowsVersion, ClusterId: v.meta.clusterID, Index: v.meta.index, Time: v.meta.time,
-		EventIndex: v.meta.event, DeadLettersDropped: v.meta.stats.DeadLettersDropped,
-	})
-	v.persistSessions(f)
-	v.persistRest(f)
+	f.message(h)
+}
+
+// close writes what comes after the rows.
+func (f *frameWriter) close() error {
 	f.message(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Trailer{Trailer: &clusterv1.SnapshotTrailer{Rows: f.rows}}})
 	if f.err == nil {
 		_, f.err = f.w.Write(binary.BigEndian.AppendUint64(nil, f.sum.Sum64()))
@@ -103,8 +105,20 @@ func (v *View) Persist(w io.Writer) error {
 	if f.err == nil {
 		f.err = f.w.Flush()
 	}
-	if f.err != nil {
-		return fmt.Errorf("state: write snapshot at index %d: %w", v.meta.index, f.err)
+	return f.err
+}
+
+// Persist writes the view as a snapshot.
+func (v *View) Persist(w io.Writer) error {
+	f := newFrameWriter(w)
+	f.open(&clusterv1.SnapshotHeader{
+		Version: rowsVersion, ClusterId: v.meta.clusterID, Index: v.meta.index, Time: v.meta.time,
+		EventIndex: v.meta.event, DeadLettersDropped: v.meta.stats.DeadLettersDropped,
+	})
+	v.persistSessions(f)
+	v.persistRest(f)
+	if err := f.close(); err != nil {
+		return fmt.Errorf("state: write snapshot at index %d: %w", v.meta.index, err)
 	}
 	return nil
 }
@@ -124,7 +138,7 @@ func (v *View) persistSessions(f *frameWriter) {
 		}
 		return ok
 	})
-	for m := range v.AllMessages() {
+	for m := range v.keptAndAll() {
 		if !f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}}) {
 			return
 		}

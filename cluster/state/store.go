@@ -21,6 +21,8 @@ type Result struct {
 	// Duplicate says that the idempotency key was seen before: the rest is what the first command made.
 	Duplicate bool
 	Node      *Node
+	Token     *Token // that was made
+	Subject   string // what a key was remembered with
 	Count     uint32 // messages, letters or rows that were moved or removed
 }
 

@@ -148,6 +148,37 @@ func (v *View) AllMessages() iter.Seq[*session.Message] {
 	}
 }
 
+// kept returns the acked messages of a session that no checkpoint has seen, by their turns.
+func (v *View) kept(sessionID string) []*session.Message {
+	if mb := v.mailbox(sessionID); mb != nil && mb.mail != nil {
+		return mb.mail.kept
+	}
+	return nil
+}
+
+// keptAndAll yields the messages of all sessions with those that are kept, by session: acked ones by their turns, then the
+// others in the order of delivery.
+func (v *View) keptAndAll() iter.Seq[*session.Message] {
+	return func(yield func(*session.Message) bool) {
+		prefixed(v.txn, tableMailboxes, nil, func(mb *mailboxRow) bool {
+			if mb.mail == nil {
+				return true
+			}
+			for _, m := range mb.mail.kept {
+				if !yield(m) {
+					return false
+				}
+			}
+			for m := range mb.all() {
+				if !yield(m) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+}
+
 // Message returns a message that has not ended.
 func (v *View) Message(sessionID string, sequence uint64) *session.Message {
 	return v.mailbox(sessionID).find(sequence)
@@ -229,9 +260,30 @@ func (v *View) NodesByPrefix(prefix string, limit int) []*Node {
 	return found
 }
 
+// NodesByName yields the nodes whose names come after one, by name.
+func (v *View) NodesByName(after string) iter.Seq[*Node] {
+	return func(yield func(*Node) bool) {
+		for name, id := range (setID{kind: setNodeNames}).all(v.txn) {
+			if name > after && !yield(v.Node(id)) {
+				return
+			}
+		}
+	}
+}
+
 // Nodes yields all nodes, by id.
 func (v *View) Nodes() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) { prefixed(v.txn, tableNodes, nil, yield) }
+}
+
+// Remembers reports whether a request with the key was applied and is still remembered. It looks at every key.
+func (v *View) Remembers(scope, key string) bool {
+	for r := range v.meta.keys.all() {
+		if r.kind == keyOnce && r.owner == scope && r.key == key {
+			return true
+		}
+	}
+	return false
 }
 
 // Token returns the token with the id.

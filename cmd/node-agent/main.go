@@ -14,18 +14,9 @@ import (
 
 	"github.com/neolith/orchestrator/agent/shim"
 	"github.com/neolith/orchestrator/internal/config"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/telemetry"
-)
-
-// The exit codes of all programs.
-const (
-	exitDone        = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitNotFound    = 3
-	exitRefused     = 4
-	exitUnreachable = 5
 )
 
 func main() {
@@ -55,42 +46,9 @@ the agent: it may be stopped, killed or replaced, and takes them up again when i
 	root.AddCommand(runCommand(stderr), configCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(stderr, "node-agent: %s\n", strings.Join(strings.Fields(err.Error()), " "))
-		return exitCode(err)
+		return exitcode.Of(err)
 	}
-	return exitDone
-}
-
-// exitCode is the contract's code for an error.
-func exitCode(err error) int {
-	e := fault.As(err)
-	if e == nil {
-		if cobraComplains(err.Error()) {
-			return exitUsage
-		}
-		return exitFailed
-	}
-	switch e.Kind {
-	case fault.Invalid:
-		return exitUsage
-	case fault.NotFound:
-		return exitNotFound
-	case fault.AlreadyExists, fault.FailedPrecondition, fault.Exhausted, fault.Unauthenticated, fault.PermissionDenied, fault.Aborted:
-		return exitRefused
-	case fault.Timeout, fault.Unavailable:
-		return exitUnreachable
-	default:
-		return exitFailed
-	}
-}
-
-// cobraComplains recognizes wrong usage by the beginnings of cobra's messages, which have no type.
-func cobraComplains(msg string) bool {
-	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "required flag", "accepts ", "requires ", "invalid argument", "flag needs an argument"} {
-		if strings.HasPrefix(msg, p) {
-			return true
-		}
-	}
-	return false
+	return exitcode.Done
 }
 
 // settings adds the settings' flags to a command and returns what loads them.

@@ -24,6 +24,7 @@ import (
 	"github.com/neolith/orchestrator/agent/shim"
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/internal/config/configtest"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/telemetry/metricstest"
 )
 
@@ -81,26 +82,26 @@ func TestRefusals(t *testing.T) {
 		code int
 		says string
 	}{
-		"unknown key":         {[]string{"run", "-c", file("a.yaml", "name: n\nserver: [x]\n")}, exitUsage, "a.yaml:2: server: unknown key; did you mean servers"},
-		"bad value":           {[]string{"run", "-c", file("b.yaml", "sessions:\n  max_starts: many\n")}, exitUsage, "b.yaml:2: sessions.max_starts"},
-		"no file":             {[]string{"run", "-c", filepath.Join(dir, "none.yaml")}, exitUsage, "none.yaml"},
-		"bad name":            {[]string{"run", "--name", "Node 1"}, exitUsage, "name: \"Node 1\" is not a name"},
-		"no servers":          {[]string{"run", "-c", file("c.yaml", "servers: []\n")}, exitUsage, "c.yaml:1: servers: is empty"},
-		"server without port": {[]string{"run", "--servers", "10.0.0.1"}, exitUsage, "is not host:port"},
-		"in the clear":        {[]string{"run", data, "--servers", "10.0.0.1:8078"}, exitUsage, "give tls.ca_file"},
-		"codec":               {[]string{"run", "--link-codec", "xml"}, exitUsage, "use binary or json"},
-		"capability":          {[]string{"run", "--capabilities-custom", "gpu=maybe"}, exitUsage, "is not KEY, KEY=true or KEY=false"},
-		"tiny log":            {[]string{"run", "--sessions-output-log-bytes", "1KiB"}, exitUsage, "is below 64KiB"},
-		"metrics for all":     {[]string{"run", "--metrics-listen", "0.0.0.0:9078"}, exitUsage, "metrics.listen"},
-		"metrics port taken":  {[]string{"run", data, "--metrics-listen", taken.Addr().String()}, exitRefused, "choose another port"},
-		"token file":          {[]string{"run", data, "--token-file", filepath.Join(dir, "none")}, exitUsage, "token_file"},
-		"token":               {[]string{"run", data, "--token-file", file("token", "hunter2")}, exitUsage, "orch_<id>_<secret>"},
-		"half a certificate":  {[]string{"run", data, "--tls-cert-file", file("cert", "x")}, exitUsage, "belong together"},
-		"flag":                {[]string{"run", "--nonsense"}, exitUsage, "unknown flag"},
-		"command":             {[]string{"dance"}, exitUsage, "unknown command"},
-		"subcommand":          {[]string{"config", "dance"}, exitUsage, "unknown command"},
-		"newer data":          {[]string{"run", "--data-dir", newer(t)}, exitRefused, "newer release"},
-		"data_dir is a file":  {[]string{"run", "--data-dir", file("plain", "")}, exitRefused, "data_dir"},
+		"unknown key":         {[]string{"run", "-c", file("a.yaml", "name: n\nserver: [x]\n")}, exitcode.Usage, "a.yaml:2: server: unknown key; did you mean servers"},
+		"bad value":           {[]string{"run", "-c", file("b.yaml", "sessions:\n  max_starts: many\n")}, exitcode.Usage, "b.yaml:2: sessions.max_starts"},
+		"no file":             {[]string{"run", "-c", filepath.Join(dir, "none.yaml")}, exitcode.Usage, "none.yaml"},
+		"bad name":            {[]string{"run", "--name", "Node 1"}, exitcode.Usage, "name: \"Node 1\" is not a name"},
+		"no servers":          {[]string{"run", "-c", file("c.yaml", "servers: []\n")}, exitcode.Usage, "c.yaml:1: servers: is empty"},
+		"server without port": {[]string{"run", "--servers", "10.0.0.1"}, exitcode.Usage, "is not host:port"},
+		"in the clear":        {[]string{"run", data, "--servers", "10.0.0.1:8078"}, exitcode.Usage, "give tls.ca_file"},
+		"codec":               {[]string{"run", "--link-codec", "xml"}, exitcode.Usage, "use binary or json"},
+		"capability":          {[]string{"run", "--capabilities-custom", "gpu=maybe"}, exitcode.Usage, "is not KEY, KEY=true or KEY=false"},
+		"tiny log":            {[]string{"run", "--sessions-output-log-bytes", "1KiB"}, exitcode.Usage, "is below 64KiB"},
+		"metrics for all":     {[]string{"run", "--metrics-listen", "0.0.0.0:9078"}, exitcode.Usage, "metrics.listen"},
+		"metrics port taken":  {[]string{"run", data, "--metrics-listen", taken.Addr().String()}, exitcode.Usage, "choose another port"},
+		"token file":          {[]string{"run", data, "--token-file", filepath.Join(dir, "none")}, exitcode.Usage, "token_file"},
+		"token":               {[]string{"run", data, "--token-file", file("token", "hunter2")}, exitcode.Usage, "orch_<id>_<secret>"},
+		"half a certificate":  {[]string{"run", data, "--tls-cert-file", file("cert", "x")}, exitcode.Usage, "belong together"},
+		"flag":                {[]string{"run", "--nonsense"}, exitcode.Usage, "unknown flag"},
+		"command":             {[]string{"dance"}, exitcode.Usage, "unknown command"},
+		"subcommand":          {[]string{"config", "dance"}, exitcode.Usage, "unknown command"},
+		"newer data":          {[]string{"run", "--data-dir", newer(t)}, exitcode.Usage, "newer release"},
+		"data_dir is a file":  {[]string{"run", "--data-dir", file("plain", "")}, exitcode.Usage, "data_dir"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, _, stderr := program(t, tc.args...)
@@ -126,10 +127,29 @@ func newer(t *testing.T) string {
 	return dir
 }
 
+// TestAddress: what is shown as the node's address is what was said, or else the machine's own towards its servers.
+func TestAddress(t *testing.T) {
+	for _, tc := range []struct {
+		said    string
+		servers []string
+		want    string
+	}{
+		{"", []string{"127.0.0.1:8078"}, "127.0.0.1"},
+		{"", []string{"[::1]:1:2", "127.0.0.1:8078"}, "127.0.0.1"},
+		{"", nil, ""},
+		{"rack-7.example.org", []string{"127.0.0.1:8078"}, "rack-7.example.org"},
+	} {
+		c := Config{Address: tc.said, Servers: tc.servers}
+		if got := c.address(); got != tc.want {
+			t.Errorf("said %q, servers %v: %q, want %q", tc.said, tc.servers, got, tc.want)
+		}
+	}
+}
+
 func TestConfigPrint(t *testing.T) {
 	t.Setenv("ORCH_LINK_CODEC", "json")
 	code, out, stderr := program(t, "config", "print", "--name", "n1", "-c", "node-agent.yaml")
-	if code != exitDone {
+	if code != exitcode.Done {
 		t.Fatal(stderr)
 	}
 	for _, line := range []string{"name: n1 # --name", "codec: json # ORCH_LINK_CODEC", `servers: ["127.0.0.1:8078"] # node-agent.yaml:10`, "cgroups: true # default"} {
@@ -138,7 +158,7 @@ func TestConfigPrint(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"--version"}, {"--help"}, {"run", "--help"}, {"completion", "bash"}} {
-		if code, out, _ := program(t, args...); code != exitDone || out == "" {
+		if code, out, _ := program(t, args...); code != exitcode.Done || out == "" {
 			t.Errorf("%v: exit code %d", args, code)
 		}
 	}
@@ -185,7 +205,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("/metrics: %d", code)
 	}
 	metricstest.Lint(t, n.registry)
-	if code, _, stderr := program(t, "run", "--data-dir", cfg.DataDir); code != exitRefused || !strings.Contains(stderr, fmt.Sprintf("in use by the node-agent with pid %d", os.Getpid())) {
+	if code, _, stderr := program(t, "run", "--data-dir", cfg.DataDir); code != exitcode.Refused || !strings.Contains(stderr, fmt.Sprintf("in use by the node-agent with pid %d", os.Getpid())) {
 		t.Errorf("a second agent: exit code %d, %s", code, stderr)
 	}
 	began := time.Now()

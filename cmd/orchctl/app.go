@@ -77,6 +77,7 @@ func (a *app) root() *cobra.Command {
 		a.sessionsCommand(), a.nodesCommand(), a.clusterCommand(), a.queueCommand(), a.dlqCommand(), a.tokensCommand(),
 		a.eventsCommand(), a.topCommand(), a.doctorCommand(), a.contextCommand(), a.versionCommand(),
 	)
+	root.AddCommand(a.laterGroups()...)
 	root.Long = rootHelp
 	root.Version = version()
 	root.SetVersionTemplate("orchctl {{.Version}}\n")

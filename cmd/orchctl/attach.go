@@ -14,6 +14,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
@@ -78,7 +79,7 @@ func (a *app) attach(ctx context.Context, s *apiv1.Session) error {
 		a.note("session/" + s.GetId() + " " + what + ": " + exitText(exit))
 		return nil
 	default:
-		return &exitError{exitFailed, fmt.Errorf("the session %s: %s; see 'orchctl sessions history %s'", what, exitText(exit), s.GetId())}
+		return &exitError{exitcode.Failed, fmt.Errorf("the session %s: %s; see 'orchctl sessions history %s'", what, exitText(exit), s.GetId())}
 	}
 }
 

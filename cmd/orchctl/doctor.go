@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 )
 
@@ -75,7 +76,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			}
 		}
 		if failed > 0 {
-			return &exitError{exitFailed, fmt.Errorf("%d of %d checks failed; see the remedies above", failed, len(d.findings))}
+			return &exitError{exitcode.Failed, fmt.Errorf("%d of %d checks failed; see the remedies above", failed, len(d.findings))}
 		}
 		return nil
 	})

@@ -13,6 +13,9 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 )
 
+// sessionIDLength is how long the cluster makes the ids of sessions.
+const sessionIDLength = 20
+
 // eventsMax is how many events the server gives at most.
 const eventsMax = 10000
 
@@ -25,7 +28,8 @@ func (a *app) eventKind() kind[*apiv1.Event] {
 				e.GetTime().AsTime().Format(time.RFC3339), e.GetType(), e.GetNamespace(), e.GetSessionId(), e.GetNode(), e.GetMessage(), some(e.GetEpoch()), number(e.GetIndex()),
 			}
 		},
-		name: func(e *apiv1.Event) string { return number(e.GetIndex()) },
+		name:    func(e *apiv1.Event) string { return number(e.GetIndex()) },
+		watched: map[string]int{"TYPE": len("session.terminating"), "SESSION": sessionIDLength, "NODE": len("node-10")},
 	}
 }
 
@@ -39,7 +43,7 @@ func (a *app) eventsCommand() *cobra.Command {
 		}
 		k := a.eventKind()
 		if l.watch {
-			t := newTable(a, k.columns)
+			t := watchTable(a, k)
 			return cl.WatchEvents(ctx, &apiv1.WatchEventsRequest{Namespace: a.flags.namespace, Filter: l.filter, AfterIndex: after}, func(e *apiv1.Event) error {
 				if err := printChange(a, k, t, e, k.row(e)); err != nil {
 					return err

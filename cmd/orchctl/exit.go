@@ -1,4 +1,4 @@
-// What a run ends with: the exit codes, and the one line that says why.
+// What a run ends with: the exit code, and the one line that says why.
 
 package main
 
@@ -13,34 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 )
-
-// The exit codes. They are a promise to scripts.
-const (
-	exitDone        = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitNotFound    = 3
-	exitRefused     = 4
-	exitUnreachable = 5
-)
-
-// exitCodes says which exit code a kind of error is. What is not here is exitFailed.
-var exitCodes = map[fault.Kind]int{
-	fault.Internal:           exitFailed,
-	fault.Unimplemented:      exitFailed,
-	fault.Invalid:            exitUsage,
-	fault.NotFound:           exitNotFound,
-	fault.AlreadyExists:      exitRefused,
-	fault.FailedPrecondition: exitRefused,
-	fault.Exhausted:          exitRefused,
-	fault.Unauthenticated:    exitRefused,
-	fault.PermissionDenied:   exitRefused,
-	fault.Aborted:            exitRefused,
-	fault.Unavailable:        exitUnreachable,
-	fault.Timeout:            exitUnreachable,
-}
 
 // exitError ends the run with a code of its own. Without an error nothing is printed.
 type exitError struct {
@@ -60,14 +35,9 @@ func (e *exitError) Unwrap() error { return e.err }
 // report prints the error, in one line, and returns the exit code.
 func (a *app) report(cmd *cobra.Command, err error) int {
 	if err == nil {
-		return exitDone
+		return exitcode.Done
 	}
-	code := exitFailed
-	if f := fault.As(err); f != nil {
-		code = exitCodes[f.Kind]
-	} else if errors.Is(err, context.DeadlineExceeded) {
-		code = exitUnreachable
-	}
+	code := exitcode.Of(err)
 	var e *exitError
 	if errors.As(err, &e) {
 		code = e.code
@@ -83,7 +53,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		what += ": "
 	}
 	if errors.Is(err, context.Canceled) {
-		code = exitFailed
+		code = exitcode.Failed
 		err = errors.New("interrupted; whether it took effect is not known")
 	}
 	_, _ = io.WriteString(a.stderr, clean("orchctl: "+what+err.Error()+remedy(err))+"\n") // there is nowhere left to say that it failed

@@ -73,7 +73,7 @@ func (a *app) cutNote(shown int, next string, total int64) {
 // poll prints what there is and then, every refresh, what has changed in a row that people see. It is how things are
 // watched for which the API has no stream.
 func poll[T proto.Message](ctx context.Context, a *app, k kind[T], fetch func() ([]T, error)) error {
-	t := newTable(a, k.columns)
+	t := watchTable(a, k)
 	last := map[string]string{}
 	tick := time.NewTicker(a.refresh)
 	defer tick.Stop()

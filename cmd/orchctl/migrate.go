@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
@@ -147,7 +148,7 @@ func (a *app) printMigrated(s *apiv1.Session) error {
 	if m.GetError() != "" {
 		what += " (" + m.GetError() + ")"
 	}
-	return &exitError{exitFailed, fmt.Errorf("%s; %s; see 'orchctl sessions history %s'", what, where, s.GetId())}
+	return &exitError{exitcode.Failed, fmt.Errorf("%s; %s; see 'orchctl sessions history %s'", what, where, s.GetId())}
 }
 
 // migrationFigures are what a move came to.
@@ -265,7 +266,7 @@ func (f *follower) run(ctx context.Context, signals <-chan os.Signal) (*apiv1.Se
 
 // left is the error of somebody who was interrupted.
 func (f *follower) left() error {
-	return &exitError{exitFailed, fmt.Errorf("interrupted; the move to %s goes on, see 'orchctl sessions get %s', or end it with 'orchctl sessions migrate %s --cancel'",
+	return &exitError{exitcode.Failed, fmt.Errorf("interrupted; the move to %s goes on, see 'orchctl sessions get %s', or end it with 'orchctl sessions migrate %s --cancel'",
 		f.s.GetMigration().GetTarget(), f.s.GetId(), f.s.GetId())}
 }
 

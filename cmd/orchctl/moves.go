@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
@@ -205,7 +206,7 @@ func (a *app) settled(ctx context.Context, s *apiv1.Session, wait bool, ready fu
 		return err
 	}
 	if wait && s.GetPhase() != want && s.GetPhase() != apiv1.Session_COMPLETED {
-		return &exitError{exitFailed, fmt.Errorf("the session is %s, not %s: %s; see 'orchctl sessions history %s'",
+		return &exitError{exitcode.Failed, fmt.Errorf("the session is %s, not %s: %s; see 'orchctl sessions history %s'",
 			s.GetPhase(), want, first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}
 	}
 	return nil

@@ -28,6 +28,7 @@ func (a *app) nodesCommand() *cobra.Command {
 			_, err := a.client.Nodes.RemoveNode(ctx, &apiv1.RemoveNodeRequest{Id: n.GetId()})
 			return n, err
 		}),
+		a.later("drain NODE", "moving the sessions of a node elsewhere"),
 	)
 	g.Aliases = []string{"node"}
 	return g
@@ -45,7 +46,8 @@ func (a *app) nodeKind() kind[*apiv1.Node] {
 				n.GetConnection(), n.GetServer(), n.GetVersion(), some(n.GetPid()), pairsText(n.GetLabels()), n.GetReason(),
 			}
 		},
-		name: (*apiv1.Node).GetName,
+		name:    (*apiv1.Node).GetName,
+		watched: map[string]int{"STATUS": len("UNHEALTHY"), "CPU": len("100%")},
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/client/clienttest"
+	"github.com/neolith/orchestrator/internal/exitcode"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -117,6 +118,11 @@ func TestExitCodes(t *testing.T) {
 		{"--addr 10.1.2.3:8077 sessions list", "no TLS is configured", 2},
 		{"--token-file /nonexistent sessions list", "read the token file", 2},
 		{"cluster snapshot restore /nonexistent", "read the snapshot", 2},
+		{"sessions import f.tar.zst --dry-run", "not in this release", 1},
+		{"nodes drain node-1 --dry-run", "nodes drain node-1: ", 1},
+		{"providers list -o json", "model providers: not in this release", 1},
+		{"daemons", "not in this release", 1},
+		{"sessions spawn --workspace /tmp -- run", "--workspace", 1},
 		{"sessions get nobody", `there is no session "nobody"`, 3},
 		{"sessions send nobody x", `sessions send nobody: there is no session`, 3},
 		{"nodes cordon nobody", `there is no node "nobody"`, 3},
@@ -147,10 +153,10 @@ func TestExitCodes(t *testing.T) {
 func TestRefusalsOfTheServer(t *testing.T) {
 	r := newRig(t)
 	r.c.Tokens = map[string]string{"look": "viewer", "all": "admin"}
-	if res := r.run("sessions list"); res.code != exitRefused || !strings.Contains(res.err, "give a token with --token-file") {
+	if res := r.run("sessions list"); res.code != exitcode.Refused || !strings.Contains(res.err, "give a token with --token-file") {
 		t.Error(res)
 	}
-	if res := r.run("--token look sessions spawn -- run"); res.code != exitRefused || !strings.Contains(res.err, "role viewer may not call SpawnSession") {
+	if res := r.run("--token look sessions spawn -- run"); res.code != exitcode.Refused || !strings.Contains(res.err, "role viewer may not call SpawnSession") {
 		t.Error(res)
 	}
 	r.must("--token all sessions spawn --name web -- run")
@@ -160,7 +166,7 @@ func TestRefusalsOfTheServer(t *testing.T) {
 	}
 	r.must("--token-file " + file + " sessions get web")
 	r.c.Inject("SendMessage", clienttest.Fault{Err: clienttest.Full(1500 * time.Millisecond)})
-	if res := r.run("--token all sessions send web x"); res.code != exitRefused || res.err != "orchctl: sessions send web: the mailbox is full; try again in 1.5s\n" {
+	if res := r.run("--token all sessions send web x"); res.code != exitcode.Refused || res.err != "orchctl: sessions send web: the mailbox is full; try again in 1.5s\n" {
 		t.Error(res)
 	}
 }
@@ -195,7 +201,7 @@ func TestSpawnSaysWhatThereIs(t *testing.T) {
 	if got := r.must("sessions spawn -- run"); !strings.HasSuffix(got, " spawned, pending: no node fits") {
 		t.Fatal(got)
 	}
-	if res := r.run("sessions spawn --wait --timeout 100ms -- run"); res.code != exitUnreachable || !strings.Contains(res.err, "still PENDING (no node fits)") {
+	if res := r.run("sessions spawn --wait --timeout 100ms -- run"); res.code != exitcode.Unreachable || !strings.Contains(res.err, "still PENDING (no node fits)") {
 		t.Fatal(res)
 	}
 }
@@ -212,13 +218,13 @@ func TestSend(t *testing.T) {
 	if res := r.runIn("sessions send web --wait -", strings.NewReader("from a pipe\n")); res.out != "echo: from a pipe\n" {
 		t.Error(res)
 	}
-	if res := r.runIn("sessions send web -", strings.NewReader("two\nlines\n")); res.code != exitUsage || !strings.Contains(res.err, "line break") {
+	if res := r.runIn("sessions send web -", strings.NewReader("two\nlines\n")); res.code != exitcode.Usage || !strings.Contains(res.err, "line break") {
 		t.Error(res)
 	}
-	if res := r.runIn("sessions send web -", strings.NewReader(strings.Repeat("x", 300<<10))); res.code != exitUsage || !strings.Contains(res.err, "262144 bytes") {
+	if res := r.runIn("sessions send web -", strings.NewReader(strings.Repeat("x", 300<<10))); res.code != exitcode.Usage || !strings.Contains(res.err, "262144 bytes") {
 		t.Error(res)
 	}
-	if res := r.run("sessions send web --wait poison"); res.code != exitFailed || !strings.Contains(res.err, "dead letter: its turn failed 3 times") {
+	if res := r.run("sessions send web --wait poison"); res.code != exitcode.Failed || !strings.Contains(res.err, "dead letter: its turn failed 3 times") {
 		t.Error(res)
 	}
 	if a, b := r.must("sessions send web x --idempotency-key k"), r.must("sessions send web x --idempotency-key k"); a != b {
@@ -262,7 +268,7 @@ func TestTerminateAsksForTheWholeIDFirst(t *testing.T) {
 	if got := r.must("sessions terminate web " + other[:6] + " --wait --reason test"); got != "session/"+id+" terminated\nsession/"+other+" terminated" {
 		t.Error(got)
 	}
-	if res := r.run("sessions terminate nobody " + id); res.code != exitNotFound || !strings.Contains(res.out, id) {
+	if res := r.run("sessions terminate nobody " + id); res.code != exitcode.NotFound || !strings.Contains(res.out, id) {
 		t.Error("the first failure must not keep the others from being ended", res)
 	}
 }
@@ -362,6 +368,18 @@ func TestWatches(t *testing.T) {
 	if res.code != 0 || strings.Count(res.out, "PHASE") != 1 || res.err != "" {
 		t.Errorf("%+v", res)
 	}
+	// Rows that come later stand under the same headings, though COMPLETED is wider than RUNNING.
+	column := -1
+	for line := range strings.Lines(res.out) {
+		at := strings.Index(line, "node-1")
+		if strings.Contains(line, "NODE") {
+			at = strings.Index(line, "NODE")
+		}
+		if column >= 0 && at >= 0 && at != column {
+			t.Errorf("the node is at %d, and was at %d:\n%s", at, column, res.out)
+		}
+		column = max(column, at)
+	}
 	res = r.watch("nodes list --watch -o json", func(out *tap) {
 		out.until(t, `"status":"HEALTHY"`)
 		r.c.SetNodeStatus("node-1", apiv1.Node_OFFLINE, "silent for 60 s")
@@ -395,7 +413,7 @@ func TestSnapshots(t *testing.T) {
 	}
 	r.c.Inject("SaveSnapshot", clienttest.Fault{Err: clienttest.Lost(), AfterMessages: 1})
 	whole := file + ".2"
-	if res := r.run("cluster snapshot save " + whole); res.code != exitUnreachable || !strings.Contains(res.err, "interrupted after") {
+	if res := r.run("cluster snapshot save " + whole); res.code != exitcode.Unreachable || !strings.Contains(res.err, "interrupted after") {
 		t.Error(res)
 	}
 	if _, err := os.Stat(whole); err == nil {
@@ -435,7 +453,7 @@ func TestDeadLettersTokensAndMembers(t *testing.T) {
 	if got := r.must("cluster members --filter role=LEADER -o name"); got != "server-3" {
 		t.Error(got)
 	}
-	if res := r.run("cluster remove server"); res.code != exitUsage || !strings.Contains(res.err, "may mean server-1 or server-2 or server-3") {
+	if res := r.run("cluster remove server"); res.code != exitcode.Usage || !strings.Contains(res.err, "may mean server-1 or server-2 or server-3") {
 		t.Error(res)
 	}
 	if got := r.must("cluster remove server-2"); got != "member/server-2 removed" {
@@ -488,7 +506,7 @@ func TestContextsDecideWhereToGo(t *testing.T) {
 		t.Error("the context's namespace was not used:", got)
 	}
 	r.must("context set other --addr 127.0.0.1:1 --use")
-	if res := r.run("--timeout 200ms sessions list"); res.code != exitUnreachable {
+	if res := r.run("--timeout 200ms sessions list"); res.code != exitcode.Unreachable {
 		t.Error("the current context was not used", res)
 	}
 	r.must("--context dev sessions list")
@@ -497,10 +515,10 @@ func TestContextsDecideWhereToGo(t *testing.T) {
 	r.env = append(r.env, "ORCHCTL_ADDR="+address)
 	r.must("sessions list -A")
 	// But not one among addresses that it does not list, and not when another token is given.
-	if res := r.run("--addr " + address + ",127.0.0.1:1 sessions list"); res.code != exitRefused {
+	if res := r.run("--addr " + address + ",127.0.0.1:1 sessions list"); res.code != exitcode.Refused {
 		t.Error("a context's token went to addresses that are not its own", res)
 	}
-	if res := r.run("--token bad sessions list"); res.code != exitRefused {
+	if res := r.run("--token bad sessions list"); res.code != exitcode.Refused {
 		t.Error(res)
 	}
 	if got := r.must("context use dev"); got != "context dev is the current one" {
@@ -520,7 +538,7 @@ func TestVersionAndTop(t *testing.T) {
 	if got := r.must("--version"); got != "orchctl "+version() {
 		t.Error(got)
 	}
-	if res := r.run("version --addr 127.0.0.1:1 --timeout 100ms -o json"); res.code != exitUnreachable || !strings.Contains(res.out, `"server": ""`) {
+	if res := r.run("version --addr 127.0.0.1:1 --timeout 100ms -o json"); res.code != exitcode.Unreachable || !strings.Contains(res.out, `"server": ""`) {
 		t.Error(res)
 	}
 	top := r.must("top")
@@ -557,14 +575,14 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("%s\nlacks %q", bad.out, want)
 		}
 	}
-	if bad.code != exitFailed || !strings.Contains(bad.err, "2 of 9 checks failed") {
+	if bad.code != exitcode.Failed || !strings.Contains(bad.err, "2 of 9 checks failed") {
 		t.Errorf("%d %s", bad.code, bad.err)
 	}
 	r.c.Tokens = map[string]string{"x": "admin"}
-	if res := r.run("doctor"); res.code != exitFailed || !strings.Contains(res.out, "fail token") {
+	if res := r.run("doctor"); res.code != exitcode.Failed || !strings.Contains(res.out, "fail token") {
 		t.Errorf("%+v", res)
 	}
-	if res := r.run("doctor --addr 127.0.0.1:1,127.0.0.1:2 -o json"); res.code != exitFailed || strings.Count(res.out, `"result": "warn"`) != 2 || !strings.Contains(res.out, "none of 2 addresses answers") {
+	if res := r.run("doctor --addr 127.0.0.1:1,127.0.0.1:2 -o json"); res.code != exitcode.Failed || strings.Count(res.out, `"result": "warn"`) != 2 || !strings.Contains(res.out, "none of 2 addresses answers") {
 		t.Errorf("%+v", res)
 	}
 }
@@ -640,7 +658,7 @@ func TestSnapshotInspectNeedsNoServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	b[len(b)/2]++
-	if res := r.runIn("cluster snapshot inspect -", bytes.NewReader(b)); res.code != exitUsage || !strings.Contains(res.err, "damaged") || strings.Count(res.err, "\n") != 1 {
+	if res := r.runIn("cluster snapshot inspect -", bytes.NewReader(b)); res.code != exitcode.Usage || !strings.Contains(res.err, "damaged") || strings.Count(res.err, "\n") != 1 {
 		t.Errorf("%+v", res)
 	}
 }

@@ -24,6 +24,17 @@ type kind[T any] struct {
 	columns []string // a "+" in front is for -o wide
 	row     func(T) []string
 	name    func(T) string
+	// watched are the widths that columns have from the first row on where rows come one by one.
+	watched map[string]int
+}
+
+// watchTable is a table whose rows come one by one: what may become wider later is wide at once.
+func watchTable[T any](a *app, k kind[T]) *rows {
+	t := newTable(a, k.columns)
+	for i, name := range t.header {
+		t.widths[i] = max(t.widths[i], k.watched[name])
+	}
+	return t
 }
 
 // printList prints a list; answer is the API's message that held it.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
@@ -98,7 +99,7 @@ func (a *app) printSent(r *apiv1.SendMessageResponse, wait bool) error {
 		}
 	}
 	if err == nil && m.GetStatus() == apiv1.Message_DEAD {
-		err = &exitError{exitFailed, fmt.Errorf("message %d became a dead letter: %s; see 'orchctl dlq get %s %d'", r.GetSequence(), first(m.GetCause(), "no cause given"), r.GetSessionId(), r.GetSequence())}
+		err = &exitError{exitcode.Failed, fmt.Errorf("message %d became a dead letter: %s; see 'orchctl dlq get %s %d'", r.GetSequence(), first(m.GetCause(), "no cause given"), r.GetSessionId(), r.GetSequence())}
 	}
 	return err
 }

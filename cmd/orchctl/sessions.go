@@ -24,6 +24,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(), a.migrateCommand(),
 		a.checkpointCommand(), a.checkpointsCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.rewindCommand(), a.restoreSessionCommand(),
 	)
+	g.AddCommand(a.laterSessions()...)
 	g.Aliases = []string{"session", "s"}
 	return g
 }
@@ -40,7 +41,8 @@ func (a *app) sessionKind() kind[*apiv1.Session] {
 				pairsText(s.GetLabels()), some(s.GetCheckpoint().GetSequence()), lagText(s.GetLag()), s.GetReason(),
 			}
 		},
-		name: (*apiv1.Session).GetId,
+		name:    (*apiv1.Session).GetId,
+		watched: map[string]int{"ID": sessionIDLength, "PHASE": len("TERMINATING"), "NODE": len("node-10")},
 	}
 }
 
@@ -210,7 +212,7 @@ func (a *app) sessionsWatchCommand() *cobra.Command {
 // watchSessions prints what is there once it is all known, and then each change at once.
 func (a *app) watchSessions(ctx context.Context, cl *client.Client, req *apiv1.WatchSessionsRequest) error {
 	k := a.sessionKind()
-	t := newTable(a, k.columns)
+	t := watchTable(a, k)
 	synced := false
 	return cl.WatchSessions(ctx, req, func(m *apiv1.WatchSessionsResponse) error {
 		if o := a.flags.output; o == "json" || o == "yaml" {

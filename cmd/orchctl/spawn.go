@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
@@ -28,7 +29,11 @@ type spawnFlags struct {
 
 func (a *app) spawnCommand() *cobra.Command {
 	var f spawnFlags
+	var notThere func() error
 	c := a.command("spawn [flags] -- COMMAND ARGS...", "Start a session", atLeast(0), brief, func(ctx context.Context, args []string) error {
+		if err := notThere(); err != nil {
+			return err
+		}
 		spec, err := a.spec(&f, args)
 		if err != nil {
 			return err
@@ -37,11 +42,12 @@ func (a *app) spawnCommand() *cobra.Command {
 	})
 	c.Example = `  orchctl sessions spawn --name ledger -- ./ledger --file book.txt
   orchctl sessions spawn --cpu 500m --memory 512Mi --require gpu --wait -- python3 train.py`
+	notThere = laterFlags(c)
 	fl := c.Flags()
 	fl.StringVar(&f.typ, "type", session.TypeProcess, "process, claude-code, claude-flow or acp")
 	fl.StringVar(&f.name, "name", "", "a name, unique among the namespace's sessions that have not ended")
 	fl.StringVar(&f.priority, "priority", session.Normal.String(), "critical, high, normal or low: who is placed first where there is not enough")
-	fl.StringSliceVar(&f.require, "require", nil, "capabilities that the node must have: gpu, high-memory, or any key")
+	fl.StringSliceVar(&f.require, "require", nil, "capabilities that the node must have: gpu, high-memory, or any key that a node declares")
 	fl.StringSliceVar(&f.labels, "label", nil, "a label as KEY=VALUE")
 	fl.StringSliceVar(&f.selector, "node-selector", nil, "a label that the node must have, as KEY=VALUE")
 	fl.StringVar(&f.cpu, "cpu", "", "CPU to reserve: thousandths of a core as 500 or 500m; cores with a point, as 0.5 or 2.0")
@@ -142,7 +148,7 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 		return err
 	}
 	if s.GetPhase() == apiv1.Session_FAILED && (f.wait || f.attach) {
-		return &about{s.GetId(), &exitError{exitFailed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
+		return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/neolith/orchestrator/client/clienttest"
+	"github.com/neolith/orchestrator/internal/exitcode"
 )
 
 // console is a terminal with orchctl on one side and the test on the other.
@@ -122,14 +123,14 @@ func TestAttachGivesTheTerminalBackHoweverItEnds(t *testing.T) {
 	}
 	// It is not there.
 	c = r.onTerminal("sessions attach nobody")
-	if code, _ := c.end(); code != exitNotFound {
+	if code, _ := c.end(); code != exitcode.NotFound {
 		t.Error(code)
 	}
 	// The server fails for good.
 	r.must("sessions spawn --name shell --protocol raw -- bash")
 	r.c.Inject("AttachSession", clienttest.Fault{Err: clienttest.Full(0)})
 	c = r.onTerminal("sessions attach shell")
-	if code, screen := c.end(); code != exitRefused || !strings.Contains(screen, "orchctl: sessions attach shell: the mailbox is full") {
+	if code, screen := c.end(); code != exitcode.Refused || !strings.Contains(screen, "orchctl: sessions attach shell: the mailbox is full") {
 		t.Error(code, screen)
 	}
 	// The connection breaks and comes back.
@@ -144,7 +145,7 @@ func TestAttachGivesTheTerminalBackHoweverItEnds(t *testing.T) {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if code, screen := c.end(); code != exitFailed || !strings.Contains(screen, "interrupted") {
+	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "interrupted") {
 		t.Error(code, screen)
 	}
 }
@@ -164,7 +165,7 @@ func TestAttachHearsOfAnEndThatItMissed(t *testing.T) {
 	}
 	// Who comes after its end is refused.
 	c = r.onTerminal("sessions attach " + id)
-	if code, screen := c.end(); code != exitRefused {
+	if code, screen := c.end(); code != exitcode.Refused {
 		t.Error(code, screen)
 	}
 }
@@ -247,7 +248,7 @@ func TestProgressIsShownOnATerminalAndLeavesNoTrace(t *testing.T) {
 	c.screen.until(t, "is PENDING: no node fits")
 	code, screen := c.end()
 	last := screen[strings.LastIndex(strings.TrimSuffix(screen, "\r\n"), "\r")+1:]
-	if code != exitUnreachable || !strings.HasPrefix(strings.TrimLeft(last, " \x1b[K2"), "orchctl: ") {
+	if code != exitcode.Unreachable || !strings.HasPrefix(strings.TrimLeft(last, " \x1b[K2"), "orchctl: ") {
 		t.Errorf("%d %q", code, last)
 	}
 	if _, screen := r.onTerminal("--quiet " + line).end(); strings.Contains(screen, "is PENDING") {

@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -76,14 +75,4 @@ func logLevel(s string) (slog.Level, error) {
 		return 0, fault.New(fault.Invalid, "log.level: %q is not a level; use debug, info, warn or error", s)
 	}
 	return l, nil
-}
-
-// cobraComplains recognizes wrong usage by the beginnings of cobra's messages.
-func cobraComplains(msg string) bool {
-	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "required flag", "accepts ", "requires ", "invalid argument", "flag needs an argument"} {
-		if strings.HasPrefix(msg, p) {
-			return true
-		}
-	}
-	return false
 }

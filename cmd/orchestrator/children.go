@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,8 @@ const (
 	childGrace = 10 * time.Second
 	// childRestart is the pause before a process that died is started again.
 	childRestart = time.Second
+	// lastWordsBytes bounds how much of a log is looked at for its last line.
+	lastWordsBytes = 1024
 )
 
 // children starts processes and ends them all. The kernel kills them too should this process die: they are started from
@@ -83,12 +86,12 @@ func (c *children) start(name, logFile, program string, args ...string) error {
 	c.wait.Go(func() {
 		err := cmd.Wait()
 		_ = f.Close()
-		c.gone(name, cmd, err, func() error { return c.start(name, logFile, program, args...) })
+		c.gone(name, logFile, cmd, err, func() error { return c.start(name, logFile, program, args...) })
 	})
 	return nil
 }
 
-func (c *children) gone(name string, cmd *exec.Cmd, err error, again func() error) {
+func (c *children) gone(name, logFile string, cmd *exec.Cmd, err error, again func() error) {
 	c.mu.Lock()
 	delete(c.live, name)
 	ending, left := c.ending, len(c.live)
@@ -99,6 +102,12 @@ func (c *children) gone(name string, cmd *exec.Cmd, err error, again func() erro
 	how := "exit status 0"
 	if err != nil {
 		how = err.Error()
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && exit.Exited() { // and said why
+			if words := lastWords(logFile); words != "" {
+				how += ": " + words
+			}
+		}
 	}
 	fmt.Fprintf(c.out, "%s (pid %d) died: %s\n", name, cmd.Process.Pid, how)
 	select {
@@ -120,6 +129,29 @@ func (c *children) gone(name string, cmd *exec.Cmd, err error, again func() erro
 	if err := again(); err != nil {
 		fmt.Fprintf(c.out, "%v\n", err)
 	}
+}
+
+// lastWords is the last line of a log, shortened; empty when there is none.
+func lastWords(logFile string) string {
+	f, err := os.Open(logFile)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if end, err := f.Seek(0, io.SeekEnd); err == nil && end > lastWordsBytes {
+		_, err = f.Seek(-lastWordsBytes, io.SeekEnd)
+		if err != nil {
+			return ""
+		}
+	} else if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return ""
+	}
+	b, err := io.ReadAll(io.LimitReader(f, lastWordsBytes))
+	if err != nil {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.ToValidUTF8(lines[len(lines)-1], "")
 }
 
 // stop ends all processes, a group after the other: SIGTERM, then after a grace SIGKILL. It returns when none is left.

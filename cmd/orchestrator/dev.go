@@ -41,6 +41,7 @@ type dev struct {
 	restart, noContext        bool
 	stdout, stderr            io.Writer
 
+	lock     *os.File // of the data directory
 	token    string
 	children *children
 }
@@ -55,11 +56,23 @@ It prints a ready line when the cluster can be used, writes an orchctl context, 
 Nothing that dies is started again unless --restart is given. The same --data starts again with everything still there.`,
 		Example: "  orchestrator dev\n  orchestrator dev --servers 3 --agents 3 --data /tmp/cluster --base-port 9000",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return d.run(cmd.Context()) },
 	}
 	f := cmd.Flags()
-	f.IntVar(&d.servers, "servers", 1, "servers: 1, 3 or 5")
-	f.IntVar(&d.agents, "agents", 2, "node agents")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := d.check(); err != nil {
+			return err
+		}
+		if err := d.hold(); err != nil {
+			return err
+		}
+		defer d.lock.Close() // the lock goes with it
+		if err := d.asBefore(f.Changed); err != nil {
+			return err
+		}
+		return d.run(cmd.Context())
+	}
+	f.IntVar(&d.servers, "servers", 1, "servers: 1, 3 or 5; by default as many as --data holds, or 1")
+	f.IntVar(&d.agents, "agents", 2, "node agents; by default as many as --data holds, or 2")
 	f.StringVar(&d.data, "data", "", "directory for everything; ~/.local/share/orchestrator/dev when empty")
 	f.IntVar(&d.basePort, "base-port", BasePort, "first of the ports; each server takes five, and the next begins 10 higher")
 	f.StringVar(&d.lease, "lease", "", "node lease, such as 4s; the server's default when empty")
@@ -116,9 +129,6 @@ func addressesFrom(host string, base int) Addresses {
 
 func (d *dev) run(ctx context.Context) error {
 	started := time.Now()
-	if err := d.check(); err != nil {
-		return err
-	}
 	agentBinary, err := findAgent(d.agents)
 	if err != nil {
 		return err
@@ -146,7 +156,11 @@ func (d *dev) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.waitReady(ctx); err != nil {
+	switch err := d.waitReady(ctx); {
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(d.stderr, "stopping, before the cluster was ready")
+		return nil
+	case err != nil:
 		return err
 	}
 	if err := d.announce(started); err != nil {
@@ -187,10 +201,8 @@ func (d *dev) configFile(name string) string { return filepath.Join(d.data, name
 
 // prepare writes what is missing: authority, certificates, token, gossip key, and each process's configuration.
 func (d *dev) prepare() error {
-	for _, dir := range []string{d.data, filepath.Join(d.data, "logs")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fault.New(fault.Invalid, "--data: %w; choose a directory that you may write", err)
-		}
+	if err := os.MkdirAll(d.path("logs"), 0o700); err != nil {
+		return fault.New(fault.Invalid, "--data: %w; choose a directory that you may write", err)
 	}
 	ca, err := d.authority()
 	if err != nil {
@@ -362,7 +374,7 @@ func (d *dev) waitReady(ctx context.Context) error {
 			return fmt.Errorf("the cluster did not come up: %w; see %s", err, d.path("logs"))
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
-				return nil
+				return ctx.Err()
 			}
 			return fault.New(fault.Timeout, "the cluster is not ready after %s: %s; see %s", devReady, last, d.path("logs"))
 		case <-time.After(50 * time.Millisecond):

@@ -3,25 +3,19 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/neolith/orchestrator/internal/config"
+	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/telemetry"
-)
-
-// The exit codes of all programs.
-const (
-	exitDone   = 0
-	exitFailed = 1
-	exitUsage  = 2
 )
 
 func main() {
@@ -51,18 +45,10 @@ For a whole cluster on this machine, for trying and developing: orchestrator dev
 	root.SetArgs(args)
 	root.AddCommand(serveCommand(stderr), devCommand(stdout, stderr), configCommand(), caCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(stderr, "orchestrator: %v\n", err)
-		if fault.Is(err, fault.Invalid) || isUsage(err) {
-			return exitUsage
-		}
-		return exitFailed
+		fmt.Fprintf(stderr, "orchestrator: %s\n", strings.Join(strings.Fields(err.Error()), " "))
+		return exitcode.Of(err)
 	}
-	return exitDone
-}
-
-// isUsage recognizes cobra's own complaints, which have no type.
-func isUsage(err error) bool {
-	return fault.As(err) == nil && !errors.Is(err, context.Canceled) && cobraComplains(err.Error())
+	return exitcode.Done
 }
 
 func serveCommand(stderr io.Writer) *cobra.Command {

@@ -5,8 +5,9 @@
 //
 //	dev [FLAG…]               start `orchestrator dev` on free ports and $WORK/dev, wait until it is ready, point orchctl at it
 //	ports                     find five free ports: $GOSSIP $RAFT $GRPC $LINK $CLIENT, and $GOSSIP_PORT …
-//	server NAME [FLAG…]       start one server on those ports and $WORK/NAME, without TLS, wait until it is ready, point orchctl at it
+//	server NAME [FLAG…]       start one server on those ports and $WORK/NAME, without TLS unless told, wait until it is ready, point orchctl at it
 //	agent NAME [FLAG…]        start a node agent of that server and wait until it is linked
+//	start NAME PROGRAM ARG…   start a program in the background
 //	signal NAME SIGNAL        send a signal to what was started under a name: INT, TERM, KILL, STOP, CONT
 //	ended NAME CODE           wait until it has ended, with that exit code (-1: by a signal)
 //	exits CODE PROGRAM ARG…   run a program; it must end with that exit code, within a minute
@@ -18,7 +19,12 @@
 //	good-metrics              hold the last standard output against the rules of Prometheus
 //	rpc health                what the gRPC port says of its health
 //	rpc services [TOKENFILE]  the services that it has, by reflection, or why it does not say
-//	letters FILE BYTES          make a file of that many letters
+//	call SERVICE/METHOD JSON  make a call of the gRPC API with $ORCHCTL_TOKEN_FILE; JSON may be a file; prints the answer, or the
+//	                          error and its details, one a line
+//	link TOKENFILE SUBPROTOCOL STEP…  speak on the node link; a STEP is a text to send, <TYPE to wait for, or <close
+//	strangers VAR             a directory that others may look into and not change
+//	nobody CODE PROGRAM ARG…  run a program as a user who may do little; it must end with the code, and one line
+//	letters FILE BYTES        make a file of that many letters
 //
 // What was started writes to $WORK/NAME.log, and is ended when the story ends.
 package stories

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		programs = dir
+		if err := os.Chmod(dir, 0o755); err != nil { // stories run them as somebody else
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		return m.Run()
 	}())
 }
@@ -38,12 +42,6 @@ func TestStories(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
-				return os.Geteuid() == 0, nil
-			}
-			return false, fmt.Errorf("there is no condition %q", cond)
-		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", programs+string(filepath.ListSeparator)+os.Getenv("PATH"))
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
@@ -52,8 +50,8 @@ func TestStories(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"dev": dev, "ports": ports, "server": server, "agent": agent, "signal": signal, "ended": ended,
-			"exits": exits, "until": until, "json": inJSON, "get": get, "good-metrics": goodMetrics(t), "rpc": rpc, "save": save, "free": free, "letters": letters,
+			"dev": dev, "ports": ports, "server": server, "agent": agent, "start": background, "signal": signal, "ended": ended,
+			"exits": exits, "until": until, "json": inJSON, "get": get, "good-metrics": goodMetrics(t), "rpc": rpc, "call": call, "link": link, "nobody": nobody, "strangers": strangers, "save": save, "free": free, "letters": letters,
 		},
 	})
 }

@@ -3,6 +3,7 @@ package stories
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -169,10 +170,14 @@ func server(ts *testscript.TestScript, neg bool, args []string) {
 		"--listen-gossip=" + ts.Getenv("GOSSIP"), "--listen-raft=" + ts.Getenv("RAFT"), "--listen-grpc=" + ts.Getenv("GRPC"),
 		"--listen-link=" + ts.Getenv("LINK"), "--listen-client=" + ts.Getenv("CLIENT"),
 	}, args[1:]...)...)
-	hc := &http.Client{Timeout: time.Second}
+	scheme, hc := "http://", &http.Client{Timeout: time.Second}
+	if strings.Contains(strings.Join(args, " "), "--tls-cert-file") {
+		scheme = "https://"
+		hc.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // whether it is ready is all that is asked
+	}
 	defer hc.CloseIdleConnections()
 	p.wait(ts, "it was ready", func() bool {
-		r, err := hc.Get("http://" + ts.Getenv("CLIENT") + "/ready")
+		r, err := hc.Get(scheme + ts.Getenv("CLIENT") + "/ready")
 		if err != nil {
 			return false
 		}
@@ -182,6 +187,13 @@ func server(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	ts.Setenv("ORCHCTL_ADDR", ts.Getenv("GRPC"))
 	ts.Setenv("ORCHCTL_TOKEN_FILE", filepath.Join(data, "admin-token"))
+}
+
+// background starts any program.
+func background(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "start", args, 2)
+	worldOf(ts).start(ts, args[0], args[1], args[2:]...)
 }
 
 // agent starts a node agent with a token of its own.

@@ -107,6 +107,9 @@ func (p *proc) Outstanding() uint64 {
 	return p.t.outstanding
 }
 
+// Backlog is how many ended turns nobody has taken.
+func (p *proc) Backlog() int { return len(p.turns) }
+
 // OutputLine is the number of the last line.
 func (p *proc) OutputLine() uint64 {
 	p.t.m.mu.Lock()

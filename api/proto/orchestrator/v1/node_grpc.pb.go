@@ -34,7 +34,7 @@ const (
 //
 // NodeService is what operators do with nodes.
 type NodeServiceClient interface {
-	// ListNodes returns nodes by page, ordered by id.
+	// ListNodes returns nodes by page, ordered by name.
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// GetNode returns one node with its health.
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*GetNodeResponse, error)
@@ -110,7 +110,7 @@ func (c *nodeServiceClient) RemoveNode(ctx context.Context, in *RemoveNodeReques
 //
 // NodeService is what operators do with nodes.
 type NodeServiceServer interface {
-	// ListNodes returns nodes by page, ordered by id.
+	// ListNodes returns nodes by page, ordered by name.
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// GetNode returns one node with its health.
 	GetNode(context.Context, *GetNodeRequest) (*GetNodeResponse, error)

@@ -466,7 +466,8 @@ type SessionSpec struct {
 	Env     map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Names of secrets, resolved by the node at start; values never enter the state.
 	Secrets []string `protobuf:"bytes,7,rep,name=secrets,proto3" json:"secrets,omitempty"`
-	// Capabilities a node must have: gpu, high-memory, or any key a node declares.
+	// Capabilities a node must have: gpu, high-memory, or any key a node declares, as true or as false. A key that no node
+	// declares is refused.
 	Require []string          `protobuf:"bytes,8,rep,name=require,proto3" json:"require,omitempty"`
 	Labels  map[string]string `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Labels a node must have.

@@ -103,6 +103,7 @@ type Command struct {
 	//	*Command_CollectGarbage
 	//	*Command_SetPendingReason
 	//	*Command_RemoveSession
+	//	*Command_Remember
 	//	*Command_CheckpointSession
 	//	*Command_MigrateSession
 	//	*Command_CancelMigration
@@ -110,7 +111,9 @@ type Command struct {
 	//	*Command_ResumeSession
 	//	*Command_ForkSession
 	//	*Command_RewindSession
-	Kind          isCommand_Kind `protobuf_oneof:"kind"`
+	Kind isCommand_Kind `protobuf_oneof:"kind"`
+	// What makes a client's retry the same command; spawn and send have a key of their own.
+	Once          *Once `protobuf:"bytes,32,opt,name=once,proto3" json:"once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -323,6 +326,15 @@ func (x *Command) GetRemoveSession() *RemoveSession {
 	return nil
 }
 
+func (x *Command) GetRemember() *Remember {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_Remember); ok {
+			return x.Remember
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetCheckpointSession() *CheckpointSession {
 	if x != nil {
 		if x, ok := x.Kind.(*Command_CheckpointSession); ok {
@@ -382,6 +394,13 @@ func (x *Command) GetRewindSession() *RewindSession {
 		if x, ok := x.Kind.(*Command_RewindSession); ok {
 			return x.RewindSession
 		}
+	}
+	return nil
+}
+
+func (x *Command) GetOnce() *Once {
+	if x != nil {
+		return x.Once
 	}
 	return nil
 }
@@ -466,32 +485,36 @@ type Command_RemoveSession struct {
 	RemoveSession *RemoveSession `protobuf:"bytes,19,opt,name=remove_session,json=removeSession,proto3,oneof"`
 }
 
+type Command_Remember struct {
+	Remember *Remember `protobuf:"bytes,20,opt,name=remember,proto3,oneof"`
+}
+
 type Command_CheckpointSession struct {
-	CheckpointSession *CheckpointSession `protobuf:"bytes,20,opt,name=checkpoint_session,json=checkpointSession,proto3,oneof"`
+	CheckpointSession *CheckpointSession `protobuf:"bytes,21,opt,name=checkpoint_session,json=checkpointSession,proto3,oneof"`
 }
 
 type Command_MigrateSession struct {
-	MigrateSession *MigrateSession `protobuf:"bytes,21,opt,name=migrate_session,json=migrateSession,proto3,oneof"`
+	MigrateSession *MigrateSession `protobuf:"bytes,22,opt,name=migrate_session,json=migrateSession,proto3,oneof"`
 }
 
 type Command_CancelMigration struct {
-	CancelMigration *CancelMigration `protobuf:"bytes,22,opt,name=cancel_migration,json=cancelMigration,proto3,oneof"`
+	CancelMigration *CancelMigration `protobuf:"bytes,23,opt,name=cancel_migration,json=cancelMigration,proto3,oneof"`
 }
 
 type Command_PauseSession struct {
-	PauseSession *PauseSession `protobuf:"bytes,23,opt,name=pause_session,json=pauseSession,proto3,oneof"`
+	PauseSession *PauseSession `protobuf:"bytes,24,opt,name=pause_session,json=pauseSession,proto3,oneof"`
 }
 
 type Command_ResumeSession struct {
-	ResumeSession *ResumeSession `protobuf:"bytes,24,opt,name=resume_session,json=resumeSession,proto3,oneof"`
+	ResumeSession *ResumeSession `protobuf:"bytes,25,opt,name=resume_session,json=resumeSession,proto3,oneof"`
 }
 
 type Command_ForkSession struct {
-	ForkSession *ForkSession `protobuf:"bytes,25,opt,name=fork_session,json=forkSession,proto3,oneof"`
+	ForkSession *ForkSession `protobuf:"bytes,26,opt,name=fork_session,json=forkSession,proto3,oneof"`
 }
 
 type Command_RewindSession struct {
-	RewindSession *RewindSession `protobuf:"bytes,26,opt,name=rewind_session,json=rewindSession,proto3,oneof"`
+	RewindSession *RewindSession `protobuf:"bytes,27,opt,name=rewind_session,json=rewindSession,proto3,oneof"`
 }
 
 func (*Command_InitCluster) isCommand_Kind() {}
@@ -532,6 +555,8 @@ func (*Command_SetPendingReason) isCommand_Kind() {}
 
 func (*Command_RemoveSession) isCommand_Kind() {}
 
+func (*Command_Remember) isCommand_Kind() {}
+
 func (*Command_CheckpointSession) isCommand_Kind() {}
 
 func (*Command_MigrateSession) isCommand_Kind() {}
@@ -546,6 +571,115 @@ func (*Command_ForkSession) isCommand_Kind() {}
 
 func (*Command_RewindSession) isCommand_Kind() {}
 
+// Once names a request. The command it comes with has effect the first time only.
+type Once struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The method, and whose the key is: keys of one scope mean nothing in another.
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Key   string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Hash of the request; the same key with another hash is refused.
+	RequestHash   uint64 `protobuf:"varint,3,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Once) Reset() {
+	*x = Once{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Once) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Once) ProtoMessage() {}
+
+func (x *Once) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Once.ProtoReflect.Descriptor instead.
+func (*Once) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Once) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Once) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Once) GetRequestHash() uint64 {
+	if x != nil {
+		return x.RequestHash
+	}
+	return 0
+}
+
+// Remember does nothing but keep the key of a request whose effect is not in the state.
+type Remember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What a retry is told, such as who led.
+	Subject       string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Remember) Reset() {
+	*x = Remember{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Remember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Remember) ProtoMessage() {}
+
+func (x *Remember) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Remember.ProtoReflect.Descriptor instead.
+func (*Remember) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Remember) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
 // InitCluster gives the cluster its id; the first one holds.
 type InitCluster struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -556,7 +690,7 @@ type InitCluster struct {
 
 func (x *InitCluster) Reset() {
 	*x = InitCluster{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +702,7 @@ func (x *InitCluster) String() string {
 func (*InitCluster) ProtoMessage() {}
 
 func (x *InitCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +715,7 @@ func (x *InitCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitCluster.ProtoReflect.Descriptor instead.
 func (*InitCluster) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *InitCluster) GetClusterId() string {
@@ -610,7 +744,7 @@ type SpawnSession struct {
 
 func (x *SpawnSession) Reset() {
 	*x = SpawnSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +756,7 @@ func (x *SpawnSession) String() string {
 func (*SpawnSession) ProtoMessage() {}
 
 func (x *SpawnSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +769,7 @@ func (x *SpawnSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnSession.ProtoReflect.Descriptor instead.
 func (*SpawnSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SpawnSession) GetSessionId() string {
@@ -701,7 +835,7 @@ type PlaceSession struct {
 
 func (x *PlaceSession) Reset() {
 	*x = PlaceSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +847,7 @@ func (x *PlaceSession) String() string {
 func (*PlaceSession) ProtoMessage() {}
 
 func (x *PlaceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +860,7 @@ func (x *PlaceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceSession.ProtoReflect.Descriptor instead.
 func (*PlaceSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PlaceSession) GetSessionId() string {
@@ -772,7 +906,7 @@ type TerminateSession struct {
 
 func (x *TerminateSession) Reset() {
 	*x = TerminateSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +918,7 @@ func (x *TerminateSession) String() string {
 func (*TerminateSession) ProtoMessage() {}
 
 func (x *TerminateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +931,7 @@ func (x *TerminateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminateSession.ProtoReflect.Descriptor instead.
 func (*TerminateSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TerminateSession) GetSessionId() string {
@@ -850,7 +984,7 @@ type SendMessage struct {
 
 func (x *SendMessage) Reset() {
 	*x = SendMessage{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +996,7 @@ func (x *SendMessage) String() string {
 func (*SendMessage) ProtoMessage() {}
 
 func (x *SendMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +1009,7 @@ func (x *SendMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendMessage.ProtoReflect.Descriptor instead.
 func (*SendMessage) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SendMessage) GetSessionId() string {
@@ -931,7 +1065,7 @@ type ApplyFacts struct {
 
 func (x *ApplyFacts) Reset() {
 	*x = ApplyFacts{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1077,7 @@ func (x *ApplyFacts) String() string {
 func (*ApplyFacts) ProtoMessage() {}
 
 func (x *ApplyFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1090,7 @@ func (x *ApplyFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyFacts.ProtoReflect.Descriptor instead.
 func (*ApplyFacts) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ApplyFacts) GetNodeId() string {
@@ -996,7 +1130,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1142,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[8]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1155,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegisterNode) GetNodeId() string {
@@ -1091,7 +1225,7 @@ type SetNodeStatus struct {
 
 func (x *SetNodeStatus) Reset() {
 	*x = SetNodeStatus{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1237,7 @@ func (x *SetNodeStatus) String() string {
 func (*SetNodeStatus) ProtoMessage() {}
 
 func (x *SetNodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[9]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1250,7 @@ func (x *SetNodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStatus.ProtoReflect.Descriptor instead.
 func (*SetNodeStatus) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetNodeStatus) GetNodeId() string {
@@ -1153,7 +1287,7 @@ type LoseNode struct {
 
 func (x *LoseNode) Reset() {
 	*x = LoseNode{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1299,7 @@ func (x *LoseNode) String() string {
 func (*LoseNode) ProtoMessage() {}
 
 func (x *LoseNode) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1312,7 @@ func (x *LoseNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseNode.ProtoReflect.Descriptor instead.
 func (*LoseNode) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LoseNode) GetNodeId() string {
@@ -1213,7 +1347,7 @@ type SetNodeSchedulable struct {
 
 func (x *SetNodeSchedulable) Reset() {
 	*x = SetNodeSchedulable{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1359,7 @@ func (x *SetNodeSchedulable) String() string {
 func (*SetNodeSchedulable) ProtoMessage() {}
 
 func (x *SetNodeSchedulable) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1372,7 @@ func (x *SetNodeSchedulable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeSchedulable.ProtoReflect.Descriptor instead.
 func (*SetNodeSchedulable) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetNodeSchedulable) GetNodeId() string {
@@ -1271,7 +1405,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1417,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1430,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -1323,7 +1457,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1469,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[13]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1482,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateToken) GetId() string {
@@ -1409,7 +1543,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1555,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[14]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1568,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -1454,7 +1588,7 @@ type RetryDeadLetters struct {
 
 func (x *RetryDeadLetters) Reset() {
 	*x = RetryDeadLetters{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1600,7 @@ func (x *RetryDeadLetters) String() string {
 func (*RetryDeadLetters) ProtoMessage() {}
 
 func (x *RetryDeadLetters) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[15]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1613,7 @@ func (x *RetryDeadLetters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLetters.ProtoReflect.Descriptor instead.
 func (*RetryDeadLetters) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RetryDeadLetters) GetSessionId() string {
@@ -1507,7 +1641,7 @@ type PurgeDeadLetters struct {
 
 func (x *PurgeDeadLetters) Reset() {
 	*x = PurgeDeadLetters{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1653,7 @@ func (x *PurgeDeadLetters) String() string {
 func (*PurgeDeadLetters) ProtoMessage() {}
 
 func (x *PurgeDeadLetters) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[16]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1666,7 @@ func (x *PurgeDeadLetters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeDeadLetters.ProtoReflect.Descriptor instead.
 func (*PurgeDeadLetters) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PurgeDeadLetters) GetNamespace() string {
@@ -1568,7 +1702,7 @@ type BuryMessages struct {
 
 func (x *BuryMessages) Reset() {
 	*x = BuryMessages{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1714,7 @@ func (x *BuryMessages) String() string {
 func (*BuryMessages) ProtoMessage() {}
 
 func (x *BuryMessages) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[17]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1727,7 @@ func (x *BuryMessages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuryMessages.ProtoReflect.Descriptor instead.
 func (*BuryMessages) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BuryMessages) GetSessionId() string {
@@ -1629,7 +1763,7 @@ type CollectGarbage struct {
 
 func (x *CollectGarbage) Reset() {
 	*x = CollectGarbage{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1775,7 @@ func (x *CollectGarbage) String() string {
 func (*CollectGarbage) ProtoMessage() {}
 
 func (x *CollectGarbage) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[18]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1788,7 @@ func (x *CollectGarbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbage.ProtoReflect.Descriptor instead.
 func (*CollectGarbage) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CollectGarbage) GetBefore() int64 {
@@ -1683,7 +1817,7 @@ type SetPendingReason struct {
 
 func (x *SetPendingReason) Reset() {
 	*x = SetPendingReason{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1829,7 @@ func (x *SetPendingReason) String() string {
 func (*SetPendingReason) ProtoMessage() {}
 
 func (x *SetPendingReason) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[19]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1842,7 @@ func (x *SetPendingReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPendingReason.ProtoReflect.Descriptor instead.
 func (*SetPendingReason) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetPendingReason) GetSessionId() string {
@@ -1742,7 +1876,7 @@ type RemoveSession struct {
 
 func (x *RemoveSession) Reset() {
 	*x = RemoveSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1888,7 @@ func (x *RemoveSession) String() string {
 func (*RemoveSession) ProtoMessage() {}
 
 func (x *RemoveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[20]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1901,7 @@ func (x *RemoveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSession.ProtoReflect.Descriptor instead.
 func (*RemoveSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveSession) GetSessionId() string {
@@ -1788,7 +1922,7 @@ type CheckpointSession struct {
 
 func (x *CheckpointSession) Reset() {
 	*x = CheckpointSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[21]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1934,7 @@ func (x *CheckpointSession) String() string {
 func (*CheckpointSession) ProtoMessage() {}
 
 func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[21]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1947,7 @@ func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointSession.ProtoReflect.Descriptor instead.
 func (*CheckpointSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckpointSession) GetSessionId() string {
@@ -1846,7 +1980,7 @@ type MigrateSession struct {
 
 func (x *MigrateSession) Reset() {
 	*x = MigrateSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[22]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1992,7 @@ func (x *MigrateSession) String() string {
 func (*MigrateSession) ProtoMessage() {}
 
 func (x *MigrateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[22]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +2005,7 @@ func (x *MigrateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateSession.ProtoReflect.Descriptor instead.
 func (*MigrateSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MigrateSession) GetSessionId() string {
@@ -1928,7 +2062,7 @@ type CancelMigration struct {
 
 func (x *CancelMigration) Reset() {
 	*x = CancelMigration{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[23]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2074,7 @@ func (x *CancelMigration) String() string {
 func (*CancelMigration) ProtoMessage() {}
 
 func (x *CancelMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[23]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2087,7 @@ func (x *CancelMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigration.ProtoReflect.Descriptor instead.
 func (*CancelMigration) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CancelMigration) GetSessionId() string {
@@ -1988,7 +2122,7 @@ type PauseSession struct {
 
 func (x *PauseSession) Reset() {
 	*x = PauseSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[24]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2134,7 @@ func (x *PauseSession) String() string {
 func (*PauseSession) ProtoMessage() {}
 
 func (x *PauseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[24]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2147,7 @@ func (x *PauseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSession.ProtoReflect.Descriptor instead.
 func (*PauseSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PauseSession) GetSessionId() string {
@@ -2047,7 +2181,7 @@ type ResumeSession struct {
 
 func (x *ResumeSession) Reset() {
 	*x = ResumeSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[25]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2193,7 @@ func (x *ResumeSession) String() string {
 func (*ResumeSession) ProtoMessage() {}
 
 func (x *ResumeSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[25]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2206,7 @@ func (x *ResumeSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSession.ProtoReflect.Descriptor instead.
 func (*ResumeSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResumeSession) GetSessionId() string {
@@ -2105,7 +2239,7 @@ type ForkSession struct {
 
 func (x *ForkSession) Reset() {
 	*x = ForkSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[26]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2251,7 @@ func (x *ForkSession) String() string {
 func (*ForkSession) ProtoMessage() {}
 
 func (x *ForkSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[26]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2264,7 @@ func (x *ForkSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSession.ProtoReflect.Descriptor instead.
 func (*ForkSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ForkSession) GetSessionId() string {
@@ -2194,7 +2328,7 @@ type RewindSession struct {
 
 func (x *RewindSession) Reset() {
 	*x = RewindSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2340,7 @@ func (x *RewindSession) String() string {
 func (*RewindSession) ProtoMessage() {}
 
 func (x *RewindSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2353,7 @@ func (x *RewindSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewindSession.ProtoReflect.Descriptor instead.
 func (*RewindSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RewindSession) GetSessionId() string {
@@ -2250,7 +2384,7 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12<\n" +
-	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xcd\x10\n" +
+	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xc1\x11\n" +
 	"\aCommand\x12I\n" +
 	"\finit_cluster\x18\x01 \x01(\v2$.orchestrator.cluster.v1.InitClusterH\x00R\vinitCluster\x12L\n" +
 	"\rspawn_session\x18\x02 \x01(\v2%.orchestrator.cluster.v1.SpawnSessionH\x00R\fspawnSession\x12L\n" +
@@ -2273,15 +2407,23 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\rbury_messages\x18\x10 \x01(\v2%.orchestrator.cluster.v1.BuryMessagesH\x00R\fburyMessages\x12R\n" +
 	"\x0fcollect_garbage\x18\x11 \x01(\v2'.orchestrator.cluster.v1.CollectGarbageH\x00R\x0ecollectGarbage\x12Y\n" +
 	"\x12set_pending_reason\x18\x12 \x01(\v2).orchestrator.cluster.v1.SetPendingReasonH\x00R\x10setPendingReason\x12O\n" +
-	"\x0eremove_session\x18\x13 \x01(\v2&.orchestrator.cluster.v1.RemoveSessionH\x00R\rremoveSession\x12[\n" +
-	"\x12checkpoint_session\x18\x14 \x01(\v2*.orchestrator.cluster.v1.CheckpointSessionH\x00R\x11checkpointSession\x12R\n" +
-	"\x0fmigrate_session\x18\x15 \x01(\v2'.orchestrator.cluster.v1.MigrateSessionH\x00R\x0emigrateSession\x12U\n" +
-	"\x10cancel_migration\x18\x16 \x01(\v2(.orchestrator.cluster.v1.CancelMigrationH\x00R\x0fcancelMigration\x12L\n" +
-	"\rpause_session\x18\x17 \x01(\v2%.orchestrator.cluster.v1.PauseSessionH\x00R\fpauseSession\x12O\n" +
-	"\x0eresume_session\x18\x18 \x01(\v2&.orchestrator.cluster.v1.ResumeSessionH\x00R\rresumeSession\x12I\n" +
-	"\ffork_session\x18\x19 \x01(\v2$.orchestrator.cluster.v1.ForkSessionH\x00R\vforkSession\x12O\n" +
-	"\x0erewind_session\x18\x1a \x01(\v2&.orchestrator.cluster.v1.RewindSessionH\x00R\rrewindSessionB\x06\n" +
-	"\x04kind\",\n" +
+	"\x0eremove_session\x18\x13 \x01(\v2&.orchestrator.cluster.v1.RemoveSessionH\x00R\rremoveSession\x12?\n" +
+	"\bremember\x18\x14 \x01(\v2!.orchestrator.cluster.v1.RememberH\x00R\bremember\x12[\n" +
+	"\x12checkpoint_session\x18\x15 \x01(\v2*.orchestrator.cluster.v1.CheckpointSessionH\x00R\x11checkpointSession\x12R\n" +
+	"\x0fmigrate_session\x18\x16 \x01(\v2'.orchestrator.cluster.v1.MigrateSessionH\x00R\x0emigrateSession\x12U\n" +
+	"\x10cancel_migration\x18\x17 \x01(\v2(.orchestrator.cluster.v1.CancelMigrationH\x00R\x0fcancelMigration\x12L\n" +
+	"\rpause_session\x18\x18 \x01(\v2%.orchestrator.cluster.v1.PauseSessionH\x00R\fpauseSession\x12O\n" +
+	"\x0eresume_session\x18\x19 \x01(\v2&.orchestrator.cluster.v1.ResumeSessionH\x00R\rresumeSession\x12I\n" +
+	"\ffork_session\x18\x1a \x01(\v2$.orchestrator.cluster.v1.ForkSessionH\x00R\vforkSession\x12O\n" +
+	"\x0erewind_session\x18\x1b \x01(\v2&.orchestrator.cluster.v1.RewindSessionH\x00R\rrewindSession\x121\n" +
+	"\x04once\x18  \x01(\v2\x1d.orchestrator.cluster.v1.OnceR\x04onceB\x06\n" +
+	"\x04kind\"Q\n" +
+	"\x04Once\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12!\n" +
+	"\frequest_hash\x18\x03 \x01(\x04R\vrequestHash\"$\n" +
+	"\bRemember\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\",\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\"\xf8\x01\n" +
@@ -2437,82 +2579,86 @@ func file_orchestrator_cluster_v1_command_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_command_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
 	(*Batch)(nil),              // 0: orchestrator.cluster.v1.Batch
 	(*Command)(nil),            // 1: orchestrator.cluster.v1.Command
-	(*InitCluster)(nil),        // 2: orchestrator.cluster.v1.InitCluster
-	(*SpawnSession)(nil),       // 3: orchestrator.cluster.v1.SpawnSession
-	(*PlaceSession)(nil),       // 4: orchestrator.cluster.v1.PlaceSession
-	(*TerminateSession)(nil),   // 5: orchestrator.cluster.v1.TerminateSession
-	(*SendMessage)(nil),        // 6: orchestrator.cluster.v1.SendMessage
-	(*ApplyFacts)(nil),         // 7: orchestrator.cluster.v1.ApplyFacts
-	(*RegisterNode)(nil),       // 8: orchestrator.cluster.v1.RegisterNode
-	(*SetNodeStatus)(nil),      // 9: orchestrator.cluster.v1.SetNodeStatus
-	(*LoseNode)(nil),           // 10: orchestrator.cluster.v1.LoseNode
-	(*SetNodeSchedulable)(nil), // 11: orchestrator.cluster.v1.SetNodeSchedulable
-	(*RemoveNode)(nil),         // 12: orchestrator.cluster.v1.RemoveNode
-	(*CreateToken)(nil),        // 13: orchestrator.cluster.v1.CreateToken
-	(*RevokeToken)(nil),        // 14: orchestrator.cluster.v1.RevokeToken
-	(*RetryDeadLetters)(nil),   // 15: orchestrator.cluster.v1.RetryDeadLetters
-	(*PurgeDeadLetters)(nil),   // 16: orchestrator.cluster.v1.PurgeDeadLetters
-	(*BuryMessages)(nil),       // 17: orchestrator.cluster.v1.BuryMessages
-	(*CollectGarbage)(nil),     // 18: orchestrator.cluster.v1.CollectGarbage
-	(*SetPendingReason)(nil),   // 19: orchestrator.cluster.v1.SetPendingReason
-	(*RemoveSession)(nil),      // 20: orchestrator.cluster.v1.RemoveSession
-	(*CheckpointSession)(nil),  // 21: orchestrator.cluster.v1.CheckpointSession
-	(*MigrateSession)(nil),     // 22: orchestrator.cluster.v1.MigrateSession
-	(*CancelMigration)(nil),    // 23: orchestrator.cluster.v1.CancelMigration
-	(*PauseSession)(nil),       // 24: orchestrator.cluster.v1.PauseSession
-	(*ResumeSession)(nil),      // 25: orchestrator.cluster.v1.ResumeSession
-	(*ForkSession)(nil),        // 26: orchestrator.cluster.v1.ForkSession
-	(*RewindSession)(nil),      // 27: orchestrator.cluster.v1.RewindSession
-	nil,                        // 28: orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 29: orchestrator.v1.SessionSpec
-	(v1.Priority_Level)(0),     // 30: orchestrator.v1.Priority.Level
-	(*v11.Fact)(nil),           // 31: orchestrator.node.v1.Fact
-	(*v1.Capabilities)(nil),    // 32: orchestrator.v1.Capabilities
-	(v1.Node_Status)(0),        // 33: orchestrator.v1.Node.Status
+	(*Once)(nil),               // 2: orchestrator.cluster.v1.Once
+	(*Remember)(nil),           // 3: orchestrator.cluster.v1.Remember
+	(*InitCluster)(nil),        // 4: orchestrator.cluster.v1.InitCluster
+	(*SpawnSession)(nil),       // 5: orchestrator.cluster.v1.SpawnSession
+	(*PlaceSession)(nil),       // 6: orchestrator.cluster.v1.PlaceSession
+	(*TerminateSession)(nil),   // 7: orchestrator.cluster.v1.TerminateSession
+	(*SendMessage)(nil),        // 8: orchestrator.cluster.v1.SendMessage
+	(*ApplyFacts)(nil),         // 9: orchestrator.cluster.v1.ApplyFacts
+	(*RegisterNode)(nil),       // 10: orchestrator.cluster.v1.RegisterNode
+	(*SetNodeStatus)(nil),      // 11: orchestrator.cluster.v1.SetNodeStatus
+	(*LoseNode)(nil),           // 12: orchestrator.cluster.v1.LoseNode
+	(*SetNodeSchedulable)(nil), // 13: orchestrator.cluster.v1.SetNodeSchedulable
+	(*RemoveNode)(nil),         // 14: orchestrator.cluster.v1.RemoveNode
+	(*CreateToken)(nil),        // 15: orchestrator.cluster.v1.CreateToken
+	(*RevokeToken)(nil),        // 16: orchestrator.cluster.v1.RevokeToken
+	(*RetryDeadLetters)(nil),   // 17: orchestrator.cluster.v1.RetryDeadLetters
+	(*PurgeDeadLetters)(nil),   // 18: orchestrator.cluster.v1.PurgeDeadLetters
+	(*BuryMessages)(nil),       // 19: orchestrator.cluster.v1.BuryMessages
+	(*CollectGarbage)(nil),     // 20: orchestrator.cluster.v1.CollectGarbage
+	(*SetPendingReason)(nil),   // 21: orchestrator.cluster.v1.SetPendingReason
+	(*RemoveSession)(nil),      // 22: orchestrator.cluster.v1.RemoveSession
+	(*CheckpointSession)(nil),  // 23: orchestrator.cluster.v1.CheckpointSession
+	(*MigrateSession)(nil),     // 24: orchestrator.cluster.v1.MigrateSession
+	(*CancelMigration)(nil),    // 25: orchestrator.cluster.v1.CancelMigration
+	(*PauseSession)(nil),       // 26: orchestrator.cluster.v1.PauseSession
+	(*ResumeSession)(nil),      // 27: orchestrator.cluster.v1.ResumeSession
+	(*ForkSession)(nil),        // 28: orchestrator.cluster.v1.ForkSession
+	(*RewindSession)(nil),      // 29: orchestrator.cluster.v1.RewindSession
+	nil,                        // 30: orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	(*v1.SessionSpec)(nil),     // 31: orchestrator.v1.SessionSpec
+	(v1.Priority_Level)(0),     // 32: orchestrator.v1.Priority.Level
+	(*v11.Fact)(nil),           // 33: orchestrator.node.v1.Fact
+	(*v1.Capabilities)(nil),    // 34: orchestrator.v1.Capabilities
+	(v1.Node_Status)(0),        // 35: orchestrator.v1.Node.Status
 }
 var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.cluster.v1.Batch.commands:type_name -> orchestrator.cluster.v1.Command
-	2,  // 1: orchestrator.cluster.v1.Command.init_cluster:type_name -> orchestrator.cluster.v1.InitCluster
-	3,  // 2: orchestrator.cluster.v1.Command.spawn_session:type_name -> orchestrator.cluster.v1.SpawnSession
-	4,  // 3: orchestrator.cluster.v1.Command.place_session:type_name -> orchestrator.cluster.v1.PlaceSession
-	5,  // 4: orchestrator.cluster.v1.Command.terminate_session:type_name -> orchestrator.cluster.v1.TerminateSession
-	6,  // 5: orchestrator.cluster.v1.Command.send_message:type_name -> orchestrator.cluster.v1.SendMessage
-	7,  // 6: orchestrator.cluster.v1.Command.apply_facts:type_name -> orchestrator.cluster.v1.ApplyFacts
-	8,  // 7: orchestrator.cluster.v1.Command.register_node:type_name -> orchestrator.cluster.v1.RegisterNode
-	9,  // 8: orchestrator.cluster.v1.Command.set_node_status:type_name -> orchestrator.cluster.v1.SetNodeStatus
-	10, // 9: orchestrator.cluster.v1.Command.lose_node:type_name -> orchestrator.cluster.v1.LoseNode
-	11, // 10: orchestrator.cluster.v1.Command.set_node_schedulable:type_name -> orchestrator.cluster.v1.SetNodeSchedulable
-	12, // 11: orchestrator.cluster.v1.Command.remove_node:type_name -> orchestrator.cluster.v1.RemoveNode
-	13, // 12: orchestrator.cluster.v1.Command.create_token:type_name -> orchestrator.cluster.v1.CreateToken
-	14, // 13: orchestrator.cluster.v1.Command.revoke_token:type_name -> orchestrator.cluster.v1.RevokeToken
-	15, // 14: orchestrator.cluster.v1.Command.retry_dead_letters:type_name -> orchestrator.cluster.v1.RetryDeadLetters
-	16, // 15: orchestrator.cluster.v1.Command.purge_dead_letters:type_name -> orchestrator.cluster.v1.PurgeDeadLetters
-	17, // 16: orchestrator.cluster.v1.Command.bury_messages:type_name -> orchestrator.cluster.v1.BuryMessages
-	18, // 17: orchestrator.cluster.v1.Command.collect_garbage:type_name -> orchestrator.cluster.v1.CollectGarbage
-	19, // 18: orchestrator.cluster.v1.Command.set_pending_reason:type_name -> orchestrator.cluster.v1.SetPendingReason
-	20, // 19: orchestrator.cluster.v1.Command.remove_session:type_name -> orchestrator.cluster.v1.RemoveSession
-	21, // 20: orchestrator.cluster.v1.Command.checkpoint_session:type_name -> orchestrator.cluster.v1.CheckpointSession
-	22, // 21: orchestrator.cluster.v1.Command.migrate_session:type_name -> orchestrator.cluster.v1.MigrateSession
-	23, // 22: orchestrator.cluster.v1.Command.cancel_migration:type_name -> orchestrator.cluster.v1.CancelMigration
-	24, // 23: orchestrator.cluster.v1.Command.pause_session:type_name -> orchestrator.cluster.v1.PauseSession
-	25, // 24: orchestrator.cluster.v1.Command.resume_session:type_name -> orchestrator.cluster.v1.ResumeSession
-	26, // 25: orchestrator.cluster.v1.Command.fork_session:type_name -> orchestrator.cluster.v1.ForkSession
-	27, // 26: orchestrator.cluster.v1.Command.rewind_session:type_name -> orchestrator.cluster.v1.RewindSession
-	29, // 27: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
-	30, // 28: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
-	31, // 29: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
-	32, // 30: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
-	28, // 31: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	33, // 32: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	4,  // 1: orchestrator.cluster.v1.Command.init_cluster:type_name -> orchestrator.cluster.v1.InitCluster
+	5,  // 2: orchestrator.cluster.v1.Command.spawn_session:type_name -> orchestrator.cluster.v1.SpawnSession
+	6,  // 3: orchestrator.cluster.v1.Command.place_session:type_name -> orchestrator.cluster.v1.PlaceSession
+	7,  // 4: orchestrator.cluster.v1.Command.terminate_session:type_name -> orchestrator.cluster.v1.TerminateSession
+	8,  // 5: orchestrator.cluster.v1.Command.send_message:type_name -> orchestrator.cluster.v1.SendMessage
+	9,  // 6: orchestrator.cluster.v1.Command.apply_facts:type_name -> orchestrator.cluster.v1.ApplyFacts
+	10, // 7: orchestrator.cluster.v1.Command.register_node:type_name -> orchestrator.cluster.v1.RegisterNode
+	11, // 8: orchestrator.cluster.v1.Command.set_node_status:type_name -> orchestrator.cluster.v1.SetNodeStatus
+	12, // 9: orchestrator.cluster.v1.Command.lose_node:type_name -> orchestrator.cluster.v1.LoseNode
+	13, // 10: orchestrator.cluster.v1.Command.set_node_schedulable:type_name -> orchestrator.cluster.v1.SetNodeSchedulable
+	14, // 11: orchestrator.cluster.v1.Command.remove_node:type_name -> orchestrator.cluster.v1.RemoveNode
+	15, // 12: orchestrator.cluster.v1.Command.create_token:type_name -> orchestrator.cluster.v1.CreateToken
+	16, // 13: orchestrator.cluster.v1.Command.revoke_token:type_name -> orchestrator.cluster.v1.RevokeToken
+	17, // 14: orchestrator.cluster.v1.Command.retry_dead_letters:type_name -> orchestrator.cluster.v1.RetryDeadLetters
+	18, // 15: orchestrator.cluster.v1.Command.purge_dead_letters:type_name -> orchestrator.cluster.v1.PurgeDeadLetters
+	19, // 16: orchestrator.cluster.v1.Command.bury_messages:type_name -> orchestrator.cluster.v1.BuryMessages
+	20, // 17: orchestrator.cluster.v1.Command.collect_garbage:type_name -> orchestrator.cluster.v1.CollectGarbage
+	21, // 18: orchestrator.cluster.v1.Command.set_pending_reason:type_name -> orchestrator.cluster.v1.SetPendingReason
+	22, // 19: orchestrator.cluster.v1.Command.remove_session:type_name -> orchestrator.cluster.v1.RemoveSession
+	3,  // 20: orchestrator.cluster.v1.Command.remember:type_name -> orchestrator.cluster.v1.Remember
+	23, // 21: orchestrator.cluster.v1.Command.checkpoint_session:type_name -> orchestrator.cluster.v1.CheckpointSession
+	24, // 22: orchestrator.cluster.v1.Command.migrate_session:type_name -> orchestrator.cluster.v1.MigrateSession
+	25, // 23: orchestrator.cluster.v1.Command.cancel_migration:type_name -> orchestrator.cluster.v1.CancelMigration
+	26, // 24: orchestrator.cluster.v1.Command.pause_session:type_name -> orchestrator.cluster.v1.PauseSession
+	27, // 25: orchestrator.cluster.v1.Command.resume_session:type_name -> orchestrator.cluster.v1.ResumeSession
+	28, // 26: orchestrator.cluster.v1.Command.fork_session:type_name -> orchestrator.cluster.v1.ForkSession
+	29, // 27: orchestrator.cluster.v1.Command.rewind_session:type_name -> orchestrator.cluster.v1.RewindSession
+	2,  // 28: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
+	31, // 29: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
+	32, // 30: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
+	33, // 31: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
+	34, // 32: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
+	30, // 33: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	35, // 34: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_command_proto_init() }
@@ -2540,6 +2686,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		(*Command_CollectGarbage)(nil),
 		(*Command_SetPendingReason)(nil),
 		(*Command_RemoveSession)(nil),
+		(*Command_Remember)(nil),
 		(*Command_CheckpointSession)(nil),
 		(*Command_MigrateSession)(nil),
 		(*Command_CancelMigration)(nil),
@@ -2554,7 +2701,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_command_proto_rawDesc), len(file_orchestrator_cluster_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -410,6 +410,8 @@ type SessionRow struct {
 	Left            bool   `protobuf:"varint,33,opt,name=left,proto3" json:"left,omitempty"`
 	RestoreFailures uint32 `protobuf:"varint,34,opt,name=restore_failures,json=restoreFailures,proto3" json:"restore_failures,omitempty"`
 	RewindTo        uint64 `protobuf:"varint,35,opt,name=rewind_to,json=rewindTo,proto3" json:"rewind_to,omitempty"`
+	Move            uint64 `protobuf:"varint,36,opt,name=move,proto3" json:"move,omitempty"`
+	CapturedTime    int64  `protobuf:"varint,37,opt,name=captured_time,json=capturedTime,proto3" json:"captured_time,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -689,6 +691,20 @@ func (x *SessionRow) GetRewindTo() uint64 {
 	return 0
 }
 
+func (x *SessionRow) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *SessionRow) GetCapturedTime() int64 {
+	if x != nil {
+		return x.CapturedTime
+	}
+	return 0
+}
+
 type CheckpointRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -963,6 +979,7 @@ type MailboxRow struct {
 	Dead          uint32                 `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	LastAckTime   int64                  `protobuf:"varint,8,opt,name=last_ack_time,json=lastAckTime,proto3" json:"last_ack_time,omitempty"`
+	Kept          uint32                 `protobuf:"varint,9,opt,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1049,6 +1066,13 @@ func (x *MailboxRow) GetBytes() uint64 {
 func (x *MailboxRow) GetLastAckTime() int64 {
 	if x != nil {
 		return x.LastAckTime
+	}
+	return 0
+}
+
+func (x *MailboxRow) GetKept() uint32 {
+	if x != nil {
+		return x.Kept
 	}
 	return 0
 }
@@ -1906,8 +1930,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
-	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xfa\n" +
-	"\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xb3\v\n" +
 	"\n" +
 	"SessionRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -1952,7 +1975,9 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\runsaved_since\x18  \x01(\x03R\funsavedSince\x12\x12\n" +
 	"\x04left\x18! \x01(\bR\x04left\x12)\n" +
 	"\x10restore_failures\x18\" \x01(\rR\x0frestoreFailures\x12\x1b\n" +
-	"\trewind_to\x18# \x01(\x04R\brewindTo\x1a\x8b\x01\n" +
+	"\trewind_to\x18# \x01(\x04R\brewindTo\x12\x12\n" +
+	"\x04move\x18$ \x01(\x04R\x04move\x12#\n" +
+	"\rcaptured_time\x18% \x01(\x03R\fcapturedTime\x1a\x8b\x01\n" +
 	"\aHistory\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
@@ -1992,7 +2017,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	" \x01(\x03R\bheldTime\x12\x19\n" +
 	"\bend_time\x18\v \x01(\x03R\aendTime\x12\x14\n" +
 	"\x05epoch\x18\f \x01(\rR\x05epoch\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error\"\xea\x01\n" +
+	"\x05error\x18\r \x01(\tR\x05error\"\xfe\x01\n" +
 	"\n" +
 	"MailboxRow\x12\x1d\n" +
 	"\n" +
@@ -2003,7 +2028,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05acked\x18\x05 \x01(\rR\x05acked\x12\x12\n" +
 	"\x04dead\x18\x06 \x01(\rR\x04dead\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\"\n" +
-	"\rlast_ack_time\x18\b \x01(\x03R\vlastAckTime\"\xcc\x02\n" +
+	"\rlast_ack_time\x18\b \x01(\x03R\vlastAckTime\x12\x12\n" +
+	"\x04kept\x18\t \x01(\rR\x04kept\"\xcc\x02\n" +
 	"\n" +
 	"MessageRow\x12\x1d\n" +
 	"\n" +

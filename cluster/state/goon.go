@@ -1,0 +1,77 @@
+// What a restore must not take back: numbers of messages that were given out since the snapshot was written. The nodes
+// know those messages, and whoever sent them their numbers; another message under one of them would be taken for the first.
+
+package state
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+)
+
+// GoOn copies a snapshot, and has each of its mailboxes go on with the number that is next in the view, where that is the
+// greater one. Everything else stays as it is.
+func (v *View) GoOn(snapshot io.Reader, to io.Writer) error {
+	g := &goingOn{now: v, w: newFrameWriter(to), sessions: newSessionReader(newInterner()), next: map[string]uint64{}}
+	if err := readSnapshot(snapshot, g); err != nil {
+		return fmt.Errorf("go on from a snapshot: %w", err)
+	}
+	g.openMailboxes()
+	if err := g.w.close(); err != nil {
+		return fmt.Errorf("go on from a snapshot: %w", err)
+	}
+	return nil
+}
+
+// goingOn is a snapshotReader.
+type goingOn struct {
+	now      *View
+	w        *frameWriter
+	sessions *sessionReader
+	// next are the numbers of sessions of the snapshot whose mailbox was not seen yet.
+	next map[string]uint64
+}
+
+func (g *goingOn) head(h *clusterv1.SnapshotHeader) { g.w.open(h) }
+
+func (g *goingOn) session(b []byte, _ int) error {
+	s, err := g.sessions.read(b)
+	if err != nil {
+		return err
+	}
+	if mb := g.now.mailbox(s.ID); mb != nil {
+		g.next[s.ID] = mb.NextSequence
+	}
+	g.w.frame(func(to []byte) ([]byte, error) {
+		return protowire.AppendBytes(protowire.AppendTag(to, rowSession, protowire.BytesType), b), nil
+	})
+	g.w.rows++
+	return nil // what could not be written is told at the end: the snapshot is none the worse
+}
+
+func (g *goingOn) row(row *clusterv1.SnapshotRow, _ int) error {
+	switch k := row.GetRow().(type) {
+	case *clusterv1.SnapshotRow_Mailbox:
+		k.Mailbox.NextSequence = max(k.Mailbox.GetNextSequence(), g.next[k.Mailbox.GetSessionId()])
+		delete(g.next, k.Mailbox.GetSessionId())
+	case *clusterv1.SnapshotRow_Result: // of the mailbox before
+	default:
+		g.openMailboxes()
+	}
+	g.w.row(row)
+	return nil
+}
+
+// openMailboxes gives a mailbox to sessions that had no message yet when the snapshot was written. It comes behind the
+// other mailboxes, which is not their order; the tables that it is read into have one of their own.
+func (g *goingOn) openMailboxes() {
+	for _, id := range slices.Sorted(maps.Keys(g.next)) {
+		g.w.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Mailbox{Mailbox: &clusterv1.MailboxRow{SessionId: id, NextSequence: g.next[id]}}})
+	}
+	clear(g.next)
+}

@@ -1,0 +1,111 @@
+// A restored state gives out no number of a message twice.
+
+package state
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/neolith/orchestrator/internal/fault"
+)
+
+// goneOn is a snapshot as it is restored over a view.
+func goneOn(t *testing.T, v *View, snapshot []byte) *Store {
+	t.Helper()
+	var b bytes.Buffer
+	if err := v.GoOn(bytes.NewReader(snapshot), &b); err != nil {
+		t.Fatal(err)
+	}
+	s := New(smallLimits())
+	if err := s.Restore(&b); err != nil {
+		t.Fatal(err)
+	}
+	checkInvariants(t, s.View())
+	return s
+}
+
+func TestNumbersGoOnBehindThoseGivenOut(t *testing.T) {
+	m := newMachine(t)
+	m.ok(register("n", 1))
+	for _, id := range []string{"talked", "silent", "never", "quiet"} {
+		m.ok(spawn(id, "n"))
+	}
+	m.ok(send("talked", "1"))
+	m.ok(send("quiet", "1"))
+	before := m.content()
+	for range 4 {
+		m.ok(send("talked", "more"))
+		m.ok(send("silent", "first"))
+	}
+	m.ok(spawn("later", "n"))
+	m.ok(send("later", "1"))
+
+	s := goneOn(t, m.View(), before)
+	for id, next := range map[string]uint64{"talked": 6, "silent": 5, "never": 1, "quiet": 2} {
+		if got := s.View().Mailbox(id).NextSequence; got != next {
+			t.Errorf("%s goes on with %d, want %d", id, got, next)
+		}
+	}
+	if s.View().Session("later") != nil || s.View().mailbox("later") != nil {
+		t.Error("what was made later is there")
+	}
+	if mb := s.View().Mailbox("talked"); mb.Queued != 1 || s.View().Message("talked", 1) == nil || s.View().Message("talked", 2) != nil {
+		t.Errorf("the mailbox is %+v, and should be that of the snapshot but for the next number", mb)
+	}
+	// A snapshot that is newer than the state, and one for a cluster that is new, stay as they are.
+	for name, v := range map[string]*View{"an older state": s.View(), "a new cluster": New(smallLimits()).View()} {
+		if got := persisted(t, goneOn(t, v, m.content()).View()); !bytes.Equal(got, m.content()) {
+			t.Errorf("%s: the snapshot was changed", name)
+		}
+	}
+}
+
+// With rows in every table: only the next numbers differ, and with nothing to change not a byte does.
+func TestGoOnKeepsEverythingElse(t *testing.T) {
+	h, s := newHistory(7), New(smallLimits())
+	for range 400 {
+		s.Apply(s.Index()+1, h.batch(s.View()))
+	}
+	before := persisted(t, s.View())
+	var same bytes.Buffer
+	if err := s.View().GoOn(bytes.NewReader(before), &same); err != nil || !bytes.Equal(same.Bytes(), before) {
+		t.Errorf("a snapshot of this very state was changed: %v", err)
+	}
+	for range 400 {
+		s.Apply(s.Index()+1, h.batch(s.View()))
+	}
+	was := New(smallLimits())
+	if err := was.Restore(bytes.NewReader(before)); err != nil {
+		t.Fatal(err)
+	}
+	now := goneOn(t, s.View(), before)
+	if was.View().Stats() != now.View().Stats() {
+		t.Errorf("counts: %+v, want %+v", now.View().Stats(), was.View().Stats())
+	}
+	raised := 0
+	for row := range was.View().Sessions("") {
+		want := max(was.View().Mailbox(row.ID).NextSequence, s.View().Mailbox(row.ID).NextSequence)
+		if got := now.View().Mailbox(row.ID).NextSequence; got != want {
+			t.Errorf("session %s goes on with %d, want %d", row.ID, got, want)
+		}
+		if want > was.View().Mailbox(row.ID).NextSequence {
+			raised++
+		}
+	}
+	if raised == 0 {
+		t.Error("nothing was raised: the history proves nothing")
+	}
+}
+
+func TestGoOnRefusesWhatARestoreWould(t *testing.T) {
+	b := persisted(t, full(t).View())
+	b[len(b)/2] ^= 1
+	if err := New(smallLimits()).View().GoOn(bytes.NewReader(b), io.Discard); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a damaged snapshot: %v", err)
+	}
+	if err := New(smallLimits()).View().GoOn(bytes.NewReader(persisted(t, full(t).View())), &failingWriter{}); !errors.Is(err, errFull) || fault.Is(err, fault.Invalid) {
+		t.Errorf("a full disk: %v", err)
+	}
+}
