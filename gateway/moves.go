@@ -4,7 +4,6 @@ package gateway
 
 import (
 	"context"
-	"fmt"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -22,9 +21,9 @@ const (
 
 // moved is a request about one session.
 type moved interface {
+	keyed
 	GetNamespace() string
 	GetId() string
-	GetIdempotencyKey() string
 }
 
 // find returns the session of such a request.
@@ -35,18 +34,24 @@ func (o *Operations) find(ctx context.Context, req moved) (*session.Session, err
 	return o.resolve(ctx, o.State.View(), req.GetNamespace(), req.GetId())
 }
 
-// once commits a command about a session unless the request is a repetition of one that was: then it returns the number that
-// one was given, and the session as it is now. what tells requests of one method apart.
-func (o *Operations) once(method, what string, req moved, s *session.Session, do func() (*session.Session, uint64, error)) (*session.Session, uint64, error) {
-	k := repeatKey{method: method, session: s.ID, key: req.GetIdempotencyKey()}
-	if n, ok, err := o.repeats.seen(k, what); ok || err != nil {
-		return s, n, err
+// again reports whether a request is a repetition of one that had its effect: what stands in its way now did not then.
+func (o *Operations) again(ctx context.Context, method string, req keyed) bool {
+	return req.GetIdempotencyKey() != "" && o.State.View().Remembers(onceScope(ctx, method), req.GetIdempotencyKey())
+}
+
+// decide commits a command about a session, once for the request's key. The result's session is as it is after the command; after
+// a repetition, as it is now.
+func (o *Operations) decide(ctx context.Context, s *session.Session, method string, req keyed, c *clusterv1.Command) (state.Result, error) {
+	res, err := o.oneOnce(ctx, method, req, c)
+	if err != nil {
+		return state.Result{}, err
 	}
-	now, n, err := do()
-	if err == nil {
-		o.repeats.remember(k, what, n)
+	if res.Duplicate && res.Session == nil {
+		if res.Session = o.State.View().Session(s.ID); res.Session == nil {
+			return res, fault.New(fault.NotFound, "session %s: is no longer kept", s.ID)
+		}
 	}
-	return now, n, err
+	return res, nil
 }
 
 // waitSession waits until a session is as done wants it; done's error ends it, too.
@@ -80,26 +85,22 @@ func (o *Operations) Checkpoint(ctx context.Context, req *apiv1.CheckpointSessio
 	case s.Phase == session.Paused:
 		return s, nil // it lives in its checkpoint
 	}
-	before := headSequence(s)
-	s, number, err := o.once("checkpoint", "", req, s, func() (*session.Session, uint64, error) {
-		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_CheckpointSession{CheckpointSession: &clusterv1.CheckpointSession{
-			SessionId: s.ID, Actor: caller(ctx).String(),
-		}}})
-		if err != nil {
-			return nil, 0, err
-		}
-		return res.Session, res.Session.CheckpointRequest, nil
-	})
+	res, err := o.decide(ctx, s, apiv1.SessionService_CheckpointSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_CheckpointSession{
+		CheckpointSession: &clusterv1.CheckpointSession{SessionId: s.ID, Actor: caller(ctx).String()},
+	}})
 	if err != nil || !req.GetWait() {
-		return s, err
+		return res.Session, err
 	}
+	number, before := res.Session.CheckpointRequest, headSequence(res.Session)
 	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
-		switch {
-		case s.CheckpointAnswered >= number && headSequence(s) == 0:
-			return true, fault.New(fault.FailedPrecondition, "session %s: no checkpoint could be made; see `orchctl events`", s.ID)
-		case s.CheckpointAnswered >= number:
+		switch made := headSequence(s) > before; {
+		case made && s.CheckpointAnswered >= number:
 			return true, nil
-		case s.Phase.Ended() && headSequence(s) == before:
+		case res.Duplicate && s.CheckpointAnswered >= number:
+			return true, nil // it may have been made before this repetition
+		case s.CheckpointAnswered >= number:
+			return true, fault.New(fault.FailedPrecondition, "session %s: no checkpoint could be made; see `orchctl events`", s.ID)
+		case s.Phase.Ended() && !made:
 			return true, fault.New(fault.FailedPrecondition, "session %s: is %s, and no checkpoint was made before", s.ID, s.Phase)
 		}
 		return s.Phase.Ended() || s.Phase == session.Paused, nil
@@ -131,48 +132,47 @@ func (o *Operations) Migrate(ctx context.Context, req *apiv1.MigrateSessionReque
 		}
 		target = n.ID
 	}
-	s, number, err := o.once("migrate", target+" "+req.GetMode(), req, s, func() (*session.Session, uint64, error) {
-		if s.Migration.Under() { // whoever asks for what is under way has it
-			if target == "" || target == s.Migration.Target {
-				return s, s.Migration.Number, nil
-			}
-			return nil, 0, fault.New(fault.FailedPrecondition, "session %s: is moving to %s; wait for that, or cancel it with `orchctl sessions migrate %s --cancel`", s.ID, nodeName(v, s.Migration.Target), s.ID)
+	if m := s.Migration; !m.Under() {
+		now, err := o.migrate(ctx, s, target, req)
+		if err != nil && !o.again(ctx, apiv1.SessionService_MigrateSession_FullMethodName, req) {
+			return nil, err
 		}
-		return o.migrate(ctx, s, target, req.GetMode() == modeCold)
-	})
-	if err != nil || !req.GetWait() {
-		return s, err
+		if err == nil {
+			s = now
+		}
+	} else if target != "" && target != m.Target { // whoever asks for what is under way has it
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is moving to %s; wait for that, or cancel it with `orchctl sessions migrate %s --cancel`", s.ID, nodeName(v, m.Target), s.ID)
 	}
+	if !req.GetWait() || !s.Migration.Under() {
+		return s, nil
+	}
+	number := s.Migration.Number
 	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
 		return s.Migration == nil || s.Migration.Number != number || !s.Migration.Under(), nil
 	})
 }
 
-// migrate chooses where to and commits the move; it returns the move's number.
-func (o *Operations) migrate(ctx context.Context, s *session.Session, target string, cold bool) (*session.Session, uint64, error) {
+// migrate chooses where to and commits the move.
+func (o *Operations) migrate(ctx context.Context, s *session.Session, target string, req *apiv1.MigrateSessionRequest) (*session.Session, error) {
 	if err := mayMove(s); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	p, err := o.Router.Move(s.Spec, s.NodeID, target)
 	if err != nil {
-		return nil, 0, inSession(s, err)
+		return nil, inSession(s, err)
 	}
-	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_MigrateSession{MigrateSession: &clusterv1.MigrateSession{
-		SessionId: s.ID, Epoch: s.Epoch, NodeId: p.NodeID, Placement: p.Why, Cold: cold, Actor: caller(ctx).String(),
-	}}})
+	res, err := o.decide(ctx, s, apiv1.SessionService_MigrateSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_MigrateSession{
+		MigrateSession: &clusterv1.MigrateSession{
+			SessionId: s.ID, Epoch: s.Epoch, NodeId: p.NodeID, Placement: p.Why, Cold: req.GetMode() == modeCold, Actor: caller(ctx).String(),
+		},
+	}})
 	o.settle(p, res, err)
-	if err != nil {
-		return nil, 0, err
-	}
-	if res.Session.Migration == nil {
-		return nil, 0, fault.New(fault.Internal, "session %s: its move was committed and is not in the state", s.ID)
-	}
-	return res.Session, res.Session.Migration.Number, nil
+	return res.Session, err
 }
 
 // settle ends a reservation for a move: the state holds it now, or it is not needed.
 func (o *Operations) settle(p *router.Placement, res state.Result, err error) {
-	if err != nil || res.Session == nil || res.Session.Migration == nil || res.Session.Migration.Target != p.NodeID {
+	if err != nil || res.Duplicate || res.Session == nil || res.Session.Migration == nil || res.Session.Migration.Target != p.NodeID {
 		o.Router.Release(p)
 		return
 	}
@@ -223,8 +223,8 @@ func (o *Operations) CancelMigration(ctx context.Context, req *apiv1.CancelMigra
 	case m.State == session.MigrationMoving:
 		return nil, fault.New(fault.FailedPrecondition, "session %s: has stopped on its source already and is being restored on its target; move it back once it runs", s.ID)
 	}
-	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_CancelMigration{CancelMigration: &clusterv1.CancelMigration{
-		SessionId: s.ID, Reason: "cancelled by " + caller(ctx).String(), Actor: caller(ctx).String(),
+	res, err := o.decide(ctx, s, apiv1.SessionService_CancelMigration_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_CancelMigration{CancelMigration: &clusterv1.CancelMigration{
+		SessionId: s.ID, Actor: caller(ctx).String(),
 	}}})
 	return res.Session, err
 }
@@ -240,8 +240,9 @@ func (o *Operations) Pause(ctx context.Context, req *apiv1.PauseSessionRequest) 
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s; there is nothing to pause", s.ID, s.Phase)
 	case s.Phase == session.Paused:
 		return s, nil
-	case s.Phase != session.Pausing:
-		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_PauseSession{PauseSession: &clusterv1.PauseSession{
+	case s.Phase == session.Pausing && s.RewindTo == 0: // it is under way
+	default:
+		res, err := o.decide(ctx, s, apiv1.SessionService_PauseSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_PauseSession{PauseSession: &clusterv1.PauseSession{
 			SessionId: s.ID, Reason: clip(req.GetReason()), Actor: caller(ctx).String(),
 		}}})
 		if err != nil {
@@ -272,7 +273,7 @@ func (o *Operations) Resume(ctx context.Context, req *apiv1.ResumeSessionRequest
 	case session.Terminating:
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is being ended; there is nothing to resume", s.ID)
 	case session.Paused, session.Pausing:
-		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_ResumeSession{ResumeSession: &clusterv1.ResumeSession{
+		res, err := o.decide(ctx, s, apiv1.SessionService_ResumeSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_ResumeSession{ResumeSession: &clusterv1.ResumeSession{
 			SessionId: s.ID, Actor: caller(ctx).String(),
 		}}})
 		if err != nil {
@@ -340,21 +341,25 @@ func (o *Operations) Rewind(ctx context.Context, req *apiv1.RewindSessionRequest
 	if err != nil {
 		return nil, err
 	}
-	s, before, err := o.once("rewind", fmt.Sprint(req.GetSequence()), req, s, func() (*session.Session, uint64, error) {
-		c, err := kept(s, req.GetSequence())
-		if err != nil {
-			return nil, 0, err
+	c, err := kept(s, req.GetSequence())
+	if err != nil {
+		if o.again(ctx, apiv1.SessionService_RewindSession_FullMethodName, req) {
+			return s, nil
 		}
-		before := uint64(s.Epoch)
-		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_RewindSession{RewindSession: &clusterv1.RewindSession{
-			SessionId: s.ID, Sequence: c.Sequence, Actor: caller(ctx).String(),
-		}}})
-		return res.Session, before, err
-	})
+		return nil, err
+	}
+	before := s.Epoch
+	res, err := o.decide(ctx, s, apiv1.SessionService_RewindSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_RewindSession{
+		RewindSession: &clusterv1.RewindSession{SessionId: s.ID, Sequence: c.Sequence, Actor: caller(ctx).String()},
+	}})
 	if err != nil || !req.GetWait() {
-		return s, err
+		return res.Session, err
 	}
 	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
-		return s.Phase == session.Running && uint64(s.Epoch) > before || s.Phase.Ended(), nil
+		if s.Phase.Ended() {
+			return true, nil
+		}
+		// A repetition may come when the new epoch runs already.
+		return s.Phase == session.Running && (s.Epoch > before || res.Duplicate && s.RewindTo == 0), nil
 	})
 }

@@ -33,15 +33,59 @@ func (a *alone) addNode(name string) {
 	}
 }
 
+// facts has a node tell what happened on it.
+func (a *alone) facts(node string, facts ...*nodev1.Fact) {
+	a.t.Helper()
+	n := a.ops.State.View().Node("id-" + node)
+	for i, f := range facts {
+		f.Index = n.FactIndex + uint64(i) + 1
+	}
+	a.do(&clusterv1.Command{Kind: &clusterv1.Command_ApplyFacts{ApplyFacts: &clusterv1.ApplyFacts{NodeId: n.ID, Incarnation: n.Incarnation, Facts: facts}}})
+}
+
+// checkpointed tells of a checkpoint that was made: of a move, unless that is 0, with the process ended after it.
+func (a *alone) checkpointed(node, id string, move uint64) {
+	a.t.Helper()
+	s := a.ops.State.View().Session(id)
+	sequence := headSequence(s) + 1
+	facts := []*nodev1.Fact{
+		{SessionId: id, Epoch: s.Epoch, Kind: &nodev1.Fact_Captured{Captured: &nodev1.Captured{Sequence: sequence}}},
+		{SessionId: id, Epoch: s.Epoch, Kind: &nodev1.Fact_Checkpointed{Checkpointed: &nodev1.Checkpointed{
+			Sequence: sequence, Manifest: make([]byte, 32), Bytes: 1000, BytesSent: 10, BytesReused: 990, Chunks: 3, Request: s.CheckpointRequest, Move: move, Rounds: 2,
+			HeldTime: pbconv.Time(a.ops.State.View().Time()),
+		}}},
+	}
+	if move != 0 {
+		facts = append(facts, &nodev1.Fact{SessionId: id, Epoch: s.Epoch, Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{
+			Exit: &apiv1.Session_Exit{Signal: "SIGKILL", Cause: session.CauseFailed},
+		}}})
+	}
+	a.facts(node, facts...)
+}
+
+// until waits for what a session is to be.
+func (a *alone) until(id string, ready func(*session.Session) bool) *session.Session {
+	a.t.Helper()
+	s, err := a.ops.waitSession(a.as(""), id, func(s *session.Session) (bool, error) { return ready(s), nil })
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return s
+}
+
+func (a *alone) started(id string) {
+	a.t.Helper()
+	s := a.until(id, func(s *session.Session) bool { return s.Phase == session.Restoring })
+	a.facts(strings.TrimPrefix(s.NodeID, "id-"), &nodev1.Fact{SessionId: id, Epoch: s.Epoch, Kind: &nodev1.Fact_Started{Started: &nodev1.Started{Pid: 8}}})
+}
+
 // run makes a session that runs on a node.
 func (a *alone) run(id, node string) {
 	a.t.Helper()
 	spec := &session.Spec{Name: id, Command: []string{"cat"}}
 	spec.Normalize()
 	a.do(&clusterv1.Command{Kind: &clusterv1.Command_SpawnSession{SpawnSession: &clusterv1.SpawnSession{SessionId: id, Spec: pbconv.SpecToProto(spec), NodeId: "id-" + node}}})
-	a.do(&clusterv1.Command{Kind: &clusterv1.Command_ApplyFacts{ApplyFacts: &clusterv1.ApplyFacts{NodeId: "id-" + node, Incarnation: 1, Facts: []*nodev1.Fact{
-		{Index: 1, SessionId: id, Epoch: 1, Kind: &nodev1.Fact_Started{Started: &nodev1.Started{Pid: 7}}},
-	}}}})
+	a.facts(node, &nodev1.Fact{SessionId: id, Epoch: 1, Kind: &nodev1.Fact_Started{Started: &nodev1.Started{Pid: 7}}})
 	if s := a.ops.State.View().Session(id); s.Phase != session.Running {
 		a.t.Fatalf("the session is %s", s.Phase)
 	}
@@ -203,29 +247,130 @@ func TestWhatASessionShowsOfItsMoves(t *testing.T) {
 	}
 }
 
-// TestRepeats: a repetition is recognised by its key, the same key for something else is refused, and what is remembered is bounded.
-func TestRepeats(t *testing.T) {
-	var r repeats
-	k := func(key string) repeatKey { return repeatKey{"migrate", "x", key} }
-	r.remember(k(""), "a", 1)
-	if _, ok, _ := r.seen(k(""), "a"); ok {
-		t.Error("two requests without keys are the same")
+// asked runs a call that waits, and returns how to get its answer.
+func asked(call func() (*apiv1.Session, error)) func(*testing.T) *apiv1.Session {
+	type answer struct {
+		s   *apiv1.Session
+		err error
 	}
-	r.remember(k("first"), "a", 7)
-	r.remember(k("first"), "a", 8)
-	if n, ok, err := r.seen(k("first"), "a"); n != 7 || !ok || err != nil {
-		t.Error(n, ok, err)
+	done := make(chan answer, 1)
+	go func() {
+		s, err := call()
+		done <- answer{s, err}
+	}()
+	return func(t *testing.T) *apiv1.Session {
+		t.Helper()
+		r := <-done
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		return r.s
 	}
-	if _, _, err := r.seen(k("first"), "b"); !fault.Is(err, fault.AlreadyExists) {
-		t.Error(err)
+}
+
+// TestMovesWaitForWhatTheyCameTo: each verb that waits is answered when the nodes have told the last of it, and its repetition
+// under the same key, with the effect already there, has none of its own.
+func TestMovesWaitForWhatTheyCameTo(t *testing.T) {
+	a := startAlone(t)
+	a.addNode("one")
+	a.addNode("two")
+	a.run("s", "one")
+	c := apiv1.NewSessionServiceClient(a.conn)
+	ctx := a.as(a.admin)
+	moving := func(s *session.Session) bool { return s.Move != 0 }
+
+	checkpoint := &apiv1.CheckpointSessionRequest{Id: "s", Wait: true, IdempotencyKey: "c"}
+	checkpointing := func() (*apiv1.Session, error) {
+		r, err := c.CheckpointSession(ctx, checkpoint)
+		return r.GetSession(), err
 	}
-	if _, ok, err := r.seen(repeatKey{"migrate", "y", "first"}, "b"); ok || err != nil {
-		t.Error("a key of another session is another key", ok, err)
+	got := asked(checkpointing)
+	a.until("s", func(s *session.Session) bool { return s.CheckpointRequest == 1 })
+	a.checkpointed("one", "s", 0)
+	if s := got(t); s.GetCheckpoint().GetSequence() != 1 || s.GetCheckpoint().GetBytesReused() != 990 {
+		t.Errorf("checkpoint: %v", s)
 	}
-	for i := range repeatsMax {
-		r.remember(repeatKey{"rewind", strings.Repeat("s", i%7), time.Duration(i).String()}, "", uint64(i))
+	if s := asked(checkpointing)(t); s.GetCheckpoint().GetSequence() != 1 || a.ops.State.View().Session("s").CheckpointRequest != 1 {
+		t.Errorf("again: %v", s)
 	}
-	if _, ok, _ := r.seen(k("first"), "a"); ok || len(r.byKey) != repeatsMax || len(r.ring) != repeatsMax {
-		t.Error("it is not bounded", len(r.byKey), len(r.ring))
+
+	migrate := &apiv1.MigrateSessionRequest{Id: "s", Target: "two", Wait: true, IdempotencyKey: "m"}
+	migrating := func() (*apiv1.Session, error) {
+		r, err := c.MigrateSession(ctx, migrate)
+		return r.GetSession(), err
+	}
+	got = asked(migrating)
+	move := a.until("s", moving).Move
+	joined := asked(func() (*apiv1.Session, error) { // who asks for what is under way has it
+		r, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s", Wait: true})
+		return r.GetSession(), err
+	})
+	if _, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s", Target: "one"}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "is moving to two") {
+		t.Errorf("elsewhere meanwhile: %v", err)
+	}
+	a.checkpointed("one", "s", move)
+	a.started("s")
+	for _, s := range []*apiv1.Session{got(t), joined(t)} {
+		m := s.GetMigration()
+		if s.GetNode() != "two" || s.GetEpoch() != 2 || m.GetState() != apiv1.Session_Migration_DONE || m.GetSource() != "one" || m.GetRounds() != 2 || m.GetBytesReused() != 990 || m.GetTotalMs() < m.GetBlackoutMs() {
+			t.Errorf("migrate: %v", s)
+		}
+	}
+	if s := asked(migrating)(t); s.GetEpoch() != 2 || s.GetPhase() != apiv1.Session_RUNNING {
+		t.Errorf("again, on its target already: %v", s)
+	}
+	if _, err := c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: "s"}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("cancel what is done: %v", err)
+	}
+	if _, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second finds it cancelled
+		if r, err := c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: "s"}); err != nil || r.GetSession().GetPhase() != apiv1.Session_RUNNING || r.GetSession().GetMigration().GetState() != apiv1.Session_Migration_CANCELLED {
+			t.Errorf("cancel: %v %v", r, err)
+		}
+	}
+
+	got = asked(func() (*apiv1.Session, error) {
+		r, err := c.PauseSession(ctx, &apiv1.PauseSessionRequest{Id: "s", Wait: true})
+		return r.GetSession(), err
+	})
+	a.checkpointed("two", "s", a.until("s", moving).Move)
+	if s := got(t); s.GetPhase() != apiv1.Session_PAUSED || s.GetCheckpoint().GetSequence() != 3 {
+		t.Errorf("pause: %v", s)
+	}
+	got = asked(func() (*apiv1.Session, error) {
+		r, err := c.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Id: "s", Wait: true})
+		return r.GetSession(), err
+	})
+	a.started("s")
+	if s := got(t); s.GetPhase() != apiv1.Session_RUNNING || s.GetEpoch() != 3 {
+		t.Errorf("resume: %v", s)
+	}
+
+	fork := &apiv1.ForkSessionRequest{Id: "s", Name: "branch", Sequence: 1, IdempotencyKey: "f"}
+	first, err := c.ForkSession(ctx, fork)
+	if err != nil || first.GetSession().GetName() != "branch" || first.GetSession().GetCheckpoint() == nil {
+		t.Fatalf("fork: %v %v", first, err)
+	}
+	if again, err := c.ForkSession(ctx, fork); err != nil || again.GetSession().GetId() != first.GetSession().GetId() {
+		t.Errorf("the same fork: %v %v", again, err)
+	}
+	rewinding := func() (*apiv1.Session, error) {
+		r, err := c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: "s", Sequence: 1, Wait: true, IdempotencyKey: "r"})
+		return r.GetSession(), err
+	}
+	got = asked(rewinding)
+	s := a.until("s", func(s *session.Session) bool { return s.RewindTo != 0 })
+	a.facts(strings.TrimPrefix(s.NodeID, "id-"), &nodev1.Fact{SessionId: "s", Epoch: 3, Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{Exit: &apiv1.Session_Exit{Cause: session.CauseFailed}}}})
+	a.started("s")
+	if s := got(t); s.GetPhase() != apiv1.Session_RUNNING || s.GetEpoch() != 4 {
+		t.Errorf("rewind: %v", s)
+	}
+	if s := asked(rewinding)(t); s.GetEpoch() != 4 {
+		t.Errorf("the same rewind: %v", s)
+	}
+	if r, err := c.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Id: "s"}); err != nil || len(r.GetCheckpoints()) != 4 {
+		t.Errorf("checkpoints: %v %v", r, err)
 	}
 }

@@ -43,7 +43,6 @@ type Options struct {
 type Operations struct {
 	Options
 	waiters waiters
-	repeats repeats
 }
 
 // NewOperations makes the operations; Run must be running for those that wait.

@@ -12,6 +12,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client/clienttest"
+	"github.com/neolith/orchestrator/internal/exitcode"
 )
 
 // moveRig is a rig with two nodes and a session whose moves the test takes step by step.
@@ -118,7 +119,7 @@ func TestMigrateElsewhereThanOnATerminal(t *testing.T) {
 	if res := r.run("sessions migrate ledger --cancel"); res.code != 0 || res.out != "session/"+id+" stays on node-2\n" {
 		t.Errorf("%+v", res)
 	}
-	if res := r.run("sessions migrate ledger --cancel"); res.code != exitRefused || !strings.Contains(res.err, "nothing to cancel") {
+	if res := r.run("sessions migrate ledger --cancel"); res.code != exitcode.Refused || !strings.Contains(res.err, "nothing to cancel") {
 		t.Errorf("%+v", res)
 	}
 }
@@ -157,7 +158,7 @@ func TestMigrateInterruptedIsRolledBack(t *testing.T) {
 	c.typed("x") // is no answer
 	c.typed("r")
 	code, screen := c.end()
-	if code != exitFailed || !strings.Contains(screen, "the move to node-2 was rolled back (cancelled by admin); the session goes on on node-1; see 'orchctl sessions history "+id+"'") {
+	if code != exitcode.Failed || !strings.Contains(screen, "the move to node-2 was rolled back (cancelled by admin); the session goes on on node-1; see 'orchctl sessions history "+id+"'") {
 		t.Errorf("%d %s", code, screen)
 	}
 	// Too late to roll back: it says so, and is watched to its end.
@@ -201,10 +202,10 @@ func TestMigrateEndsOtherwise(t *testing.T) {
 	c := r.onTerminal("sessions migrate ledger")
 	c.screen.until(t, "copying")
 	r.fail(id, "node-2: no space left on its disk")
-	if code, screen := c.end(); code != exitFailed || !strings.Contains(screen, "the move to node-2 failed (node-2: no space left on its disk); the session goes on on node-1;") {
+	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "the move to node-2 failed (node-2: no space left on its disk); the session goes on on node-1;") {
 		t.Errorf("%d %s", code, screen)
 	}
-	if res := r.run("sessions migrate ledger --wait --timeout 100ms"); res.code != exitUnreachable || !strings.Contains(res.err, "the move to node-2 is still copying; it goes on, see 'orchctl sessions get "+id+"'") {
+	if res := r.run("sessions migrate ledger --wait --timeout 100ms"); res.code != exitcode.Unreachable || !strings.Contains(res.err, "the move to node-2 is still copying; it goes on, see 'orchctl sessions get "+id+"'") {
 		t.Errorf("%+v", res)
 	}
 	r.must("sessions migrate ledger --cancel")
@@ -213,7 +214,7 @@ func TestMigrateEndsOtherwise(t *testing.T) {
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if code, screen := c.end(); code != exitFailed || !strings.Contains(screen, "interrupted; the move to node-2 goes on") {
+	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "interrupted; the move to node-2 goes on") {
 		t.Errorf("%d %s", code, screen)
 	}
 	r.must("sessions migrate ledger --cancel")
@@ -224,7 +225,7 @@ func TestMigrateEndsOtherwise(t *testing.T) {
 	r.copyRound(id, 3, 1, 1)
 	c.screen.until(t, "round 3")
 	r.c.End(id)
-	if code, screen := c.end(); code != exitFailed || !strings.Contains(screen, "it is COMPLETED") {
+	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "it is COMPLETED") {
 		t.Errorf("%d %s", code, screen)
 	}
 }

@@ -229,6 +229,12 @@ func (v *migrationView) copied(took string) string {
 	if v.at > copying {
 		return strings.Join(append(parts, took), "  ")
 	}
+	if m.GetRounds() == 0 && m.GetBytesSent()+m.GetBytesReused() == 0 { // nothing was told yet
+		if v.total == 0 {
+			return "it works on meanwhile"
+		}
+		return bytesText(v.total) + ", while it works on"
+	}
 	if v.total > 0 && m.GetRounds() <= 1 { // later rounds copy what has changed, and nobody knows how much that will be
 		share := min(float64(m.GetBytesSent()+m.GetBytesReused())/float64(v.total), 1)
 		parts = append([]string{v.bar(share)}, parts...)

@@ -156,7 +156,7 @@ func (a *app) migrationText(m *apiv1.Session_Migration) string {
 
 func (a *app) pauseCommand() *cobra.Command {
 	var f verbFlags
-	c := a.verb("pause", "Checkpoint sessions and stop them; they hold no node until they are resumed", "wait until nothing of them runs any more", &f,
+	c := a.verb("pause", "Checkpoint sessions and stop them; they hold no node until they are resumed, or sent a message", "wait until nothing of them runs any more", &f,
 		func(ctx context.Context, s *apiv1.Session) error {
 			r, err := a.client.Sessions.PauseSession(ctx, &apiv1.PauseSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Reason: f.reason, IdempotencyKey: f.key})
 			if err != nil {
@@ -316,7 +316,8 @@ func (a *app) rewindCommand() *cobra.Command {
 		return a.rewind(ctx, s, sequence, key, wait)
 	})
 	c.Long = `Take a session back to one of its checkpoints. What runs of it is stopped, and the session goes on from the checkpoint under a new
-epoch; messages whose turns the checkpoint has not seen are delivered again, as far as they are kept.`
+epoch. What it did since is undone; messages that it has answered since stay answered, and are not delivered again. The
+checkpoint becomes the head of the chain once more; later ones are kept, so that a rewind can be taken back by another.`
 	fl := c.Flags()
 	fl.StringVar(&to, "to", "", "the checkpoint: its sequence, a time, or how long ago (default: the last one)")
 	fl.StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same rewind")
