@@ -205,7 +205,7 @@ func TestMigrateEndsOtherwise(t *testing.T) {
 	if code, screen := c.end(); code != exitcode.Failed || !strings.Contains(screen, "the move to node-2 failed (node-2: no space left on its disk); the session goes on on node-1;") {
 		t.Errorf("%d %s", code, screen)
 	}
-	if res := r.run("sessions migrate ledger --wait --timeout 100ms"); res.code != exitcode.Unreachable || !strings.Contains(res.err, "the move to node-2 is still copying; it goes on, see 'orchctl sessions get "+id+"'") {
+	if res := r.run("sessions migrate ledger --wait --timeout 2s"); res.code != exitcode.Unreachable || !strings.Contains(res.err, "the move to node-2 is still copying; it goes on, see 'orchctl sessions get "+id+"'") {
 		t.Errorf("%+v", res)
 	}
 	r.must("sessions migrate ledger --cancel")

@@ -140,7 +140,7 @@ func TestVerbsWait(t *testing.T) {
 	r.must("sessions checkpoint web")
 	r.must("sessions pause web")
 	r.must("nodes cordon node-1")
-	if res := r.run("sessions resume web --wait --timeout 100ms"); res.code != exitcode.Unreachable || !strings.Contains(res.err, "is still PENDING (no node fits)") {
+	if res := r.run("sessions resume web --wait --timeout 2s"); res.code != exitcode.Unreachable || !strings.Contains(res.err, "is still PENDING (no node fits)") {
 		t.Errorf("%+v", res)
 	}
 	done := make(chan result, 1)
