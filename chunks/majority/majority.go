@@ -1,4 +1,4 @@
-// The store.
+// The store over its members.
 
 package majority
 
