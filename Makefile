@@ -85,7 +85,7 @@ bench: build ## measure, against the raw limits of this machine; ARGS="send --qu
 	bin/bench $(or $(ARGS),all)
 
 .PHONY: tools
-tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the tools into .tools/bin
+tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint $(TOOLS)/versitygw ## build the tools into .tools/bin
 
 # A tool is built again only when its versions changed.
 $(TOOLS)/buf: tools/buf/go.mod tools/buf/go.sum
@@ -100,6 +100,12 @@ $(TOOLS)/protoc-gen-go: tools/protoc/go.mod tools/protoc/go.sum
 $(TOOLS)/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	@mkdir -p $(TOOLS)
 	$(GO) build -C tools/lint -o $(TOOLS)/ tool
+
+# What chunks/s3 is tested against; its tests build it too where nobody did.
+$(TOOLS)/versitygw: tools/versitygw/go.mod tools/versitygw/go.sum
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/versitygw -o $(TOOLS)/ tool
+	@touch $@
 
 .PHONY: clean
 clean: ## remove what was built, but for the tools

@@ -30,7 +30,6 @@ type vault struct {
 	readTime  time.Duration
 	storeTime time.Duration
 	copyTime  time.Duration
-	mostHeld  int
 }
 
 type image struct {

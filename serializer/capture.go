@@ -35,7 +35,7 @@ const (
 	defaultParallel   = 8
 	mergedHoleBytes   = 64 << 10 // shorter holes are read as the zeros that they are
 	maxSealsAtOnce    = 4        // each compressor has megabytes of its own
-	buffersPerCapture = 16       // beside one for each upload
+	buffersPerCapture = 4        // beside one for each upload
 )
 
 // Root is a directory to capture.
@@ -145,7 +145,7 @@ type capture struct {
 	// table begins with the index's chunks, so that extents of unchanged files hold as they are; finish leaves out what is not
 	// named in the end.
 	table  []ChunkRef
-	known  map[chunk.ID]uint32 // the chunks that may be named, by id; made when the first is looked up
+	known  map[uint64]uint32   // the chunks that may be named, by the beginnings of their ids; made when the first is looked up
 	usable []bool              // of the index's chunks: those that are stored and worth keeping
 	alias  map[uint32]uint32   // bundles that turned out to be chunks that are known
 	packed map[chunk.ID]Extent // the packed files' contents, by hash; made when the first is looked up
@@ -366,7 +366,7 @@ func (c *capture) holds(o *opener, f *indexFile) bool {
 
 // finish numbers the chunks that are named in the order in which they are, and makes the trees and the index of them.
 func (c *capture) finish() (*Captured, error) {
-	out := &Captured{Index: &Index{round: c.old.round + 1}}
+	out := &Captured{Index: &Index{round: c.old.round + 1}, Chunks: make([]ChunkRef, 0, len(c.table))}
 	c.known, c.packed = nil, nil // large, and not needed any more
 	extents := 0
 	for i := range c.roots {
@@ -411,6 +411,9 @@ func (c *capture) finish() (*Captured, error) {
 		}
 		out.Roots = append(out.Roots, tree)
 		out.Index.roots = append(out.Index.roots, root)
+	}
+	if len(out.Chunks) == 0 {
+		out.Chunks = nil
 	}
 	out.Index.chunks = out.Chunks
 	s := &c.stats

@@ -84,7 +84,7 @@ func (m *Manifest) body() []byte {
 		w.fixed64(unixNano(m.SerializedAt))
 		w.string(m.NodeID)
 		w.string(m.Release)
-		for _, n := range []uint64{m.Epoch, m.Sequence, m.Turn, m.OutputLine, uint64(m.Keeps)} {
+		for _, n := range []uint64{m.Epoch, m.Sequence, m.Turn, m.OutputLine, uint64(m.Keeps), uint64(len(m.Roots))} {
 			w.uvarint(n)
 		}
 	})
@@ -190,7 +190,7 @@ func openBody(data []byte) ([]byte, error) {
 // decodeBody reads the sections. Each known one but the roots stands there once, and in order.
 func decodeBody(body []byte) (*Manifest, error) {
 	m := &Manifest{}
-	entries, extents := MaxEntries, MaxExtents
+	entries, extents, roots := MaxEntries, MaxExtents, 0
 	r := reader{b: body}
 	last := uint64(0)
 	for len(r.b) > 0 && r.err == nil {
@@ -208,7 +208,7 @@ func decodeBody(body []byte) (*Manifest, error) {
 		last = tag
 		switch tag {
 		case sectionSession:
-			m.readSession(&in)
+			roots = m.readSession(&in)
 		case sectionMemory:
 			m.Memory = append(m.Memory, in.take(len(in.b))...)
 		case sectionPathMap:
@@ -232,13 +232,14 @@ func decodeBody(body []byte) (*Manifest, error) {
 			return nil, corrupt("%d bytes too many in section %d", len(in.b), tag)
 		}
 	}
-	if r.err == nil && last < sectionChunks {
-		return nil, corrupt("its sections end with %d", last)
+	if r.err == nil && (last < sectionChunks || len(m.Roots) != roots) {
+		return nil, corrupt("its sections end with %d, and it has %d of %d roots", last, len(m.Roots), roots)
 	}
 	return m, r.err
 }
 
-func (m *Manifest) readSession(r *reader) {
+// readSession also returns how many roots there will be.
+func (m *Manifest) readSession(r *reader) (roots int) {
 	m.SessionID = r.string(MaxStringBytes, "a session id")
 	m.Namespace = r.string(MaxStringBytes, "a namespace")
 	m.Name = r.string(MaxStringBytes, "a name")
@@ -248,6 +249,7 @@ func (m *Manifest) readSession(r *reader) {
 	m.Release = r.string(MaxStringBytes, "a release")
 	m.Epoch, m.Sequence, m.Turn, m.OutputLine = r.uvarint(), r.uvarint(), r.uvarint(), r.uvarint()
 	m.Keeps = Keeps(r.upTo(255, "what it keeps"))
+	return int(r.upTo(MaxRoots, "roots"))
 }
 
 // readTree reads a root; the budgets are shared by all of them.

@@ -3,6 +3,7 @@
 package serializer
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -224,23 +225,27 @@ func (c *capture) flush() error {
 		c.up.release(buf[:bundleBytes])
 		return nil
 	}
-	c.known[ref.ID] = c.bundleIndex
+	c.known[prefix(ref.ID)] = c.bundleIndex
 	return c.up.send(c.ctx, ref.ID, buf)
 }
 
 // lookup finds a chunk that may be named without being sent.
 func (c *capture) lookup(id chunk.ID) (uint32, bool) {
 	if c.known == nil {
-		c.known = make(map[chunk.ID]uint32, len(c.usable))
+		c.known = make(map[uint64]uint32, len(c.usable))
 		for i, ok := range c.usable {
 			if ok {
-				c.known[c.table[i].ID] = uint32(i)
+				c.known[prefix(c.table[i].ID)] = uint32(i)
 			}
 		}
 	}
-	i, ok := c.known[id]
-	return i, ok
+	i, ok := c.known[prefix(id)]
+	return i, ok && c.table[i].ID == id
 }
+
+// prefix is what a chunk is looked up by: a third of the memory that ids would take. Two chunks that begin alike hide each
+// other, and one of them is asked about again.
+func prefix(id chunk.ID) uint64 { return binary.BigEndian.Uint64(id[:]) }
 
 // readLarge reads up to size bytes of a file and skips its holes.
 func (c *capture) readLarge(file int, size int64, sparse bool, to *indexFile) error {
@@ -341,7 +346,7 @@ func (c *capture) emit(content []byte) (Extent, error) {
 	}
 	x.Chunk = uint32(len(c.table))
 	c.table = append(c.table, ChunkRef{ID: id, Bytes: uint32(len(content))})
-	c.known[id] = x.Chunk
+	c.known[prefix(id)] = x.Chunk
 	c.stats.BytesChanged += x.Length
 	return x, c.up.send(c.ctx, id, append(buf[:0], content...))
 }

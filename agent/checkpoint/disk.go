@@ -22,10 +22,10 @@ const (
 	// indexFile, in a session's directory, is what the next capture may rely on. It is worth no more than time.
 	indexFile = "checkpoint.index"
 
-	// Defaults of Options.
+	// DefaultSpoolBytes, DefaultParallel and DefaultCaptures are those of Options.
 	DefaultSpoolBytes = 1 << 30
-	DefaultParallel   = 8
-	DefaultCaptures   = 4
+	DefaultParallel   = 8 // chunks
+	DefaultCaptures   = 4 // sessions
 	// maxKnown bounds the sessions of which it is remembered what the store has; the others are asked about again.
 	maxKnown = 4096
 

@@ -28,8 +28,6 @@ const (
 	QuarantineMax = 64
 	// RetryAfterFull is when somebody may come back whose put found no room: collection makes some.
 	RetryAfterFull = 30 * time.Second
-	// touchAfter is how young a chunk must be for its time not to be set again.
-	touchAfter = time.Second
 )
 
 // Options are how to open a store.
@@ -157,24 +155,13 @@ func (s *Store) refresh(ctx context.Context, id chunk.ID) (bool, error) {
 		return false, err
 	}
 	defer release()
-	info, err := s.root.Lstat(pathOf(id))
+	err = s.root.Chtimes(pathOf(id), time.Time{}, time.Now())
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	} else if err != nil {
-		return false, s.broken("look for", id, err)
+		return false, s.broken("touch", id, err)
 	}
-	return true, s.touch(id, info.ModTime())
-}
-
-func (s *Store) touch(id chunk.ID, modified time.Time) error {
-	now := time.Now()
-	if age := now.Sub(modified); age >= 0 && age < touchAfter {
-		return nil
-	}
-	if err := s.root.Chtimes(pathOf(id), time.Time{}, now); err != nil {
-		return s.broken("touch", id, err)
-	}
-	return nil
+	return true, nil
 }
 
 // Get implements chunks.Store.

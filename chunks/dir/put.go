@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"strconv"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -63,24 +64,22 @@ func (s *Store) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 
 // keep makes a chunk that is there young again, or puts it aside when it is damaged. It reports whether it is there.
 func (s *Store) keep(id chunk.ID) (bool, error) {
-	info, err := s.root.Lstat(pathOf(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	} else if err != nil {
-		return false, s.broken("look for", id, err)
-	}
 	switch _, err := s.read(id); {
-	case err == nil:
-		s.counters.Present.Add(1)
-		return true, s.touch(id, info.ModTime())
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
 	case errors.Is(err, chunk.ErrCorrupt):
 		if err := s.quarantine(id); err != nil {
 			return false, s.broken("put aside the damaged", id, err)
 		}
 		return false, nil
-	default:
+	case err != nil:
 		return false, s.broken("read", id, err)
 	}
+	if err := s.root.Chtimes(pathOf(id), time.Time{}, time.Now()); err != nil {
+		return false, s.broken("touch", id, err)
+	}
+	s.counters.Present.Add(1)
+	return true, nil
 }
 
 // store writes a chunk that is not there.

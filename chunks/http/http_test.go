@@ -465,7 +465,7 @@ func TestClientVerifies(t *testing.T) {
 		"nothing":         func(http.ResponseWriter, *http.Request) {},
 		"a page":          func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
 		"without an end":  func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, zeros{}) },
-		"a redirect":      func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", 307) },
+		"a redirect":      func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect) },
 		"a proxy's error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(502) },
 		"other missing":   func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(other.ID[:]) },
 	} {

@@ -23,20 +23,25 @@ const Path = "/v1/chunks/"
 
 // The bounds of requests.
 const (
-	MissingMax       = 16 << 10                                            // ids in a question what is missing
-	BatchMax         = 1 << 10                                             // chunks in a batch
-	PutBatchMaxBytes = 16 << 20                                            // the body of a batch that is put
-	errorMaxBytes    = 64 << 10                                            // an error's body
-	resultMaxBytes   = BatchMax*1<<10 + errorMaxBytes                      // the answer to a batch that is put
-	messageMax       = 600                                                 // bytes of an error's sentence
-	idBytes          = len(chunk.ID{})                                     //
-	putRecordBytes   = idBytes + 4                                         // before each frame of a batch that is put
-	gotRecordBytes   = idBytes + 1 + 4                                     // before each frame of a batch that is got
-	typeBinary       = "application/octet-stream"                          // of ids, frames and records
-	typeJSON         = "application/json"                                  // of errors and results
-	gotFrame         = 0                                                   // a record holds a frame
-	gotError         = 1                                                   // a record holds an error, as JSON
-	_                = uint32(max(chunk.MaxFrameBytes, errorMaxBytes) - 1) // lengths are 4 bytes
+	MissingMax       = 16 << 10 // ids in a question what is missing
+	BatchMax         = 1 << 10  // chunks in a batch
+	PutBatchMaxBytes = 16 << 20 // the body of a batch that is put
+
+	errorMaxBytes  = 64 << 10                       // an error's body
+	resultMaxBytes = BatchMax*1<<10 + errorMaxBytes // the answer to a batch that is put
+	messageMax     = 600                            // bytes of an error's sentence
+)
+
+// What stands in bodies.
+const (
+	idBytes        = len(chunk.ID{})
+	putRecordBytes = idBytes + 4     // before each frame of a batch that is put
+	gotRecordBytes = idBytes + 1 + 4 // before each frame of a batch that is got
+	gotFrame       = 0               // a record holds a frame
+	gotError       = 1               // a record holds an error, as JSON
+
+	typeBinary = "application/octet-stream" // of ids, frames and records
+	typeJSON   = "application/json"         // of errors and results
 )
 
 // kinds says each kind of error on the wire, as a google.rpc.Code and a status.

@@ -1,4 +1,4 @@
-// The store.
+// The store of several stores: who is asked, and when a majority has answered.
 
 package majority
 

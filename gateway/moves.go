@@ -1,0 +1,358 @@
+// What moves sessions: checkpoint, migrate, pause, resume, fork, rewind. Each commits a decision; the nodes carry it out.
+
+package gateway
+
+import (
+	"context"
+	"fmt"
+
+	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/router"
+	"github.com/neolith/orchestrator/session"
+)
+
+// The modes of a migration.
+const (
+	modeLive = "live"
+	modeCold = "cold"
+)
+
+// moved is a request about one session.
+type moved interface {
+	GetNamespace() string
+	GetId() string
+	GetIdempotencyKey() string
+}
+
+// find returns the session of such a request.
+func (o *Operations) find(ctx context.Context, req moved) (*session.Session, error) {
+	if err := checkKey(req.GetIdempotencyKey()); err != nil {
+		return nil, err
+	}
+	return o.resolve(ctx, o.State.View(), req.GetNamespace(), req.GetId())
+}
+
+// once commits a command about a session unless the request is a repetition of one that was: then it returns the number that
+// one was given, and the session as it is now. what tells requests of one method apart.
+func (o *Operations) once(method, what string, req moved, s *session.Session, do func() (*session.Session, uint64, error)) (*session.Session, uint64, error) {
+	k := repeatKey{method: method, session: s.ID, key: req.GetIdempotencyKey()}
+	if n, ok, err := o.repeats.seen(k, what); ok || err != nil {
+		return s, n, err
+	}
+	now, n, err := do()
+	if err == nil {
+		o.repeats.remember(k, what, n)
+	}
+	return now, n, err
+}
+
+// waitSession waits until a session is as done wants it; done's error ends it, too.
+func (o *Operations) waitSession(ctx context.Context, id string, done func(*session.Session) (bool, error)) (*session.Session, error) {
+	for {
+		changed := o.waiters.changed(id)
+		s := o.State.View().Session(id)
+		if s == nil {
+			return nil, fault.New(fault.NotFound, "session %s: is no longer kept", id)
+		}
+		if ok, err := done(s); ok || err != nil {
+			return s, err
+		}
+		if err := o.await(ctx, changed); err != nil {
+			return nil, fault.New(fault.KindOf(err), "wait for session %s: %w; it is %s: %s", id, err, s.Phase, s.Reason)
+		}
+	}
+}
+
+// Checkpoint has a checkpoint made.
+func (o *Operations) Checkpoint(ctx context.Context, req *apiv1.CheckpointSessionRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case s.Phase.Ended():
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s, and only what runs can be checkpointed; `orchctl sessions restore` has it go on from its last checkpoint", s.ID, s.Phase)
+	case s.Phase == session.Paused:
+		return s, nil // it lives in its checkpoint
+	}
+	before := headSequence(s)
+	s, number, err := o.once("checkpoint", "", req, s, func() (*session.Session, uint64, error) {
+		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_CheckpointSession{CheckpointSession: &clusterv1.CheckpointSession{
+			SessionId: s.ID, Actor: caller(ctx).String(),
+		}}})
+		if err != nil {
+			return nil, 0, err
+		}
+		return res.Session, res.Session.CheckpointRequest, nil
+	})
+	if err != nil || !req.GetWait() {
+		return s, err
+	}
+	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
+		switch {
+		case s.CheckpointAnswered >= number && headSequence(s) == 0:
+			return true, fault.New(fault.FailedPrecondition, "session %s: no checkpoint could be made; see `orchctl events`", s.ID)
+		case s.CheckpointAnswered >= number:
+			return true, nil
+		case s.Phase.Ended() && headSequence(s) == before:
+			return true, fault.New(fault.FailedPrecondition, "session %s: is %s, and no checkpoint was made before", s.ID, s.Phase)
+		}
+		return s.Phase.Ended() || s.Phase == session.Paused, nil
+	})
+}
+
+func headSequence(s *session.Session) uint64 {
+	if h := s.Head(); h != nil {
+		return h.Sequence
+	}
+	return 0
+}
+
+// Migrate has a session move to another node.
+func (o *Operations) Migrate(ctx context.Context, req *apiv1.MigrateSessionRequest) (*session.Session, error) {
+	if m := req.GetMode(); m != "" && m != modeLive && m != modeCold {
+		return nil, fault.New(fault.Invalid, "mode: %q is not a way to migrate; use %s or %s", clip(m), modeLive, modeCold).WithField("mode")
+	}
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	v := o.State.View()
+	var target string
+	if req.GetTarget() != "" {
+		n, err := resolveNode(v, req.GetTarget())
+		if err != nil {
+			return nil, err
+		}
+		target = n.ID
+	}
+	s, number, err := o.once("migrate", target+" "+req.GetMode(), req, s, func() (*session.Session, uint64, error) {
+		if s.Migration.Under() { // whoever asks for what is under way has it
+			if target == "" || target == s.Migration.Target {
+				return s, s.Migration.Number, nil
+			}
+			return nil, 0, fault.New(fault.FailedPrecondition, "session %s: is moving to %s; wait for that, or cancel it with `orchctl sessions migrate %s --cancel`", s.ID, nodeName(v, s.Migration.Target), s.ID)
+		}
+		return o.migrate(ctx, s, target, req.GetMode() == modeCold)
+	})
+	if err != nil || !req.GetWait() {
+		return s, err
+	}
+	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
+		return s.Migration == nil || s.Migration.Number != number || !s.Migration.Under(), nil
+	})
+}
+
+// migrate chooses where to and commits the move; it returns the move's number.
+func (o *Operations) migrate(ctx context.Context, s *session.Session, target string, cold bool) (*session.Session, uint64, error) {
+	if err := mayMove(s); err != nil {
+		return nil, 0, err
+	}
+	p, err := o.Router.Move(s.Spec, s.NodeID, target)
+	if err != nil {
+		return nil, 0, inSession(s, err)
+	}
+	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_MigrateSession{MigrateSession: &clusterv1.MigrateSession{
+		SessionId: s.ID, Epoch: s.Epoch, NodeId: p.NodeID, Placement: p.Why, Cold: cold, Actor: caller(ctx).String(),
+	}}})
+	o.settle(p, res, err)
+	if err != nil {
+		return nil, 0, err
+	}
+	if res.Session.Migration == nil {
+		return nil, 0, fault.New(fault.Internal, "session %s: its move was committed and is not in the state", s.ID)
+	}
+	return res.Session, res.Session.Migration.Number, nil
+}
+
+// settle ends a reservation for a move: the state holds it now, or it is not needed.
+func (o *Operations) settle(p *router.Placement, res state.Result, err error) {
+	if err != nil || res.Session == nil || res.Session.Migration == nil || res.Session.Migration.Target != p.NodeID {
+		o.Router.Release(p)
+		return
+	}
+	o.Router.Settle(p, res.Session.ModifyIndex)
+}
+
+// mayMove says why a session cannot move as it is.
+func mayMove(s *session.Session) error {
+	switch {
+	case s.Phase == session.Running:
+		return nil
+	case s.Phase.Ended():
+		return fault.New(fault.FailedPrecondition, "session %s: is %s, and only what runs can move; `orchctl sessions restore` has it go on from its last checkpoint", s.ID, s.Phase)
+	case s.Phase == session.Paused:
+		return fault.New(fault.FailedPrecondition, "session %s: is paused and on no node; `orchctl sessions resume` places it anew", s.ID)
+	case s.Phase == session.Pending:
+		return fault.New(fault.FailedPrecondition, "session %s: is on no node yet (%s); it is placed as soon as one fits", s.ID, s.Reason)
+	case s.Phase == session.Terminating:
+		return fault.New(fault.FailedPrecondition, "session %s: is being ended; there is nothing to move", s.ID)
+	case s.Phase == session.Pausing:
+		return fault.New(fault.FailedPrecondition, "session %s: is being paused; `orchctl sessions resume` places it anew once it is", s.ID)
+	default:
+		return fault.New(fault.FailedPrecondition, "session %s: is %s; move it once it runs", s.ID, s.Phase)
+	}
+}
+
+// inSession names the session in an error about it.
+func inSession(s *session.Session, err error) error {
+	f := fault.New(fault.KindOf(err), "session %s: %w", s.ID, err)
+	if orig := fault.As(err); orig != nil {
+		f.RetryAfter, f.Field = orig.RetryAfter, orig.Field
+	}
+	return f
+}
+
+// CancelMigration has a session stay where it is.
+func (o *Operations) CancelMigration(ctx context.Context, req *apiv1.CancelMigrationRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	m := s.Migration
+	switch {
+	case m != nil && m.State == session.MigrationCancelled:
+		return s, nil
+	case !m.Under():
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is not moving; there is nothing to cancel", s.ID)
+	case m.State == session.MigrationMoving:
+		return nil, fault.New(fault.FailedPrecondition, "session %s: has stopped on its source already and is being restored on its target; move it back once it runs", s.ID)
+	}
+	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_CancelMigration{CancelMigration: &clusterv1.CancelMigration{
+		SessionId: s.ID, Reason: "cancelled by " + caller(ctx).String(), Actor: caller(ctx).String(),
+	}}})
+	return res.Session, err
+}
+
+// Pause has a session checkpointed and stopped.
+func (o *Operations) Pause(ctx context.Context, req *apiv1.PauseSessionRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case s.Phase.Ended():
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s; there is nothing to pause", s.ID, s.Phase)
+	case s.Phase == session.Paused:
+		return s, nil
+	case s.Phase != session.Pausing:
+		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_PauseSession{PauseSession: &clusterv1.PauseSession{
+			SessionId: s.ID, Reason: clip(req.GetReason()), Actor: caller(ctx).String(),
+		}}})
+		if err != nil {
+			return nil, err
+		}
+		s = res.Session
+	}
+	if !req.GetWait() {
+		return s, nil
+	}
+	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
+		if s.Phase == session.Running {
+			return true, fault.New(fault.FailedPrecondition, "session %s: was not paused and goes on: %s; see `orchctl sessions history`", s.ID, s.Reason)
+		}
+		return s.Phase == session.Paused || s.Phase.Ended(), nil
+	})
+}
+
+// Resume has a paused session go on.
+func (o *Operations) Resume(ctx context.Context, req *apiv1.ResumeSessionRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	switch s.Phase {
+	case session.Completed, session.Failed, session.Terminated:
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s, not paused; `orchctl sessions restore` has it go on from its last checkpoint", s.ID, s.Phase)
+	case session.Terminating:
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is being ended; there is nothing to resume", s.ID)
+	case session.Paused, session.Pausing:
+		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_ResumeSession{ResumeSession: &clusterv1.ResumeSession{
+			SessionId: s.ID, Actor: caller(ctx).String(),
+		}}})
+		if err != nil {
+			return nil, err
+		}
+		s = res.Session
+	default: // it is on its way, or runs
+	}
+	if !req.GetWait() {
+		return s, nil
+	}
+	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
+		return s.Phase == session.Running || s.Phase.Ended(), nil
+	})
+}
+
+// kept returns a checkpoint of a session, its head for 0.
+func kept(s *session.Session, sequence uint64) (*session.Checkpoint, error) {
+	c := s.Checkpoint(sequence)
+	switch {
+	case c != nil:
+		return c, nil
+	case len(s.Checkpoints) == 0 && s.Phase.Ended():
+		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint to go on from; spawn it again, with --checkpoint-every", s.ID)
+	case len(s.Checkpoints) == 0:
+		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint yet; make one with `orchctl sessions checkpoint --wait %s`", s.ID, s.ID)
+	default:
+		return nil, fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints %s`", s.ID, sequence, s.ID)
+	}
+}
+
+// Fork makes a new session that begins with a checkpoint of another one.
+func (o *Operations) Fork(ctx context.Context, req *apiv1.ForkSessionRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	c, err := kept(s, req.GetSequence())
+	if err != nil {
+		return nil, err
+	}
+	spec := *s.Spec
+	spec.Name = req.GetName()
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	cmd := &clusterv1.ForkSession{
+		SessionId: s.ID, NewSessionId: newID(), Sequence: c.Sequence, Name: req.GetName(), IdempotencyKey: req.GetIdempotencyKey(), Actor: caller(ctx).String(),
+	}
+	// The head may be another one when the request is repeated, and it is the same request.
+	cmd.RequestHash = hashRequest(&apiv1.ForkSessionRequest{Id: s.ID, Sequence: req.GetSequence(), Name: req.GetName()})
+	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_ForkSession{ForkSession: cmd}})
+	if err != nil {
+		return nil, err
+	}
+	if req.GetWait() {
+		return o.waitStarted(ctx, res.Session.ID)
+	}
+	return res.Session, nil
+}
+
+// Rewind takes a session back to one of its checkpoints.
+func (o *Operations) Rewind(ctx context.Context, req *apiv1.RewindSessionRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	s, before, err := o.once("rewind", fmt.Sprint(req.GetSequence()), req, s, func() (*session.Session, uint64, error) {
+		c, err := kept(s, req.GetSequence())
+		if err != nil {
+			return nil, 0, err
+		}
+		before := uint64(s.Epoch)
+		res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_RewindSession{RewindSession: &clusterv1.RewindSession{
+			SessionId: s.ID, Sequence: c.Sequence, Actor: caller(ctx).String(),
+		}}})
+		return res.Session, before, err
+	})
+	if err != nil || !req.GetWait() {
+		return s, err
+	}
+	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
+		return s.Phase == session.Running && uint64(s.Epoch) > before || s.Phase.Ended(), nil
+	})
+}
