@@ -22,6 +22,8 @@ const (
 	roundShrink = 4
 	// leavePatience bounds how long messages are held for the last capture, and again for storing it.
 	leavePatience = time.Minute
+	// coldPatience is the same where nothing was copied before: all of it is.
+	coldPatience = 30 * time.Minute
 
 	movedMessage = "moved"
 )

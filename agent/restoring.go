@@ -27,6 +27,7 @@ func (r *run) bringBack(ctx context.Context) error {
 	for {
 		select {
 		case err := <-done:
+			signal(r.sweep) // what was replaced, or came to nothing
 			return err
 		case <-r.wake:
 			if r.status().want.strength > orderNone {

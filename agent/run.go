@@ -63,6 +63,7 @@ type host struct {
 	room         *gate         // shut while too many facts wait
 	keeper       checkpoint.Keeper
 	restores     chan struct{} // holds one for each restore under way
+	sweep        chan struct{} // the janitor's: something is in the trash
 	events       chan<- event  // to the supervisor, which takes them until all runs have returned
 	metrics      *metrics
 	log          *slog.Logger
@@ -225,6 +226,7 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 		if err := r.store.prepare(r.rec, r.spec.CheckpointEvery != ""); err != nil {
 			return nil, failed(err)
 		}
+		signal(r.sweep) // a workspace that was replaced
 	}
 	s := r.start()
 	s.StartBy = startBy

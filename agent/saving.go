@@ -235,10 +235,12 @@ func (s *serving) work(ctx context.Context, what work, p plan) {
 
 // worksFor bounds work by time: nothing that hangs may hold a session for ever.
 func (s *serving) worksFor(what work) time.Duration {
-	if s.leaving != nil {
+	switch {
+	case s.leaving != nil && s.leaving.cold:
+		return coldPatience
+	case s.leaving != nil:
 		return leavePatience
-	}
-	if what == capturing {
+	case what == capturing:
 		return capturePatience
 	}
 	return storePatience
@@ -333,7 +335,9 @@ func (s *serving) giveUp(what work, o outcome) {
 			o.capture.Discard()
 		}
 	case storing:
-		s.at.capture.Discard()
+		if o.err != nil {
+			s.at.capture.Discard()
+		}
 		s.at.capture = nil
 	default:
 		return

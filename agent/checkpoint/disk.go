@@ -52,7 +52,9 @@ type Disk struct {
 	o     Options
 	log   *slog.Logger
 	spool *spool
-	reads chan struct{} // holds one for each session being read
+	reads chan struct{} // holds one for each session being read while it is held
+	// copies holds one for each session being copied: those that are large do not keep others held.
+	copies chan struct{}
 
 	mu    sync.Mutex
 	known map[string]map[chunk.ID]struct{} // by session: chunks that the store had when it was last asked
@@ -81,7 +83,8 @@ func New(o Options) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Disk{o: o, log: o.Logger, spool: sp, reads: make(chan struct{}, o.Captures), known: map[string]map[chunk.ID]struct{}{}}, nil
+	return &Disk{o: o, log: o.Logger, spool: sp, reads: make(chan struct{}, o.Captures),
+		copies: make(chan struct{}, max(1, o.Captures/2)), known: map[string]map[chunk.ID]struct{}{}}, nil
 }
 
 // Warm implements Keeper.
@@ -121,11 +124,11 @@ func (d *Disk) forget(s Session) {
 
 func indexPath(dir string) string { return filepath.Join(dir, indexFile) }
 
-// read captures the session's directories into a sink, at most so many sessions at a time.
-func (d *Disk) read(ctx context.Context, s Session, sink serializer.Sink, live bool) (*serializer.Captured, error) {
+// read captures the session's directories into a sink, at most as many sessions at a time as there are slots.
+func (d *Disk) read(ctx context.Context, s Session, slots chan struct{}, sink serializer.Sink, live bool) (*serializer.Captured, error) {
 	select {
-	case d.reads <- struct{}{}:
-		defer func() { <-d.reads }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -147,7 +150,7 @@ func (d *Disk) read(ctx context.Context, s Session, sink serializer.Sink, live b
 
 // Copy implements Keeper.
 func (d *Disk) Copy(ctx context.Context, s Session) (Round, error) {
-	got, err := d.read(ctx, s, through{d.o.Store, d.o.Cache}, true)
+	got, err := d.read(ctx, s, d.copies, through{d.o.Store, d.o.Cache}, true)
 	if err != nil {
 		return Round{}, err
 	}
@@ -167,10 +170,10 @@ func (d *Disk) keepIndex(s Session, got *serializer.Captured) {
 func (d *Disk) Capture(ctx context.Context, s Session) (Capture, error) {
 	c := &capture{d: d, s: s, held: d.spool.begin(), at: time.Now()}
 	sink := &spoolSink{known: d.knownOf(s.ID), held: c.held, store: through{d.o.Store, d.o.Cache}}
-	got, err := d.read(ctx, s, sink, false)
+	got, err := d.read(ctx, s, d.reads, sink, false)
 	if fault.Is(err, fault.Aborted) && ctx.Err() == nil {
 		d.log.Debug("a session writes files between its turns; they are captured as they were read", "session", s.ID, "error", err)
-		got, err = d.read(ctx, s, sink, true)
+		got, err = d.read(ctx, s, d.reads, sink, true)
 	}
 	if err != nil {
 		c.held.close()

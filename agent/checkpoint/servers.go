@@ -92,22 +92,34 @@ func (s *Servers) answered(address string) {
 	}
 }
 
+// better is the error that says more of two: one of a server that answered.
+func better(old, err error) error {
+	if old != nil && (fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Timeout)) {
+		return old
+	}
+	return err
+}
+
 // any asks one server after the other until one answers. Another one is asked after errors for which another says so.
 func (s *Servers) any(ctx context.Context, ask func(chunks.Store) error, another func(error) bool) error {
-	err := error(fault.New(fault.Unavailable, "chunks: no server is known"))
+	var said error
 	for _, a := range s.addresses() {
-		st, openErr := s.at(a)
-		if err = openErr; err == nil {
+		st, err := s.at(a)
+		if err == nil {
 			err = ask(st)
 		}
-		if err == nil || ctx.Err() != nil || !another(err) {
-			if err == nil {
-				s.answered(a)
-			}
+		if err == nil {
+			s.answered(a)
+			return nil
+		}
+		if said = better(said, err); ctx.Err() != nil || !another(err) {
 			return err
 		}
 	}
-	return err
+	if said == nil {
+		said = fault.New(fault.Unavailable, "chunks: no server is known")
+	}
+	return said
 }
 
 // unreachable reports whether another server may know better.
@@ -158,9 +170,13 @@ func (s *Servers) PutBatch(ctx context.Context, frames []chunks.Frame) []error {
 		var left []int
 		var failed error
 		for i, err := range chunks.PutBatch(ctx, st, some, DefaultParallel) {
-			if errs[open[i]] = err; err != nil && unreachable(err) {
-				left, failed = append(left, open[i]), err
+			at := open[i]
+			if err == nil || !unreachable(err) {
+				errs[at] = err
+				continue
 			}
+			errs[at], failed = better(errs[at], err), err
+			left = append(left, at)
 		}
 		open = left
 		return failed
@@ -189,8 +205,12 @@ func (s *Servers) GetBatch(ctx context.Context, ids []chunk.ID) ([][]byte, []err
 		var failed error
 		got, gotErrs := chunks.GetBatch(ctx, st, some, DefaultParallel)
 		for i, at := range open {
-			if frames[at], errs[at] = got[i], gotErrs[i]; errs[at] != nil && elsewhere(errs[at]) {
-				left, failed = append(left, at), errs[at]
+			frames[at] = got[i]
+			if err := gotErrs[i]; err == nil || !elsewhere(err) {
+				errs[at] = err
+			} else {
+				errs[at], failed = better(errs[at], err), err
+				left = append(left, at)
 			}
 		}
 		open = left

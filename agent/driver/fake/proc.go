@@ -197,6 +197,9 @@ func (t *tree) from(n *uint64) []*apiv1.LogLine {
 	})
 	var out []*apiv1.LogLine
 	for _, l := range t.lines[i:] {
+		if t.notice != nil && *n <= t.noticeAt+1 && l.GetNumber() > t.noticeAt {
+			out = append(out, t.notice)
+		}
 		if l.Number > *n {
 			text := fmt.Appendf(nil, "lines %d–%d are not kept on this node", *n, l.Number-1)
 			out = append(out, &apiv1.LogLine{Stream: apiv1.LogLine_NOTICE, Epoch: l.Epoch, Text: text})
