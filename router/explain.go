@@ -34,7 +34,7 @@ const (
 var obstacleText = [obstacles]string{
 	away: "lost or offline", unlinked: "not linked", cordoned: "cordoned", unhealthy: "unhealthy", noSpawn: "takes no sessions",
 	wrongType: "does not run type", lacks: "lacks capability", wrongLabel: "lacks label", full: "full",
-	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided", source: "runs it now",
+	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided", source: "is its source",
 }
 
 // passing reports whether an obstacle may go away without anybody's doing: a move may be asked for again.

@@ -25,7 +25,7 @@ func TestMoveChoosesAnother(t *testing.T) {
 	w.node("b", nil)
 	for range 3 { // reservations make b fuller than a, and it is chosen all the same
 		p, err := w.r.Move(spec(nil), "id-a", "")
-		if err != nil || p.NodeID != "id-b" || !strings.Contains(p.Why, "a runs it now") {
+		if err != nil || p.NodeID != "id-b" || !strings.Contains(p.Why, "a is its source") {
 			t.Fatalf("%+v, %v", p, err)
 		}
 	}

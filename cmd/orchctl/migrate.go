@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -166,7 +168,8 @@ func savedText(m *apiv1.Session_Migration) string {
 	if m.GetBytesReused() == 0 || all == 0 {
 		return bytesText(m.GetBytesReused())
 	}
-	return fmt.Sprintf("%s (%.0f%%)", bytesText(m.GetBytesReused()), 100*float64(m.GetBytesReused())/float64(all))
+	share := math.Floor(1000*float64(m.GetBytesReused())/float64(all)) / 10 // not all, when it is not all
+	return bytesText(m.GetBytesReused()) + " (" + strconv.FormatFloat(share, 'f', -1, 64) + "%)"
 }
 
 // follower shows a move until it has ended.

@@ -99,7 +99,7 @@ func TestMigrateElsewhereThanOnATerminal(t *testing.T) {
 		a.patience = time.Hour // only what is news
 		code = a.execute(words("sessions migrate ledger --wait"))
 	})
-	errs.until(t, "copying, node-1 to node-2, round 0")
+	errs.until(t, "session/"+id+": copying, node-1 to node-2\n")
 	r.copyRound(id, 1, 1<<20, 0)
 	errs.until(t, "session/"+id+": copying, node-1 to node-2, round 1, 1MiB sent, 0B there already\n")
 	r.hold(id)
@@ -246,6 +246,19 @@ func TestPhasesOfAMove(t *testing.T) {
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%d: %s, want %s", i, movePhaseText[tc.got], movePhaseText[tc.want])
+		}
+	}
+}
+
+func TestSaved(t *testing.T) {
+	for want, m := range map[string]*apiv1.Session_Migration{
+		"0B":             {BytesSent: 5},
+		"95B (95%)":      {BytesSent: 5, BytesReused: 95},
+		"9.8KiB (99.9%)": {BytesSent: 1, BytesReused: 9999},
+		"7B (100%)":      {BytesReused: 7},
+	} {
+		if got := savedText(m); got != want {
+			t.Errorf("%v: %s, want %s", m, got, want)
 		}
 	}
 }

@@ -275,16 +275,21 @@ func (v *migrationView) color(c text.Color, s string) string {
 // printLine says how far it is, where that is news: another part, another round, or more bytes after a while.
 func (v *migrationView) printLine() {
 	m := v.s.GetMigration()
-	step := fmt.Sprintf("session/%s: %s, %s to %s, round %d", v.s.GetId(), movePhaseText[v.at], m.GetSource(), m.GetTarget(), m.GetRounds())
+	step := fmt.Sprintf("session/%s: %s, %s to %s", v.s.GetId(), movePhaseText[v.at], m.GetSource(), m.GetTarget())
+	if m.GetRounds() > 0 {
+		step += fmt.Sprintf(", round %d", m.GetRounds())
+	}
 	if !underWay(m) {
 		return // its figures follow
 	}
 	if step == v.line && time.Since(v.lineTime) < v.a.patience {
 		return
 	}
-	full := fmt.Sprintf("%s, %s sent, %s there already", step, bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
 	v.line, v.lineTime = step, time.Now()
-	v.println(full)
+	if m.GetRounds() > 0 {
+		step += fmt.Sprintf(", %s sent, %s there already", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
+	}
+	v.println(step)
 }
 
 func (v *migrationView) println(s string) {

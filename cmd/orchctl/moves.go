@@ -75,7 +75,7 @@ func checkpointText(k *apiv1.Session_Checkpoint) string {
 	if k == nil {
 		return "has no checkpoint"
 	}
-	return fmt.Sprintf("checkpoint %d: turn %d, %s in %d chunks, %s sent", k.GetSequence(), k.GetTurn(), bytesText(k.GetBytes()), k.GetChunks(), bytesText(k.GetBytesSent()))
+	return fmt.Sprintf("checkpoint %d: turn %d, %s in %s, %s sent", k.GetSequence(), k.GetTurn(), bytesText(k.GetBytes()), several(k.GetChunks(), "chunk"), bytesText(k.GetBytesSent()))
 }
 
 // headText is the head of a session's checkpoints in a few words; empty when there is none.
@@ -83,7 +83,7 @@ func (a *app) headText(k *apiv1.Session_Checkpoint) string {
 	if k == nil {
 		return ""
 	}
-	return fmt.Sprintf("%d, epoch %d, turn %d, %s in %d chunks (%s ago)", k.GetSequence(), k.GetEpoch(), k.GetTurn(), bytesText(k.GetBytes()), k.GetChunks(), a.age(k.GetCreateTime()))
+	return fmt.Sprintf("%d, epoch %d, turn %d, %s in %s (%s ago)", k.GetSequence(), k.GetEpoch(), k.GetTurn(), bytesText(k.GetBytes()), several(k.GetChunks(), "chunk"), a.age(k.GetCreateTime()))
 }
 
 func (a *app) checkpointsCommand() *cobra.Command {
@@ -118,17 +118,11 @@ func keepsText(k *apiv1.Session_Checkpoint) string { return strings.Join(k.GetKe
 // lagText is what a loss of the session's node would cost now; empty when nothing.
 func lagText(l *apiv1.Session_Lag) string {
 	var parts []string
-	for _, p := range []struct {
-		n    uint32
-		what string
-	}{{l.GetTurns(), "turn"}, {l.GetMessages(), "message"}} {
-		switch p.n {
-		case 0:
-		case 1:
-			parts = append(parts, "1 "+p.what)
-		default:
-			parts = append(parts, fmt.Sprintf("%d %ss", p.n, p.what))
-		}
+	if l.GetTurns() > 0 {
+		parts = append(parts, several(l.GetTurns(), "turn"))
+	}
+	if l.GetMessages() > 0 {
+		parts = append(parts, several(l.GetMessages(), "message"))
 	}
 	if l.GetSeconds() > 0 {
 		parts = append(parts, millisText(l.GetSeconds()*1000))
@@ -143,7 +137,7 @@ func (a *app) migrationText(m *apiv1.Session_Migration) string {
 	}
 	out := fmt.Sprintf("%s, %s, %s to %s", strings.ToLower(m.GetState().String()), m.GetMode(), m.GetSource(), m.GetTarget())
 	if m.GetRounds() > 0 {
-		out += fmt.Sprintf(", %d rounds, %s sent, %s saved", m.GetRounds(), bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
+		out += fmt.Sprintf(", %s, %s sent, %s saved", several(m.GetRounds(), "round"), bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
 	}
 	if m.GetState() == apiv1.Session_Migration_DONE {
 		out += fmt.Sprintf(", blackout %s of %s", millisText(m.GetBlackoutMs()), millisText(m.GetTotalMs()))

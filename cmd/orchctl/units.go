@@ -164,6 +164,14 @@ func some[N int | int32 | int64 | uint32 | uint64](n N) string {
 	return fmt.Sprint(n)
 }
 
+// several is so many of a thing: 1 chunk, 2 chunks.
+func several(n uint32, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // fit is the line cut to a terminal's width; colours do not count.
 func fit(line string, width int) string {
 	return text.Trim(line, width)
