@@ -526,7 +526,7 @@ func (l *leader) told(id string) []string {
 
 // node is one machine with its data directory, on which agents come and go.
 type node struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	world *world
 	lease *memLease
