@@ -509,6 +509,8 @@ func (l *leader) told(id string) []string {
 			s = fmt.Sprintf("turn %d", k.TurnEnded.GetSequence())
 		case *nodev1.Fact_MessageRefused:
 			s = fmt.Sprintf("refused %d", k.MessageRefused.GetSequence())
+		case *nodev1.Fact_Copied:
+			s = fmt.Sprintf("copied %d move %d", k.Copied.GetRound(), k.Copied.GetMove())
 		case *nodev1.Fact_Captured:
 			s = fmt.Sprintf("captured %d", k.Captured.GetSequence())
 		case *nodev1.Fact_Checkpointed:

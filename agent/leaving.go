@@ -35,7 +35,7 @@ type leaving struct {
 	ready  bool // enough was copied
 	rounds uint32
 	last   int64 // bytes that the last round sent
-	sum    checkpoint.Round
+	sum    checkpoint.Sent
 	held   time.Time // since when messages are held; zero while they are not
 }
 
@@ -56,10 +56,17 @@ func (s *serving) nextForLeave(ctx context.Context, p plan) {
 func (l *leaving) copied(r checkpoint.Round) {
 	first := l.rounds == 0
 	l.rounds++
-	l.sum.Sent, l.sum.Content = l.sum.Sent+r.Sent, l.sum.Content+r.Content
-	l.ready = l.rounds == maxRounds || r.Sent < smallRoundBytes ||
-		!first && (r.Sent < l.last/roundShrink || r.Sent >= l.last) // little is left, or it is written as fast as it is copied
-	l.last = r.Sent
+	sent := r.Sent.Sent
+	l.sum.Sent, l.sum.Content = l.sum.Sent+sent, l.sum.Content+r.Content
+	l.ready = l.rounds == maxRounds || sent < smallRoundBytes ||
+		!first && (sent < l.last/roundShrink || sent >= l.last) // little is left, or it is written as fast as it is copied
+	l.last = sent
+}
+
+// fact tells of the round that was copied just now.
+func (l *leaving) fact(r checkpoint.Round) *nodev1.Fact {
+	return &nodev1.Fact{Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: l.move, Round: l.rounds, Manifest: r.Manifest[:], Bytes: r.Bytes,
+		BytesSent: r.Sent.Sent, BytesReused: max(0, r.Bytes-r.Content)}}}
 }
 
 // finish completes what the cluster is told of the last checkpoint; left says that it is the last.

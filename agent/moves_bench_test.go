@@ -7,9 +7,24 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
+
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 )
+
+// lastRound is the manifest of the newest round of a move.
+func (l *leader) lastRound(id string) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range slices.Backward(l.facts) {
+		if f.GetSessionId() == id && f.GetCopied() != nil {
+			return f.GetCopied().GetManifest()
+		}
+	}
+	return nil
+}
 
 // BenchmarkMove moves a session of 2,000 files and 100 MB to and fro between two nodes that share a directory of chunks.
 // Beside it nothing writes to the workspace: what is told is the least.
@@ -40,6 +55,8 @@ func BenchmarkMove(b *testing.B) {
 		epoch := uint32(i + 1)
 		from, to := nodes[i%2], nodes[(i+1)%2]
 		from.desire(false, toLeave("s", epoch, uint64(i+1)))
+		eventually(b, "a round", func() bool { return from.lead.lastRound("s") != nil })
+		to.desire(false, &nodev1.DesiredSession{SessionId: "s", Epoch: epoch + 1, Action: nodev1.DesiredSession_PREPARE, Restore: &nodev1.Restore{Manifest: from.lead.lastRound("s")}})
 		eventually(b, "it left", func() bool { return from.has("s", fmt.Sprintf("%d:exited evicted", epoch)) })
 		exited := time.Now()
 		c := from.lead.lastCheckpoint("s")
