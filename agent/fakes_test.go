@@ -511,6 +511,8 @@ func (l *leader) told(id string) []string {
 			s = fmt.Sprintf("refused %d", k.MessageRefused.GetSequence())
 		case *nodev1.Fact_Copied:
 			s = fmt.Sprintf("copied %d move %d", k.Copied.GetRound(), k.Copied.GetMove())
+		case *nodev1.Fact_Prepared:
+			s = fmt.Sprintf("prepared %d", k.Prepared.GetManifest()[0])
 		case *nodev1.Fact_Captured:
 			s = fmt.Sprintf("captured %d", k.Captured.GetSequence())
 		case *nodev1.Fact_Checkpointed:

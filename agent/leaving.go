@@ -25,6 +25,9 @@ const (
 	// coldPatience is the same where nothing was copied before: all of it is.
 	coldPatience = 30 * time.Minute
 
+	// targetPatience bounds how long a session that is copied waits for its target to be ready.
+	targetPatience = time.Minute
+
 	movedMessage = "moved"
 )
 
@@ -36,7 +39,10 @@ type leaving struct {
 	rounds uint32
 	last   int64 // bytes that the last round sent
 	sum    checkpoint.Sent
-	held   time.Time // since when messages are held; zero while they are not
+	waited bool // for the target, after the last round
+	// copiedAt is when enough was copied and the wait for the target began.
+	copiedAt time.Time
+	held     time.Time // since when messages are held; zero while they are not
 }
 
 // nextForLeave copies, or holds the session for the last checkpoint.
@@ -47,9 +53,32 @@ func (s *serving) nextForLeave(ctx context.Context, p plan) {
 		return
 	}
 	if l.held.IsZero() {
+		if p.holdOff && !l.cold && s.waitsForTarget() {
+			return
+		}
+		if l.waited && l.rounds <= maxRounds {
+			l.waited = false // what was written meanwhile
+			s.work(ctx, copying, p)
+			return
+		}
 		l.held = time.Now()
 	}
 	s.captureWhenQuiet(ctx, p)
+}
+
+// waitsForTarget reports whether the target may still become ready in time.
+func (s *serving) waitsForTarget() bool {
+	l := s.leaving
+	if l.copiedAt.IsZero() {
+		l.copiedAt = time.Now()
+	}
+	left := targetPatience - time.Since(l.copiedAt)
+	if left <= 0 {
+		return false
+	}
+	l.waited = true
+	s.soon.Reset(left)
+	return true
 }
 
 // copied decides whether another round would help.
@@ -58,7 +87,7 @@ func (l *leaving) copied(r checkpoint.Round) {
 	l.rounds++
 	sent := r.Sent.Sent
 	l.sum.Sent, l.sum.Content = l.sum.Sent+sent, l.sum.Content+r.Content
-	l.ready = l.rounds == maxRounds || sent < smallRoundBytes ||
+	l.ready = l.ready || l.rounds >= maxRounds || sent < smallRoundBytes ||
 		!first && (sent < l.last/roundShrink || sent >= l.last) // little is left, or it is written as fast as it is copied
 	l.last = sent
 }

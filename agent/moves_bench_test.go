@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,9 +55,15 @@ func BenchmarkMove(b *testing.B) {
 	for i := range b.N {
 		epoch := uint32(i + 1)
 		from, to := nodes[i%2], nodes[(i+1)%2]
-		from.desire(false, toLeave("s", epoch, uint64(i+1)))
+		leave := toLeave("s", epoch, uint64(i+1))
+		leave.HoldOff = true
+		from.desire(false, leave)
 		eventually(b, "a round", func() bool { return from.lead.lastRound("s") != nil })
 		to.desire(false, &nodev1.DesiredSession{SessionId: "s", Epoch: epoch + 1, Action: nodev1.DesiredSession_PREPARE, Restore: &nodev1.Restore{Manifest: from.lead.lastRound("s")}})
+		eventually(b, "the target is ready", func() bool {
+			return slices.ContainsFunc(to.lead.told("s"), func(f string) bool { return strings.HasPrefix(f, fmt.Sprintf("%d:prepared", epoch+1)) })
+		})
+		from.desire(false, toLeave("s", epoch, uint64(i+1)))
 		eventually(b, "it left", func() bool { return from.has("s", fmt.Sprintf("%d:exited evicted", epoch)) })
 		exited := time.Now()
 		c := from.lead.lastCheckpoint("s")

@@ -490,6 +490,30 @@ func TestNodeWithoutAStoreRefuses(t *testing.T) {
 	})
 }
 
+func TestLeaveWaitsForItsTarget(t *testing.T) {
+	withVault(t, func(n *node, v *vault) {
+		n.world.think = 100 * time.Millisecond
+		n.start()
+		n.lead.desired(1, true, toRun("s", 1), toRun("late", 1))
+		s, late := toLeave("s", 1, 3), toLeave("late", 1, 4)
+		s.HoldOff, late.HoldOff = true, true
+		n.lead.desired(2, false, s, late)
+		wait(10 * time.Second)
+		n.lead.deliver("s", 1, msg(1, normal))
+		wait(time.Second)
+		same(t, "while it waits it works", slices.DeleteFunc(n.lead.told("s"), isDelivered), []string{"1:started", "1:turn 1"})
+		same(t, "rounds", v.copies, 2)
+		n.lead.desired(3, false, toLeave("s", 1, 3))
+		wait(time.Second)
+		same(t, "its end", slices.DeleteFunc(n.lead.told("s"), isDelivered)[2:], []string{"1:captured 1", "1:checkpointed 1 move 3", "1:exited evicted"})
+		same(t, "rounds, with one for what was written meanwhile", n.lead.lastCheckpoint("s").GetRounds(), uint32(2))
+		wait(targetPatience - 13*time.Second)
+		same(t, "one whose target is not ready", n.lead.lastCheckpoint("late"), nil)
+		wait(5 * time.Second)
+		same(t, "after its patience", n.lead.lastCheckpoint("late").GetMove(), uint64(4))
+	})
+}
+
 func toPrepare(id string, epoch uint32, manifest byte) *nodev1.DesiredSession {
 	m := make([]byte, 32)
 	m[0] = manifest
@@ -511,7 +535,7 @@ func TestPrepare(t *testing.T) {
 		wait(time.Minute)
 		same(t, "made ready; the newest after what was under way", slices.Sorted(slices.Values(take())), []string{"bad gone", "s 1", "s 3", "x 9"})
 		same(t, "started", len(n.world.started()), 0)
-		same(t, "told", len(n.lead.told("s")), 0)
+		same(t, "told", n.lead.told("s"), []string{"2:prepared 3"})
 		n.lead.desired(5, false, toPrepare("s", 2, 3))
 		wait(time.Second)
 		same(t, "what is ready", take(), nil)

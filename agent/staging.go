@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	"github.com/neolith/orchestrator/internal/fault"
 )
@@ -97,6 +99,9 @@ func (s *supervisor) staged(n staged) {
 		st.want = [32]byte{} // it may be asked for again
 		s.log.Warn("a session that is to move here could not be made ready; it is fetched when it comes", "session", n.id, "error", n.err)
 	default:
+		f := &nodev1.Fact{SessionId: n.id, Epoch: st.epoch, Time: timestamppb.Now(), Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{
+			Manifest: n.manifest[:], BytesFetched: n.fetched}}}
+		s.tell(f)
 		s.log.Debug("a session that is to move here is ready", "session", n.id, "fetched", n.fetched, "took", n.took)
 	}
 }
