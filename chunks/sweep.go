@@ -19,8 +19,8 @@ import (
 // it likes. An error ends it: then nothing is known, and nothing may be deleted.
 type Live func(ctx context.Context) iter.Seq2[chunk.ID, error]
 
-// Set are the ids of chunks, in 8 bytes each: their beginnings. Two ids that begin alike, which chance makes once in 18 million
-// times a million of a million chunks' pairs, are one to it: it may say that it has a chunk that it has not, and never the reverse.
+// Set are the ids of chunks, in 8 bytes each: their beginnings. Two ids that begin alike are one to it, so it may say that it has a
+// chunk that it has not (once in a million million, beside ten million others), and never the reverse: a chunk too much is kept.
 type Set struct{ prefixes []uint64 }
 
 // Collect gathers the ids of a Live.

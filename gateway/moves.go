@@ -75,6 +75,8 @@ func (o *Operations) Checkpoint(ctx context.Context, req *apiv1.CheckpointSessio
 	switch {
 	case s.Phase.Ended():
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s, and only what runs can be checkpointed; `orchctl sessions restore` has it go on from its last checkpoint", s.ID, s.Phase)
+	case s.Phase == session.Terminating:
+		return nil, fault.New(fault.FailedPrecondition, "session %s: is being ended; it is too late for a checkpoint", s.ID)
 	case s.Phase == session.Paused:
 		return s, nil // it lives in its checkpoint
 	}
@@ -234,7 +236,7 @@ func (o *Operations) Pause(ctx context.Context, req *apiv1.PauseSessionRequest) 
 		return nil, err
 	}
 	switch {
-	case s.Phase.Ended():
+	case s.Phase.Ended(), s.Phase == session.Terminating:
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s; there is nothing to pause", s.ID, s.Phase)
 	case s.Phase == session.Paused:
 		return s, nil

@@ -86,6 +86,9 @@ func restoreRoot(ctx context.Context, src Source, m *Manifest, root, dir string,
 	staged := ""
 	if opts.Staged != nil {
 		staged = opts.Staged.Dir
+		if filepath.Clean(staged) == filepath.Clean(dir) {
+			return nil, fault.New(fault.Invalid, "the staged tree is the destination; move it aside")
+		}
 	}
 	tmp := filepath.Join(filepath.Dir(dir), ".restore-"+rand.Text())
 	clean := func(err error) error {

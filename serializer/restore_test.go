@@ -116,10 +116,14 @@ func TestRestoreReplacesNothing(t *testing.T) {
 	work, store, base := workspace(t, 3, 1000), &serializertest.Store{}, t.TempDir()
 	m, out := manifest(capture(t, store, work, nil)), filepath.Join(base, "out")
 	must(t, os.Mkdir(out, 0o755))
-	_, err := serializer.Restore(t.Context(), store, m, "workspace", out, serializer.RestoreOptions{})
+	r, err := serializer.Restore(t.Context(), store, m, "workspace", out, serializer.RestoreOptions{})
 	must(t, err) // empty: taken
 	before := look(t, out)
 	if _, err := serializer.Restore(t.Context(), store, m, "workspace", out, serializer.RestoreOptions{}); !fault.Is(err, fault.AlreadyExists) {
+		t.Error(err)
+	}
+	// Nor may it be the tree to begin with, which would be gone if that failed.
+	if _, err := serializer.Restore(t.Context(), store, m, "workspace", out, serializer.RestoreOptions{Staged: &serializer.Staged{Dir: out + "/", Restored: r}}); !fault.Is(err, fault.Invalid) {
 		t.Error(err)
 	}
 	same(t, look(t, out), before)

@@ -153,7 +153,11 @@ func edit(t *rapid.T, dir string) {
 	case verb == "rename":
 		_ = os.Rename(pick, path) // not into itself, not over a full directory
 	case verb == "chmod" && err == nil && info.Mode()&fs.ModeSymlink == 0:
-		must(t, os.Chmod(pick, rapid.SampledFrom(modes[2:3]).Draw(t, "mode")))
+		if isFile {
+			must(t, os.Chmod(pick, rapid.SampledFrom(modes).Draw(t, "mode")))
+		} else {
+			must(t, os.Chmod(pick, 0o751))
+		}
 	case verb == "touch" && err == nil:
 		when := unix.NsecToTimespec(rapid.Int64Range(-1e18, 4e18).Draw(t, "time"))
 		must(t, unix.UtimesNanoAt(unix.AT_FDCWD, pick, []unix.Timespec{when, when}, unix.AT_SYMLINK_NOFOLLOW))

@@ -134,6 +134,9 @@ func (w *walker) entry(fd int, name, p string, depth int) error {
 	switch err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); {
 	case errors.Is(err, unix.ENOENT):
 		return nil
+	case errors.Is(err, unix.EACCES):
+		w.skip(p, SkipUnreadable, "its directory may be listed only")
+		return nil
 	case err != nil:
 		return fmt.Errorf("stat %q: %w", p, err)
 	}

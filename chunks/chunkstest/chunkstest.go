@@ -3,6 +3,7 @@ package chunkstest
 
 import (
 	"context"
+	"encoding/binary"
 	"io"
 	"math/rand/v2"
 	"slices"
@@ -63,7 +64,14 @@ func Chunk(seed uint64, n int) chunks.Frame {
 		key[i] = byte(seed >> (8 * i))
 	}
 	_, _ = rand.NewChaCha8(key).Read(content) // it never fails
-	return Seal(content)
+	return Plain(content)
+}
+
+// Plain returns the chunk of content in a frame that is not compressed. It needs no encoder: those are kept for later and have
+// channels, which must not leave the bubble of a test that uses testing/synctest.
+func Plain(content []byte) chunks.Frame {
+	frame := append([]byte{'O', 'R', 'C', 'C', 1, 0}, binary.BigEndian.AppendUint32(nil, uint32(len(content)))...)
+	return chunks.Frame{ID: chunk.Sum(content), Bytes: append(frame, content...)}
 }
 
 // Seal returns the chunk of content.

@@ -460,12 +460,14 @@ func TestClientVerifies(t *testing.T) {
 		"a wrong record": func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write(append(gotRecord(f.ID, 0, len(other.Bytes)), other.Bytes...))
 		},
-		"a long record":   func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(gotRecord(f.ID, 0, 1<<30)) },
-		"a strange one":   func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(gotRecord(f.ID, 7, 0)) },
-		"nothing":         func(http.ResponseWriter, *http.Request) {},
-		"a page":          func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
-		"without an end":  func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, zeros{}) },
-		"a redirect":      func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect) },
+		"a long record":  func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(gotRecord(f.ID, 0, 1<<30)) },
+		"a strange one":  func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(gotRecord(f.ID, 7, 0)) },
+		"nothing":        func(http.ResponseWriter, *http.Request) {},
+		"a page":         func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
+		"without an end": func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, zeros{}) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect)
+		},
 		"a proxy's error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(502) },
 		"other missing":   func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(other.ID[:]) },
 	} {
@@ -545,6 +547,11 @@ func BenchmarkLoopback(b *testing.B) {
 		})
 		b.Run(fmt.Sprintf("get/%dKiB", kib), func(b *testing.B) {
 			s := serve(b, state, 0, HandlerOptions{}, ClientOptions{}, nil)
+			for _, err := range chunks.PutBatch(context.Background(), s.kept, frames, 16) {
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
 			b.SetBytes(32 << 20)
 			for b.Loop() {
 				_, errs := s.GetBatch(context.Background(), ids)

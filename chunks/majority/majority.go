@@ -1,4 +1,4 @@
-// The store of several stores: who is asked, and when a majority has answered.
+// The store over its members.
 
 package majority
 
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -23,6 +24,9 @@ type Member struct {
 	Store chunks.Store
 	Local bool // it is asked first
 }
+
+// restAfter is how long a member that could not be asked for a chunk is asked after the others.
+const restAfter = 5 * time.Second
 
 // Options are the bounds of a store.
 type Options struct {
@@ -43,6 +47,7 @@ type Store struct {
 	opts    Options
 	log     *slog.Logger
 	waiting *semaphore.Weighted // bytes of frames in the background
+	resting []atomic.Int64      // of each member: until when it is asked last, in Unix nanoseconds
 
 	ctx    context.Context //nolint:containedctx // ends the work in the background
 	cancel context.CancelFunc
@@ -81,6 +86,7 @@ func New(members []Member, o Options) (*Store, error) {
 			names[m.Name] = !local
 		}
 	}
+	s.resting = make([]atomic.Int64, len(s.members))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -315,7 +321,8 @@ func (s *Store) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
 	var failed []error
 	var lacking []Member
 	damaged := false
-	for _, m := range s.members {
+	for _, i := range s.order(time.Now()) {
+		m := s.members[i]
 		frame, err := s.getFrom(ctx, m, id)
 		if err == nil {
 			s.mend(lacking, id, frame)
@@ -328,6 +335,8 @@ func (s *Store) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
 		corrupt := errors.Is(err, chunk.ErrCorrupt)
 		if damaged = damaged || corrupt; corrupt || fault.Is(err, fault.NotFound) {
 			lacking = append(lacking, m)
+		} else {
+			s.resting[i].Store(time.Now().Add(restAfter).UnixNano())
 		}
 	}
 	switch {
@@ -337,6 +346,20 @@ func (s *Store) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
 		return nil, chunks.Damaged(id, "every store", errors.Join(failed...))
 	}
 	return nil, chunks.NotFound(id, fmt.Sprintf("the majority of %d stores", len(s.members)))
+}
+
+// order is in which order members are asked for a chunk: those that could not be asked lately after the others, so that a dead server
+// costs its timeout now and then, not for each chunk.
+func (s *Store) order(now time.Time) []int {
+	all := make([]int, 0, len(s.members))
+	for _, resting := range []bool{false, true} {
+		for i := range s.members {
+			if (s.resting[i].Load() > now.UnixNano()) == resting {
+				all = append(all, i)
+			}
+		}
+	}
+	return all
 }
 
 func (s *Store) getFrom(ctx context.Context, m Member, id chunk.ID) ([]byte, error) {

@@ -397,6 +397,37 @@ func TestGetFromAny(t *testing.T) {
 	}
 }
 
+// A member that cannot be asked is asked last for a while.
+func TestGetLetsTheDeadRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, members := newMembers(t, 3, Options{TimeoutPerMember: time.Second})
+		f := chunkstest.Chunk(1, 1000)
+		members[2].kept[f.ID] = f.Bytes
+		defer members[1].stop()()
+		took := func() time.Duration {
+			t.Helper()
+			begin := time.Now()
+			if _, err := s.Get(bg, f.ID); err != nil {
+				t.Error(err)
+			}
+			took := time.Since(begin)
+			synctest.Wait()
+			delete(members[0].kept, f.ID) // it was mended
+			return took
+		}
+		if d := took(); d != time.Second {
+			t.Errorf("the first get took %s", d)
+		}
+		if d := took(); d != 0 {
+			t.Errorf("the second get took %s", d)
+		}
+		time.Sleep(restAfter)
+		if d := took(); d != time.Second {
+			t.Errorf("a later get took %s", d)
+		}
+	})
+}
+
 func liveOf(frames ...chunks.Frame) chunks.Live {
 	return func(context.Context) iter.Seq2[chunk.ID, error] {
 		return func(yield func(chunk.ID, error) bool) {

@@ -1,5 +1,5 @@
-// The suite of all stores over versitygw, a gateway that makes buckets of directories. It is built from tools/versitygw when it is
-// needed; where it cannot be, the tests are skipped and say so.
+// The suite of all stores over versitygw, a gateway that makes buckets of directories. `make test-s3` builds it; without it these
+// tests are skipped, and say so.
 
 package s3
 
@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -33,29 +32,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// gatewayProgram builds versitygw, once for each version that tools/versitygw names.
-var gatewayProgram = sync.OnceValues(func() (string, error) {
-	root, err := filepath.Abs("../..")
+// gatewayProgram finds versitygw, which `make test-s3` builds first: that takes minutes where nothing is cached.
+func gatewayProgram() (string, error) {
+	bin, err := filepath.Abs("../../.tools/bin/versitygw")
 	if err != nil {
 		return "", err
 	}
-	bin, mod := filepath.Join(root, ".tools/bin/versitygw"), filepath.Join(root, "tools/versitygw/go.mod")
-	want, err := os.Stat(mod)
-	if err != nil {
-		return "", err
-	}
-	if have, err := os.Stat(bin); err == nil && have.ModTime().After(want.ModTime()) {
-		return bin, nil
-	}
-	// Built beside its place: another test may start it now.
-	build := bin + fmt.Sprint(".", os.Getpid())
-	defer os.Remove(build)
-	cmd := exec.Command("go", "build", "-C", filepath.Dir(mod), "-o", build, "github.com/versity/versitygw/cmd/versitygw")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
-	}
-	return bin, os.Rename(build, bin)
-})
+	_, err = os.Stat(bin)
+	return bin, err
+}
 
 const accessKey, secretKey = "test-access", "test-secret"
 
@@ -67,7 +52,7 @@ func startGateway(t testing.TB) *gateway {
 	t.Helper()
 	bin, err := gatewayProgram()
 	if err != nil {
-		t.Skipf("SKIPPED: the bucket store is not tested, for versitygw cannot be built (make tools, with a network): %v", err)
+		t.Skipf("SKIPPED: the bucket store is not tested, for there is no versitygw (make test-s3 builds it): %v", err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
-	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
@@ -274,7 +272,7 @@ func (f *follower) left() error {
 
 // The answers to what is to become of a move.
 const (
-	questionText = "the move is under way: go on in the [b]ackground, [r]oll back, or keep [w]atching? "
+	questionText = "go on in the [b]ackground, [r]oll back, or keep [w]atching?"
 	rollingBack  = "rolling back …"
 )
 
@@ -301,28 +299,38 @@ func (f *follower) answered() {
 	}
 }
 
-// answer takes what was typed, and reports whether the user leaves.
+// answer takes what was typed, and reports whether the user leaves. The terminal is gone when there is nothing.
 func (f *follower) answer(typed []byte) (leave bool) {
-	key := byte('b') // the terminal is gone
-	if len(typed) > 0 {
-		key = strings.ToLower(string(typed))[0]
+	if len(typed) == 0 {
+		typed = []byte{keyCtrlD}
 	}
-	switch key {
-	case 'b', keyCtrlC, keyCtrlD:
-		f.answered()
-		f.show.say("")
-		return true
-	case 'r':
-		f.answered()
-		f.show.say(rollingBack)
-		id, namespace, key := f.s.GetId(), f.s.GetNamespace(), client.NewKey()
-		f.tasks.Go(func() {
-			_, err := f.a.client.Sessions.CancelMigration(f.ctx, &apiv1.CancelMigrationRequest{Namespace: namespace, Id: id, IdempotencyKey: key})
-			f.cancelled <- err
-		})
-	case 'w', '\r', '\n', 0x1b:
-		f.answered()
-		f.show.say("")
+	for _, key := range typed {
+		switch key {
+		case 'b', 'B', keyCtrlC, keyCtrlD:
+			f.answered()
+			return true
+		case 'r', 'R':
+			f.answered()
+			f.rollBack()
+			return false
+		case 'w', 'W', '\r', '\n':
+			f.answered()
+			f.show.say("")
+			return false
+		}
 	}
 	return false
+}
+
+// rollBack asks for the move to be cancelled. Whether it can be is told by f.cancelled.
+func (f *follower) rollBack() {
+	f.show.say(rollingBack)
+	req := &apiv1.CancelMigrationRequest{Namespace: f.s.GetNamespace(), Id: f.s.GetId()}
+	f.tasks.Go(func() {
+		_, err := f.a.client.Sessions.CancelMigration(f.ctx, req)
+		select {
+		case f.cancelled <- err:
+		case <-f.ctx.Done():
+		}
+	})
 }

@@ -171,6 +171,9 @@ func (v *migrationView) lines() []string {
 			mark, detail = v.color(text.FgRed, "✗"), v.detail(p)
 		}
 		out = append(out, strings.TrimRight(fmt.Sprintf("  %s %-10s %s", mark, movePhaseText[p], detail), " "))
+		if p == copying && v.s.GetMigration().GetRounds() > 0 {
+			out = append(out, fmt.Sprintf("    %-10s %s sent, %s there already", "", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused())))
+		}
 	}
 	switch m.GetState() {
 	case apiv1.Session_Migration_DONE:
@@ -178,7 +181,7 @@ func (v *migrationView) lines() []string {
 	case apiv1.Session_Migration_FAILED, apiv1.Session_Migration_CANCELLED:
 		out = append(out, fmt.Sprintf("  %s %s", v.color(text.FgRed, "✗"), strings.ToLower(m.GetState().String())))
 	default:
-		out = append(out, fmt.Sprintf("    %-10s %s", "elapsed", spanSince(v.began[copying], time.Now())))
+		out = append(out, fmt.Sprintf("    %-10s %s", "elapsed", secondsText(time.Since(v.began[copying]))))
 	}
 	if v.said != "" {
 		out = append(out, v.color(text.FgYellow, v.said))
@@ -212,33 +215,39 @@ func (v *migrationView) detail(p movePhase) string {
 	}
 }
 
-// copied is how much was copied, how fast, and how far that is.
+// copied is how far the copying is, and how fast; a line of 80 columns holds it.
 func (v *migrationView) copied(took string) string {
 	m := v.s.GetMigration()
-	done := m.GetBytesSent() + m.GetBytesReused()
 	elapsed := time.Since(v.began[copying])
 	if v.at > copying {
 		elapsed = v.began[copying+1].Sub(v.began[copying])
 	}
-	parts := []string{fmt.Sprintf("round %d", m.GetRounds()), bytesText(m.GetBytesSent()) + " sent"}
-	if m.GetBytesReused() > 0 {
-		parts = append(parts, bytesText(m.GetBytesReused())+" there already")
-	}
-	if seconds := elapsed.Seconds(); seconds > 0.05 && m.GetBytesSent() > 0 {
+	parts := []string{fmt.Sprintf("round %d", m.GetRounds())}
+	if seconds := elapsed.Seconds(); seconds > rateAfter.Seconds() && m.GetBytesSent() > 0 {
 		parts = append(parts, bytesText(int64(float64(m.GetBytesSent())/seconds))+"/s")
 	}
 	if v.at > copying {
 		return strings.Join(append(parts, took), "  ")
 	}
 	if v.total > 0 && m.GetRounds() <= 1 { // later rounds copy what has changed, and nobody knows how much that will be
-		share := min(float64(done)/float64(v.total), 1)
-		bar := v.bar(share)
-		if share > 0 && share < 1 {
-			parts = append(parts, "ETA "+spanText3(time.Duration(float64(elapsed)*(1-share)/share)))
+		share := min(float64(m.GetBytesSent()+m.GetBytesReused())/float64(v.total), 1)
+		parts = append([]string{v.bar(share)}, parts...)
+		if elapsed > rateAfter && share > 0 && share < 1 {
+			parts = append(parts, "ETA "+secondsText(time.Duration(float64(elapsed)*(1-share)/share)))
 		}
-		return bar + "  " + strings.Join(parts, "  ")
 	}
 	return strings.Join(parts, "  ")
+}
+
+// rateAfter is when a rate means something.
+const rateAfter = 200 * time.Millisecond
+
+// secondsText is a span that changes while it is looked at.
+func secondsText(d time.Duration) string {
+	if d >= time.Minute {
+		return ageText(d)
+	}
+	return fmt.Sprintf("%.1fs", d.Seconds())
 }
 
 func (v *migrationView) bar(share float64) string {
@@ -246,9 +255,9 @@ func (v *migrationView) bar(share float64) string {
 	return v.color(text.FgCyan, strings.Repeat("█", full)) + v.color(text.Faint, strings.Repeat("░", barCells-full)) + fmt.Sprintf(" %3.0f%%", share*100)
 }
 
-func spanSince(from, to time.Time) string { return spanText3(to.Sub(from)) }
-
-func spanText3(d time.Duration) string { return millisText(float64(d) / float64(time.Millisecond)) }
+func spanSince(from, to time.Time) string {
+	return millisText(float64(to.Sub(from)) / float64(time.Millisecond))
+}
 
 func (v *migrationView) color(c text.Color, s string) string {
 	if v.a.getenv("NO_COLOR") != "" {
