@@ -509,6 +509,10 @@ func (l *leader) told(id string) []string {
 			s = fmt.Sprintf("turn %d", k.TurnEnded.GetSequence())
 		case *nodev1.Fact_MessageRefused:
 			s = fmt.Sprintf("refused %d", k.MessageRefused.GetSequence())
+		case *nodev1.Fact_Copied:
+			s = fmt.Sprintf("copied %d move %d", k.Copied.GetRound(), k.Copied.GetMove())
+		case *nodev1.Fact_Prepared:
+			s = fmt.Sprintf("prepared %d", k.Prepared.GetManifest()[0])
 		case *nodev1.Fact_Captured:
 			s = fmt.Sprintf("captured %d", k.Captured.GetSequence())
 		case *nodev1.Fact_Checkpointed:
@@ -526,7 +530,7 @@ func (l *leader) told(id string) []string {
 
 // node is one machine with its data directory, on which agents come and go.
 type node struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	world *world
 	lease *memLease

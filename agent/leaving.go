@@ -25,6 +25,9 @@ const (
 	// coldPatience is the same where nothing was copied before: all of it is.
 	coldPatience = 30 * time.Minute
 
+	// targetPatience bounds how long a session that is copied waits for its target to be ready.
+	targetPatience = time.Minute
+
 	movedMessage = "moved"
 )
 
@@ -35,8 +38,11 @@ type leaving struct {
 	ready  bool // enough was copied
 	rounds uint32
 	last   int64 // bytes that the last round sent
-	sum    checkpoint.Round
-	held   time.Time // since when messages are held; zero while they are not
+	sum    checkpoint.Sent
+	waited bool // for the target, after the last round
+	// copiedAt is when enough was copied and the wait for the target began.
+	copiedAt time.Time
+	held     time.Time // since when messages are held; zero while they are not
 }
 
 // nextForLeave copies, or holds the session for the last checkpoint.
@@ -47,19 +53,49 @@ func (s *serving) nextForLeave(ctx context.Context, p plan) {
 		return
 	}
 	if l.held.IsZero() {
+		if p.holdOff && !l.cold && s.waitsForTarget() {
+			return
+		}
+		if l.waited && l.rounds <= maxRounds {
+			l.waited = false // what was written meanwhile
+			s.work(ctx, copying, p)
+			return
+		}
 		l.held = time.Now()
 	}
 	s.captureWhenQuiet(ctx, p)
+}
+
+// waitsForTarget reports whether the target may still become ready in time.
+func (s *serving) waitsForTarget() bool {
+	l := s.leaving
+	if l.copiedAt.IsZero() {
+		l.copiedAt = time.Now()
+	}
+	left := targetPatience - time.Since(l.copiedAt)
+	if left <= 0 {
+		return false
+	}
+	l.waited = true
+	s.soon.Reset(left)
+	return true
 }
 
 // copied decides whether another round would help.
 func (l *leaving) copied(r checkpoint.Round) {
 	first := l.rounds == 0
 	l.rounds++
-	l.sum.Sent, l.sum.Content = l.sum.Sent+r.Sent, l.sum.Content+r.Content
-	l.ready = l.rounds == maxRounds || r.Sent < smallRoundBytes ||
-		!first && (r.Sent < l.last/roundShrink || r.Sent >= l.last) // little is left, or it is written as fast as it is copied
-	l.last = r.Sent
+	sent := r.Sent.Sent
+	l.sum.Sent, l.sum.Content = l.sum.Sent+sent, l.sum.Content+r.Content
+	l.ready = l.ready || l.rounds >= maxRounds || sent < smallRoundBytes ||
+		!first && (sent < l.last/roundShrink || sent >= l.last) // little is left, or it is written as fast as it is copied
+	l.last = sent
+}
+
+// fact tells of the round that was copied just now.
+func (l *leaving) fact(r checkpoint.Round) *nodev1.Fact {
+	return &nodev1.Fact{Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: l.move, Round: l.rounds, Manifest: r.Manifest[:], Bytes: r.Bytes,
+		BytesSent: r.Sent.Sent, BytesReused: max(0, r.Bytes-r.Content)}}}
 }
 
 // finish completes what the cluster is told of the last checkpoint; left says that it is the last.

@@ -33,7 +33,7 @@ const ledgerScript = `while read -r line; do echo "$line" >> ledger; n=$(wc -l <
 
 const patience = 20 * time.Second
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); {
 		if time.Now().After(deadline) {
@@ -72,7 +72,7 @@ func (b *brittle) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 	return b.Store.Put(ctx, id, frame)
 }
 
-func newStoreDir(t *testing.T) *brittle {
+func newStoreDir(t testing.TB) *brittle {
 	t.Helper()
 	s, err := dir.Open(t.TempDir(), dir.Options{Volatile: true})
 	if err != nil {
@@ -88,7 +88,7 @@ type realNode struct {
 	index uint64
 }
 
-func newRealNode(t *testing.T, name string, store chunks.Store) *realNode {
+func newRealNode(t testing.TB, name string, store chunks.Store) *realNode {
 	t.Helper()
 	n := &node{t: t, dir: t.TempDir(), lead: newLeader()}
 	n.lead.settle = func() {}

@@ -11,6 +11,7 @@ type plan struct {
 	asked    uint64 // the newest that was asked for over the link, by this node's count
 	move     uint64 // the order to leave; 0 to stay
 	cold     bool   // with move: without copying first
+	holdOff  bool   // with move: the target is not ready yet
 	left     bool   // the order was carried out; there is no way back
 }
 
@@ -18,9 +19,9 @@ type plan struct {
 func (p *plan) follow(d *nodev1.DesiredSession) {
 	p.sequence = max(p.sequence, d.GetCheckpointSequence())
 	p.request = max(p.request, d.GetCheckpointRequest())
-	p.move, p.cold = 0, false
+	p.move, p.cold, p.holdOff = 0, false, false
 	if d.GetAction() == nodev1.DesiredSession_LEAVE {
-		p.move, p.cold = d.GetMove(), d.GetCold()
+		p.move, p.cold, p.holdOff = d.GetMove(), d.GetCold(), d.GetHoldOff()
 	}
 }
 

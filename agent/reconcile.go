@@ -36,6 +36,11 @@ func (s *supervisor) desired(index uint64, d *nodev1.Desired) {
 				s.unwanted(e)
 			}
 		}
+		for id, st := range s.staging {
+			if !named[id] {
+				s.unprepare(id, st.epoch)
+			}
+		}
 	}
 	s.resumeIndex.Store(index)
 }
@@ -70,6 +75,8 @@ func (s *supervisor) want(d *nodev1.DesiredSession) error {
 		s.wantForget(d)
 	case nodev1.DesiredSession_LEAVE:
 		return s.wantLeave(d)
+	case nodev1.DesiredSession_PREPARE:
+		return s.wantPrepared(d)
 	default:
 		return fault.New(fault.Invalid, "action %s is not known to this node-agent", d.GetAction())
 	}
@@ -109,6 +116,11 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 	e.next = &nextRun{spec: spec, inbox: newInbox(), since: s.host.lease.now(), restore: d.GetRestore(), rec: &record{Version: recordVersion,
 		SessionID: id, Epoch: epoch, Spec: json.RawMessage(raw), OutputBase: outputBase(d), CreateTime: time.Now()}}
 	e.next.plan.follow(d)
+	if d.GetRestore() != nil {
+		s.arrived(id)
+	} else {
+		s.unprepare(id, epoch)
+	}
 	s.advance(e)
 }
 
@@ -218,9 +230,13 @@ func (s *supervisor) wantKill(d *nodev1.DesiredSession) {
 // wantForget lets go of what an epoch left behind; if it should live, it is a ghost and killed first.
 func (s *supervisor) wantForget(d *nodev1.DesiredSession) {
 	id, epoch := d.GetSessionId(), d.GetEpoch()
+	expected := s.staging[id] != nil
+	s.unprepare(id, epoch)
 	e := s.entries[id]
 	if e == nil {
-		s.tombs.add(id, epoch)
+		if !expected { // an epoch that was to begin here may be so again
+			s.tombs.add(id, epoch)
+		}
 		return
 	}
 	if e.epoch() > epoch {

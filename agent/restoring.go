@@ -152,15 +152,17 @@ func (s *store) exchange(a, b, name string) error {
 	return nil
 }
 
-// clearRestoring throws away what an earlier agent had restored in part.
+// clearRestoring throws away what an earlier agent had restored in part, or had ready.
 func (s *store) clearRestoring() error {
-	names, err := s.names(restoringDir)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := s.unstage(n); err != nil {
+	for _, dir := range []string{restoringDir, stagedDir} {
+		names, err := s.names(dir)
+		if err != nil {
 			return err
+		}
+		for _, n := range names {
+			if err := s.discardTree(filepath.Join(dir, n), n); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

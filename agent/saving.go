@@ -216,14 +216,14 @@ func (s *serving) work(ctx context.Context, what work, p plan) {
 		ctx, cancel = context.WithTimeout(ctx, s.worksFor(what))
 	}
 	s.doing, s.cancel, s.dropped = what, cancel, false
-	capture := s.at.capture
+	capture, leaves := s.at.capture, s.leaving != nil
 	go func() {
 		var o outcome
 		switch {
 		case err != nil:
 			o.err = err
 		case what == copying:
-			o.round, o.err = s.keeper.Copy(ctx, cs)
+			o.round, o.err = s.keeper.Copy(ctx, cs, leaves)
 		case what == capturing:
 			o.capture, o.err = s.keeper.Capture(ctx, cs)
 		default:
@@ -252,10 +252,10 @@ const storePatience = time.Hour
 // storeCapture stores what was captured; a hiccup of the store is waited out.
 func storeCapture(ctx context.Context, c checkpoint.Capture) (stored checkpoint.Stored, err error) {
 	delay := storeRetryFirst
-	var sent checkpoint.Round
+	var sent checkpoint.Sent
 	for range storeAttempts {
 		stored, err = c.Store(ctx)
-		sent.Sent, sent.Content = sent.Sent+stored.Sent, sent.Content+stored.Content
+		sent.Sent, sent.Content = sent.Sent+stored.Sent.Sent, sent.Content+stored.Content
 		if err == nil || !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Exhausted) {
 			break
 		}
@@ -268,7 +268,7 @@ func storeCapture(ctx context.Context, c checkpoint.Capture) (stored checkpoint.
 		}
 		delay *= 2
 	}
-	stored.Round = sent
+	stored.Sent = sent
 	return stored, err
 }
 
@@ -311,10 +311,11 @@ func (s *serving) finished(ctx context.Context, o outcome) {
 		s.failed(o.err)
 	case what == copying && s.leaving != nil:
 		s.leaving.copied(o.round)
-		s.metrics.checkpointBytes.Add(float64(o.round.Sent))
+		s.metrics.checkpointBytes.Add(float64(o.round.Sent.Sent))
+		s.report(s.leaving.fact(o.round))
 	case what == copying:
 		s.copied = true
-		s.metrics.checkpointBytes.Add(float64(o.round.Sent))
+		s.metrics.checkpointBytes.Add(float64(o.round.Sent.Sent))
 	case what == capturing:
 		s.metrics.checkpointHold.Observe(time.Since(s.at.began).Seconds())
 		s.report(&nodev1.Fact{Kind: &nodev1.Fact_Captured{Captured: &nodev1.Captured{Sequence: s.at.sequence, OutputLine: s.at.line}}})
@@ -351,12 +352,12 @@ func (s *serving) stored(st checkpoint.Stored) {
 	if s.every > 0 {
 		s.tick.Reset(s.every)
 	}
-	c := &nodev1.Checkpointed{Sequence: s.at.sequence, Manifest: st.Manifest[:], Bytes: st.Bytes, BytesSent: st.Sent,
+	c := &nodev1.Checkpointed{Sequence: s.at.sequence, Manifest: st.Manifest[:], Bytes: st.Bytes, BytesSent: st.Sent.Sent,
 		BytesReused: max(0, st.Bytes-st.Content), Chunks: st.Chunks, Keeps: st.Keeps, Request: s.at.request}
 	s.answered = max(s.answered, s.at.request)
 	s.heard = max(s.heard, s.at.asked)
 	s.metrics.checkpoints.Inc()
-	s.metrics.checkpointBytes.Add(float64(st.Sent))
+	s.metrics.checkpointBytes.Add(float64(st.Sent.Sent))
 	s.metrics.checkpointSeconds.Observe(time.Since(s.at.began).Seconds())
 	kill := s.leaving != nil && s.leave(s.leaving.move)
 	if s.leaving != nil {

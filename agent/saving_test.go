@@ -76,6 +76,10 @@ func toLeave(id string, epoch uint32, move uint64) *nodev1.DesiredSession {
 	return &nodev1.DesiredSession{SessionId: id, Epoch: epoch, Action: leave, Move: move}
 }
 
+func round(sent int64) checkpoint.Round {
+	return checkpoint.Round{Sent: checkpoint.Sent{Sent: sent, Content: 2 * sent}}
+}
+
 func (l *leader) lastCheckpoint(id string) *nodev1.Checkpointed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,7 +108,9 @@ func TestCheckpointAfterEachTurn(t *testing.T) {
 	})
 }
 
-func isDelivered(s string) bool { return strings.Contains(s, "delivered") }
+func isDelivered(s string) bool {
+	return strings.Contains(s, "delivered") || strings.Contains(s, "copied")
+}
 
 func TestCheckpointEverySoOften(t *testing.T) {
 	withVault(t, func(n *node, v *vault) {
@@ -220,7 +226,7 @@ func TestLeaveUnderMessages(t *testing.T) {
 	withVault(t, func(n *node, v *vault) {
 		n.world.think = 100 * time.Millisecond
 		v.copyTime, v.readTime, v.storeTime = time.Second, 50*time.Millisecond, 50*time.Millisecond
-		v.rounds = []checkpoint.Round{{Sent: 100 << 20, Content: 200 << 20}, {Sent: 30 << 20}, {Sent: 5 << 20}}
+		v.rounds = []checkpoint.Round{round(100 << 20), round(30 << 20), round(5 << 20)}
 		n.start()
 		n.lead.desired(1, true, toRun("s", 1))
 		n.lead.deliver("s", 1, msgs(1, 100)...)
@@ -481,5 +487,83 @@ func TestNodeWithoutAStoreRefuses(t *testing.T) {
 		wait(time.Minute)
 		same(t, "a checkpoint, and to leave", n.lead.told("s"), []string{"1:started", "1:failed request 2 move 0", "1:failed request 0 move 4"})
 		same(t, "a restore", n.lead.told("r"), []string{"1:exited start-failed"})
+	})
+}
+
+func TestLeaveWaitsForItsTarget(t *testing.T) {
+	withVault(t, func(n *node, v *vault) {
+		n.world.think = 100 * time.Millisecond
+		n.start()
+		n.lead.desired(1, true, toRun("s", 1), toRun("late", 1))
+		s, late := toLeave("s", 1, 3), toLeave("late", 1, 4)
+		s.HoldOff, late.HoldOff = true, true
+		n.lead.desired(2, false, s, late)
+		wait(10 * time.Second)
+		n.lead.deliver("s", 1, msg(1, normal))
+		wait(time.Second)
+		same(t, "while it waits it works", slices.DeleteFunc(n.lead.told("s"), isDelivered), []string{"1:started", "1:turn 1"})
+		same(t, "rounds", v.copies, 2)
+		n.lead.desired(3, false, toLeave("s", 1, 3))
+		wait(time.Second)
+		same(t, "its end", slices.DeleteFunc(n.lead.told("s"), isDelivered)[2:], []string{"1:captured 1", "1:checkpointed 1 move 3", "1:exited evicted"})
+		same(t, "rounds, with one for what was written meanwhile", n.lead.lastCheckpoint("s").GetRounds(), uint32(2))
+		wait(targetPatience - 13*time.Second)
+		same(t, "one whose target is not ready", n.lead.lastCheckpoint("late"), nil)
+		wait(5 * time.Second)
+		same(t, "after its patience", n.lead.lastCheckpoint("late").GetMove(), uint64(4))
+	})
+}
+
+func toPrepare(id string, epoch uint32, manifest byte) *nodev1.DesiredSession {
+	m := make([]byte, 32)
+	m[0] = manifest
+	return &nodev1.DesiredSession{SessionId: id, Epoch: epoch, Action: nodev1.DesiredSession_PREPARE, Restore: &nodev1.Restore{Manifest: m}}
+}
+
+func TestPrepare(t *testing.T) {
+	withVault(t, func(n *node, v *vault) {
+		v.copyTime = time.Second
+		n.start()
+		take := func() (got []string) {
+			v.locked(func() { got, v.staged = v.staged, nil })
+			return got
+		}
+		n.lead.desired(1, true, toPrepare("s", 2, 1), toPrepare("bad", 1, 1), toPrepare("x", 7, 9))
+		n.lead.desired(2, false, toPrepare("s", 2, 2))
+		n.lead.desired(3, false, toPrepare("s", 2, 3))
+		n.lead.desired(4, false, want("bad", 1, forget))
+		wait(time.Minute)
+		same(t, "made ready; the newest after what was under way", slices.Sorted(slices.Values(take())), []string{"bad gone", "s 1", "s 3", "x 9"})
+		same(t, "started", len(n.world.started()), 0)
+		same(t, "told", n.lead.told("s"), []string{"2:prepared 3"})
+		n.lead.desired(5, false, toPrepare("s", 2, 3))
+		wait(time.Second)
+		same(t, "what is ready", take(), nil)
+		n.lead.desired(6, false, toRun("bad", 1))
+		same(t, "an epoch that was expected, and is so no more, may begin all the same", n.world.started(), []string{"bad/1"})
+		n.lead.desired(7, false, toRun("s", 2))
+		wait(time.Second)
+		same(t, "one that begins from nothing", take(), []string{"s gone"})
+		n.lead.desired(8, false, toPrepare("s", 2, 5))
+		wait(time.Second)
+		same(t, "one that is here", take(), nil)
+		v.locked(func() { v.down = true })
+		n.lead.desired(9, false, toPrepare("y", 2, 5))
+		wait(2 * time.Second)
+		v.locked(func() { v.down = false })
+		n.lead.desired(10, false, toPrepare("y", 2, 5))
+		wait(2 * time.Second)
+		same(t, "again, the store having failed", take(), []string{"y 5"})
+		wait(stagedKept)
+		same(t, "after its time", slices.Sorted(slices.Values(take())), []string{"x gone", "y gone"})
+		n.lead.desired(11, false, toPrepare("z", 2, 5))
+		synctest.Wait()
+		n.stop()
+		n.start()
+		n.lead.desired(12, true, toPrepare("z", 2, 5))
+		wait(2 * time.Second)
+		n.lead.desired(13, true)
+		wait(time.Second)
+		same(t, "over an agent's end, and not named any more", take(), []string{"z 5", "z gone"})
 	})
 }

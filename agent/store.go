@@ -33,6 +33,7 @@ import (
 //	    workspace/       its working directory
 //	    log/             its numbered output
 //	restoring/ID/        one that is being restored, and takes its place when it is whole
+//	staged/ID/           ready for a session that is about to move here
 //	spool/               captured and not stored yet (package checkpoint)
 //	damaged/             directories whose record could not be read, for a person to look at
 //	trash/               directories on their way out
@@ -41,6 +42,7 @@ const (
 	damagedDir   = "damaged"
 	trashDir     = "trash"
 	restoringDir = "restoring"
+	stagedDir    = "staged"
 	recordFile   = "session.json"
 	workspaceDir = "workspace"
 	logDir       = "log"
@@ -95,7 +97,7 @@ type store struct {
 }
 
 func newStore(root *os.Root, path string) (*store, error) {
-	for _, dir := range []string{sessionsDir, restoringDir, damagedDir, trashDir} {
+	for _, dir := range []string{sessionsDir, restoringDir, stagedDir, damagedDir, trashDir} {
 		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fault.New(fault.Invalid, "agent: make %s: %w", filepath.Join(path, dir), err)
 		}

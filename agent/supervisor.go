@@ -103,6 +103,7 @@ func (e *entry) epoch() uint32 {
 type supervisor struct {
 	*Agent
 	entries map[string]*entry
+	staging map[string]*staging // sessions that are expected here
 	runs    sync.WaitGroup
 	runCtx  context.Context
 	facts   factLog
@@ -130,7 +131,7 @@ type supervisor struct {
 
 func (s *supervisor) init(a *Agent) {
 	s.Agent = a
-	s.entries = map[string]*entry{}
+	s.entries, s.staging = map[string]*entry{}, map[string]*staging{}
 	s.tombs = tombstones{epochs: map[string]uint32{}}
 	s.renew, s.heartbeat = defaultRenew, defaultHeartbeat
 	s.cluster.Store(&a.data.id.ClusterID)
@@ -197,6 +198,7 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 	stop, patience := ctx.Done(), (<-chan time.Time)(nil)
 	for {
 		s.checkLease()
+		s.expireStaging()
 		s.flush()
 		if stop == nil && s.allToldAndGone() {
 			return nil
@@ -464,6 +466,8 @@ func (s *supervisor) note(n any) {
 		s.judge()
 	case where:
 		s.locate(n)
+	case staged:
+		s.staged(n)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,7 @@ type vault struct {
 	warm      map[string]bool
 	rounds    []checkpoint.Round // what the next copies do; then nothing
 	copies    int
+	staged    []string // what was made ready, and what was let go of
 	restores  int
 	spooled   int // captures that are neither stored nor given up
 	readTime  time.Duration
@@ -68,7 +70,7 @@ func (v *vault) Warm(id string) bool {
 	return !v.cold || v.warm[id]
 }
 
-func (v *vault) Copy(ctx context.Context, s checkpoint.Session) (r checkpoint.Round, err error) {
+func (v *vault) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r checkpoint.Round, err error) {
 	_, _, d := v.times()
 	if err := sleep(ctx, d); err != nil {
 		return r, err
@@ -84,6 +86,25 @@ func (v *vault) Copy(ctx context.Context, s checkpoint.Session) (r checkpoint.Ro
 		r, v.rounds = v.rounds[0], v.rounds[1:]
 	}
 	return r, nil
+}
+
+func (v *vault) Stage(ctx context.Context, id, dir string, manifest [32]byte) (int64, error) {
+	_, _, d := v.times()
+	if err := sleep(ctx, d); err != nil {
+		return 0, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.down {
+		return 0, errDown
+	}
+	v.staged = append(v.staged, fmt.Sprint(id, " ", manifest[0]))
+	return 1, nil
+}
+
+func (v *vault) Unstage(id string) error {
+	v.locked(func() { v.staged = append(v.staged, id+" gone") })
+	return nil
 }
 
 func ledgerOf(dir string) string {
@@ -131,7 +152,7 @@ func (c *vaulted) Store(ctx context.Context) (st checkpoint.Stored, err error) {
 	id := sha256.Sum256(b)
 	c.v.kept[id] = c.image
 	c.v.spooled--
-	return checkpoint.Stored{Manifest: id, Bytes: 1000, Round: checkpoint.Round{Sent: 10, Content: 20}, Chunks: 1, Keeps: []string{"workspace"}}, nil
+	return checkpoint.Stored{Manifest: id, Bytes: 1000, Sent: checkpoint.Sent{Sent: 10, Content: 20}, Chunks: 1, Keeps: []string{"workspace"}}, nil
 }
 
 func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoint.Restored, err error) {

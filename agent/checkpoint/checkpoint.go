@@ -36,12 +36,19 @@ const (
 type Keeper interface {
 	// Warm reports whether a capture of the session would read and send only what has changed of it.
 	Warm(sessionID string) bool
-	// Copy stores what the session's files hold by now, while it works, so that a capture soon after has little to do.
-	Copy(ctx context.Context, s Session) (Round, error)
+	// Copy stores what the session's files hold by now, while it works, so that a capture soon after has little to do. With
+	// manifest, what it stored has a name, to be staged by.
+	Copy(ctx context.Context, s Session, manifest bool) (Round, error)
 	// Capture reads the session's files as they are. The session is held meanwhile.
 	Capture(ctx context.Context, s Session) (Capture, error)
 	// Restore fills an empty directory with what was captured. After an error what is in it is of no use.
 	Restore(ctx context.Context, r Restore) (Restored, error)
+	// Stage has what was stored by that name ready in dir, which is the session's for this alone and made when missing, so that
+	// a Restore of something like it soon after has little to do. It may be called again, for something newer, and returns how many bytes
+	// did not come from this node.
+	Stage(ctx context.Context, sessionID, dir string, manifest [32]byte) (int64, error)
+	// Unstage removes what is ready for the session. Restore does so, too.
+	Unstage(sessionID string) error
 }
 
 // Session is what is captured.
@@ -57,10 +64,17 @@ type Session struct {
 	OutputLine      uint64 // the last line that belongs to it
 }
 
-// Round is what a Copy did, in bytes.
-type Round struct {
+// Sent is what went to the store, in bytes.
+type Sent struct {
 	Sent    int64 // on the wire
 	Content int64 // of what was sent, before compression
+}
+
+// Round is what a Copy did.
+type Round struct {
+	Sent
+	Manifest [32]byte // when it was asked for
+	Bytes    int64    // of all content, then
 }
 
 // Capture is a moment of a session, on its way to the store. One of Store's success and Discard must come last.
@@ -75,7 +89,7 @@ type Capture interface {
 type Stored struct {
 	Manifest [32]byte
 	Bytes    int64 // of all its content
-	Round          // what Store sent of it
+	Sent           // what Store sent of it
 	Chunks   uint32
 	Keeps    []string
 }
@@ -106,10 +120,16 @@ var errNone = fault.New(fault.Unimplemented, "this node keeps no checkpoints: it
 func (None) Warm(string) bool { return true }
 
 // Copy refuses.
-func (None) Copy(context.Context, Session) (Round, error) { return Round{}, errNone }
+func (None) Copy(context.Context, Session, bool) (Round, error) { return Round{}, errNone }
 
 // Capture refuses.
 func (None) Capture(context.Context, Session) (Capture, error) { return nil, errNone }
 
 // Restore refuses.
 func (None) Restore(context.Context, Restore) (Restored, error) { return Restored{}, errNone }
+
+// Stage refuses.
+func (None) Stage(context.Context, string, string, [32]byte) (int64, error) { return 0, errNone }
+
+// Unstage has nothing to do.
+func (None) Unstage(string) error { return nil }

@@ -56,6 +56,8 @@ type Disk struct {
 	// copies holds one for each session being copied: those that are large do not keep others held.
 	copies chan struct{}
 
+	staged stages
+
 	mu    sync.Mutex
 	known map[string]map[chunk.ID]struct{} // by session: chunks that the store had when it was last asked
 }
@@ -149,13 +151,30 @@ func (d *Disk) read(ctx context.Context, s Session, slots chan struct{}, sink se
 }
 
 // Copy implements Keeper.
-func (d *Disk) Copy(ctx context.Context, s Session) (Round, error) {
-	got, err := d.read(ctx, s, d.copies, through{d.o.Store, d.o.Cache}, true)
+func (d *Disk) Copy(ctx context.Context, s Session, manifest bool) (Round, error) {
+	sink := through{d.o.Store, d.o.Cache}
+	at := time.Now()
+	got, err := d.read(ctx, s, d.copies, sink, true)
 	if err != nil {
 		return Round{}, err
 	}
 	d.keepIndex(s, got)
-	return Round{Sent: got.Stats.BytesSent, Content: got.Stats.ContentSent}, nil
+	out := Round{Sent: Sent{got.Stats.BytesSent, got.Stats.ContentSent}, Bytes: got.Stats.ChunkBytes}
+	if manifest {
+		st, err := serializer.StoreManifest(ctx, sink, d.manifest(s, at, got))
+		if err != nil {
+			return out, err
+		}
+		out.Manifest, out.Sent.Sent = st.ID, out.Sent.Sent+st.Sent
+	}
+	return out, nil
+}
+
+// manifest names all that was captured.
+func (d *Disk) manifest(s Session, at time.Time, got *serializer.Captured) *serializer.Manifest {
+	return &serializer.Manifest{SessionID: s.ID, Namespace: s.Namespace, Name: s.Name, Spec: s.Spec, SerializedAt: at.UTC(),
+		NodeID: s.NodeID, Release: d.o.Release, Epoch: uint64(s.Epoch), Sequence: s.Sequence, Turn: s.Turn, OutputLine: s.OutputLine,
+		Keeps: keeps, Roots: got.Roots, Chunks: got.Chunks, PathMap: []serializer.PathPair{{Source: filepath.Join(s.Dir, Workspace), Root: Workspace}}}
 }
 
 // keepIndex writes down what the store has of the session by now.
@@ -190,7 +209,7 @@ type capture struct {
 	at     time.Time
 	held   *spooled
 	got    *serializer.Captured
-	direct Round // what went to the store without waiting in the spool; told with the first Store
+	direct Sent // what went to the store without waiting in the spool; told with the first Store
 }
 
 // Discard implements Capture.
@@ -198,20 +217,17 @@ func (c *capture) Discard() { c.held.close() }
 
 // Store implements Capture.
 func (c *capture) Store(ctx context.Context) (Stored, error) {
-	out := Stored{Round: c.direct, Keeps: keeps.List()}
-	c.direct = Round{}
+	out := Stored{Sent: c.direct, Keeps: keeps.List()}
+	c.direct = Sent{}
 	sink := through{c.d.o.Store, c.d.o.Cache}
 	sent, err := c.upload(ctx, sink)
-	out.Sent, out.Content = out.Sent+sent.Sent, out.Content+sent.Content
+	out.Sent.Sent, out.Content = out.Sent.Sent+sent.Sent, out.Content+sent.Content
 	if err != nil {
 		return out, err
 	}
-	m := &serializer.Manifest{SessionID: c.s.ID, Namespace: c.s.Namespace, Name: c.s.Name, Spec: c.s.Spec, SerializedAt: c.at.UTC(),
-		NodeID: c.s.NodeID, Release: c.d.o.Release, Epoch: uint64(c.s.Epoch), Sequence: c.s.Sequence, Turn: c.s.Turn, OutputLine: c.s.OutputLine,
-		Keeps: keeps, Roots: c.got.Roots, Chunks: c.got.Chunks,
-		PathMap: []serializer.PathPair{{Source: filepath.Join(c.s.Dir, Workspace), Root: Workspace}}}
+	m := c.d.manifest(c.s, c.at, c.got)
 	st, err := serializer.StoreManifest(ctx, sink, m)
-	out.Sent += st.Sent
+	out.Sent.Sent += st.Sent
 	if err != nil {
 		return out, err
 	}
@@ -228,13 +244,26 @@ func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
 	if err != nil {
 		return Restored{}, err
 	}
+	st := d.staged.lock(r.SessionID) // waits for what is being made ready
+	defer d.staged.unlock(r.SessionID, st)
+	defer func() {
+		if err := st.clear(); err != nil {
+			d.log.Warn("what was ready for a session could not be removed", "session", r.SessionID, "error", err)
+		}
+	}()
 	var parts []*serializer.Restored
 	var bytes int64
 	for _, root := range []string{Workspace, Log} {
 		if m.Root(root) == nil {
 			continue // imported from somewhere that had none
 		}
-		got, err := serializer.Restore(ctx, src, m, root, filepath.Join(r.Dir, root), serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true})
+		o := serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root)}
+		got, err := serializer.Restore(ctx, src, m, root, filepath.Join(r.Dir, root), o)
+		if err != nil && o.Staged != nil && ctx.Err() == nil {
+			d.log.Warn("what was ready for a session is of no use; it is restored from nothing", "session", r.SessionID, "error", err)
+			o.Staged = nil
+			got, err = serializer.Restore(ctx, src, m, root, filepath.Join(r.Dir, root), o)
+		}
 		if err != nil {
 			return Restored{}, err
 		}

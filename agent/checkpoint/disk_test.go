@@ -239,7 +239,7 @@ func TestHeldSessionDoesNotWaitForTheStore(t *testing.T) {
 	if d.Warm("s") {
 		t.Error("of a new session something is known")
 	}
-	round, err := d.Copy(t.Context(), s)
+	round, err := d.Copy(t.Context(), s, false)
 	if err != nil || round.Content < 400_000 || !d.Warm("s") {
 		t.Fatalf("%+v, %v", round, err)
 	}
@@ -381,5 +381,78 @@ func TestCancelledCaptureLeavesNothing(t *testing.T) {
 	}
 	if left, err := os.ReadDir(d.o.SpoolDir); err != nil || len(left) != 0 {
 		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// What is ready needs not be fetched again, and what is not like it gives way.
+func TestStage(t *testing.T) {
+	shared := newFaulty(t)
+	a, b := newDisk(t, shared, 0), newDisk(t, shared, 0)
+	s := newSession(t)
+	ready := filepath.Join(t.TempDir(), "staged")
+	round := func() Round {
+		t.Helper()
+		r, err := a.Copy(t.Context(), s, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	stage := func(r Round) int64 {
+		t.Helper()
+		n, err := b.Stage(t.Context(), "s", ready, r.Manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := stage(round()); n < 400_000 {
+		t.Errorf("%d bytes were fetched", n)
+	}
+	write(t, filepath.Join(s.Dir, Workspace, "dir0", "file0"), noise(1000, 10_000))
+	if err := os.Remove(filepath.Join(s.Dir, Workspace, "dir1", "file1")); err != nil {
+		t.Fatal(err)
+	}
+	r := round()
+	if r.Bytes < 380_000 || r.Content > 30_000 {
+		t.Errorf("%+v", r)
+	}
+	if n := stage(r); n > 40_000 {
+		t.Errorf("%d bytes were fetched of 10000 that changed", n)
+	}
+	write(t, filepath.Join(s.Dir, Workspace, "new"), noise(2000, 5000))
+	st := store(t, capt(t, a, s))
+	to, got := restore(t, b, st, 8, "")
+	sameTree(t, filepath.Join(to, Workspace), filepath.Join(s.Dir, Workspace))
+	if got.Fetched > 20_000 {
+		t.Errorf("%d bytes were fetched of 5000 that are new", got.Fetched)
+	}
+	if _, err := os.Stat(ready); !os.IsNotExist(err) {
+		t.Errorf("what was ready is still there: %v", err)
+	}
+	stage(r)
+	if err := b.Unstage("s"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(ready); !os.IsNotExist(err) {
+		t.Errorf("what was let go of is still there: %v", err)
+	}
+	// Somebody meddled with it.
+	stage(r)
+	if err := filepath.WalkDir(ready, func(path string, e os.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			err = os.WriteFile(path, []byte("meddled"), 0o600)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	to, _ = restore(t, b, st, 8, "")
+	sameTree(t, filepath.Join(to, Workspace), filepath.Join(s.Dir, Workspace))
+	if _, err := b.Stage(t.Context(), "s", ready, [32]byte{1}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("of what is not there: %v", err)
+	}
+	if n := len(b.staged.all); n != 0 {
+		t.Errorf("%d stages are remembered", n)
 	}
 }

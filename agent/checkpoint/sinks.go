@@ -84,7 +84,7 @@ type spoolSink struct {
 	store through
 
 	mu     sync.Mutex
-	direct Round
+	direct Sent
 	gone   map[chunk.ID]struct{} // put straight to the store
 }
 
@@ -124,20 +124,20 @@ func (s *spoolSink) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 	return nil
 }
 
-func (s *spoolSink) sent() Round {
+func (s *spoolSink) sent() Sent {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.direct
 }
 
-func (r *Round) add(frame []byte) {
+func (r *Sent) add(frame []byte) {
 	n, _ := chunk.ContentBytes(frame) // it was sealed here
 	r.Sent, r.Content = r.Sent+int64(len(frame)), r.Content+int64(n)
 }
 
 // upload stores those chunks of the capture that the store lacks. A store that lacks what it had, and what is not here
 // either, has the capture given up: the next one reads everything.
-func (c *capture) upload(ctx context.Context, to through) (sent Round, err error) {
+func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error) {
 	ids := make([]chunk.ID, len(c.got.Chunks))
 	for i, r := range c.got.Chunks {
 		ids[i] = r.ID

@@ -121,7 +121,7 @@ func (k *keeper) Warm(id string) bool {
 }
 
 // Copy sends the whole image once, and nothing after.
-func (k *keeper) Copy(ctx context.Context, s checkpoint.Session) (r checkpoint.Round, err error) {
+func (k *keeper) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r checkpoint.Round, err error) {
 	if err := k.v.reach(ctx, k.v.opt.CopyTime); err != nil {
 		return r, err
 	}
@@ -129,10 +129,21 @@ func (k *keeper) Copy(ctx context.Context, s checkpoint.Session) (r checkpoint.R
 	defer k.v.mu.Unlock()
 	if !k.v.warm[s.ID] {
 		k.v.warm[s.ID] = true
-		r = checkpoint.Round{Sent: k.v.opt.ImageBytes, Content: k.v.opt.ImageBytes}
+		r.Sent = checkpoint.Sent{Sent: k.v.opt.ImageBytes, Content: k.v.opt.ImageBytes}
 	}
+	k.v.n++
+	r.Manifest = sha256.Sum256(binary.BigEndian.AppendUint64([]byte("a round of "+s.ID), k.v.n))
+	r.Bytes = k.v.opt.ImageBytes
 	return r, nil
 }
+
+// Stage takes the time of a restore, and changes nothing.
+func (k *keeper) Stage(ctx context.Context, _, _ string, _ [32]byte) (int64, error) {
+	return k.v.opt.ImageBytes, k.v.reach(ctx, k.v.opt.RestoreTime)
+}
+
+// Unstage has nothing to do.
+func (k *keeper) Unstage(string) error { return nil }
 
 // Capture takes the tree as it is. One that is at work, or works meanwhile, is an error: nobody may capture it then.
 func (k *keeper) Capture(ctx context.Context, s checkpoint.Session) (checkpoint.Capture, error) {
@@ -202,7 +213,7 @@ func (c *captured) Store(ctx context.Context) (st checkpoint.Stored, err error) 
 		sent /= 100
 	}
 	c.v.warm[c.im.session.ID] = true
-	return checkpoint.Stored{Manifest: id, Bytes: c.v.opt.ImageBytes, Round: checkpoint.Round{Sent: sent, Content: sent}, Chunks: 2,
+	return checkpoint.Stored{Manifest: id, Bytes: c.v.opt.ImageBytes, Sent: checkpoint.Sent{Sent: sent, Content: sent}, Chunks: 2,
 		Keeps: []string{"messages", "transcript", "workspace"}}, nil
 }
 

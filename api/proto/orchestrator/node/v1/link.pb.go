@@ -41,6 +41,9 @@ const (
 	// Make a last checkpoint, and stop once it is made: the session is to go on elsewhere, or to pause. While it is copied it
 	// runs on. When no checkpoint can be made it runs on, and a fact says why.
 	DesiredSession_LEAVE DesiredSession_Action = 5
+	// Have what restore names ready here, for an epoch that is to begin on this node soon; nothing is started. RUN makes use of
+	// it, and FORGET, or ten minutes, lets go of it.
+	DesiredSession_PREPARE DesiredSession_Action = 6
 )
 
 // Enum value maps for DesiredSession_Action.
@@ -52,6 +55,7 @@ var (
 		3: "KILL",
 		4: "FORGET",
 		5: "LEAVE",
+		6: "PREPARE",
 	}
 	DesiredSession_Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -60,6 +64,7 @@ var (
 		"KILL":               3,
 		"FORGET":             4,
 		"LEAVE":              5,
+		"PREPARE":            6,
 	}
 )
 
@@ -1285,8 +1290,10 @@ type DesiredSession struct {
 	Move uint64 `protobuf:"varint,12,opt,name=move,proto3" json:"move,omitempty"`
 	// The sequence of the last committed checkpoint; the next one has a greater one.
 	CheckpointSequence uint64 `protobuf:"varint,13,opt,name=checkpoint_sequence,json=checkpointSequence,proto3" json:"checkpoint_sequence,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// With LEAVE: copy, and do not hold the session yet, for its target is not ready. A node waits for a minute after it has copied.
+	HoldOff       bool `protobuf:"varint,14,opt,name=hold_off,json=holdOff,proto3" json:"hold_off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DesiredSession) Reset() {
@@ -1408,6 +1415,13 @@ func (x *DesiredSession) GetCheckpointSequence() uint64 {
 		return x.CheckpointSequence
 	}
 	return 0
+}
+
+func (x *DesiredSession) GetHoldOff() bool {
+	if x != nil {
+		return x.HoldOff
+	}
+	return false
 }
 
 // Restore names a committed checkpoint.
@@ -1561,6 +1575,8 @@ type Fact struct {
 	//	*Fact_Checkpointed
 	//	*Fact_CheckpointFailed
 	//	*Fact_Captured
+	//	*Fact_Copied
+	//	*Fact_Prepared
 	Kind          isFact_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1703,6 +1719,24 @@ func (x *Fact) GetCaptured() *Captured {
 	return nil
 }
 
+func (x *Fact) GetCopied() *Copied {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Copied); ok {
+			return x.Copied
+		}
+	}
+	return nil
+}
+
+func (x *Fact) GetPrepared() *Prepared {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Prepared); ok {
+			return x.Prepared
+		}
+	}
+	return nil
+}
+
 type isFact_Kind interface {
 	isFact_Kind()
 }
@@ -1739,6 +1773,14 @@ type Fact_Captured struct {
 	Captured *Captured `protobuf:"bytes,12,opt,name=captured,proto3,oneof"`
 }
 
+type Fact_Copied struct {
+	Copied *Copied `protobuf:"bytes,13,opt,name=copied,proto3,oneof"`
+}
+
+type Fact_Prepared struct {
+	Prepared *Prepared `protobuf:"bytes,14,opt,name=prepared,proto3,oneof"`
+}
+
 func (*Fact_Started) isFact_Kind() {}
 
 func (*Fact_Exited) isFact_Kind() {}
@@ -1755,6 +1797,152 @@ func (*Fact_CheckpointFailed) isFact_Kind() {}
 
 func (*Fact_Captured) isFact_Kind() {}
 
+func (*Fact_Copied) isFact_Kind() {}
+
+func (*Fact_Prepared) isFact_Kind() {}
+
+// Prepared: what a node was told to have ready is ready, for the epoch that it was told. It is the only fact about an epoch
+// that has not begun.
+type Prepared struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Manifest []byte                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// That did not come from this node.
+	BytesFetched  int64 `protobuf:"varint,2,opt,name=bytes_fetched,json=bytesFetched,proto3" json:"bytes_fetched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prepared) Reset() {
+	*x = Prepared{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prepared) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prepared) ProtoMessage() {}
+
+func (x *Prepared) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
+func (*Prepared) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Prepared) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Prepared) GetBytesFetched() int64 {
+	if x != nil {
+		return x.BytesFetched
+	}
+	return 0
+}
+
+// Copied: a session that is to leave was copied once more while it works. What is stored is no checkpoint: nobody held the session.
+// The node that it moves to can have it ready.
+type Copied struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Move     uint64                 `protobuf:"varint,1,opt,name=move,proto3" json:"move,omitempty"`
+	Round    uint32                 `protobuf:"varint,2,opt,name=round,proto3" json:"round,omitempty"`
+	Manifest []byte                 `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// Of the content, of what this round sent, and of what it did not have to send.
+	Bytes         int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	BytesSent     int64 `protobuf:"varint,5,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused   int64 `protobuf:"varint,6,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Copied) Reset() {
+	*x = Copied{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Copied) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Copied) ProtoMessage() {}
+
+func (x *Copied) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Copied.ProtoReflect.Descriptor instead.
+func (*Copied) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Copied) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *Copied) GetRound() uint32 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+func (x *Copied) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Copied) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Copied) GetBytesSent() int64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Copied) GetBytesReused() int64 {
+	if x != nil {
+		return x.BytesReused
+	}
+	return 0
+}
+
 // Captured: no turn is under way, every turn that ended was reported before this, and a checkpoint is taken of just this
 // moment. The session goes on while it is being stored; Checkpointed with the same sequence says that it is.
 type Captured struct {
@@ -1767,7 +1955,7 @@ type Captured struct {
 
 func (x *Captured) Reset() {
 	*x = Captured{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1967,7 @@ func (x *Captured) String() string {
 func (*Captured) ProtoMessage() {}
 
 func (x *Captured) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1980,7 @@ func (x *Captured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Captured.ProtoReflect.Descriptor instead.
 func (*Captured) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{13}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Captured) GetSequence() uint64 {
@@ -1834,7 +2022,7 @@ type Checkpointed struct {
 
 func (x *Checkpointed) Reset() {
 	*x = Checkpointed{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +2034,7 @@ func (x *Checkpointed) String() string {
 func (*Checkpointed) ProtoMessage() {}
 
 func (x *Checkpointed) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2047,7 @@ func (x *Checkpointed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpointed.ProtoReflect.Descriptor instead.
 func (*Checkpointed) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{14}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Checkpointed) GetSequence() uint64 {
@@ -1951,7 +2139,7 @@ type CheckpointFailed struct {
 
 func (x *CheckpointFailed) Reset() {
 	*x = CheckpointFailed{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2151,7 @@ func (x *CheckpointFailed) String() string {
 func (*CheckpointFailed) ProtoMessage() {}
 
 func (x *CheckpointFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2164,7 @@ func (x *CheckpointFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointFailed.ProtoReflect.Descriptor instead.
 func (*CheckpointFailed) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{15}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CheckpointFailed) GetCause() string {
@@ -2010,7 +2198,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2210,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2223,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{16}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Started) GetPid() int32 {
@@ -2058,7 +2246,7 @@ type Exited struct {
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2258,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2271,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{17}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Exited) GetExit() *v1.Session_Exit {
@@ -2117,7 +2305,7 @@ type MessageDelivered struct {
 
 func (x *MessageDelivered) Reset() {
 	*x = MessageDelivered{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2317,7 @@ func (x *MessageDelivered) String() string {
 func (*MessageDelivered) ProtoMessage() {}
 
 func (x *MessageDelivered) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2330,7 @@ func (x *MessageDelivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageDelivered.ProtoReflect.Descriptor instead.
 func (*MessageDelivered) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{18}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MessageDelivered) GetSequence() uint64 {
@@ -2165,7 +2353,7 @@ type TurnEnded struct {
 
 func (x *TurnEnded) Reset() {
 	*x = TurnEnded{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2365,7 @@ func (x *TurnEnded) String() string {
 func (*TurnEnded) ProtoMessage() {}
 
 func (x *TurnEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2378,7 @@ func (x *TurnEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TurnEnded.ProtoReflect.Descriptor instead.
 func (*TurnEnded) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{19}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TurnEnded) GetSequence() uint64 {
@@ -2232,7 +2420,7 @@ type MessageRefused struct {
 
 func (x *MessageRefused) Reset() {
 	*x = MessageRefused{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2432,7 @@ func (x *MessageRefused) String() string {
 func (*MessageRefused) ProtoMessage() {}
 
 func (x *MessageRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2445,7 @@ func (x *MessageRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRefused.ProtoReflect.Descriptor instead.
 func (*MessageRefused) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{20}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MessageRefused) GetSequence() uint64 {
@@ -2285,7 +2473,7 @@ type FactsAck struct {
 
 func (x *FactsAck) Reset() {
 	*x = FactsAck{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2485,7 @@ func (x *FactsAck) String() string {
 func (*FactsAck) ProtoMessage() {}
 
 func (x *FactsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2498,7 @@ func (x *FactsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsAck.ProtoReflect.Descriptor instead.
 func (*FactsAck) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{21}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FactsAck) GetIncarnation() uint64 {
@@ -2337,7 +2525,7 @@ type Deliver struct {
 
 func (x *Deliver) Reset() {
 	*x = Deliver{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2537,7 @@ func (x *Deliver) String() string {
 func (*Deliver) ProtoMessage() {}
 
 func (x *Deliver) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2550,7 @@ func (x *Deliver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deliver.ProtoReflect.Descriptor instead.
 func (*Deliver) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{22}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Deliver) GetSessions() []*SessionMessages {
@@ -2383,7 +2571,7 @@ type SessionMessages struct {
 
 func (x *SessionMessages) Reset() {
 	*x = SessionMessages{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2583,7 @@ func (x *SessionMessages) String() string {
 func (*SessionMessages) ProtoMessage() {}
 
 func (x *SessionMessages) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2596,7 @@ func (x *SessionMessages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMessages.ProtoReflect.Descriptor instead.
 func (*SessionMessages) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{23}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SessionMessages) GetSessionId() string {
@@ -2442,7 +2630,7 @@ type Delivered struct {
 
 func (x *Delivered) Reset() {
 	*x = Delivered{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2642,7 @@ func (x *Delivered) String() string {
 func (*Delivered) ProtoMessage() {}
 
 func (x *Delivered) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2655,7 @@ func (x *Delivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivered.ProtoReflect.Descriptor instead.
 func (*Delivered) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{24}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Delivered) GetSessions() []*SessionSequences {
@@ -2488,7 +2676,7 @@ type SessionSequences struct {
 
 func (x *SessionSequences) Reset() {
 	*x = SessionSequences{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2688,7 @@ func (x *SessionSequences) String() string {
 func (*SessionSequences) ProtoMessage() {}
 
 func (x *SessionSequences) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2701,7 @@ func (x *SessionSequences) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSequences.ProtoReflect.Descriptor instead.
 func (*SessionSequences) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{25}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SessionSequences) GetSessionId() string {
@@ -2547,7 +2735,7 @@ type SpawnSession struct {
 
 func (x *SpawnSession) Reset() {
 	*x = SpawnSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2747,7 @@ func (x *SpawnSession) String() string {
 func (*SpawnSession) ProtoMessage() {}
 
 func (x *SpawnSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2760,7 @@ func (x *SpawnSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnSession.ProtoReflect.Descriptor instead.
 func (*SpawnSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{26}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SpawnSession) GetSession() *DesiredSession {
@@ -2591,7 +2779,7 @@ type SessionSpawned struct {
 
 func (x *SessionSpawned) Reset() {
 	*x = SessionSpawned{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2791,7 @@ func (x *SessionSpawned) String() string {
 func (*SessionSpawned) ProtoMessage() {}
 
 func (x *SessionSpawned) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2804,7 @@ func (x *SessionSpawned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSpawned.ProtoReflect.Descriptor instead.
 func (*SessionSpawned) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{27}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SessionSpawned) GetSession() *SessionState {
@@ -2635,7 +2823,7 @@ type GetSession struct {
 
 func (x *GetSession) Reset() {
 	*x = GetSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2835,7 @@ func (x *GetSession) String() string {
 func (*GetSession) ProtoMessage() {}
 
 func (x *GetSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2848,7 @@ func (x *GetSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSession.ProtoReflect.Descriptor instead.
 func (*GetSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{28}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetSession) GetSessionId() string {
@@ -2681,7 +2869,7 @@ type TerminateSession struct {
 
 func (x *TerminateSession) Reset() {
 	*x = TerminateSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +2881,7 @@ func (x *TerminateSession) String() string {
 func (*TerminateSession) ProtoMessage() {}
 
 func (x *TerminateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +2894,7 @@ func (x *TerminateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminateSession.ProtoReflect.Descriptor instead.
 func (*TerminateSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{29}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TerminateSession) GetSessionId() string {
@@ -2739,7 +2927,7 @@ type SessionTerminated struct {
 
 func (x *SessionTerminated) Reset() {
 	*x = SessionTerminated{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +2939,7 @@ func (x *SessionTerminated) String() string {
 func (*SessionTerminated) ProtoMessage() {}
 
 func (x *SessionTerminated) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +2952,7 @@ func (x *SessionTerminated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionTerminated.ProtoReflect.Descriptor instead.
 func (*SessionTerminated) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{30}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SessionTerminated) GetSession() *SessionState {
@@ -2783,7 +2971,7 @@ type RestoreSession struct {
 
 func (x *RestoreSession) Reset() {
 	*x = RestoreSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2983,7 @@ func (x *RestoreSession) String() string {
 func (*RestoreSession) ProtoMessage() {}
 
 func (x *RestoreSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2996,7 @@ func (x *RestoreSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSession.ProtoReflect.Descriptor instead.
 func (*RestoreSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{31}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RestoreSession) GetSession() *DesiredSession {
@@ -2827,7 +3015,7 @@ type SessionRestored struct {
 
 func (x *SessionRestored) Reset() {
 	*x = SessionRestored{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3027,7 @@ func (x *SessionRestored) String() string {
 func (*SessionRestored) ProtoMessage() {}
 
 func (x *SessionRestored) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3040,7 @@ func (x *SessionRestored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRestored.ProtoReflect.Descriptor instead.
 func (*SessionRestored) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{32}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SessionRestored) GetSession() *SessionState {
@@ -2872,7 +3060,7 @@ type CheckpointSession struct {
 
 func (x *CheckpointSession) Reset() {
 	*x = CheckpointSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3072,7 @@ func (x *CheckpointSession) String() string {
 func (*CheckpointSession) ProtoMessage() {}
 
 func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3085,7 @@ func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointSession.ProtoReflect.Descriptor instead.
 func (*CheckpointSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{33}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CheckpointSession) GetSessionId() string {
@@ -2916,7 +3104,7 @@ type SessionCheckpointed struct {
 
 func (x *SessionCheckpointed) Reset() {
 	*x = SessionCheckpointed{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3116,7 @@ func (x *SessionCheckpointed) String() string {
 func (*SessionCheckpointed) ProtoMessage() {}
 
 func (x *SessionCheckpointed) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3129,7 @@ func (x *SessionCheckpointed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionCheckpointed.ProtoReflect.Descriptor instead.
 func (*SessionCheckpointed) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{34}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SessionCheckpointed) GetCheckpoint() *Checkpointed {
@@ -2959,7 +3147,7 @@ type GetHealth struct {
 
 func (x *GetHealth) Reset() {
 	*x = GetHealth{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3159,7 @@ func (x *GetHealth) String() string {
 func (*GetHealth) ProtoMessage() {}
 
 func (x *GetHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3172,7 @@ func (x *GetHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHealth.ProtoReflect.Descriptor instead.
 func (*GetHealth) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{35}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{37}
 }
 
 type HealthResponse struct {
@@ -2998,7 +3186,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3198,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3211,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{36}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HealthResponse) GetHealth() *v1.NodeHealth {
@@ -3062,7 +3250,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3262,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3275,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{37}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Error) GetError() string {
@@ -3137,7 +3325,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3337,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3350,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{38}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StreamOpen) GetStreamId() uint64 {
@@ -3253,7 +3441,7 @@ type ReadLogs struct {
 
 func (x *ReadLogs) Reset() {
 	*x = ReadLogs{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3265,7 +3453,7 @@ func (x *ReadLogs) String() string {
 func (*ReadLogs) ProtoMessage() {}
 
 func (x *ReadLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3466,7 @@ func (x *ReadLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogs.ProtoReflect.Descriptor instead.
 func (*ReadLogs) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{39}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReadLogs) GetFromLine() uint64 {
@@ -3312,7 +3500,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3512,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3525,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{40}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Attach) GetColumns() uint32 {
@@ -3366,7 +3554,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3566,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3579,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{41}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Exec) GetCommand() []string {
@@ -3440,7 +3628,7 @@ type StreamData struct {
 
 func (x *StreamData) Reset() {
 	*x = StreamData{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3640,7 @@ func (x *StreamData) String() string {
 func (*StreamData) ProtoMessage() {}
 
 func (x *StreamData) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3653,7 @@ func (x *StreamData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamData.ProtoReflect.Descriptor instead.
 func (*StreamData) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{42}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamData) GetStreamId() uint64 {
@@ -3534,7 +3722,7 @@ type StreamWindow struct {
 
 func (x *StreamWindow) Reset() {
 	*x = StreamWindow{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +3734,7 @@ func (x *StreamWindow) String() string {
 func (*StreamWindow) ProtoMessage() {}
 
 func (x *StreamWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +3747,7 @@ func (x *StreamWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamWindow.ProtoReflect.Descriptor instead.
 func (*StreamWindow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{43}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamWindow) GetStreamId() uint64 {
@@ -3588,7 +3776,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3788,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3801,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{44}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StreamClose) GetStreamId() uint64 {
@@ -3647,7 +3835,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3847,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3860,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{45}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -3784,7 +3972,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05inbox\x18\a \x03(\x04R\x05inbox\"_\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12@\n" +
-	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xd7\x04\n" +
+	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xff\x04\n" +
 	"\x0eDesiredSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -3801,7 +3989,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	" \x01(\x04R\x11checkpointRequest\x12\x12\n" +
 	"\x04cold\x18\v \x01(\bR\x04cold\x12\x12\n" +
 	"\x04move\x18\f \x01(\x04R\x04move\x12/\n" +
-	"\x13checkpoint_sequence\x18\r \x01(\x04R\x12checkpointSequence\"T\n" +
+	"\x13checkpoint_sequence\x18\r \x01(\x04R\x12checkpointSequence\x12\x19\n" +
+	"\bhold_off\x18\x0e \x01(\bR\aholdOff\"a\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03RUN\x10\x01\x12\b\n" +
@@ -3809,7 +3998,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x04KILL\x10\x03\x12\n" +
 	"\n" +
 	"\x06FORGET\x10\x04\x12\t\n" +
-	"\x05LEAVE\x10\x05\"\x9e\x01\n" +
+	"\x05LEAVE\x10\x05\x12\v\n" +
+	"\aPREPARE\x10\x06\"\x9e\x01\n" +
 	"\aRestore\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1f\n" +
@@ -3820,7 +4010,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"lost_epoch\x18\x05 \x01(\rR\tlostEpoch\"[\n" +
 	"\x05Facts\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x120\n" +
-	"\x05facts\x18\x02 \x03(\v2\x1a.orchestrator.node.v1.FactR\x05facts\"\xc5\x05\n" +
+	"\x05facts\x18\x02 \x03(\v2\x1a.orchestrator.node.v1.FactR\x05facts\"\xbb\x06\n" +
 	"\x04Fact\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
@@ -3836,8 +4026,21 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\fcheckpointed\x18\n" +
 	" \x01(\v2\".orchestrator.node.v1.CheckpointedH\x00R\fcheckpointed\x12U\n" +
 	"\x11checkpoint_failed\x18\v \x01(\v2&.orchestrator.node.v1.CheckpointFailedH\x00R\x10checkpointFailed\x12<\n" +
-	"\bcaptured\x18\f \x01(\v2\x1e.orchestrator.node.v1.CapturedH\x00R\bcapturedB\x06\n" +
-	"\x04kind\"G\n" +
+	"\bcaptured\x18\f \x01(\v2\x1e.orchestrator.node.v1.CapturedH\x00R\bcaptured\x126\n" +
+	"\x06copied\x18\r \x01(\v2\x1c.orchestrator.node.v1.CopiedH\x00R\x06copied\x12<\n" +
+	"\bprepared\x18\x0e \x01(\v2\x1e.orchestrator.node.v1.PreparedH\x00R\bpreparedB\x06\n" +
+	"\x04kind\"K\n" +
+	"\bPrepared\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12#\n" +
+	"\rbytes_fetched\x18\x02 \x01(\x03R\fbytesFetched\"\xa6\x01\n" +
+	"\x06Copied\x12\x12\n" +
+	"\x04move\x18\x01 \x01(\x04R\x04move\x12\x14\n" +
+	"\x05round\x18\x02 \x01(\rR\x05round\x12\x1a\n" +
+	"\bmanifest\x18\x03 \x01(\fR\bmanifest\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x05 \x01(\x03R\tbytesSent\x12!\n" +
+	"\fbytes_reused\x18\x06 \x01(\x03R\vbytesReused\"G\n" +
 	"\bCaptured\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1f\n" +
 	"\voutput_line\x18\x02 \x01(\x04R\n" +
@@ -3987,7 +4190,7 @@ func file_orchestrator_node_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_node_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(DesiredSession_Action)(0),    // 0: orchestrator.node.v1.DesiredSession.Action
 	(*Frame)(nil),                 // 1: orchestrator.node.v1.Frame
@@ -4003,50 +4206,52 @@ var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(*Restore)(nil),               // 11: orchestrator.node.v1.Restore
 	(*Facts)(nil),                 // 12: orchestrator.node.v1.Facts
 	(*Fact)(nil),                  // 13: orchestrator.node.v1.Fact
-	(*Captured)(nil),              // 14: orchestrator.node.v1.Captured
-	(*Checkpointed)(nil),          // 15: orchestrator.node.v1.Checkpointed
-	(*CheckpointFailed)(nil),      // 16: orchestrator.node.v1.CheckpointFailed
-	(*Started)(nil),               // 17: orchestrator.node.v1.Started
-	(*Exited)(nil),                // 18: orchestrator.node.v1.Exited
-	(*MessageDelivered)(nil),      // 19: orchestrator.node.v1.MessageDelivered
-	(*TurnEnded)(nil),             // 20: orchestrator.node.v1.TurnEnded
-	(*MessageRefused)(nil),        // 21: orchestrator.node.v1.MessageRefused
-	(*FactsAck)(nil),              // 22: orchestrator.node.v1.FactsAck
-	(*Deliver)(nil),               // 23: orchestrator.node.v1.Deliver
-	(*SessionMessages)(nil),       // 24: orchestrator.node.v1.SessionMessages
-	(*Delivered)(nil),             // 25: orchestrator.node.v1.Delivered
-	(*SessionSequences)(nil),      // 26: orchestrator.node.v1.SessionSequences
-	(*SpawnSession)(nil),          // 27: orchestrator.node.v1.SpawnSession
-	(*SessionSpawned)(nil),        // 28: orchestrator.node.v1.SessionSpawned
-	(*GetSession)(nil),            // 29: orchestrator.node.v1.GetSession
-	(*TerminateSession)(nil),      // 30: orchestrator.node.v1.TerminateSession
-	(*SessionTerminated)(nil),     // 31: orchestrator.node.v1.SessionTerminated
-	(*RestoreSession)(nil),        // 32: orchestrator.node.v1.RestoreSession
-	(*SessionRestored)(nil),       // 33: orchestrator.node.v1.SessionRestored
-	(*CheckpointSession)(nil),     // 34: orchestrator.node.v1.CheckpointSession
-	(*SessionCheckpointed)(nil),   // 35: orchestrator.node.v1.SessionCheckpointed
-	(*GetHealth)(nil),             // 36: orchestrator.node.v1.GetHealth
-	(*HealthResponse)(nil),        // 37: orchestrator.node.v1.HealthResponse
-	(*Error)(nil),                 // 38: orchestrator.node.v1.Error
-	(*StreamOpen)(nil),            // 39: orchestrator.node.v1.StreamOpen
-	(*ReadLogs)(nil),              // 40: orchestrator.node.v1.ReadLogs
-	(*Attach)(nil),                // 41: orchestrator.node.v1.Attach
-	(*Exec)(nil),                  // 42: orchestrator.node.v1.Exec
-	(*StreamData)(nil),            // 43: orchestrator.node.v1.StreamData
-	(*StreamWindow)(nil),          // 44: orchestrator.node.v1.StreamWindow
-	(*StreamClose)(nil),           // 45: orchestrator.node.v1.StreamClose
-	(*Goodbye)(nil),               // 46: orchestrator.node.v1.Goodbye
-	nil,                           // 47: orchestrator.node.v1.Hello.LabelsEntry
-	(*v1.Capabilities)(nil),       // 48: orchestrator.v1.Capabilities
-	(*durationpb.Duration)(nil),   // 49: google.protobuf.Duration
-	(*v1.NodeHealth)(nil),         // 50: orchestrator.v1.NodeHealth
-	(v1.Node_Status)(0),           // 51: orchestrator.v1.Node.Status
-	(v1.Session_Phase)(0),         // 52: orchestrator.v1.Session.Phase
-	(*v1.Session_Exit)(nil),       // 53: orchestrator.v1.Session.Exit
-	(*v1.SessionSpec)(nil),        // 54: orchestrator.v1.SessionSpec
-	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
-	(*v1.Message)(nil),            // 56: orchestrator.v1.Message
-	(*v1.LogLine)(nil),            // 57: orchestrator.v1.LogLine
+	(*Prepared)(nil),              // 14: orchestrator.node.v1.Prepared
+	(*Copied)(nil),                // 15: orchestrator.node.v1.Copied
+	(*Captured)(nil),              // 16: orchestrator.node.v1.Captured
+	(*Checkpointed)(nil),          // 17: orchestrator.node.v1.Checkpointed
+	(*CheckpointFailed)(nil),      // 18: orchestrator.node.v1.CheckpointFailed
+	(*Started)(nil),               // 19: orchestrator.node.v1.Started
+	(*Exited)(nil),                // 20: orchestrator.node.v1.Exited
+	(*MessageDelivered)(nil),      // 21: orchestrator.node.v1.MessageDelivered
+	(*TurnEnded)(nil),             // 22: orchestrator.node.v1.TurnEnded
+	(*MessageRefused)(nil),        // 23: orchestrator.node.v1.MessageRefused
+	(*FactsAck)(nil),              // 24: orchestrator.node.v1.FactsAck
+	(*Deliver)(nil),               // 25: orchestrator.node.v1.Deliver
+	(*SessionMessages)(nil),       // 26: orchestrator.node.v1.SessionMessages
+	(*Delivered)(nil),             // 27: orchestrator.node.v1.Delivered
+	(*SessionSequences)(nil),      // 28: orchestrator.node.v1.SessionSequences
+	(*SpawnSession)(nil),          // 29: orchestrator.node.v1.SpawnSession
+	(*SessionSpawned)(nil),        // 30: orchestrator.node.v1.SessionSpawned
+	(*GetSession)(nil),            // 31: orchestrator.node.v1.GetSession
+	(*TerminateSession)(nil),      // 32: orchestrator.node.v1.TerminateSession
+	(*SessionTerminated)(nil),     // 33: orchestrator.node.v1.SessionTerminated
+	(*RestoreSession)(nil),        // 34: orchestrator.node.v1.RestoreSession
+	(*SessionRestored)(nil),       // 35: orchestrator.node.v1.SessionRestored
+	(*CheckpointSession)(nil),     // 36: orchestrator.node.v1.CheckpointSession
+	(*SessionCheckpointed)(nil),   // 37: orchestrator.node.v1.SessionCheckpointed
+	(*GetHealth)(nil),             // 38: orchestrator.node.v1.GetHealth
+	(*HealthResponse)(nil),        // 39: orchestrator.node.v1.HealthResponse
+	(*Error)(nil),                 // 40: orchestrator.node.v1.Error
+	(*StreamOpen)(nil),            // 41: orchestrator.node.v1.StreamOpen
+	(*ReadLogs)(nil),              // 42: orchestrator.node.v1.ReadLogs
+	(*Attach)(nil),                // 43: orchestrator.node.v1.Attach
+	(*Exec)(nil),                  // 44: orchestrator.node.v1.Exec
+	(*StreamData)(nil),            // 45: orchestrator.node.v1.StreamData
+	(*StreamWindow)(nil),          // 46: orchestrator.node.v1.StreamWindow
+	(*StreamClose)(nil),           // 47: orchestrator.node.v1.StreamClose
+	(*Goodbye)(nil),               // 48: orchestrator.node.v1.Goodbye
+	nil,                           // 49: orchestrator.node.v1.Hello.LabelsEntry
+	(*v1.Capabilities)(nil),       // 50: orchestrator.v1.Capabilities
+	(*durationpb.Duration)(nil),   // 51: google.protobuf.Duration
+	(*v1.NodeHealth)(nil),         // 52: orchestrator.v1.NodeHealth
+	(v1.Node_Status)(0),           // 53: orchestrator.v1.Node.Status
+	(v1.Session_Phase)(0),         // 54: orchestrator.v1.Session.Phase
+	(*v1.Session_Exit)(nil),       // 55: orchestrator.v1.Session.Exit
+	(*v1.SessionSpec)(nil),        // 56: orchestrator.v1.SessionSpec
+	(*timestamppb.Timestamp)(nil), // 57: google.protobuf.Timestamp
+	(*v1.Message)(nil),            // 58: orchestrator.v1.Message
+	(*v1.LogLine)(nil),            // 59: orchestrator.v1.LogLine
 }
 var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	2,  // 0: orchestrator.node.v1.Frame.hello:type_name -> orchestrator.node.v1.Hello
@@ -4057,79 +4262,81 @@ var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	7,  // 5: orchestrator.node.v1.Frame.sessions_response:type_name -> orchestrator.node.v1.SessionsResponse
 	9,  // 6: orchestrator.node.v1.Frame.desired:type_name -> orchestrator.node.v1.Desired
 	12, // 7: orchestrator.node.v1.Frame.facts:type_name -> orchestrator.node.v1.Facts
-	22, // 8: orchestrator.node.v1.Frame.facts_ack:type_name -> orchestrator.node.v1.FactsAck
-	23, // 9: orchestrator.node.v1.Frame.deliver:type_name -> orchestrator.node.v1.Deliver
-	25, // 10: orchestrator.node.v1.Frame.delivered:type_name -> orchestrator.node.v1.Delivered
-	27, // 11: orchestrator.node.v1.Frame.spawn_session:type_name -> orchestrator.node.v1.SpawnSession
-	28, // 12: orchestrator.node.v1.Frame.session_spawned:type_name -> orchestrator.node.v1.SessionSpawned
-	29, // 13: orchestrator.node.v1.Frame.get_session:type_name -> orchestrator.node.v1.GetSession
+	24, // 8: orchestrator.node.v1.Frame.facts_ack:type_name -> orchestrator.node.v1.FactsAck
+	25, // 9: orchestrator.node.v1.Frame.deliver:type_name -> orchestrator.node.v1.Deliver
+	27, // 10: orchestrator.node.v1.Frame.delivered:type_name -> orchestrator.node.v1.Delivered
+	29, // 11: orchestrator.node.v1.Frame.spawn_session:type_name -> orchestrator.node.v1.SpawnSession
+	30, // 12: orchestrator.node.v1.Frame.session_spawned:type_name -> orchestrator.node.v1.SessionSpawned
+	31, // 13: orchestrator.node.v1.Frame.get_session:type_name -> orchestrator.node.v1.GetSession
 	8,  // 14: orchestrator.node.v1.Frame.session_state:type_name -> orchestrator.node.v1.SessionState
-	30, // 15: orchestrator.node.v1.Frame.terminate_session:type_name -> orchestrator.node.v1.TerminateSession
-	31, // 16: orchestrator.node.v1.Frame.session_terminated:type_name -> orchestrator.node.v1.SessionTerminated
-	32, // 17: orchestrator.node.v1.Frame.restore_session:type_name -> orchestrator.node.v1.RestoreSession
-	33, // 18: orchestrator.node.v1.Frame.session_restored:type_name -> orchestrator.node.v1.SessionRestored
-	36, // 19: orchestrator.node.v1.Frame.get_health:type_name -> orchestrator.node.v1.GetHealth
-	37, // 20: orchestrator.node.v1.Frame.health_response:type_name -> orchestrator.node.v1.HealthResponse
-	38, // 21: orchestrator.node.v1.Frame.error:type_name -> orchestrator.node.v1.Error
-	39, // 22: orchestrator.node.v1.Frame.stream_open:type_name -> orchestrator.node.v1.StreamOpen
-	43, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
-	44, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
-	45, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
-	46, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
-	34, // 27: orchestrator.node.v1.Frame.checkpoint_session:type_name -> orchestrator.node.v1.CheckpointSession
-	35, // 28: orchestrator.node.v1.Frame.session_checkpointed:type_name -> orchestrator.node.v1.SessionCheckpointed
-	48, // 29: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
-	47, // 30: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
-	49, // 31: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
-	49, // 32: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
-	49, // 33: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
-	50, // 34: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
-	51, // 35: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
-	49, // 36: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
+	32, // 15: orchestrator.node.v1.Frame.terminate_session:type_name -> orchestrator.node.v1.TerminateSession
+	33, // 16: orchestrator.node.v1.Frame.session_terminated:type_name -> orchestrator.node.v1.SessionTerminated
+	34, // 17: orchestrator.node.v1.Frame.restore_session:type_name -> orchestrator.node.v1.RestoreSession
+	35, // 18: orchestrator.node.v1.Frame.session_restored:type_name -> orchestrator.node.v1.SessionRestored
+	38, // 19: orchestrator.node.v1.Frame.get_health:type_name -> orchestrator.node.v1.GetHealth
+	39, // 20: orchestrator.node.v1.Frame.health_response:type_name -> orchestrator.node.v1.HealthResponse
+	40, // 21: orchestrator.node.v1.Frame.error:type_name -> orchestrator.node.v1.Error
+	41, // 22: orchestrator.node.v1.Frame.stream_open:type_name -> orchestrator.node.v1.StreamOpen
+	45, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
+	46, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
+	47, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
+	48, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
+	36, // 27: orchestrator.node.v1.Frame.checkpoint_session:type_name -> orchestrator.node.v1.CheckpointSession
+	37, // 28: orchestrator.node.v1.Frame.session_checkpointed:type_name -> orchestrator.node.v1.SessionCheckpointed
+	50, // 29: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
+	49, // 30: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
+	51, // 31: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
+	51, // 32: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
+	51, // 33: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
+	52, // 34: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
+	53, // 35: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
+	51, // 36: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
 	8,  // 37: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
-	52, // 38: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
-	53, // 39: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
+	54, // 38: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
+	55, // 39: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
 	10, // 40: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
 	0,  // 41: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
-	54, // 42: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
-	49, // 43: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
+	56, // 42: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
+	51, // 43: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
 	11, // 44: orchestrator.node.v1.DesiredSession.restore:type_name -> orchestrator.node.v1.Restore
 	13, // 45: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
-	55, // 46: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
-	17, // 47: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
-	18, // 48: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
-	19, // 49: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
-	20, // 50: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
-	21, // 51: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
-	15, // 52: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
-	16, // 53: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
-	14, // 54: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
-	55, // 55: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
-	53, // 56: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
-	24, // 57: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
-	56, // 58: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
-	26, // 59: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
-	10, // 60: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 61: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
-	49, // 62: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
-	8,  // 63: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
-	10, // 64: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 65: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
-	15, // 66: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
-	50, // 67: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
-	51, // 68: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
-	40, // 69: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
-	41, // 70: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
-	42, // 71: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
-	55, // 72: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
-	57, // 73: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
-	38, // 74: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
-	53, // 75: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
-	76, // [76:76] is the sub-list for method output_type
-	76, // [76:76] is the sub-list for method input_type
-	76, // [76:76] is the sub-list for extension type_name
-	76, // [76:76] is the sub-list for extension extendee
-	0,  // [0:76] is the sub-list for field type_name
+	57, // 46: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
+	19, // 47: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
+	20, // 48: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
+	21, // 49: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
+	22, // 50: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
+	23, // 51: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
+	17, // 52: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
+	18, // 53: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
+	16, // 54: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
+	15, // 55: orchestrator.node.v1.Fact.copied:type_name -> orchestrator.node.v1.Copied
+	14, // 56: orchestrator.node.v1.Fact.prepared:type_name -> orchestrator.node.v1.Prepared
+	57, // 57: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
+	55, // 58: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
+	26, // 59: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
+	58, // 60: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
+	28, // 61: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
+	10, // 62: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 63: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
+	51, // 64: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
+	8,  // 65: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
+	10, // 66: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 67: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
+	17, // 68: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
+	52, // 69: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
+	53, // 70: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
+	42, // 71: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
+	43, // 72: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
+	44, // 73: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
+	57, // 74: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
+	59, // 75: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
+	40, // 76: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
+	55, // 77: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
+	78, // [78:78] is the sub-list for method output_type
+	78, // [78:78] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_node_v1_link_proto_init() }
@@ -4177,8 +4384,10 @@ func file_orchestrator_node_v1_link_proto_init() {
 		(*Fact_Checkpointed)(nil),
 		(*Fact_CheckpointFailed)(nil),
 		(*Fact_Captured)(nil),
+		(*Fact_Copied)(nil),
+		(*Fact_Prepared)(nil),
 	}
-	file_orchestrator_node_v1_link_proto_msgTypes[38].OneofWrappers = []any{
+	file_orchestrator_node_v1_link_proto_msgTypes[40].OneofWrappers = []any{
 		(*StreamOpen_ReadLogs)(nil),
 		(*StreamOpen_Attach)(nil),
 		(*StreamOpen_Exec)(nil),
@@ -4189,7 +4398,7 @@ func file_orchestrator_node_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_node_v1_link_proto_rawDesc), len(file_orchestrator_node_v1_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
