@@ -201,12 +201,26 @@ func (a *app) followMigration(ctx context.Context, s *apiv1.Session) (*apiv1.Ses
 		f.tasks.Wait()
 		f.show.end(f.s)
 	}()
-	if errors.Is(ctx.Err(), context.Canceled) { // by a signal that came before it was listened for here
+	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
 		return s, f.left()
 	}
 	f.tasks.Go(f.watch)
 	return f.run(ctx, signals)
 }
+
+// pending reports whether a signal waits, or comes at once: those who listen hear of one after the other.
+func pending(signals chan os.Signal) bool {
+	select {
+	case sig := <-signals:
+		signals <- sig
+		return true
+	case <-time.After(signalSkew):
+		return false
+	}
+}
+
+// signalSkew is by how much one listener may hear of a signal before another.
+const signalSkew = 50 * time.Millisecond
 
 // watch passes on what the session becomes.
 func (f *follower) watch() {
