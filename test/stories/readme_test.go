@@ -59,7 +59,7 @@ var variable = []struct {
 	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|%|[KM]?i?B)`), "SOME"},
 	{regexp.MustCompile(`PID: +\d+`), "PID"},
 	{regexp.MustCompile(`checkpoint \d+`), "CHECKPOINT"}, // by how fast one follows the other
-	{regexp.MustCompile(`\bDEGRADED\b`), "HEALTHY"}, // so is a node of a machine that has other work
+	{regexp.MustCompile(`\bDEGRADED\b`), "HEALTHY"},      // so is a node of a machine that has other work
 	{regexp.MustCompile(`; degraded, as no healthy node has room`), ""},
 	{regexp.MustCompile(` +`), " "},
 }
