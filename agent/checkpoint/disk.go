@@ -22,10 +22,12 @@ const (
 	// indexFile, in a session's directory, is what the next capture may rely on. It is worth no more than time.
 	indexFile = "checkpoint.index"
 
-	// DefaultSpoolBytes, DefaultParallel and DefaultCaptures are those of Options.
+	// DefaultSpoolBytes is Options.SpoolBytes.
 	DefaultSpoolBytes = 1 << 30
-	DefaultParallel   = 8 // chunks
-	DefaultCaptures   = 4 // sessions
+	// DefaultParallel is Options.Parallel, in chunks.
+	DefaultParallel = 8
+	// DefaultCaptures is Options.Captures, in sessions.
+	DefaultCaptures = 4
 	// maxKnown bounds the sessions of which it is remembered what the store has; the others are asked about again.
 	maxKnown = 4096
 
