@@ -22,11 +22,11 @@ const (
 	// indexFile, in a session's directory, is what the next capture may rely on. It is worth no more than time.
 	indexFile = "checkpoint.index"
 
-	// DefaultSpoolBytes is that of Options.SpoolBytes.
+	// DefaultSpoolBytes is Options.SpoolBytes.
 	DefaultSpoolBytes = 1 << 30
-	// DefaultParallel is that of Options.Parallel, in chunks.
+	// DefaultParallel is Options.Parallel, in chunks.
 	DefaultParallel = 8
-	// DefaultCaptures is that of Options.Captures, in sessions.
+	// DefaultCaptures is Options.Captures, in sessions.
 	DefaultCaptures = 4
 	// maxKnown bounds the sessions of which it is remembered what the store has; the others are asked about again.
 	maxKnown = 4096
