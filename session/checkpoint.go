@@ -117,11 +117,14 @@ type Migration struct {
 	Cold                   bool
 	Rounds                 uint32
 	BytesSent, BytesReused int64
-	StartTime              int64
-	HeldTime               int64 // from when on messages were held
-	EndTime                int64
-	Epoch                  uint32 // on the target
-	Error                  string
+	// Copied is the last copy of the session at work, which its target can have ready; Prepared: it has had one ready.
+	Copied    ManifestID
+	Prepared  bool
+	StartTime int64
+	HeldTime  int64 // from when on messages were held
+	EndTime   int64
+	Epoch     uint32 // on the target
+	Error     string
 }
 
 // Under reports whether the move is under way.

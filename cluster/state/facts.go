@@ -37,6 +37,11 @@ func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 		}
 		done = f.GetIndex()
 		s := a.sessions.get(a.base, f.GetSessionId())
+		if s != nil && f.GetPrepared() != nil {
+			a.prepared(s, n.ID, f.GetEpoch())
+			effects++
+			continue
+		}
 		if s == nil || s.NodeID != n.ID || s.Epoch != f.GetEpoch() || !s.Phase.HoldsNode() {
 			continue
 		}
@@ -62,6 +67,8 @@ func (a *applier) applyFact(s *session.Session, f *nodev1.Fact) {
 		a.delivered(s, k.MessageDelivered.GetSequence())
 	case *nodev1.Fact_TurnEnded:
 		a.turnEnded(s, k.TurnEnded)
+	case *nodev1.Fact_Copied:
+		a.copiedOnce(s, k.Copied)
 	case *nodev1.Fact_Captured:
 		a.captured(s, k.Captured)
 	case *nodev1.Fact_Checkpointed:

@@ -93,6 +93,30 @@ func (a *applier) migrated(s *session.Session, state session.MigrationState, why
 	s.Migration = &m
 }
 
+// copiedOnce is told that a session that moves was copied once more while it works.
+func (a *applier) copiedOnce(old *session.Session, c *nodev1.Copied) {
+	if old.Phase != session.Migrating || c.GetMove() != old.Move || len(c.GetManifest()) != len(session.ManifestID{}) {
+		return
+	}
+	s, m := *old, *old.Migration
+	m.Copied, m.Rounds = session.ManifestID(c.GetManifest()), c.GetRound()
+	m.BytesSent += c.GetBytesSent()
+	m.BytesReused = c.GetBytesReused()
+	s.Migration = &m
+	a.save(old, &s)
+}
+
+// prepared is told by the target of a move that it has the session ready; it is the only fact about an epoch that has not begun.
+func (a *applier) prepared(old *session.Session, nodeID string, epoch uint32) {
+	if old.Phase != session.Migrating || old.Migration.Target != nodeID || epoch != old.Epoch+1 || old.Migration.Prepared {
+		return
+	}
+	s, m := *old, *old.Migration
+	m.Prepared = true
+	s.Migration = &m
+	a.save(old, &s)
+}
+
 // copied notes what the last checkpoint of a move cost.
 func (a *applier) copied(s *session.Session, c *nodev1.Checkpointed) {
 	if s.Phase != session.Migrating {

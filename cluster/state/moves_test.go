@@ -142,6 +142,18 @@ func TestMigration(t *testing.T) {
 		m := saving(t)
 		move := migrate(m)
 		m.phase(session.Migrating, "a", 1)
+		manifest := make([]byte, 32)
+		manifest[0] = 7
+		m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: move, Round: 1, Manifest: manifest, BytesSent: 5}}}))
+		ready := func(node string) {
+			m.ok(m.facts(node, &nodev1.Fact{SessionId: "s", Epoch: 2, Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{Manifest: manifest}}}))
+		}
+		if ready("c"); m.session("s").Migration.Prepared {
+			t.Error("another node than the target is ready")
+		}
+		if ready("b"); !m.session("s").Migration.Prepared || m.session("s").Migration.Copied[0] != 7 || m.session("s").Migration.BytesSent != 5 {
+			t.Errorf("the move is %+v", m.session("s").Migration)
+		}
 		if n := m.View().Node("id-b"); n.Sessions != 1 {
 			t.Errorf("the target reserves %d places", n.Sessions)
 		}

@@ -101,6 +101,17 @@ func (v *View) SessionsOnNode(nodeID string) iter.Seq[*session.Session] {
 	}
 }
 
+// SessionsMovingTo yields the sessions that are to move to a node and still hold another one.
+func (v *View) SessionsMovingTo(nodeID string) iter.Seq[*session.Session] {
+	return func(yield func(*session.Session) bool) {
+		for id := range (setID{setMovingTo, nodeID}).all(v.txn) {
+			if !yield(v.Session(id)) {
+				return
+			}
+		}
+	}
+}
+
 // Pending yields the sessions that wait for a place: the more urgent first, then the older.
 func (v *View) Pending() iter.Seq[*session.Session] { return v.sessionsOf(setID{kind: setPending}) }
 

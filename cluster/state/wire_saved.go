@@ -122,12 +122,22 @@ func migrationToRow(m *session.Migration) *clusterv1.MigrationRow {
 	return &clusterv1.MigrationRow{
 		Number: m.Number, State: uint32(m.State), Source: m.Source, Target: m.Target, Cold: m.Cold, Rounds: m.Rounds,
 		BytesSent: m.BytesSent, BytesReused: m.BytesReused, StartTime: m.StartTime, HeldTime: m.HeldTime, EndTime: m.EndTime,
-		Epoch: m.Epoch, Error: m.Error,
+		Epoch: m.Epoch, Error: m.Error, Copied: manifestBytes(m.Copied), Prepared: m.Prepared,
 	}
 }
 
+func manifestBytes(id session.ManifestID) []byte {
+	if id == (session.ManifestID{}) {
+		return nil
+	}
+	return id[:]
+}
+
 func migrationFromRow(r *clusterv1.MigrationRow, in *interner) *session.Migration {
+	var copied session.ManifestID
+	copy(copied[:], r.GetCopied())
 	return &session.Migration{
+		Copied: copied, Prepared: r.GetPrepared(),
 		Number: r.GetNumber(), State: session.MigrationState(r.GetState()), Source: in.str(r.GetSource()), Target: in.str(r.GetTarget()),
 		Cold: r.GetCold(), Rounds: r.GetRounds(), BytesSent: r.GetBytesSent(), BytesReused: r.GetBytesReused(), StartTime: r.GetStartTime(),
 		HeldTime: r.GetHeldTime(), EndTime: r.GetEndTime(), Epoch: r.GetEpoch(), Error: in.str(r.GetError()),

@@ -830,20 +830,23 @@ func (x *CheckpointRow) GetBytesReused() int64 {
 }
 
 type MigrationRow struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	State         uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
-	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
-	Cold          bool                   `protobuf:"varint,5,opt,name=cold,proto3" json:"cold,omitempty"`
-	Rounds        uint32                 `protobuf:"varint,6,opt,name=rounds,proto3" json:"rounds,omitempty"`
-	BytesSent     int64                  `protobuf:"varint,7,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
-	BytesReused   int64                  `protobuf:"varint,8,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
-	StartTime     int64                  `protobuf:"varint,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	HeldTime      int64                  `protobuf:"varint,10,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
-	EndTime       int64                  `protobuf:"varint,11,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	Epoch         uint32                 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Error         string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Number      uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	State       uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
+	Source      string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Target      string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Cold        bool                   `protobuf:"varint,5,opt,name=cold,proto3" json:"cold,omitempty"`
+	Rounds      uint32                 `protobuf:"varint,6,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	BytesSent   int64                  `protobuf:"varint,7,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused int64                  `protobuf:"varint,8,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	StartTime   int64                  `protobuf:"varint,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	HeldTime    int64                  `protobuf:"varint,10,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	EndTime     int64                  `protobuf:"varint,11,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Epoch       uint32                 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Error       string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	// The manifest of the last copy; empty before the first.
+	Copied        []byte `protobuf:"bytes,14,opt,name=copied,proto3" json:"copied,omitempty"`
+	Prepared      bool   `protobuf:"varint,15,opt,name=prepared,proto3" json:"prepared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -967,6 +970,20 @@ func (x *MigrationRow) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *MigrationRow) GetCopied() []byte {
+	if x != nil {
+		return x.Copied
+	}
+	return nil
+}
+
+func (x *MigrationRow) GetPrepared() bool {
+	if x != nil {
+		return x.Prepared
+	}
+	return false
 }
 
 type MailboxRow struct {
@@ -2000,7 +2017,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
 	"bytes_sent\x18\n" +
 	" \x01(\x03R\tbytesSent\x12!\n" +
-	"\fbytes_reused\x18\v \x01(\x03R\vbytesReused\"\xdd\x02\n" +
+	"\fbytes_reused\x18\v \x01(\x03R\vbytesReused\"\x91\x03\n" +
 	"\fMigrationRow\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x12\x16\n" +
@@ -2017,7 +2034,9 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	" \x01(\x03R\bheldTime\x12\x19\n" +
 	"\bend_time\x18\v \x01(\x03R\aendTime\x12\x14\n" +
 	"\x05epoch\x18\f \x01(\rR\x05epoch\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error\"\xfe\x01\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12\x16\n" +
+	"\x06copied\x18\x0e \x01(\fR\x06copied\x12\x1a\n" +
+	"\bprepared\x18\x0f \x01(\bR\bprepared\"\xfe\x01\n" +
 	"\n" +
 	"MailboxRow\x12\x1d\n" +
 	"\n" +
