@@ -88,8 +88,26 @@ func (d *Driver) newProc(s driver.Start, client *shim.Client, st shim.Status, g 
 	}
 	p.settle()
 	p.setOutstanding(t.open)
+	t.remembered = p.inputs
 	return p, nil
 }
+
+// inputs are the messages that the shim remembers; none when it does not answer.
+func (p *proc) inputs() []shim.GivenInput {
+	if p.client == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), inputsPatience)
+	defer cancel()
+	st, err := p.client.Status(ctx)
+	if err != nil {
+		return nil
+	}
+	return st.Inputs
+}
+
+// inputsPatience bounds how long the shim is waited for where lines were dropped before they were read.
+const inputsPatience = 2 * time.Second
 
 func idleTimer() *time.Timer {
 	t := time.NewTimer(time.Hour)
