@@ -45,19 +45,19 @@ type Saved struct {
 	// CheckpointRequest is the number of the newest checkpoint that was asked for, CheckpointAnswered of the newest that was
 	// made, or could not be.
 	CheckpointRequest, CheckpointAnswered uint64
-	// Captured is the capture that is being stored; its Sequence is 0 when there is none.
-	Captured Captured
+	// Captured is the capture that is being stored; nil when there is none. Treat it as immutable.
+	Captured *Captured
 	// LostLine is the last line of the epoch before, LostEpoch, when it is ahead of what this epoch was restored from; else 0.
 	LostLine  uint64
 	LostEpoch uint32
-	// Move is the number of the order to leave its node, for a migration, a pause or a rewind; 0 when there is none.
-	Move uint64
+	// RestoreFailures counts the epochs in a row that could not be restored.
+	RestoreFailures uint16
 	// Left: the last checkpoint of the epoch is committed, and its process is being stopped for a move or a pause.
 	Left bool
+	// Move is the number of the order to leave its node, for a migration, a pause or a rewind; 0 when there is none.
+	Move uint64
 	// RewindTo is the checkpoint that the next epoch begins with, once the process has been stopped for it; 0 for none.
 	RewindTo uint64
-	// RestoreFailures counts the epochs in a row that could not be restored.
-	RestoreFailures uint32
 	// Migration is the move under way, or the last one; nil when there was none.
 	Migration *Migration
 }

@@ -99,7 +99,7 @@ func (a *applier) captured(old *session.Session, c *nodev1.Captured) {
 		return
 	}
 	s := *old
-	s.Captured = session.Captured{Sequence: c.GetSequence(), Turn: s.Turns, OutputLine: c.GetOutputLine(), Time: a.meta.time}
+	s.Captured = &session.Captured{Sequence: c.GetSequence(), Turn: s.Turns, OutputLine: c.GetOutputLine(), Time: a.meta.time}
 	s.OutputLine = max(s.OutputLine, c.GetOutputLine())
 	a.save(old, &s)
 }
@@ -107,7 +107,7 @@ func (a *applier) captured(old *session.Session, c *nodev1.Captured) {
 // checkpointed is told that what was captured is stored: it becomes the head of the chain.
 func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 	at := old.Captured
-	if at.Sequence == 0 || at.Sequence != c.GetSequence() || len(c.GetManifest()) != len(session.ManifestID{}) {
+	if at == nil || at.Sequence != c.GetSequence() || len(c.GetManifest()) != len(session.ManifestID{}) {
 		return // of a capture that was given up
 	}
 	s := *old
@@ -117,7 +117,7 @@ func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 		Keeps: a.keeps(c.GetKeeps()),
 	}
 	s.Checkpoints = chain(s.Checkpoints, head)
-	s.Captured = session.Captured{}
+	s.Captured = nil
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	if s.UnsavedSince != 0 {
 		if s.UnsavedSince = 0; s.Turns > at.Turn {
@@ -150,7 +150,7 @@ func chain(all []*session.Checkpoint, head *session.Checkpoint) []*session.Check
 // checkpointFailed is told that no checkpoint could be made. What was under way for its sake goes on where it is.
 func (a *applier) checkpointFailed(old *session.Session, c *nodev1.CheckpointFailed) {
 	s := *old
-	s.Captured = session.Captured{}
+	s.Captured = nil
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	why := a.reason(c.GetCause())
 	if c.GetMove() != 0 && c.GetMove() == s.Move {
@@ -171,7 +171,7 @@ func (a *applier) sessionEvent(kind string, s *session.Session, message string) 
 // goBack brings a session whose epoch is over to what its next one goes on from: the head, or nothing. Turns after it
 // are undone, and their messages come again.
 func (a *applier) goBack(s *session.Session) {
-	s.Captured, s.Left, s.Move = session.Captured{}, false, 0
+	s.Captured, s.Left, s.Move = nil, false, 0
 	s.CheckpointAnswered = s.CheckpointRequest
 	s.LostLine, s.LostEpoch = 0, 0
 	head := s.Head()

@@ -11,7 +11,7 @@ import (
 // end moves a session into a phase it never leaves. What waits in its mailbox becomes dead letters; results stay.
 func (a *applier) end(old, s *session.Session, phase session.Phase, reason string) {
 	s.EndTime = a.meta.time
-	s.Captured, s.Left, s.Move, s.RewindTo = session.Captured{}, false, 0, 0
+	s.Captured, s.Left, s.Move, s.RewindTo = nil, false, 0, 0
 	a.migrated(s, session.MigrationFailed, "the session ended: "+reason)
 	a.release(s.ID, ^uint64(0))
 	a.enter(s, phase, reason)
@@ -106,7 +106,7 @@ func (a *applier) wentOn(old, s *session.Session, exit session.Exit, how string)
 		s.RestoreFailures++
 		s.NotBefore = a.meta.time
 		if exit.Cause == session.CauseStartFailed {
-			s.NotBefore += int64(session.RestartDelay(s.RestoreFailures))
+			s.NotBefore += int64(session.RestartDelay(uint32(s.RestoreFailures)))
 		}
 		a.retry(old, s, fmt.Sprintf("could not be restored (%d of %d attempts): %s", s.RestoreFailures, restoreAttempts, how))
 		return true

@@ -427,7 +427,7 @@ func (h *history) checkpoint(s *session.Session, epoch uint32) []*nodev1.Fact {
 	if head := s.Head(); head != nil {
 		seq = head.Sequence + 1
 	}
-	if s.Captured.Sequence != 0 && h.rng.IntN(2) == 0 {
+	if s.Captured != nil && h.rng.IntN(2) == 0 {
 		return []*nodev1.Fact{checkpointed(s.ID, epoch, s.Captured.Sequence, s.Move)}
 	}
 	switch h.rng.IntN(8) {

@@ -30,9 +30,13 @@ func appendSaved(b []byte, s *session.Session) ([]byte, error) {
 		}
 		b = protowire.AppendBytes(protowire.AppendTag(b, 26, protowire.BytesType), m)
 	}
-	b = appendNumber(b, 27, s.Captured.Sequence)
-	b = appendNumber(b, 28, s.Captured.Turn)
-	b = appendNumber(b, 29, s.Captured.OutputLine)
+	var at session.Captured
+	if s.Captured != nil {
+		at = *s.Captured
+	}
+	b = appendNumber(b, 27, at.Sequence)
+	b = appendNumber(b, 28, at.Turn)
+	b = appendNumber(b, 29, at.OutputLine)
 	b = appendNumber(b, 30, s.LostLine)
 	b = appendNumber(b, 31, uint64(s.LostEpoch))
 	b = appendNumber(b, 32, uint64(s.UnsavedSince))
@@ -42,7 +46,15 @@ func appendSaved(b []byte, s *session.Session) ([]byte, error) {
 	b = appendNumber(b, 34, uint64(s.RestoreFailures))
 	b = appendNumber(b, 35, s.RewindTo)
 	b = appendNumber(b, 36, s.Move)
-	return appendNumber(b, 37, uint64(s.Captured.Time)), nil
+	return appendNumber(b, 37, uint64(at.Time)), nil
+}
+
+// capturedOf is the capture of a session that is being read.
+func capturedOf(s *session.Session) *session.Captured {
+	if s.Captured == nil {
+		s.Captured = new(session.Captured)
+	}
+	return s.Captured
 }
 
 func savedNumber(s *session.Session, num protowire.Number, v uint64) {
@@ -54,11 +66,11 @@ func savedNumber(s *session.Session, num protowire.Number, v uint64) {
 	case 25:
 		s.CheckpointAnswered = v
 	case 27:
-		s.Captured.Sequence = v
+		capturedOf(s).Sequence = v
 	case 28:
-		s.Captured.Turn = v
+		capturedOf(s).Turn = v
 	case 29:
-		s.Captured.OutputLine = v
+		capturedOf(s).OutputLine = v
 	case 30:
 		s.LostLine = v
 	case 31:
@@ -68,13 +80,13 @@ func savedNumber(s *session.Session, num protowire.Number, v uint64) {
 	case 33:
 		s.Left = v != 0
 	case 34:
-		s.RestoreFailures = uint32(v)
+		s.RestoreFailures = uint16(v)
 	case 35:
 		s.RewindTo = v
 	case 36:
 		s.Move = v
 	case 37:
-		s.Captured.Time = int64(v)
+		capturedOf(s).Time = int64(v)
 	}
 }
 
