@@ -174,8 +174,8 @@ func TestSweepAgainstUpload(t *testing.T) {
 		}
 	})
 	for n, judged := 0, 0; ctx.Err() == nil && (deleted.Load() < 20 || judged < 20); n++ {
-		at := n * 7 % 30 // a third of them, so that others become old meanwhile
-		some := ids[at:min(at+10, 30)]
+		at := n * 7 % 30 // a few of them, so that others become old meanwhile
+		some := ids[at:min(at+4, 30)]
 		begin := time.Now()
 		missing, err := s.Missing(bg, some)
 		if err != nil {
