@@ -173,8 +173,9 @@ func TestSweepAgainstUpload(t *testing.T) {
 			deleted.Add(done.Deleted)
 		}
 	})
-	for n, judged := 0, 0; ctx.Err() == nil && (deleted.Load() < 20 || judged < 20); n++ {
-		at := n * 7 % 30 // a few of them, so that others become old meanwhile
+	began := time.Now()
+	for judged := 0; ctx.Err() == nil && (deleted.Load() < 20 || judged < 20); {
+		at := int(time.Since(began)/(2*grace)) * 7 % 30 // a few of them for a while, so that the others become old
 		some := ids[at:min(at+4, 30)]
 		begin := time.Now()
 		missing, err := s.Missing(bg, some)
