@@ -41,6 +41,10 @@ test: shim ## run all tests, with the race detector where there is a C compiler
 	@[ -n "$(RACE)" ] || echo "NOTE: no C compiler found: the tests run without the race detector" >&2
 	$(GO) test $(RACE) -timeout $(TEST_TIMEOUT) ./...
 
+.PHONY: test-s3
+test-s3: $(TOOLS)/versitygw ## test the bucket store against a gateway that is built first
+	$(GO) test -count=1 $(RACE) ./chunks/s3
+
 .PHONY: check
 check: check-format check-module vet lint check-proto ## everything that looks at the source without running it
 
@@ -100,6 +104,12 @@ $(TOOLS)/protoc-gen-go: tools/protoc/go.mod tools/protoc/go.sum
 $(TOOLS)/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	@mkdir -p $(TOOLS)
 	$(GO) build -C tools/lint -o $(TOOLS)/ tool
+
+# What chunks/s3 is tested against.
+$(TOOLS)/versitygw: tools/versitygw/go.mod tools/versitygw/go.sum
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/versitygw -o $(TOOLS)/ tool
+	@touch $@
 
 .PHONY: clean
 clean: ## remove what was built, but for the tools

@@ -79,11 +79,15 @@ func New(opts Options) (*Agent, error) {
 
 // assemble makes the parts.
 //
-//	1 store ── 2 lease ── 3 metrics ── 4 host (what runs share) ── 5 supervisor, with a run for each session found
-//	                                                             └─ 6 janitor ── 7 lease keeper ── 8 link
+//	1 store ── 2 checkpoints ── 3 lease ── 4 metrics, janitor ── 5 host (what runs share) ── 6 supervisor, with a run for each
+//	                                                                                     └─ 7 lease keeper ── 8 link    session found
 func (a *Agent) assemble() error {
 	o := a.opts
 	store, err := newStore(a.data.root, a.data.path)
+	if err != nil {
+		return err
+	}
+	keeper, err := o.Checkpoints()
 	if err != nil {
 		return err
 	}
@@ -91,15 +95,15 @@ func (a *Agent) assemble() error {
 	l.deadline.Store(o.Lease.Deadline())
 	l.wanted = time.Duration(o.Lease.Deadline())
 	a.metrics = newMetrics()
-	a.host = &host{nodeName: o.Name, secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
-		drivers: o.Drivers, store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
+	a.janitor = newJanitor(store, a.log)
+	a.host = &host{nodeName: o.Name, nodeID: a.NodeID(), secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
+		drivers: o.Drivers, keeper: keeper, restores: make(chan struct{}, o.MaxRestores), sweep: a.janitor.sweep, store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
 		metrics: a.metrics, log: a.log}
 	a.keeper = newLeaseKeeper(o.Lease)
 	a.super.init(a)
 	if err := a.super.load(); err != nil {
 		return err
 	}
-	a.janitor = newJanitor(store, a.log)
 	if a.link, err = a.newLink(); err != nil {
 		return err
 	}

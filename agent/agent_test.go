@@ -403,7 +403,7 @@ func TestInventoryAndVerbs(t *testing.T) {
 		again := n.lead.request(&nodev1.Frame{Payload: &nodev1.Frame_TerminateSession{TerminateSession: &nodev1.TerminateSession{SessionId: "c"}}})
 		same(t, "of one that has ended", again.GetSessionTerminated().GetSession().GetPhase(), apiv1.Session_TERMINATED)
 		restore := n.lead.request(&nodev1.Frame{Payload: &nodev1.Frame_RestoreSession{RestoreSession: &nodev1.RestoreSession{Session: toRun("d", 1)}}})
-		same(t, "restore_session", restore.GetError().GetCode(), "UNIMPLEMENTED")
+		same(t, "restore_session without a checkpoint", restore.GetError().GetCode(), "INVALID_ARGUMENT")
 		h := n.lead.request(&nodev1.Frame{Payload: &nodev1.Frame_GetHealth{GetHealth: &nodev1.GetHealth{}}})
 		same(t, "health", h.GetHealthResponse().GetStatus(), apiv1.Node_HEALTHY)
 		same(t, "active sessions", h.GetHealthResponse().GetHealth().GetActiveSessions(), uint32(1))

@@ -31,6 +31,15 @@
 // that every shim reads too, so that sessions end in time also when the agent is stopped or dead. When the deadline
 // passes, the agent kills all sessions at once, and starts nothing before a new lease.
 //
+// # Checkpoints
+//
+// A run makes checkpoints of its session (package checkpoint) between turns: it holds messages, has the files read, lets the
+// session work on, and reports the checkpoint when the chunk store has it. A store that fails costs checkpoints, never
+// the session. An order to leave is the same with an end: copied in rounds while it works, held for the last piece, and killed once that is
+// stored. Until then every failure, and the order's being taken back, leave it running here. A node that a session is to move to can be told
+// to have ready what was copied so far, and says when it has. An epoch that begins with a checkpoint has its
+// directory restored beside the old one, whose place it takes in one step before the process is started.
+//
 // # What lasts
 //
 // The agent may be killed and started again at any time: sessions live beside it, in their shims. The data directory

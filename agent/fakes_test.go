@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -19,13 +21,17 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/neolith/orchestrator/agent/driver"
+	"github.com/neolith/orchestrator/agent/shim"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/session"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	shim.MainIfRequested()
+	goleak.VerifyTestMain(m)
+}
 
 // world is the machine: its process trees live beside any agent.
 type world struct {
@@ -46,6 +52,7 @@ type world struct {
 type tree struct {
 	w           *world
 	id          string
+	dir         string
 	epoch       uint32
 	env         []string
 	given       []uint64
@@ -109,7 +116,7 @@ func (w *world) Start(_ context.Context, s driver.Start) (driver.Process, error)
 		w.t.Errorf("two owners: %s epoch %d is started while epoch %d lives", s.SessionID, s.Epoch, old.epoch)
 		return nil, errors.New("it lives")
 	}
-	tr := &tree{w: w, id: s.SessionID, epoch: s.Epoch, env: s.Env, lines: s.OutputBase, hungUp: make(chan struct{}), done: make(chan struct{})}
+	tr := &tree{w: w, id: s.SessionID, dir: s.Dir, epoch: s.Epoch, env: s.Env, lines: s.OutputBase, hungUp: make(chan struct{}), done: make(chan struct{})}
 	w.trees[s.SessionID] = tr
 	w.starts = append(w.starts, fmt.Sprintf("%s/%d", s.SessionID, s.Epoch))
 	return tr.handle(0), nil
@@ -144,6 +151,7 @@ type process struct {
 	turns    chan driver.Turn
 	released chan struct{}
 	changed  chan struct{}
+	taken    atomic.Int64 // turns
 	once     sync.Once
 }
 
@@ -156,6 +164,7 @@ func (p *process) pump(next int) {
 		for ; next < len(ts); next++ {
 			select {
 			case p.turns <- ts[next]:
+				p.taken.Add(1)
 			case <-p.released:
 				return
 			}
@@ -171,6 +180,7 @@ func (p *process) pump(next int) {
 			for _, t := range rest {
 				select {
 				case p.turns <- t:
+					p.taken.Add(1)
 				case <-p.released:
 					return
 				}
@@ -213,10 +223,22 @@ func (tr *tree) endTurn(seq uint64, result string) {
 	}
 	tr.outstanding = 0
 	tr.lines++
+	tr.book(seq)
 	tr.turns = append(tr.turns, driver.Turn{Sequence: seq, Result: []byte(result), OutputLine: tr.lines})
 	for _, c := range tr.changed {
 		signal(c)
 	}
+}
+
+// book writes a message's sequence into the ledger in its workspace.
+func (tr *tree) book(seq uint64) {
+	f, err := os.OpenFile(filepath.Join(tr.dir, "workspace", "ledger"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		tr.w.t.Error(err)
+		return
+	}
+	defer f.Close()
+	fmt.Fprintln(f, seq)
 }
 
 // hangUp ends its terminal. The lock is held.
@@ -251,11 +273,16 @@ func (tr *tree) die(exit session.Exit) {
 
 func (p *process) Turns() <-chan driver.Turn { return p.turns }
 func (p *process) Outstanding() uint64       { p.w.mu.Lock(); defer p.w.mu.Unlock(); return p.outstanding }
-func (p *process) OutputLine() uint64        { p.w.mu.Lock(); defer p.w.mu.Unlock(); return p.lines }
-func (p *process) Done() <-chan struct{}     { return p.done }
-func (p *process) Exit() session.Exit        { p.w.mu.Lock(); defer p.w.mu.Unlock(); return *p.exit }
-func (p *process) Release()                  { p.once.Do(func() { close(p.released) }) }
-func (p *process) Kill(exit session.Exit)    { exit.Signal = "SIGKILL"; p.die(exit) }
+func (p *process) Backlog() int {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return len(p.tree.turns) - int(p.taken.Load())
+}
+func (p *process) OutputLine() uint64     { p.w.mu.Lock(); defer p.w.mu.Unlock(); return p.lines }
+func (p *process) Done() <-chan struct{}  { return p.done }
+func (p *process) Exit() session.Exit     { p.w.mu.Lock(); defer p.w.mu.Unlock(); return *p.exit }
+func (p *process) Release()               { p.once.Do(func() { close(p.released) }) }
+func (p *process) Kill(exit session.Exit) { exit.Signal = "SIGKILL"; p.die(exit) }
 func (p *process) Stop(_ time.Duration, exit session.Exit) {
 	exit.Signal = "SIGTERM"
 	p.die(exit)
@@ -320,6 +347,7 @@ func (m *memLease) Renew(d int64) error {
 type leader struct {
 	cluster string
 	lease   time.Duration
+	settle  func() // waits until nothing moves any more
 
 	mu        sync.Mutex
 	down      bool // refuses new links
@@ -340,7 +368,7 @@ type leader struct {
 }
 
 func newLeader() *leader {
-	return &leader{cluster: "c1", lease: 12 * time.Second, last: map[uint64]uint64{}}
+	return &leader{cluster: "c1", lease: 12 * time.Second, settle: synctest.Wait, last: map[uint64]uint64{}}
 }
 
 func (l *leader) dial(context.Context, string) (nodelink.Conn, error) {
@@ -418,7 +446,7 @@ func (l *leader) send(f *nodev1.Frame) {
 	c := l.conn
 	l.mu.Unlock()
 	_ = c.Send(f)
-	synctest.Wait()
+	l.settle()
 }
 
 func (l *leader) desired(index uint64, full bool, ds ...*nodev1.DesiredSession) {
@@ -481,6 +509,19 @@ func (l *leader) told(id string) []string {
 			s = fmt.Sprintf("turn %d", k.TurnEnded.GetSequence())
 		case *nodev1.Fact_MessageRefused:
 			s = fmt.Sprintf("refused %d", k.MessageRefused.GetSequence())
+		case *nodev1.Fact_Copied:
+			s = fmt.Sprintf("copied %d move %d", k.Copied.GetRound(), k.Copied.GetMove())
+		case *nodev1.Fact_Prepared:
+			s = fmt.Sprintf("prepared %d", k.Prepared.GetManifest()[0])
+		case *nodev1.Fact_Captured:
+			s = fmt.Sprintf("captured %d", k.Captured.GetSequence())
+		case *nodev1.Fact_Checkpointed:
+			s = fmt.Sprintf("checkpointed %d", k.Checkpointed.GetSequence())
+			if m := k.Checkpointed.GetMove(); m != 0 {
+				s += fmt.Sprintf(" move %d", m)
+			}
+		case *nodev1.Fact_CheckpointFailed:
+			s = fmt.Sprintf("failed request %d move %d", k.CheckpointFailed.GetRequest(), k.CheckpointFailed.GetMove())
 		}
 		out = append(out, fmt.Sprintf("%d:%s", f.GetEpoch(), s))
 	}
@@ -489,7 +530,7 @@ func (l *leader) told(id string) []string {
 
 // node is one machine with its data directory, on which agents come and go.
 type node struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	world *world
 	lease *memLease

@@ -26,7 +26,9 @@ const (
 type waiter struct {
 	request *nodev1.Frame
 	epoch   uint32
-	end     bool // answered at the end, else at the start
+	end     bool   // answered at the end, else at the start
+	restore bool   // at the start, as restored
+	asked   uint64 // when not 0: answered when the checkpoint of that number is made, by the run's count
 }
 
 // frame deals with one frame. Requests get one answer each, or an error; facts tell the rest.
@@ -51,7 +53,9 @@ func (s *supervisor) frame(f *nodev1.Frame) {
 	case *nodev1.Frame_TerminateSession:
 		s.terminateSession(f, p.TerminateSession)
 	case *nodev1.Frame_RestoreSession:
-		s.refuse(f, fault.New(fault.Unimplemented, "restore_session: this node-agent keeps no checkpoints; start the session from its spec"))
+		s.restoreSession(f, p.RestoreSession.GetSession())
+	case *nodev1.Frame_CheckpointSession:
+		s.checkpointSession(f, p.CheckpointSession.GetSessionId())
 	case *nodev1.Frame_Error:
 		s.log.Warn("the server reports an error", "request_type", p.Error.GetRequestType(), "code", p.Error.GetCode(), "error", p.Error.GetError())
 	case *nodev1.Frame_Goodbye:
@@ -188,19 +192,71 @@ func (s *supervisor) getSession(f *nodev1.Frame, id string) {
 
 // spawnSession is RUN as a request: answered once the session runs, or cannot.
 func (s *supervisor) spawnSession(f *nodev1.Frame, d *nodev1.DesiredSession) {
+	s.startByRequest(f, d, nil)
+}
+
+// restoreSession is RUN with a checkpoint as a request.
+func (s *supervisor) restoreSession(f *nodev1.Frame, d *nodev1.DesiredSession) {
+	if d.GetRestore() == nil {
+		s.refuse(f, fault.New(fault.Invalid, "restore_session: session %s: no checkpoint is named; set restore, or use spawn_session", clip(d.GetSessionId())))
+		return
+	}
+	s.startByRequest(f, d, d.GetRestore())
+}
+
+func (s *supervisor) startByRequest(f *nodev1.Frame, d *nodev1.DesiredSession, restore *nodev1.Restore) {
 	if err := s.checkSpawn(f, d); err != nil {
 		s.refuse(f, err)
 		return
 	}
 	run := &nodev1.DesiredSession{SessionId: d.GetSessionId(), Epoch: d.GetEpoch(), Action: nodev1.DesiredSession_RUN, Spec: d.GetSpec(),
-		OutputBase: d.GetOutputBase(), Reason: d.GetReason()}
+		OutputBase: d.GetOutputBase(), Reason: d.GetReason(), Restore: restore, CheckpointRequest: d.GetCheckpointRequest(),
+		CheckpointSequence: d.GetCheckpointSequence()}
 	s.wantRun(run)
 	e := s.entries[d.GetSessionId()]
 	if e == nil || e.epoch() != d.GetEpoch() {
 		s.refuse(f, fault.New(fault.FailedPrecondition, "session %s: epoch %d could not be started; its end is reported as a fact", d.GetSessionId(), d.GetEpoch()))
 		return
 	}
-	s.await(e, waiter{request: f, epoch: d.GetEpoch()})
+	s.await(e, waiter{request: f, epoch: d.GetEpoch(), restore: restore != nil})
+}
+
+// checkpointSession asks a run for a checkpoint, and is answered when it is stored, or when it failed.
+func (s *supervisor) checkpointSession(f *nodev1.Frame, id string) {
+	e := s.entries[id]
+	if e == nil || e.removing || e.epoch() == 0 {
+		s.refuse(f, fault.New(fault.NotFound, "session %s is not on this node", clip(id)))
+		return
+	}
+	epoch := e.epoch()
+	switch {
+	case f.GetEpoch() != 0 && f.GetEpoch() != epoch:
+		s.refuse(f, fault.New(fault.FailedPrecondition, "session %s: epoch %d is stale; epoch %d is here", e.id, f.GetEpoch(), epoch))
+		return
+	case e.run == nil || e.run.epoch != epoch || e.run.status().proc == nil || !e.live():
+		s.refuse(f, fault.New(fault.FailedPrecondition, "session %s does not run; only one that runs can be checkpointed", e.id))
+		return
+	}
+	var asked uint64
+	e.run.steer(func(p *plan) { asked = p.asked + 1 })
+	if s.await(e, waiter{request: f, epoch: epoch, asked: asked}) {
+		e.run.steer(func(p *plan) { p.asked = asked })
+	}
+}
+
+// answerAskers answers those who asked over the link for a checkpoint.
+func (s *supervisor) answerAskers(e *entry, ev event) {
+	e.waiters = slices.DeleteFunc(e.waiters, func(w waiter) bool {
+		if w.asked == 0 || w.asked > ev.asked || w.epoch != e.run.epoch {
+			return false
+		}
+		if ev.failed != nil {
+			s.refuse(w.request, ev.failed)
+		} else {
+			s.answer(w.request, &nodev1.Frame{Epoch: w.epoch, Payload: &nodev1.Frame_SessionCheckpointed{SessionCheckpointed: &nodev1.SessionCheckpointed{Checkpoint: ev.checkpoint}}})
+		}
+		return true
+	})
 }
 
 func (s *supervisor) checkSpawn(f *nodev1.Frame, d *nodev1.DesiredSession) error {
@@ -259,10 +315,16 @@ func (s *supervisor) answerWaiters(e *entry) {
 		switch {
 		case w.epoch != e.run.epoch:
 			return false
+		case w.asked != 0 && st.ended != nil:
+			s.refuse(w.request, exitFault(e.id, st.ended.Exit))
+		case w.asked != 0:
+			return false
 		case w.end && st.ended != nil:
 			s.answer(w.request, &nodev1.Frame{Epoch: w.epoch, Payload: &nodev1.Frame_SessionTerminated{SessionTerminated: &nodev1.SessionTerminated{Session: s.state(e)}}})
 		case !w.end && st.ended != nil && st.proc == nil:
 			s.refuse(w.request, exitFault(e.id, st.ended.Exit))
+		case w.restore && (st.proc != nil || st.ended != nil):
+			s.answer(w.request, &nodev1.Frame{Epoch: w.epoch, Payload: &nodev1.Frame_SessionRestored{SessionRestored: &nodev1.SessionRestored{Session: s.state(e)}}})
 		case !w.end && (st.proc != nil || st.ended != nil):
 			s.answer(w.request, &nodev1.Frame{Epoch: w.epoch, Payload: &nodev1.Frame_SessionSpawned{SessionSpawned: &nodev1.SessionSpawned{Session: s.state(e)}}})
 		default:

@@ -14,10 +14,15 @@ import (
 // until the client has ended; a supervisor that falls behind slows the link down, and nothing is lost.
 func (a *Agent) newLink() (link, error) {
 	return nodelink.NewClient(nodelink.ClientOptions{
-		Servers:  a.opts.Servers,
-		Dial:     a.dial,
-		Hello:    a.hello,
-		OnAck:    func(server string, ack *nodev1.HelloAck) { a.in <- linkUp{server, ack} },
+		Servers: a.opts.Servers,
+		Dial:    a.dial,
+		Hello:   a.hello,
+		OnAck: func(server string, ack *nodev1.HelloAck) {
+			if a.opts.OnServers != nil {
+				a.opts.OnServers(server, ack.GetServers())
+			}
+			a.in <- linkUp{server, ack}
+		},
 		OnFrame:  func(f *nodev1.Frame) { a.in <- f },
 		OnDown:   func(err error) { a.in <- linkDown{err} },
 		OnStream: a.serveStream,

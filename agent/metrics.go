@@ -20,6 +20,12 @@ type metrics struct {
 	damaged           prometheus.Counter
 	roundTrip         prometheus.Histogram
 	streams           prometheus.Gauge
+
+	checkpoints, checkpointFailures   prometheus.Counter
+	checkpointBytes                   prometheus.Counter
+	checkpointHold, checkpointSeconds prometheus.Histogram
+	restores, restoreFailures         prometheus.Counter
+	restoreSeconds                    prometheus.Histogram
 }
 
 func newMetrics() *metrics {
@@ -44,6 +50,15 @@ func newMetrics() *metrics {
 		damaged:           counter("damaged_sessions_total", "Session directories set aside because their record was damaged."),
 		roundTrip:         histogram("heartbeat_round_trip_seconds", "Time from a heartbeat to its answer."),
 		streams:           gauge("streams", "Log readers, terminals and commands being served."),
+
+		checkpoints:        counter("checkpoints_total", "Checkpoints that were stored."),
+		checkpointFailures: counter("checkpoint_failures_total", "Checkpoints that could not be made; each is tried again, or its asker told."),
+		checkpointBytes:    counter("checkpoint_sent_bytes_total", "Bytes of chunks sent to the store."),
+		checkpointHold:     histogram("checkpoint_hold_seconds", "Time for which messages were held while a session was read."),
+		checkpointSeconds:  histogram("checkpoint_seconds", "Time from the moment of a checkpoint until it was stored."),
+		restores:           counter("restores_total", "Sessions that were restored from a checkpoint."),
+		restoreFailures:    counter("restore_failures_total", "Sessions that could not be restored."),
+		restoreSeconds:     histogram("restore_seconds", "Time to restore a session's directory."),
 	}
 }
 
@@ -54,6 +69,7 @@ func (m *metrics) register(r prometheus.Registerer, a *Agent) error {
 	}
 	for _, c := range []prometheus.Collector{
 		m.startSeconds, m.startFailures, m.messagesDelivered, m.messagesRefused, m.factResends, m.turns, m.lapses, m.damaged, m.roundTrip, m.streams,
+		m.checkpoints, m.checkpointFailures, m.checkpointBytes, m.checkpointHold, m.checkpointSeconds, m.restores, m.restoreFailures, m.restoreSeconds,
 		read("sessions", "Sessions that run, or are being started or stopped.", func(s Status) float64 { return float64(s.Sessions) }),
 		read("facts_unacked", "Facts that the control plane has not committed.", func(s Status) float64 { return float64(s.FactsUnacked) }),
 		read("lease_seconds", "What is left of the node's lease; 0 when it has none.", func(s Status) float64 { return s.LeaseLeft.Seconds() }),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/driver"
 	"github.com/neolith/orchestrator/agent/health"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -22,6 +23,7 @@ import (
 const (
 	DefaultMaxFactsUnacked = 10_000
 	DefaultMaxStarts       = 8
+	DefaultMaxRestores     = 4
 	DefaultMaxEndedKept    = 1000
 	DefaultStartTimeout    = 8 * time.Second // within the time an agent has to end in good order
 )
@@ -60,8 +62,16 @@ type Options struct {
 	// Sweep kills what lives of a session whose record is damaged, by its directory; nil when nothing outlives an agent.
 	Sweep func(ctx context.Context, sessionDir string) error
 
+	// OnServers is told, at each link, which server holds it and where all of them are, as host:port; it must not block. nil
+	// for nobody.
+	OnServers func(holds string, all []string)
+	// Checkpoints opens what captures sessions and restores them, once the data directory is this agent's; nil for a node that
+	// keeps no checkpoints.
+	Checkpoints func() (checkpoint.Keeper, error)
+
 	MaxFactsUnacked int
 	MaxStarts       int           // processes being started at one time
+	MaxRestores     int           // sessions being restored at one time
 	MaxEndedKept    int           // ended sessions whose directory is kept until the cluster forgets them; beyond it the oldest go
 	StartTimeout    time.Duration // of one start or adoption
 
@@ -101,11 +111,15 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Boottime == nil {
 		o.Boottime = Boottime
 	}
+	if o.Checkpoints == nil {
+		o.Checkpoints = func() (checkpoint.Keeper, error) { return checkpoint.None{}, nil }
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&o.MaxFactsUnacked, DefaultMaxFactsUnacked)
 	setDefault(&o.MaxStarts, DefaultMaxStarts)
+	setDefault(&o.MaxRestores, DefaultMaxRestores)
 	setDefault(&o.MaxEndedKept, DefaultMaxEndedKept)
 	setDefault(&o.StartTimeout, DefaultStartTimeout)
 	return o, nil

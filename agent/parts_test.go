@@ -247,7 +247,7 @@ func TestRemovingFollowsNoLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}); err != nil {
+	if err := s.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}, false); err != nil {
 		t.Fatal(err)
 	}
 	ws := filepath.Join(dir, "sessions", "s", "workspace")

@@ -36,6 +36,11 @@ func (s *supervisor) desired(index uint64, d *nodev1.Desired) {
 				s.unwanted(e)
 			}
 		}
+		for id, st := range s.staging {
+			if !named[id] {
+				s.unprepare(id, st.epoch)
+			}
+		}
 	}
 	s.resumeIndex.Store(index)
 }
@@ -68,17 +73,25 @@ func (s *supervisor) want(d *nodev1.DesiredSession) error {
 		s.wantKill(d)
 	case nodev1.DesiredSession_FORGET:
 		s.wantForget(d)
+	case nodev1.DesiredSession_LEAVE:
+		return s.wantLeave(d)
+	case nodev1.DesiredSession_PREPARE:
+		return s.wantPrepared(d)
 	default:
 		return fault.New(fault.Invalid, "action %s is not known to this node-agent", d.GetAction())
 	}
 	return nil
 }
 
-// wantRun starts an epoch, unless this one or a later one was started, or waits, here.
+// wantRun starts an epoch, unless this one or a later one was started, or waits, here: then it goes on as is said.
 func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 	id, epoch := d.GetSessionId(), d.GetEpoch()
 	e := s.entries[id]
-	if s.tombs.buried(id, epoch) || e != nil && e.epoch() >= epoch {
+	if s.tombs.buried(id, epoch) || e != nil && e.epoch() > epoch {
+		return
+	}
+	if e != nil && e.epoch() == epoch {
+		e.steer(d)
 		return
 	}
 	if d.GetStarted() {
@@ -92,7 +105,7 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 		err = s.canRun(spec)
 	}
 	if err != nil {
-		s.neverRan(id, epoch, d.GetOutputBase(), session.Exit{Cause: session.CauseStartFailed, Message: oneLine(err)})
+		s.neverRan(id, epoch, outputBase(d), session.Exit{Cause: session.CauseStartFailed, Message: oneLine(err)})
 		return
 	}
 	if e == nil {
@@ -100,9 +113,49 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 		s.entries[id] = e
 	}
 	e.forget = false
-	e.next = &nextRun{spec: spec, inbox: newInbox(), since: s.host.lease.now(), rec: &record{Version: recordVersion, SessionID: id,
-		Epoch: epoch, Spec: json.RawMessage(raw), OutputBase: d.GetOutputBase(), CreateTime: time.Now()}}
+	e.next = &nextRun{spec: spec, inbox: newInbox(), since: s.host.lease.now(), restore: d.GetRestore(), rec: &record{Version: recordVersion,
+		SessionID: id, Epoch: epoch, Spec: json.RawMessage(raw), OutputBase: outputBase(d), CreateTime: time.Now()}}
+	e.next.plan.follow(d)
+	if d.GetRestore() != nil {
+		s.arrived(id)
+	} else {
+		s.unprepare(id, epoch)
+	}
 	s.advance(e)
+}
+
+// outputBase is the number of the last output line before the epoch.
+func outputBase(d *nodev1.DesiredSession) uint64 {
+	if d.GetRestore() != nil {
+		return d.GetRestore().GetOutputLine()
+	}
+	return d.GetOutputBase()
+}
+
+// steer tells the epoch that runs, or waits to, what is wanted of it beside running.
+func (e *entry) steer(d *nodev1.DesiredSession) {
+	if e.next != nil {
+		e.next.plan.follow(d)
+		return
+	}
+	e.run.steer(func(p *plan) { p.follow(d) })
+}
+
+// wantLeave has an epoch make its last checkpoint and end. One that is not here cannot; somebody waits to hear that.
+func (s *supervisor) wantLeave(d *nodev1.DesiredSession) error {
+	id, epoch := d.GetSessionId(), d.GetEpoch()
+	if d.GetMove() == 0 {
+		return fault.New(fault.Invalid, "an order to leave without a number")
+	}
+	e := s.entries[id]
+	switch {
+	case s.tombs.buried(id, epoch) || e != nil && e.epoch() > epoch:
+	case e != nil && e.epoch() == epoch:
+		e.steer(d)
+	default:
+		s.neverRan(id, epoch, outputBase(d), session.Exit{Cause: session.CauseLost, Message: "the node does not have it any more"})
+	}
+	return nil
 }
 
 // canRun refuses what this node can never run, or not now.
@@ -177,9 +230,13 @@ func (s *supervisor) wantKill(d *nodev1.DesiredSession) {
 // wantForget lets go of what an epoch left behind; if it should live, it is a ghost and killed first.
 func (s *supervisor) wantForget(d *nodev1.DesiredSession) {
 	id, epoch := d.GetSessionId(), d.GetEpoch()
+	expected := s.staging[id] != nil
+	s.unprepare(id, epoch)
 	e := s.entries[id]
 	if e == nil {
-		s.tombs.add(id, epoch)
+		if !expected { // an epoch that was to begin here may be so again
+			s.tombs.add(id, epoch)
+		}
 		return
 	}
 	if e.epoch() > epoch {
@@ -227,7 +284,7 @@ func (s *supervisor) advance(e *entry) {
 		n := e.next
 		e.next, e.forget = nil, false
 		r := newRun(s.host, n.rec, n.spec, false)
-		r.inbox = n.inbox
+		r.inbox, r.plan, r.restore = n.inbox, n.plan, n.restore
 		e.run = r
 		s.launch(r)
 	case e.forget && e.run != nil:

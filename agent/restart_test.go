@@ -87,7 +87,7 @@ func TestWhatWasNeverStartedIsStartedWhenToldAgain(t *testing.T) {
 		n.lead.holdLease = true
 		n.start()
 		st := n.agent.host.store
-		if err := st.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}); err != nil { // and then the agent was killed
+		if err := st.prepare(&record{Version: 1, SessionID: "s", Epoch: 1, Spec: []byte("{}")}, false); err != nil { // and then the agent was killed
 			t.Fatal(err)
 		}
 		n.stop()

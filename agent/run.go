@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/driver"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -51,6 +52,7 @@ const (
 // goroutines.
 type host struct {
 	nodeName     string
+	nodeID       string
 	secretsDir   string
 	leasePath    string
 	startTimeout time.Duration
@@ -59,6 +61,9 @@ type host struct {
 	lease        *lease
 	slots        chan struct{} // holds one for each start under way
 	room         *gate         // shut while too many facts wait
+	keeper       checkpoint.Keeper
+	restores     chan struct{} // holds one for each restore under way
+	sweep        chan struct{} // the janitor's: something is in the trash
 	events       chan<- event  // to the supervisor, which takes them until all runs have returned
 	metrics      *metrics
 	log          *slog.Logger
@@ -82,6 +87,10 @@ type event struct {
 	absent bool
 	// settled: the first attempt to adopt it is over.
 	settled bool
+	// asked, when not 0: the checkpoint that requests over the link up to this one asked for is made, or failed.
+	asked      uint64
+	checkpoint *nodev1.Checkpointed
+	failed     error
 }
 
 // run is one epoch of one session. The supervisor makes it, starts main in a goroutine, orders, and reads its state;
@@ -98,12 +107,14 @@ type run struct {
 	rec        *record
 	adopted    bool
 	inbox      *inbox
-	wake       chan struct{} // holds one: an order, a message, room for facts, a new lease
-	done       chan struct{} // closed when main has returned
-	superseded bool          // guarded by mu: a newer epoch waits; nobody wants this one's turns
-	settled    bool          // owned by main
+	wake       chan struct{}   // holds one: an order, a message, room for facts, a new lease
+	done       chan struct{}   // closed when main has returned
+	superseded bool            // guarded by mu: a newer epoch waits; nobody wants this one's turns
+	settled    bool            // owned by main
+	restore    *nodev1.Restore // what it begins with; nil for what its directory holds
 
 	mu    sync.Mutex
+	plan  plan
 	want  order
 	proc  driver.Process // nil before the start
 	ended *ending        // nil before the end
@@ -185,6 +196,18 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 	failed := func(err error) *ending {
 		return r.neverRan(session.Exit{Cause: session.CauseStartFailed, Message: oneLine(err)})
 	}
+	if r.restore != nil {
+		if err := r.bringBack(ctx); err != nil {
+			r.metrics.restoreFailures.Inc()
+			if o := r.status().want; o.strength > orderNone {
+				return nil, r.neverRan(o.exit)
+			}
+			if ctx.Err() != nil {
+				return nil, nil
+			}
+			return nil, failed(err)
+		}
+	}
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
@@ -199,8 +222,11 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 		return nil, r.neverRan(session.Exit{Cause: session.CauseLost, Message: "the node's lease lapsed before the session was started"})
 	}
 	began := time.Now()
-	if err := r.store.prepare(r.rec); err != nil {
-		return nil, failed(err)
+	if r.restore == nil {
+		if err := r.store.prepare(r.rec, r.spec.CheckpointEvery != ""); err != nil {
+			return nil, failed(err)
+		}
+		signal(r.sweep) // a workspace that was replaced
 	}
 	s := r.start()
 	s.StartBy = startBy
@@ -338,20 +364,21 @@ func (r *run) fact(f *nodev1.Fact) *nodev1.Fact {
 
 func (r *run) report(f *nodev1.Fact) { r.emit(event{run: r, fact: r.fact(f)}) }
 
-// turnEnded reports the end of a turn, once.
-func (r *run) turnEnded(t driver.Turn) {
+// turnEnded reports the end of a turn, once. It returns whether there was one: a message that was refused had none.
+func (r *run) turnEnded(t driver.Turn) bool {
 	if t.Refused != "" {
 		r.inbox.refuse(t.Sequence)
 		r.metrics.messagesRefused.Inc()
 		r.report(refusedFact(t.Sequence, t.Refused))
-		return
+		return false
 	}
 	if !r.inbox.finish(t.Sequence) {
-		return
+		return false
 	}
 	r.metrics.turns.Inc()
 	r.report(&nodev1.Fact{Kind: &nodev1.Fact_TurnEnded{TurnEnded: &nodev1.TurnEnded{
 		Sequence: t.Sequence, Result: t.Result, ResultTruncated: t.Truncated, OutputLine: t.OutputLine}}})
+	return true
 }
 
 func refusedFact(seq uint64, cause string) *nodev1.Fact {

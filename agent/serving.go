@@ -21,6 +21,7 @@ import (
 // at a time and only while there is room for them, except for those of the end.
 type serving struct {
 	*run
+	saving
 	proc driver.Process
 
 	current   uint64         // the message with the process; 0 for none
@@ -40,6 +41,8 @@ func (s *serving) serve(ctx context.Context) *ending {
 	defer s.told.Stop()
 	defer s.retry.Stop()
 	defer s.deadline.Stop()
+	s.initSaving()
+	defer s.stopTimers()
 	sendCtx, cancelSend := context.WithCancel(ctx)
 	defer cancelSend()
 	if s.current = s.proc.Outstanding(); s.current != 0 {
@@ -49,6 +52,7 @@ func (s *serving) serve(ctx context.Context) *ending {
 		s.obey()
 		s.expire()
 		s.reportForgotten()
+		s.save(sendCtx)
 		s.sendNext(sendCtx)
 		select {
 		case <-s.wake:
@@ -68,9 +72,19 @@ func (s *serving) serve(ctx context.Context) *ending {
 		case <-s.retry.C:
 			s.retryWait = false
 		case <-s.deadline.C:
+		case o := <-s.ends:
+			s.finished(sendCtx, o)
+		case <-s.tick.C:
+			s.overdue = true
+		case <-s.again.C:
+			s.resting = false
+		case <-s.patience.C:
+			s.tooLong()
+		case <-s.soon.C:
 		case <-ctx.Done():
 			cancelSend()
 			s.awaitSend()
+			s.endSaving()
 			s.proc.Release()
 			return nil
 		}
@@ -115,7 +129,7 @@ func (s *serving) obey() {
 // sendNext begins to write the most urgent message, when the process can take one. It writes beside this goroutine: a
 // process that does not read must not keep it from being killed.
 func (s *serving) sendNext(ctx context.Context) {
-	if s.current != 0 || s.sending != nil || s.retryWait || s.obeyed > orderNone || !s.room.open() || !s.lease.held() {
+	if s.hold || s.current != 0 || s.sending != nil || s.retryWait || s.obeyed > orderNone || !s.room.open() || !s.lease.held() {
 		return
 	}
 	m := s.inbox.take()
@@ -161,7 +175,10 @@ func (s *serving) tryLater() {
 
 func (s *serving) turn(t driver.Turn) {
 	if !s.unwanted() {
-		s.turnEnded(t)
+		if s.turnEnded(t) {
+			s.turnCount++
+			s.unsaved = true
+		}
 	}
 	if t.Sequence == s.current {
 		s.current = 0
@@ -211,5 +228,6 @@ func (s *serving) end(cancelSend context.CancelFunc) *ending {
 	<-s.proc.Done()
 	cancelSend()
 	s.awaitSend()
+	s.endSaving()
 	return &ending{Exit: s.proc.Exit(), OutputLine: s.proc.OutputLine(), Outstanding: s.proc.Outstanding(), Time: time.Now()}
 }

@@ -32,12 +32,17 @@ import (
 //	    session.json     its record: spec, epoch, output base, and how it ended
 //	    workspace/       its working directory
 //	    log/             its numbered output
+//	restoring/ID/        one that is being restored, and takes its place when it is whole
+//	staged/ID/           ready for a session that is about to move here
+//	spool/               captured and not stored yet (package checkpoint)
 //	damaged/             directories whose record could not be read, for a person to look at
 //	trash/               directories on their way out
 const (
 	sessionsDir  = "sessions"
 	damagedDir   = "damaged"
 	trashDir     = "trash"
+	restoringDir = "restoring"
+	stagedDir    = "staged"
 	recordFile   = "session.json"
 	workspaceDir = "workspace"
 	logDir       = "log"
@@ -61,6 +66,7 @@ type record struct {
 	Epoch      uint32          `json:"epoch"`
 	Spec       json.RawMessage `json:"spec"` // protojson of orchestrator.v1.SessionSpec
 	OutputBase uint64          `json:"outputBase,omitempty"`
+	TurnBase   uint64          `json:"turnBase,omitempty"` // turns before this epoch, by the checkpoint that it began with
 	CreateTime time.Time       `json:"createTime"`
 	Ended      *ending         `json:"ended,omitempty"`
 }
@@ -91,12 +97,13 @@ type store struct {
 }
 
 func newStore(root *os.Root, path string) (*store, error) {
-	for _, dir := range []string{sessionsDir, damagedDir, trashDir} {
+	for _, dir := range []string{sessionsDir, restoringDir, stagedDir, damagedDir, trashDir} {
 		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fault.New(fault.Invalid, "agent: make %s: %w", filepath.Join(path, dir), err)
 		}
 	}
-	return &store{root: root, path: path}, nil
+	s := &store{root: root, path: path}
+	return s, s.clearRestoring()
 }
 
 var sessionIDRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -119,9 +126,15 @@ func clip(s string) string {
 // dir is the session's own directory, absolute.
 func (s *store) dir(id string) string { return filepath.Join(s.path, sessionsDir, id) }
 
-// prepare makes the session's directories and writes its record; what an earlier epoch left in them stays.
-func (s *store) prepare(r *record) error {
+// prepare makes the session's directories and writes its record; what an earlier epoch left in them stays, but with fresh for
+// its output: a session that is checkpointed and has no checkpoint begins anew, and is given all its messages again.
+func (s *store) prepare(r *record, fresh bool) error {
 	base := filepath.Join(sessionsDir, r.SessionID)
+	if fresh {
+		if err := s.discardTree(filepath.Join(base, workspaceDir), r.SessionID); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{base, filepath.Join(base, workspaceDir), filepath.Join(base, logDir)} {
 		if err := s.root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("agent: make the directory of session %s: %w", r.SessionID, err)
@@ -131,12 +144,14 @@ func (s *store) prepare(r *record) error {
 }
 
 // write replaces the session's record.
-func (s *store) write(r *record) error {
+func (s *store) write(r *record) error { return s.writeTo(filepath.Join(sessionsDir, r.SessionID), r) }
+
+func (s *store) writeTo(dir string, r *record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("agent: write the record of session %s: %w", r.SessionID, err)
 	}
-	name := filepath.Join(sessionsDir, r.SessionID, recordFile)
+	name := filepath.Join(dir, recordFile)
 	if err := s.root.WriteFile(name+".new", b, 0o600); err != nil {
 		return fmt.Errorf("agent: write the record of session %s: %w", r.SessionID, err)
 	}
@@ -240,8 +255,12 @@ func (s *store) names(dir string) ([]string, error) {
 
 // discard moves a session's directory to the trash: at once gone from where anybody looks, whatever its size.
 func (s *store) discard(id string) error {
+	return s.discardTree(filepath.Join(sessionsDir, id), id)
+}
+
+func (s *store) discardTree(name, id string) error {
 	to := filepath.Join(trashDir, id+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
-	if err := s.root.Rename(filepath.Join(sessionsDir, id), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.root.Rename(name, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("agent: remove the directory of session %s: %w", id, err)
 	}
 	return nil

@@ -77,10 +77,12 @@ type entry struct {
 
 // nextRun is an epoch that waits to be started.
 type nextRun struct {
-	rec   *record
-	spec  *session.Spec
-	inbox *inbox // takes messages already
-	since time.Duration
+	rec     *record
+	spec    *session.Spec
+	inbox   *inbox // takes messages already
+	since   time.Duration
+	restore *nodev1.Restore
+	plan    plan
 }
 
 // live reports whether something of the session runs, or may.
@@ -101,6 +103,7 @@ func (e *entry) epoch() uint32 {
 type supervisor struct {
 	*Agent
 	entries map[string]*entry
+	staging map[string]*staging // sessions that are expected here
 	runs    sync.WaitGroup
 	runCtx  context.Context
 	facts   factLog
@@ -128,7 +131,7 @@ type supervisor struct {
 
 func (s *supervisor) init(a *Agent) {
 	s.Agent = a
-	s.entries = map[string]*entry{}
+	s.entries, s.staging = map[string]*entry{}, map[string]*staging{}
 	s.tombs = tombstones{epochs: map[string]uint32{}}
 	s.renew, s.heartbeat = defaultRenew, defaultHeartbeat
 	s.cluster.Store(&a.data.id.ClusterID)
@@ -195,6 +198,7 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 	stop, patience := ctx.Done(), (<-chan time.Time)(nil)
 	for {
 		s.checkLease()
+		s.expireStaging()
 		s.flush()
 		if stop == nil && s.allToldAndGone() {
 			return nil
@@ -424,6 +428,9 @@ func (s *supervisor) event(e event) {
 		s.janitor.forget(ent.id)
 		return
 	}
+	if e.asked > 0 {
+		s.answerAskers(ent, e)
+	}
 	s.answerWaiters(ent)
 	if e.ended {
 		s.keep(ent)
@@ -459,6 +466,8 @@ func (s *supervisor) note(n any) {
 		s.judge()
 	case where:
 		s.locate(n)
+	case staged:
+		s.staged(n)
 	}
 }
 

@@ -105,10 +105,12 @@ func TestWhoMayWhat(t *testing.T) {
 	}
 	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes",
 		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListDeadLetters", "QueueService/ListMessages",
-		"SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory", "SessionService/ListSessions",
-		"SessionService/ReadLogs", "SessionService/WatchSessions"}
+		"SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory", "SessionService/ListCheckpoints",
+		"SessionService/ListSessions", "SessionService/ReadLogs", "SessionService/WatchSessions"}
 	client := slices.Concat(viewer, []string{"SessionService/AttachSession", "SessionService/ExecSession", "SessionService/SendMessage",
-		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession"})
+		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
+		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
+		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})

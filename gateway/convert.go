@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"math"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,18 +24,63 @@ func sessionProto(v *state.View, s *session.Session) *apiv1.Session {
 		Labels: pbconv.MapFromPairs(spec.Labels), CreateTime: pbconv.Time(s.CreateTime), StartTime: pbconv.Time(s.StartTime),
 		EndTime: pbconv.Time(s.EndTime), Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit), Spec: pbconv.SpecToProto(spec),
 		Placement: s.Placement, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine,
-		Node: nodeName(v, s.NodeID), Mailbox: &apiv1.Session_Mailbox{}, Lag: &apiv1.Session_Lag{},
+		Node: nodeName(v, s.NodeID), Mailbox: &apiv1.Session_Mailbox{}, Checkpoint: pbconv.CheckpointToProto(s.Head()),
+		Migration: migrationProto(v, s.Migration),
 	}
-	if box := v.Mailbox(s.ID); box != nil {
+	box := v.Mailbox(s.ID)
+	if box != nil {
 		out.Mailbox = &apiv1.Session_Mailbox{Queued: box.Queued, Delivered: box.Delivered, Acked: box.Acked, Dead: box.Dead}
-		// Without a checkpoint, everything that the process was told and did is what a loss of its node would undo.
-		out.Lag = &apiv1.Session_Lag{Turns: box.Acked, Messages: box.Queued + box.Delivered}
 	}
-	if !s.Phase.Ended() && s.StartTime != 0 {
-		out.Lag.Seconds = time.Duration(v.Time() - s.StartTime).Seconds()
+	out.Lag = lagProto(v, s, box)
+	return out
+}
+
+// lagProto is what a loss of the session's node would cost now: the turns whose effects its last checkpoint does not hold, the
+// messages that the next epoch would be given, and how long the oldest such turn has been ended. The messages are those
+// that wait, those that are with the process, and those of ended turns that are kept to be delivered again; where nothing is kept,
+// for no checkpoint is made, the turns are lost.
+func lagProto(v *state.View, s *session.Session, box *session.Mailbox) *apiv1.Session_Lag {
+	out := &apiv1.Session_Lag{Turns: uint32(min(s.LagTurns(), math.MaxUint32))}
+	if box != nil {
+		out.Messages = box.Queued + box.Delivered + box.Kept
+	}
+	if s.UnsavedSince != 0 {
+		out.Seconds = span(s.UnsavedSince, until(v, s.EndTime, s.Phase.Ended())).Seconds()
 	}
 	return out
 }
+
+// migrationProto describes a move; nil gives nil. Its spans grow until it has ended.
+func migrationProto(v *state.View, m *session.Migration) *apiv1.Session_Migration {
+	if m == nil {
+		return nil
+	}
+	out := &apiv1.Session_Migration{
+		Source: nodeName(v, m.Source), Target: nodeName(v, m.Target), Mode: modeLive, Rounds: m.Rounds, BytesSent: m.BytesSent, BytesReused: m.BytesReused,
+		Epoch: m.Epoch, State: apiv1.Session_Migration_State(m.State), Error: m.Error, StartTime: pbconv.Time(m.StartTime),
+	}
+	if m.Cold {
+		out.Mode = modeCold
+	}
+	end := until(v, m.EndTime, !m.Under())
+	out.TotalMs = milliseconds(span(m.StartTime, end))
+	if m.HeldTime != 0 {
+		out.BlackoutMs = milliseconds(span(m.HeldTime, end))
+	}
+	return out
+}
+
+// until is when a span ends: at the end of what it is of, or, so far, now. The state's clock stands still while nothing happens.
+func until(v *state.View, end int64, ended bool) int64 {
+	if ended && end != 0 {
+		return end
+	}
+	return v.Time()
+}
+
+func span(from, to int64) time.Duration { return max(time.Duration(to-from), 0) }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // nodeName is the name of a node; its id when the state has forgotten it.
 func nodeName(v *state.View, id string) string {

@@ -25,8 +25,8 @@ func (s *nodeService) proto(n *state.Node) *apiv1.Node {
 // would be some other node.
 const minNodePrefix = len("node-") + 4
 
-// resolve finds a node by id, unique prefix of it, or name.
-func (s *nodeService) resolve(v *state.View, id string) (*state.Node, error) {
+// resolveNode finds a node by id, unique prefix of it, or name.
+func resolveNode(v *state.View, id string) (*state.Node, error) {
 	if n := v.Node(id); n != nil {
 		return n, nil
 	}
@@ -76,7 +76,7 @@ func (s *nodeService) GetNode(ctx context.Context, req *apiv1.GetNodeRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	n, err := s.resolve(v, req.GetId())
+	n, err := resolveNode(v, req.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (s *nodeService) setSchedulable(ctx context.Context, method string, req int
 	GetId() string
 }, schedulable bool,
 ) (*apiv1.Node, error) {
-	n, err := s.resolve(s.ops.State.View(), req.GetId())
+	n, err := resolveNode(s.ops.State.View(), req.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func (s *nodeService) UncordonNode(ctx context.Context, req *apiv1.UncordonNodeR
 
 func (s *nodeService) RemoveNode(ctx context.Context, req *apiv1.RemoveNodeRequest) (*apiv1.RemoveNodeResponse, error) {
 	id := req.GetId()
-	switch n, err := s.resolve(s.ops.State.View(), id); {
+	switch n, err := resolveNode(s.ops.State.View(), id); {
 	case err == nil:
 		id = n.ID
 	case req.GetIdempotencyKey() == "" || !fault.Is(err, fault.NotFound):

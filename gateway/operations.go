@@ -206,21 +206,11 @@ func (o *Operations) Spawn(ctx context.Context, req *apiv1.SpawnSessionRequest) 
 	return res.Session, nil
 }
 
-// waitStarted waits until the session runs or has ended.
+// waitStarted waits until the session runs or has ended, or somebody wants something else of it.
 func (o *Operations) waitStarted(ctx context.Context, id string) (*session.Session, error) {
-	for {
-		changed := o.waiters.changed(id)
-		s := o.State.View().Session(id)
-		switch {
-		case s == nil:
-			return nil, fault.New(fault.NotFound, "session %s: is no longer kept", id)
-		case s.Phase != session.Pending && s.Phase != session.Starting:
-			return s, nil
-		}
-		if err := o.await(ctx, changed); err != nil {
-			return nil, fault.New(fault.KindOf(err), "wait for session %s: %w; it is %s: %s", id, err, s.Phase, s.Reason)
-		}
-	}
+	return o.waitSession(ctx, id, func(s *session.Session) (bool, error) {
+		return s.Phase != session.Pending && s.Phase != session.Starting && s.Phase != session.Restoring, nil
+	})
 }
 
 // await waits for a change; when this server stops leading, waiting goes on at the next leader.

@@ -127,6 +127,18 @@ func (r *reign) settled(id string, sequence uint64) {
 	}
 }
 
+// takesMessages reports whether a session's node may have its messages: also before the process runs, and while it is being
+// copied, which does not keep it from working.
+func takesMessages(s *session.Session) bool {
+	switch s.Phase {
+	case session.Starting, session.Restoring, session.Running:
+		return true
+	case session.Migrating, session.Pausing:
+		return !s.Left && s.RewindTo == 0
+	}
+	return false
+}
+
 // pullMessages gives each session that may have some its next messages.
 func (r *reign) pullMessages() {
 	if len(r.toDeliver) == 0 {
@@ -136,7 +148,7 @@ func (r *reign) pullMessages() {
 	for id := range r.toDeliver {
 		delete(r.toDeliver, id)
 		s := view.Session(id)
-		if s == nil || (s.Phase != session.Running && s.Phase != session.Starting) {
+		if s == nil || !takesMessages(s) {
 			continue
 		}
 		n := r.nodes[s.NodeID]

@@ -40,6 +40,8 @@ type reign struct {
 	placing    map[string]bool
 	placeDirty bool
 	deliveries map[string]*delivery
+	preparing  map[string]session.ManifestID // what targets of moves were told to have ready
+	told       map[string]told               // what nodes were told beside to run a session or to end it
 	toDeliver  map[string]bool
 	expiries   expiryHeap
 	buried     map[messageKey]bool
@@ -88,7 +90,7 @@ func newReign(l *Leader, term uint64) *reign {
 	return &reign{
 		l: l, opts: l.opts, log: l.opts.Logger.With("term", term), term: term,
 		nodes: map[string]*node{}, pending: map[string]*session.Session{}, placing: map[string]bool{},
-		deliveries: map[string]*delivery{}, toDeliver: map[string]bool{}, buried: map[messageKey]bool{},
+		deliveries: map[string]*delivery{}, told: map[string]told{}, preparing: map[string]session.ManifestID{}, toDeliver: map[string]bool{}, buried: map[messageKey]bool{},
 		changes: make(chan *state.Change, changesAhead), ended: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -178,6 +180,7 @@ func (r *reign) load(v *state.View) {
 		}
 	}
 	r.pending = map[string]*session.Session{}
+	r.told, r.preparing = map[string]told{}, map[string]session.ManifestID{}
 	r.deliveries = map[string]*delivery{} // what was acked meanwhile is not known; nodes know what they were given
 	r.expiries = nil
 	for s := range v.Sessions("") {
@@ -226,6 +229,8 @@ func (r *reign) observe(c *state.Change) {
 	for _, s := range c.RemovedSessions {
 		delete(r.pending, s.ID)
 		delete(r.deliveries, s.ID)
+		delete(r.told, s.ID)
+		delete(r.preparing, s.ID)
 		if n := r.nodes[s.NodeID]; n != nil && n.synced {
 			r.tell(n, &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is no longer kept"})
 		}
@@ -249,8 +254,13 @@ func (r *reign) observeSession(s *session.Session) {
 	if n := r.nodes[s.NodeID]; n != nil && n.synced && s.NodeID != "" {
 		r.desire(n, s)
 	}
-	if s.Phase == session.Starting && s.Epoch > 1 {
-		r.forgetElsewhere(s)
+	if s.Phase == session.Migrating {
+		r.prepare(s)
+	} else {
+		delete(r.preparing, s.ID)
+	}
+	if s.Epoch > 1 && (s.Phase == session.Starting || s.Phase == session.Running && s.StartTime == s.History[len(s.History)-1].Time) {
+		r.forgetElsewhere(s) // one that is restored still needs its source until it runs
 	}
 	if s.Phase == session.Running {
 		r.toDeliver[s.ID] = true

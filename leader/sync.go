@@ -170,8 +170,9 @@ func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
 		}
 		running++
 		h := has[s.ID]
-		if h == nil || h.GetEpoch() != s.Epoch || s.Phase == session.Terminating {
-			r.tell(n, desired(s))
+		if h == nil || h.GetEpoch() != s.Epoch || s.Phase == session.Terminating || r.tellOf(s) != (told{epoch: s.Epoch}) {
+			r.told[s.ID] = r.tellOf(s)
+			r.tell(n, r.desired(s))
 		}
 		delete(r.deliveries, s.ID)
 		if h != nil && h.GetEpoch() == s.Epoch && len(h.GetInbox()) > 0 {
@@ -184,6 +185,9 @@ func (r *reign) inventory(n *node, inv *nodev1.SessionsResponse) {
 			}
 		}
 		r.toDeliver[s.ID] = true
+	}
+	for s := range view.SessionsMovingTo(n.id) {
+		r.prepare(s)
 	}
 	r.placeDirty = true
 	r.log.Info("a node showed its inventory", "node", n.link.Hello().GetName(), "has", len(has), "should", running, "corrections", len(n.dirty))
@@ -210,23 +214,98 @@ func stray(view *state.View, nodeID string, has *nodev1.SessionState) *nodev1.De
 	return d
 }
 
+// told is what a node was last told of a session that runs on it: to leave, and for which checkpoint it was asked.
+type told struct {
+	epoch         uint32
+	move, request uint64
+	holdOff       bool // the target of the move is not ready
+}
+
+// tellOf is what a session's node has to know beyond that the session is to run.
+func (r *reign) tellOf(s *session.Session) told {
+	t := told{epoch: s.Epoch}
+	if s.Phase == session.Migrating || s.Phase == session.Pausing {
+		t.move = s.Move
+	}
+	if s.Phase == session.Migrating && !s.Migration.Cold && !s.Migration.Prepared {
+		target := r.nodes[s.Migration.Target]
+		t.holdOff = target != nil && target.synced
+	}
+	if s.CheckpointRequest > s.CheckpointAnswered {
+		t.request = s.CheckpointRequest
+	}
+	return t
+}
+
 // desire tells a node of a change to a session that is placed on it, unless the node itself reported it: that a session
 // runs, or has ended. The directory of one that has ended stays on the node, with its output, until the state forgets it.
 func (r *reign) desire(n *node, s *session.Session) {
-	if s.Phase == session.Starting || s.Phase == session.Terminating {
-		r.tell(n, desired(s))
+	switch s.Phase {
+	case session.Starting, session.Restoring, session.Terminating:
+		delete(r.told, s.ID)
+		r.tell(n, r.desired(s))
+	case session.Running, session.Migrating, session.Pausing:
+		is, was := r.tellOf(s), r.told[s.ID]
+		if was.epoch != is.epoch {
+			was = told{epoch: is.epoch}
+		}
+		if is == was {
+			return
+		}
+		if r.told[s.ID] = is; is.move != was.move || is.request > was.request || is.holdOff != was.holdOff {
+			r.tell(n, r.desired(s))
+		}
+	default:
+		delete(r.told, s.ID)
 	}
 }
 
 // desired is what a node is told of a session that holds it.
-func desired(s *session.Session) *nodev1.DesiredSession {
+func (r *reign) desired(s *session.Session) *nodev1.DesiredSession {
 	d := &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_RUN, Reason: s.Reason}
-	if s.Phase == session.Terminating {
+	switch {
+	case s.Phase == session.Terminating:
 		d.Action, d.Grace, d.Reason = nodev1.DesiredSession_STOP, durationpb.New(s.StopGrace), s.StopCause
 		return d
+	case s.Phase == session.Pausing && s.RewindTo != 0:
+		d.Action, d.Grace, d.Reason = nodev1.DesiredSession_STOP, durationpb.New(s.Spec.Grace), session.CauseEvicted
+		return d
+	case s.Phase == session.Migrating, s.Phase == session.Pausing:
+		d.Action, d.Move = nodev1.DesiredSession_LEAVE, s.Move
+		d.Cold = s.Phase == session.Migrating && s.Migration.Cold
+		d.HoldOff = r.tellOf(s).holdOff
 	}
-	d.Spec, d.OutputBase, d.Started = pbconv.SpecToProto(s.Spec), s.OutputLine, s.Phase == session.Running
+	d.Spec, d.OutputBase = pbconv.SpecToProto(s.Spec), s.OutputLine
+	d.Started = s.Phase == session.Running || s.Phase == session.Migrating || s.Phase == session.Pausing
+	if s.CheckpointRequest > s.CheckpointAnswered {
+		d.CheckpointRequest = s.CheckpointRequest
+	}
+	if head := s.Head(); head != nil {
+		d.CheckpointSequence = head.Sequence
+		if head.Epoch < s.Epoch {
+			d.Restore = &nodev1.Restore{
+				Manifest: head.Manifest[:], Sequence: head.Sequence, OutputLine: head.OutputLine, LostLine: s.LostLine, LostEpoch: s.LostEpoch,
+			}
+		}
+	}
 	return d
+}
+
+// prepare has the target of a move have ready what was copied of the session so far.
+func (r *reign) prepare(s *session.Session) {
+	m := s.Migration
+	if s.Phase != session.Migrating || s.Left || m.Copied == (session.ManifestID{}) || m.Copied == r.preparing[s.ID] {
+		return
+	}
+	target := r.nodes[m.Target]
+	if target == nil || !target.synced {
+		return
+	}
+	r.preparing[s.ID] = m.Copied
+	r.tell(target, &nodev1.DesiredSession{
+		SessionId: s.ID, Epoch: s.Epoch + 1, Action: nodev1.DesiredSession_PREPARE, Reason: s.Reason, Spec: pbconv.SpecToProto(s.Spec),
+		Restore: &nodev1.Restore{Manifest: m.Copied[:]},
+	})
 }
 
 // forgetElsewhere tells the node of an earlier epoch that it may drop the session's directory.

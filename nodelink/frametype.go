@@ -30,13 +30,14 @@ func FrameType(f *nodev1.Frame) string {
 
 // answers maps each type of request to the type that answers it; an error frame answers any of them.
 var answers = map[string]string{
-	"heartbeat":         "heartbeat_ack",
-	"get_sessions":      "sessions_response",
-	"spawn_session":     "session_spawned",
-	"get_session":       "session_state",
-	"terminate_session": "session_terminated",
-	"restore_session":   "session_restored",
-	"get_health":        "health_response",
+	"heartbeat":          "heartbeat_ack",
+	"get_sessions":       "sessions_response",
+	"spawn_session":      "session_spawned",
+	"get_session":        "session_state",
+	"terminate_session":  "session_terminated",
+	"restore_session":    "session_restored",
+	"get_health":         "health_response",
+	"checkpoint_session": "session_checkpointed",
 }
 
 // isAnswer reports whether the frame answers a request: it carries a request's id and is of an answering type.
@@ -47,7 +48,7 @@ func isAnswer(f *nodev1.Frame) bool {
 	switch f.GetPayload().(type) {
 	case *nodev1.Frame_HeartbeatAck, *nodev1.Frame_SessionsResponse, *nodev1.Frame_SessionSpawned,
 		*nodev1.Frame_SessionState, *nodev1.Frame_SessionTerminated, *nodev1.Frame_SessionRestored,
-		*nodev1.Frame_HealthResponse, *nodev1.Frame_Error:
+		*nodev1.Frame_HealthResponse, *nodev1.Frame_SessionCheckpointed, *nodev1.Frame_Error:
 		return true
 	}
 	return false

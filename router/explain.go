@@ -27,13 +27,32 @@ const (
 	noCPU
 	noMemory
 	avoided
+	source
 	obstacles
 )
 
 var obstacleText = [obstacles]string{
 	away: "lost or offline", unlinked: "not linked", cordoned: "cordoned", unhealthy: "unhealthy", noSpawn: "takes no sessions",
 	wrongType: "does not run type", lacks: "lacks capability", wrongLabel: "lacks label", full: "full",
-	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided",
+	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided", source: "is its source",
+}
+
+// passing reports whether an obstacle may go away without anybody's doing: a move may be asked for again.
+func (o obstacle) passing() bool {
+	switch o {
+	case away, unlinked, unhealthy, full, noCPU, noMemory:
+		return true
+	default:
+		return false
+	}
+}
+
+// remedyText says what to do about an obstacle that stands between a session and the node that was named for it.
+var remedyText = [obstacles]string{
+	away: "start its agent, or name another node", unlinked: "see `orchctl nodes get`, or name another node",
+	cordoned: "uncordon it with `orchctl nodes uncordon`, or name another node", unhealthy: "see `orchctl nodes get`, or name another node",
+	noSpawn: "name another node", wrongType: "name another node", lacks: "name a node that has it", wrongLabel: "name a node that has it",
+	full: "name another node, or try again", noCPU: "name another node, or try again", noMemory: "name another node, or try again",
 }
 
 // rejections counts obstacles.

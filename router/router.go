@@ -157,6 +157,11 @@ func (r *Router) Place(spec *session.Spec, avoid string) (*Placement, error) {
 	if len(candidates) == 0 {
 		return nil, fault.New(fault.Exhausted, "no node fits: %s", rejected.explain(len(r.order))).WithRetry(retryPlace)
 	}
+	return r.reserve(spec, name, strategy, candidates, rejected)
+}
+
+// reserve lets the strategy choose among the candidates that filter returned, and reserves room on the chosen one; mu is held.
+func (r *Router) reserve(spec *session.Spec, name string, strategy loadbalancer.Strategy, candidates []loadbalancer.Candidate, rejected *rejections) (*Placement, error) {
 	r.count++
 	best, why := strategy.Choose(loadbalancer.Request{Require: spec.Require, Seed: r.count}, candidates)
 	if best < 0 {
@@ -203,18 +208,23 @@ func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candid
 			rejected.add(avoided, e.row.Name, "")
 			continue
 		}
-		n := e.row
-		r.ids = append(r.ids, id)
-		r.scratch = append(r.scratch, loadbalancer.Candidate{
-			NodeID: n.ID, Name: n.Name,
-			Sessions: n.Sessions + e.reserved.sessions, MaxSessions: n.Capabilities.MaxConcurrentSessions,
-			FreeCPUMilli: n.Capabilities.CPUMilli - n.ReservedCPUMilli - e.reserved.cpu, TotalCPUMilli: n.Capabilities.CPUMilli,
-			FreeMemoryBytes: n.Capabilities.MemoryBytes - n.ReservedMemoryBytes - e.reserved.mem, TotalMemoryBytes: n.Capabilities.MemoryBytes,
-			CPUUsage: health.CPUUsage, MemoryUsage: health.MemoryUsage, Degraded: n.Status == state.Degraded, Weight: 1,
-			Capabilities: e.capabilities, ExtraCapabilities: max(0, len(e.capabilities)-len(spec.Require)), Labels: n.Labels,
-		})
+		r.candidate(spec, e, health)
 	}
 	return r.scratch, rejected
+}
+
+// candidate adds a node that could take the session to what filter returns.
+func (r *Router) candidate(spec *session.Spec, e *entry, health Health) {
+	n := e.row
+	r.ids = append(r.ids, n.ID)
+	r.scratch = append(r.scratch, loadbalancer.Candidate{
+		NodeID: n.ID, Name: n.Name,
+		Sessions: n.Sessions + e.reserved.sessions, MaxSessions: n.Capabilities.MaxConcurrentSessions,
+		FreeCPUMilli: n.Capabilities.CPUMilli - n.ReservedCPUMilli - e.reserved.cpu, TotalCPUMilli: n.Capabilities.CPUMilli,
+		FreeMemoryBytes: n.Capabilities.MemoryBytes - n.ReservedMemoryBytes - e.reserved.mem, TotalMemoryBytes: n.Capabilities.MemoryBytes,
+		CPUUsage: health.CPUUsage, MemoryUsage: health.MemoryUsage, Degraded: n.Status == state.Degraded, Weight: 1,
+		Capabilities: e.capabilities, ExtraCapabilities: max(0, len(e.capabilities)-len(spec.Require)), Labels: n.Labels,
+	})
 }
 
 // obstacle says what keeps a session from a node, and what exactly.

@@ -56,11 +56,19 @@ const (
 	Retry                      // its process ended or was lost, and the policy starts it again
 	Terminate                  // somebody wants it to end
 	Ended                      // after Terminate: nothing of it runs any more
+	Restore                    // it is given a node and its next epoch, which begins with a checkpoint
+	Migrate                    // somebody wants it on another node
+	Stay                       // it goes on where it is: the move or the pause is off
+	Pause                      // somebody wants it to stop and to hold no node
+	Left                       // after Pause: its last checkpoint is committed, and nothing of it runs any more
+	Resume                     // somebody wants it to go on
+	Rewind                     // somebody wants it to go on from an earlier checkpoint
 )
 
 var eventNames = [...]string{
 	Place: "place", Started: "started", Complete: "complete", Fail: "fail", Retry: "retry",
-	Terminate: "terminate", Ended: "ended",
+	Terminate: "terminate", Ended: "ended", Restore: "restore", Migrate: "migrate", Stay: "stay", Pause: "pause",
+	Left: "left", Resume: "resume", Rewind: "rewind",
 }
 
 // String returns the event's name.
@@ -88,6 +96,18 @@ type Transition struct {
 //	      │                       terminate │        ended
 //	      │                                 └► TERMINATING ─► TERMINATED
 //	      └── terminate ──────────────────────────────────► TERMINATED
+//
+// And with a checkpoint, from which the next epoch is restored:
+//
+//	          restore             started
+//	PENDING ────────► RESTORING ────────► RUNNING ─── pause ──► PAUSING ── left ──► PAUSED
+//	   ▲                  ▲               │  ▲  ▲                  │                  │
+//	   │                  │       migrate │  │  └────── stay ──────┘                  │
+//	   │               restore            ▼  │ stay                                   │
+//	   │                  └──────────── MIGRATING                                     │
+//	   └───────────────────────────── resume, rewind ─────────────────────────────────┘
+//
+// What restores, migrates or pauses may also fail, end or be terminated like what runs.
 var Lifecycle = []Transition{
 	{Pending, Place, Starting},
 	{Pending, Terminate, Terminated},
@@ -102,6 +122,35 @@ var Lifecycle = []Transition{
 	{Running, Retry, Pending},
 	{Running, Terminate, Terminating},
 	{Terminating, Ended, Terminated},
+
+	{Pending, Restore, Restoring},
+	{Pending, Pause, Paused},
+	{Restoring, Started, Running},
+	{Restoring, Complete, Completed},
+	{Restoring, Fail, Failed},
+	{Restoring, Retry, Pending},
+	{Restoring, Terminate, Terminating},
+	{Running, Migrate, Migrating},
+	{Migrating, Restore, Restoring},
+	{Migrating, Stay, Running},
+	{Migrating, Complete, Completed},
+	{Migrating, Fail, Failed},
+	{Migrating, Retry, Pending},
+	{Migrating, Terminate, Terminating},
+	{Running, Pause, Pausing},
+	{Pausing, Left, Paused},
+	{Pausing, Stay, Running},
+	{Pausing, Complete, Completed},
+	{Pausing, Fail, Failed},
+	{Pausing, Retry, Pending},
+	{Pausing, Terminate, Terminating},
+	{Paused, Resume, Pending},
+	{Paused, Terminate, Terminated},
+	// A rewind gives up what runs: it is no longer desired where it is, and whatever it still does is of a stale epoch.
+	{Paused, Rewind, Pending},
+	{Failed, Rewind, Pending},
+	{Completed, Rewind, Pending},
+	{Terminated, Rewind, Pending},
 }
 
 var next = func() (t [16][16]Phase) {

@@ -104,6 +104,8 @@ type Spec struct {
 	Grace         time.Duration
 	Strategy      string
 	TurnIdle      time.Duration
+	// CheckpointEvery is "turn", a duration, or empty; see CheckpointPolicy.
+	CheckpointEvery string
 }
 
 // The causes of an end.
@@ -164,6 +166,7 @@ type Session struct {
 	StopGrace   time.Duration
 	StopCause   string
 	History     []HistoryEntry
+	Saved
 }
 
 // Message is one message of a mailbox. Treat it as immutable.
@@ -178,6 +181,8 @@ type Message struct {
 	// Delivered says that a process of DeliveredEpoch was given it and its turn has not ended.
 	Delivered      bool
 	DeliveredEpoch uint32
+	// Turn is the number of its ended turn; not 0 for a message that is kept until a checkpoint has seen it.
+	Turn uint64
 }
 
 // Result is what a turn gave.
@@ -206,6 +211,7 @@ type Mailbox struct {
 	Delivered    uint32 // with a process
 	Acked        uint32
 	Dead         uint32
-	Bytes        uint64 // of texts not acked
+	Kept         uint32 // acked, and kept until a checkpoint has seen their turns
+	Bytes        uint64 // of texts not acked, or kept
 	LastAckTime  int64
 }

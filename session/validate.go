@@ -109,6 +109,9 @@ func (s *Spec) Validate() error {
 	if s.TurnIdle < 0 || s.TurnIdle > MaxGrace {
 		return bad("turn_idle", "%s is outside 0s–%s", s.TurnIdle, MaxGrace)
 	}
+	if why := s.checkpointEvery(); why != "" {
+		return bad("checkpointEvery", "%s", why)
+	}
 	for _, k := range s.Require {
 		if !labelRE.MatchString(k) || len(k) > MaxNameBytes {
 			return bad("require", "%q is not a capability's name", clip(k))

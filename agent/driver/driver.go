@@ -97,6 +97,9 @@ type Process interface {
 	Turns() <-chan Turn
 	// Outstanding is the message whose turn is under way; 0 for none.
 	Outstanding() uint64
+	// Backlog is how many turns have ended and were not taken from Turns yet. When it is 0 and nothing is Outstanding, every
+	// turn that ended was taken, also of those before an Adopt.
+	Backlog() int
 	// OutputLine is the number of the last output line.
 	OutputLine() uint64
 	// ReadLogs calls emit with batches of lines from the given number on, oldest first; with follow it goes on until ctx

@@ -38,6 +38,8 @@ type Cluster struct {
 	Now func() time.Time
 	// Tokens are the secrets that are let in, with their roles; nil lets everybody in. A viewer may only look.
 	Tokens map[string]string
+	// StepMigrations leaves a migration copying until the test changes the session; else it is done at once.
+	StepMigrations bool
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced with each change
@@ -59,6 +61,8 @@ type sessionState struct {
 	*apiv1.Session
 	log      []*apiv1.LogLine
 	messages []*apiv1.Message // by sequence, from 1
+
+	checkpoints []*apiv1.Session_Checkpoint // oldest first
 }
 
 // Fault is one misbehaviour of one call.

@@ -25,6 +25,14 @@ type sessions struct {
 	c *Cluster
 }
 
+// index is when the session changed last; 0 for none.
+func (n *sessionState) index() uint64 {
+	if n == nil {
+		return 0
+	}
+	return n.GetModifyIndex()
+}
+
 func ended(p apiv1.Session_Phase) bool { return session.Phase(p).Ended() }
 
 // find returns a session by id, unique prefix or name; mu is held.
@@ -33,11 +41,14 @@ func (c *Cluster) find(namespace, ref string) (*sessionState, error) {
 		namespace = session.DefaultNamespace
 	}
 	var byPrefix []*sessionState
+	var last *sessionState // that had the name
 	for _, s := range c.sessions {
 		switch {
 		case s.GetNamespace() != namespace:
 		case s.GetId() == ref, s.GetName() == ref && !ended(s.GetPhase()):
 			return s, nil
+		case ref != "" && s.GetName() == ref && s.GetModifyIndex() >= last.index():
+			last = s
 		case ref != "" && strings.HasPrefix(s.GetId(), ref):
 			byPrefix = append(byPrefix, s)
 		}
@@ -46,6 +57,9 @@ func (c *Cluster) find(namespace, ref string) (*sessionState, error) {
 	case 1:
 		return byPrefix[0], nil
 	case 0:
+		if last != nil {
+			return last, nil
+		}
 		return nil, fault.New(fault.NotFound, "there is no session %q in namespace %s; 'orchctl sessions list' shows those there are", ref, namespace)
 	default:
 		return nil, fault.New(fault.Invalid, "%q is the beginning of %d session ids; give more of it", ref, len(byPrefix))

@@ -3,6 +3,8 @@
 package state
 
 import (
+	"slices"
+
 	"github.com/hashicorp/go-memdb"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -28,8 +30,10 @@ type applier struct {
 	ops       []setOp            // on sets, not written yet
 	names     map[nameKey]string // names taken ("" for freed) by ops not written yet
 
+	buried  map[LetterKey]*session.DeadLetter // of this entry
 	events  []*Event
 	queued  []*session.Message // that became queued
+	undone  bool               // some turn that ended was undone, perhaps one of this entry
 	left    bool               // some message has left its queue, perhaps one that became queued before
 	results []*session.Result
 }
@@ -119,6 +123,20 @@ func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 		r.Err = a.removeSession(k.RemoveSession)
 	case *clusterv1.Command_Remember:
 		r.Subject = clip(k.Remember.GetSubject(), maxIDBytes)
+	case *clusterv1.Command_CheckpointSession:
+		return a.checkpointSession(k.CheckpointSession)
+	case *clusterv1.Command_MigrateSession:
+		r.Session, r.Err = a.migrateSession(k.MigrateSession)
+	case *clusterv1.Command_CancelMigration:
+		r.Session, r.Err = a.cancelMigration(k.CancelMigration)
+	case *clusterv1.Command_PauseSession:
+		r.Session, r.Err = a.pauseSession(k.PauseSession)
+	case *clusterv1.Command_ResumeSession:
+		r.Session, r.Err = a.resumeSession(k.ResumeSession)
+	case *clusterv1.Command_ForkSession:
+		return a.forkSession(k.ForkSession)
+	case *clusterv1.Command_RewindSession:
+		r.Session, r.Err = a.rewindSession(k.RewindSession)
 	default:
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}
@@ -194,6 +212,11 @@ func (a *applier) finish() *Change {
 			c.RemovedNodes = append(c.RemovedNodes, id)
 		}
 	}
+	if a.undone {
+		c.Results = slices.DeleteFunc(c.Results, func(r *session.Result) bool {
+			return a.mailboxes.get(a.base, r.SessionID).find(r.Sequence) != nil
+		})
+	}
 	if !a.left {
 		c.Messages, a.queued = a.queued, nil
 	}
@@ -205,6 +228,8 @@ func (a *applier) finish() *Change {
 	for _, k := range a.dead.order {
 		if d := a.dead.get(nil, k); d != nil {
 			c.Dead = append(c.Dead, d.letter)
+		} else if d := a.buried[k]; d != nil && a.mailboxes.get(a.base, k.SessionID).find(k.Sequence) == nil {
+			c.Dead = append(c.Dead, d) // buried and purged at once: its message is gone all the same
 		}
 	}
 	c.TokensChanged = len(a.tokens.order) > 0

@@ -23,6 +23,10 @@ func (a *applier) bury(s *session.Session, messages []*session.Message, cause st
 		d := &session.DeadLetter{Message: *m, Namespace: s.Spec.Namespace, Cause: cause, Time: a.meta.time}
 		d.Delivered, d.DeliveredEpoch = false, 0
 		a.dead.add(letterKey(d), &deadRow{d, a.meta.dead})
+		if a.buried == nil {
+			a.buried = make(map[LetterKey]*session.DeadLetter)
+		}
+		a.buried[letterKey(d)] = d
 	}
 	a.mailboxes.put(s.ID, mb)
 	what := fmt.Sprintf("message %d", messages[0].Sequence)

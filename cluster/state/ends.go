@@ -11,6 +11,9 @@ import (
 // end moves a session into a phase it never leaves. What waits in its mailbox becomes dead letters; results stay.
 func (a *applier) end(old, s *session.Session, phase session.Phase, reason string) {
 	s.EndTime = a.meta.time
+	s.Captured, s.Left, s.Move, s.RewindTo = nil, false, 0, 0
+	a.migrated(s, session.MigrationFailed, "the session ended: "+reason)
+	a.release(s.ID, ^uint64(0))
 	a.enter(s, phase, reason)
 	a.save(old, s)
 	a.buryAll(s, fmt.Sprintf("session ended: %s: %s", phase, s.Reason))
@@ -23,6 +26,9 @@ func (a *applier) exited(old *session.Session, exit session.Exit, outputLine, ou
 	s.OutputLine = max(s.OutputLine, outputLine)
 	a.takeBack(&s, outstanding, exit)
 	how := describe(exit)
+	if a.wentOn(old, &s, exit, how) {
+		return
+	}
 	if s.Phase == session.Terminating {
 		exit.Cause = s.StopCause
 		s.Exit = &exit
@@ -63,6 +69,9 @@ func (a *applier) lost(old *session.Session, node, reason string) {
 		a.endWith(old, &s, session.Ended, s.Reason+"; "+exit.Message)
 		return
 	}
+	if a.wentOn(old, &s, exit, exit.Message) {
+		return
+	}
 	s.Exit = &exit
 	if s.Spec.Restart == session.RestartNever {
 		a.endWith(old, &s, session.Fail, exit.Message)
@@ -70,6 +79,40 @@ func (a *applier) lost(old *session.Session, node, reason string) {
 	}
 	s.NotBefore = a.meta.time
 	a.retry(old, &s, exit.Message+"; starting again")
+}
+
+// wentOn brings a session on whose process was ended for the sake of the next epoch, or whose restore failed; false when
+// the end is one of its own.
+func (a *applier) wentOn(old, s *session.Session, exit session.Exit, how string) bool {
+	switch {
+	case s.Phase == session.Terminating:
+		return false
+	case s.Left:
+		a.arrive(old, s)
+		return true
+	case s.Phase == session.Pausing && s.RewindTo != 0:
+		from := s.Checkpoint(s.RewindTo)
+		if from == nil {
+			from = s.Head()
+		}
+		a.rewound(s, from)
+		s.NotBefore = a.meta.time
+		a.retry(old, s, s.Reason)
+		return true
+	}
+	a.migrated(s, session.MigrationFailed, "the session's process ended: "+how)
+	unrestored := s.Phase == session.Restoring && (exit.Cause == session.CauseStartFailed || exit.Cause == session.CauseLost)
+	if unrestored && s.RestoreFailures+1 < restoreAttempts {
+		s.RestoreFailures++
+		s.NotBefore = a.meta.time
+		if exit.Cause == session.CauseStartFailed {
+			s.NotBefore += int64(session.RestartDelay(uint32(s.RestoreFailures)))
+		}
+		a.retry(old, s, fmt.Sprintf("could not be restored (%d of %d attempts): %s", s.RestoreFailures, restoreAttempts, how))
+		return true
+	}
+	s.Move, s.RewindTo = 0, 0
+	return false
 }
 
 func (a *applier) endWith(old, s *session.Session, event session.Event, reason string) {
@@ -80,6 +123,7 @@ func (a *applier) endWith(old, s *session.Session, event session.Event, reason s
 
 func (a *applier) retry(old, s *session.Session, reason string) {
 	if to, ok := session.Next(s.Phase, session.Retry); ok {
+		a.goBack(s)
 		a.enter(s, to, reason)
 		a.save(old, s)
 	}

@@ -3,6 +3,8 @@
 package state
 
 import (
+	"fmt"
+
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	"github.com/neolith/orchestrator/internal/fault"
@@ -35,6 +37,11 @@ func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 		}
 		done = f.GetIndex()
 		s := a.sessions.get(a.base, f.GetSessionId())
+		if s != nil && f.GetPrepared() != nil {
+			a.prepared(s, n.ID, f.GetEpoch())
+			effects++
+			continue
+		}
 		if s == nil || s.NodeID != n.ID || s.Epoch != f.GetEpoch() || !s.Phase.HoldsNode() {
 			continue
 		}
@@ -60,6 +67,14 @@ func (a *applier) applyFact(s *session.Session, f *nodev1.Fact) {
 		a.delivered(s, k.MessageDelivered.GetSequence())
 	case *nodev1.Fact_TurnEnded:
 		a.turnEnded(s, k.TurnEnded)
+	case *nodev1.Fact_Copied:
+		a.copiedOnce(s, k.Copied)
+	case *nodev1.Fact_Captured:
+		a.captured(s, k.Captured)
+	case *nodev1.Fact_Checkpointed:
+		a.checkpointed(s, k.Checkpointed)
+	case *nodev1.Fact_CheckpointFailed:
+		a.checkpointFailed(s, k.CheckpointFailed)
 	case *nodev1.Fact_MessageRefused:
 		cause := k.MessageRefused.GetCause()
 		if cause == "" {
@@ -81,7 +96,15 @@ func (a *applier) started(old *session.Session, pid int32) {
 	s.PID = pid
 	if ok {
 		s.StartTime = a.meta.time
-		a.enter(&s, to, "process started")
+		s.RestoreFailures = 0
+		why := "process started"
+		if old.Phase == session.Restoring {
+			why = fmt.Sprintf("restored from checkpoint %d", s.Head().Sequence)
+		}
+		if s.Migration.Under() {
+			a.migrated(&s, session.MigrationDone, "")
+		}
+		a.enter(&s, to, why)
 	}
 	a.save(old, &s)
 }

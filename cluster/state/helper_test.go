@@ -61,6 +61,20 @@ func cmd(m any) *clusterv1.Command {
 		return &clusterv1.Command{Kind: &clusterv1.Command_SetPendingReason{SetPendingReason: k}}
 	case *clusterv1.RemoveSession:
 		return &clusterv1.Command{Kind: &clusterv1.Command_RemoveSession{RemoveSession: k}}
+	case *clusterv1.CheckpointSession:
+		return &clusterv1.Command{Kind: &clusterv1.Command_CheckpointSession{CheckpointSession: k}}
+	case *clusterv1.MigrateSession:
+		return &clusterv1.Command{Kind: &clusterv1.Command_MigrateSession{MigrateSession: k}}
+	case *clusterv1.CancelMigration:
+		return &clusterv1.Command{Kind: &clusterv1.Command_CancelMigration{CancelMigration: k}}
+	case *clusterv1.PauseSession:
+		return &clusterv1.Command{Kind: &clusterv1.Command_PauseSession{PauseSession: k}}
+	case *clusterv1.ResumeSession:
+		return &clusterv1.Command{Kind: &clusterv1.Command_ResumeSession{ResumeSession: k}}
+	case *clusterv1.ForkSession:
+		return &clusterv1.Command{Kind: &clusterv1.Command_ForkSession{ForkSession: k}}
+	case *clusterv1.RewindSession:
+		return &clusterv1.Command{Kind: &clusterv1.Command_RewindSession{RewindSession: k}}
 	}
 	panic(fmt.Sprintf("no command %T", m))
 }
@@ -270,8 +284,10 @@ func (h *history) command(v *View) any {
 	h.count++
 	n := h.rng.IntN(1000)
 	switch {
-	case n < 180:
+	case n < 170:
 		return h.spawn(node)
+	case n < 210:
+		return h.move(v, some)
 	case n < 260:
 		for s := range v.Pending() {
 			if h.rng.IntN(4) > 0 {
@@ -342,6 +358,8 @@ func (h *history) rare(v *View, some *session.Session, n int) any {
 			c.Sequences = append(c.Sequences, m.Sequence)
 		}
 		return c
+	case n < 968:
+		return h.move(v, some)
 	case n < 975:
 		return &clusterv1.CollectGarbage{Before: h.now - h.rng.Int64N(60*second), Limit: uint32(h.rng.IntN(30))}
 	case n < 990:
@@ -368,6 +386,7 @@ func (h *history) spawn(node *Node) any {
 		if h.rng.IntN(40) == 0 {
 			s.Command = nil
 		}
+		s.CheckpointEvery = pick(h, []string{"", "turn", "5m"})
 	})
 	if h.rng.IntN(4) > 0 {
 		c.NodeId = node.ID
@@ -376,6 +395,65 @@ func (h *history) spawn(node *Node) any {
 		c.IdempotencyKey, c.RequestHash = fmt.Sprint("k", h.rng.IntN(100)), uint64(h.rng.IntN(20)/19)
 	}
 	return c
+}
+
+// move makes one of the commands that move sessions.
+func (h *history) move(v *View, some *session.Session) any {
+	target := pick(h, slices.Collect(v.Nodes()))
+	if target == nil {
+		target = &Node{ID: "id-none"}
+	}
+	switch h.rng.IntN(9) {
+	case 0, 1, 2:
+		return &clusterv1.MigrateSession{SessionId: some.ID, Epoch: some.Epoch, NodeId: target.ID, Cold: h.rng.IntN(2) == 0, Actor: "ann"}
+	case 3:
+		return &clusterv1.CancelMigration{SessionId: some.ID, Reason: "no"}
+	case 4:
+		return &clusterv1.PauseSession{SessionId: some.ID, Reason: "idle"}
+	case 5:
+		return &clusterv1.ResumeSession{SessionId: some.ID}
+	case 6:
+		return &clusterv1.ForkSession{SessionId: some.ID, NewSessionId: fmt.Sprintf("%04x-%d", h.rng.IntN(1<<16), h.count), Sequence: uint64(h.rng.IntN(3))}
+	case 7:
+		return &clusterv1.RewindSession{SessionId: some.ID, Sequence: uint64(h.rng.IntN(4))}
+	default:
+		return &clusterv1.CheckpointSession{SessionId: some.ID}
+	}
+}
+
+// checkpoint makes the facts of one: captured and stored, one without the other, the last before a move, or a failure.
+func (h *history) checkpoint(s *session.Session, epoch uint32) []*nodev1.Fact {
+	seq := uint64(1)
+	if head := s.Head(); head != nil {
+		seq = head.Sequence + 1
+	}
+	if s.Captured != nil && h.rng.IntN(2) == 0 {
+		return []*nodev1.Fact{checkpointed(s.ID, epoch, s.Captured.Sequence, s.Move)}
+	}
+	switch h.rng.IntN(8) {
+	case 0:
+		return []*nodev1.Fact{{SessionId: s.ID, Epoch: epoch, Kind: &nodev1.Fact_CheckpointFailed{CheckpointFailed: &nodev1.CheckpointFailed{
+			Cause: "no room", Request: s.CheckpointRequest, Move: s.Move}}}}
+	case 1, 2:
+		return []*nodev1.Fact{captured(s.ID, epoch, seq, s.OutputLine)}
+	default:
+		facts := []*nodev1.Fact{captured(s.ID, epoch, seq, s.OutputLine), checkpointed(s.ID, epoch, seq, s.Move)}
+		if s.Move != 0 && h.rng.IntN(2) == 0 {
+			facts = append(facts, exited(s.ID, epoch, 1, 0))
+		}
+		return facts
+	}
+}
+
+func captured(id string, epoch uint32, sequence, line uint64) *nodev1.Fact {
+	return &nodev1.Fact{SessionId: id, Epoch: epoch, Kind: &nodev1.Fact_Captured{Captured: &nodev1.Captured{Sequence: sequence, OutputLine: line}}}
+}
+
+func checkpointed(id string, epoch uint32, sequence, move uint64) *nodev1.Fact {
+	manifest := sha256.Sum256([]byte(fmt.Sprint(id, epoch, sequence)))
+	return &nodev1.Fact{SessionId: id, Epoch: epoch, Kind: &nodev1.Fact_Checkpointed{Checkpointed: &nodev1.Checkpointed{
+		Sequence: sequence, Manifest: manifest[:], Bytes: 1000, BytesSent: 10, Chunks: 3, Move: move, Rounds: 2, Keeps: []string{"messages", "workspace"},
+	}}}
 }
 
 func (h *history) facts(v *View, node *Node) any {
@@ -396,7 +474,7 @@ func (h *history) facts(v *View, node *Node) any {
 		}
 		var facts []*nodev1.Fact
 		switch n := h.rng.IntN(20); {
-		case s.Phase == session.Starting && n < 16:
+		case (s.Phase == session.Starting || s.Phase == session.Restoring) && n < 16:
 			facts = append(facts, started(s.ID, epoch))
 		case n < 5 && first > 0:
 			facts = append(facts, handed(s.ID, epoch, first))
@@ -404,6 +482,8 @@ func (h *history) facts(v *View, node *Node) any {
 			facts = append(facts, handed(s.ID, epoch, first), turn(s.ID, epoch, first, string(bytes.Repeat([]byte{'r'}, h.rng.IntN(40)))))
 		case n < 15 && first > 0:
 			facts = append(facts, declined(s.ID, epoch, first, "not a line"))
+		case n < 17:
+			facts = append(facts, h.checkpoint(s, epoch)...)
 		case n < 19:
 			facts = append(facts, exited(s.ID, epoch, int32(h.rng.IntN(2)), first*uint64(h.rng.IntN(2))))
 		}

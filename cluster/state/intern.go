@@ -148,6 +148,7 @@ func (in *interner) specKey(s *session.Spec) []byte {
 	num(int64(s.Grace))
 	str(s.Strategy)
 	num(int64(s.TurnIdle))
+	str(s.CheckpointEvery)
 	in.scratch = b
 	return b
 }

@@ -26,6 +26,7 @@ func checkInvariants(t fataler, v *View) {
 		cpu, memory int64
 	}
 	nodes := map[string]held{}
+	moving := map[string]uint32{} // to the node
 	pending, ended := map[string]bool{}, map[string]bool{}
 	for s := range v.Sessions("") {
 		want.Phases[s.Phase]++
@@ -49,6 +50,17 @@ func checkInvariants(t fataler, v *View) {
 			h := nodes[s.NodeID]
 			nodes[s.NodeID] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}
 		}
+		if s.Phase == session.Migrating {
+			if !s.Migration.Under() || s.Migration.Source != s.NodeID {
+				t.Fatalf("session %s is moving with %+v", s.ID, s.Migration)
+			}
+			h := nodes[s.Migration.Target]
+			nodes[s.Migration.Target] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}
+			moving[s.Migration.Target]++
+		} else if s.Phase != session.Restoring && s.Migration.Under() && s.Phase != session.Terminating && s.Phase != session.Pending {
+			t.Fatalf("session %s is %s and its move is under way: %+v", s.ID, s.Phase, s.Migration)
+		}
+		checkSaved(t, s)
 		if s.Phase == session.Pending {
 			pending[s.ID] = true
 		}
@@ -85,7 +97,7 @@ func checkInvariants(t fataler, v *View) {
 				t.Fatalf("session %s is listed on node %s", s.ID, n.ID)
 			}
 		}
-		if on != n.Sessions || n.Lost && on > 0 {
+		if on+moving[n.ID] != n.Sessions || n.Lost && on > 0 {
 			t.Fatalf("node %s (lost %v) lists %d sessions and counts %d", n.Name, n.Lost, on, n.Sessions)
 		}
 		delete(nodes, n.ID)
@@ -150,6 +162,21 @@ func checkMailbox(t fataler, v *View, s *session.Session, want *Stats) {
 			t.Fatalf("session %s: message %d is not found, or beyond %d", s.ID, m.Sequence, got.NextSequence)
 		}
 	}
+	var turn uint64
+	for _, m := range v.kept(s.ID) {
+		if m.Turn <= turn || m.Turn > s.Turns || m.Delivered || v.Message(s.ID, m.Sequence) != nil {
+			t.Fatalf("session %s (%d turns) keeps message %d of turn %d after turn %d", s.ID, s.Turns, m.Sequence, m.Turn, turn)
+		}
+		if head := s.Head(); head != nil && m.Turn <= head.Turn {
+			t.Fatalf("session %s keeps message %d of turn %d, which checkpoint %d has seen", s.ID, m.Sequence, m.Turn, head.Sequence)
+		}
+		turn = m.Turn
+		re.Kept++
+		re.Bytes += uint64(len(m.Text))
+	}
+	if s.Phase.Ended() && re.Kept > 0 {
+		t.Fatalf("session %s is %s and still keeps messages", s.ID, s.Phase)
+	}
 	if s.Phase.Ended() && re.Queued+re.Delivered > 0 {
 		t.Fatalf("session %s is %s and still has messages", s.ID, s.Phase)
 	}
@@ -161,6 +188,28 @@ func checkMailbox(t fataler, v *View, s *session.Session, want *Stats) {
 	}
 	want.Messages += uint64(re.Queued + re.Delivered)
 	want.MessageBytes += re.Bytes
+}
+
+// checkSaved looks at what a session goes on from.
+func checkSaved(t fataler, s *session.Session) {
+	t.Helper()
+	var last uint64
+	for _, c := range s.Checkpoints {
+		if c.Sequence <= last || c.Turn > s.Turns {
+			t.Fatalf("session %s (%d turns): checkpoint %d of turn %d after %d", s.ID, s.Turns, c.Sequence, c.Turn, last)
+		}
+		last = c.Sequence
+	}
+	switch {
+	case len(s.Checkpoints) > session.CheckpointsMax:
+		t.Fatalf("session %s keeps %d checkpoints", s.ID, len(s.Checkpoints))
+	case s.Phase == session.Restoring && s.Head() == nil, s.Phase == session.Starting && s.Head() != nil && s.Epoch > 1 && s.Head().Epoch < s.Epoch && s.PID != 0:
+		t.Fatalf("session %s is %s with the head %+v", s.ID, s.Phase, s.Head())
+	case s.Left && s.Phase != session.Migrating && s.Phase != session.Pausing && s.Phase != session.Terminating:
+		t.Fatalf("session %s is %s and has left", s.ID, s.Phase)
+	case s.CheckpointAnswered > s.CheckpointRequest:
+		t.Fatalf("session %s: checkpoint %d answered of %d", s.ID, s.CheckpointAnswered, s.CheckpointRequest)
+	}
 }
 
 func checkEvents(t fataler, v *View, want *Stats) {

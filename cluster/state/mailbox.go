@@ -26,6 +26,7 @@ type mailboxRow struct {
 type mail struct {
 	queued    [session.Low]queue // by priority
 	delivered []*session.Message // with a process: few, by priority and sequence; never changed in place
+	kept      []*session.Message // acked, by the numbers of their turns, until a checkpoint has seen them
 }
 
 // queue is the queued messages of one priority, by sequence.
@@ -81,6 +82,32 @@ func (q *queue) remove(sequence uint64) {
 		q.messages = slices.Concat(q.messages[:i], q.messages[i+1:])
 	}
 	q.taken = 0
+}
+
+// keep appends an acked message.
+func (mb *mailboxRow) keep(m *session.Message) {
+	if mb.mail == nil {
+		mb.mail = &mail{}
+	}
+	mb.mail.kept = append(mb.mail.kept, m)
+}
+
+// cutKept takes out the acked messages whose turns are not after turn, and returns them.
+func (l *mail) cutKept(turn uint64) []*session.Message {
+	n := 0
+	for n < len(l.kept) && l.kept[n].Turn <= turn {
+		n++
+	}
+	out := l.kept[:n:n]
+	l.kept = slices.Clone(l.kept[n:])
+	return out
+}
+
+// tidy gives up the mail of a mailbox that holds none.
+func (mb *mailboxRow) tidy() {
+	if mb.Queued+mb.Delivered+mb.Kept == 0 {
+		mb.mail = nil
+	}
 }
 
 // own makes the row's mail one that no view has yet.

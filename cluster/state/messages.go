@@ -42,6 +42,12 @@ func (a *applier) sendMessage(c *clusterv1.SendMessage) Result {
 	a.mailboxes.put(s.ID, mb)
 	key.owner = s.ID // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, m.Sequence)
+	if s.Phase == session.Paused {
+		awake := *s
+		a.wake(&awake, fmt.Sprintf("woken by message %d", m.Sequence), "")
+		a.save(s, &awake)
+		s = &awake
+	}
 	return Result{Session: s, Sequence: m.Sequence}
 }
 
@@ -67,7 +73,7 @@ func (a *applier) checkSend(s *session.Session, mb *mailboxRow, c *clusterv1.Sen
 
 // room says why so many more messages and bytes would not fit; nil when they do.
 func (a *applier) room(mb *mailboxRow, messages int, bytes uint64) error {
-	waiting := int(mb.Queued) + int(mb.Delivered)
+	waiting := int(mb.Queued) + int(mb.Delivered) + int(mb.Kept)
 	full := func(format string, args ...any) error {
 		return fault.New(fault.Exhausted, format, args...).WithRetry(a.limits.RetryAfter)
 	}
@@ -118,9 +124,7 @@ func (a *applier) unlist(mb *mailboxRow, m *session.Message) {
 	a.meta.stats.Messages--
 	a.meta.stats.MessageBytes -= uint64(len(m.Text))
 	mb.take(m)
-	if mb.Queued+mb.Delivered == 0 {
-		mb.mail = nil
-	}
+	mb.tidy()
 }
 
 // message returns the message with the sequence; nil when it has ended.
@@ -159,21 +163,26 @@ func (a *applier) delivered(s *session.Session, sequence uint64) {
 
 // turnEnded acks a message and keeps its result.
 func (a *applier) turnEnded(old *session.Session, t *nodev1.TurnEnded) {
-	if t.GetOutputLine() > old.OutputLine {
-		s := *old
-		s.OutputLine = t.GetOutputLine()
-		a.save(old, &s)
-	}
+	s := *old
+	s.OutputLine = max(s.OutputLine, t.GetOutputLine())
 	m := a.message(old.ID, t.GetSequence())
-	if m == nil {
-		return // acked before, or given up
+	if m == nil { // acked before, or given up
+		if s.OutputLine != old.OutputLine {
+			a.save(old, &s)
+		}
+		return
 	}
+	s.Turns++
 	mb := a.openMailbox(old.ID)
 	if !m.Delivered {
 		m = a.handOver(mb, old, m) // the fact of the delivery did not come
 	}
 	a.unlist(mb, m)
 	mb.Acked++
+	if s.Saves() {
+		a.keepAcked(&s, mb, m)
+	}
+	a.save(old, &s)
 	mb.LastAckTime = a.meta.time
 	text, truncated := t.GetResult(), t.GetResultTruncated()
 	if len(text) > session.MaxResultBytes {

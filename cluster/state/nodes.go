@@ -141,11 +141,32 @@ func (a *applier) loseNode(c *clusterv1.LoseNode) (*Node, uint32, error) {
 	for _, id := range ids {
 		a.lost(a.sessions.get(a.base, id), n.Name, reason)
 	}
+	a.loseTarget(n, reason)
 	m := *a.nodes.get(a.base, n.ID)
 	m.Lost, m.Status, m.Reason, m.ModifyIndex = true, Unhealthy, reason, a.meta.index
 	a.nodes.put(m.ID, &m)
 	a.nodeEvent("node.lost", &m, reason)
 	return &m, uint32(len(ids)), nil
+}
+
+// loseTarget ends the moves to a node that is lost, as far as they have not stopped their sessions yet.
+func (a *applier) loseTarget(n *Node, reason string) {
+	if len(a.ops) > 0 {
+		a.flush()
+	}
+	var ids []string
+	for id := range (setID{setMovingTo, n.ID}).all(a.base) {
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		old := a.sessions.get(a.base, id)
+		if old.Left {
+			continue // it is restored elsewhere, once its process has ended
+		}
+		s := *old
+		a.stay(&s, session.MigrationFailed, "the target "+n.Name+" was lost: "+reason)
+		a.save(old, &s)
+	}
 }
 
 // setNodeSchedulable cordons a node or undoes it.

@@ -151,6 +151,9 @@ func (l *loader) session(b []byte, _ int) error {
 	if st.node != "" {
 		l.set(setOnNode, st.node, s.ID, "")
 	}
+	if st.target != "" {
+		l.set(setMovingTo, st.target, s.ID, "")
+	}
 	if st.pending != "" {
 		l.set(setPending, "", st.pending, s.ID)
 	}
@@ -187,8 +190,12 @@ func (l *loader) message(m *session.Message) error {
 		return fmt.Errorf("message %d of session %q has priority %d, comes twice, or belongs to no mailbox", m.Sequence, m.SessionID, m.Priority)
 	}
 	m.SessionID = l.mailOf.SessionID
-	l.mailOf.put(m)
-	l.meta.stats.Messages++
+	if m.Turn != 0 {
+		l.mailOf.keep(m)
+	} else {
+		l.mailOf.put(m)
+		l.meta.stats.Messages++
+	}
 	l.meta.stats.MessageBytes += uint64(len(m.Text))
 	return nil
 }

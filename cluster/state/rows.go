@@ -12,28 +12,28 @@ import (
 func mailboxToRow(m *mailboxRow) *clusterv1.MailboxRow {
 	return &clusterv1.MailboxRow{
 		SessionId: m.SessionID, NextSequence: m.NextSequence, Queued: m.Queued, Delivered: m.Delivered, Acked: m.Acked,
-		Dead: m.Dead, Bytes: m.Bytes, LastAckTime: m.LastAckTime,
+		Dead: m.Dead, Bytes: m.Bytes, LastAckTime: m.LastAckTime, Kept: m.Kept,
 	}
 }
 
 func mailboxFromRow(r *clusterv1.MailboxRow) *mailboxRow {
 	return &mailboxRow{Mailbox: session.Mailbox{
 		SessionID: r.GetSessionId(), NextSequence: r.GetNextSequence(), Queued: r.GetQueued(), Delivered: r.GetDelivered(),
-		Acked: r.GetAcked(), Dead: r.GetDead(), Bytes: r.GetBytes(), LastAckTime: r.GetLastAckTime(),
+		Acked: r.GetAcked(), Dead: r.GetDead(), Bytes: r.GetBytes(), LastAckTime: r.GetLastAckTime(), Kept: r.GetKept(),
 	}}
 }
 
 func messageToRow(m *session.Message) *clusterv1.MessageRow {
 	return &clusterv1.MessageRow{
 		SessionId: m.SessionID, Sequence: m.Sequence, Priority: apiv1.Priority_Level(m.Priority), Text: m.Text, CreateTime: m.CreateTime,
-		Deadline: m.Deadline, Attempts: m.Attempts, Delivered: m.Delivered, DeliveredEpoch: m.DeliveredEpoch,
+		Deadline: m.Deadline, Attempts: m.Attempts, Delivered: m.Delivered, DeliveredEpoch: m.DeliveredEpoch, Turn: m.Turn,
 	}
 }
 
 func messageFromRow(r *clusterv1.MessageRow) *session.Message {
 	return &session.Message{
 		SessionID: r.GetSessionId(), Sequence: r.GetSequence(), Priority: session.Priority(r.GetPriority()), Text: r.GetText(),
-		CreateTime: r.GetCreateTime(), Deadline: r.GetDeadline(), Attempts: r.GetAttempts(), Delivered: r.GetDelivered(), DeliveredEpoch: r.GetDeliveredEpoch(),
+		CreateTime: r.GetCreateTime(), Deadline: r.GetDeadline(), Attempts: r.GetAttempts(), Delivered: r.GetDelivered(), DeliveredEpoch: r.GetDeliveredEpoch(), Turn: r.GetTurn(),
 	}
 }
 

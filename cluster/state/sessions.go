@@ -153,7 +153,11 @@ func (a *applier) reservable(id string, spec *session.Spec) (*Node, error) {
 
 // place gives a pending session, not shared yet, its node and epoch.
 func (a *applier) place(s *session.Session, n *Node, placement, reason string) {
-	to, ok := session.Next(s.Phase, session.Place)
+	on := session.Place
+	if s.Head() != nil {
+		on = session.Restore
+	}
+	to, ok := session.Next(s.Phase, on)
 	if !ok {
 		panic("state: only pending sessions are placed") // a defect: callers checked the phase
 	}
@@ -314,6 +318,7 @@ func (a *applier) save(old, s *session.Session) {
 // standing is where a session appears besides its row.
 type standing struct {
 	name, node, pending, ended, endedName string
+	target                                string // of a move: a place is reserved there
 	phase                                 session.Phase
 }
 
@@ -329,6 +334,9 @@ func standingOf(s *session.Session) standing {
 	}
 	if s.Phase.HoldsNode() {
 		st.node = s.NodeID
+	}
+	if s.Phase == session.Migrating {
+		st.target = s.Migration.Target
 	}
 	if s.Phase == session.Pending {
 		b := append(make([]byte, 0, 9), byte(s.Spec.Priority))
@@ -369,8 +377,12 @@ func (a *applier) account(old, s *session.Session) {
 		a.names[nameKey{spec.Namespace, spec.Name}] = holder
 	}
 	if was.node != is.node {
-		a.reserve(was.node, id, spec, false)
-		a.reserve(is.node, id, spec, true)
+		a.reserve(setOnNode, was.node, id, spec, false)
+		a.reserve(setOnNode, is.node, id, spec, true)
+	}
+	if was.target != is.target {
+		a.reserve(setMovingTo, was.target, id, spec, false)
+		a.reserve(setMovingTo, is.target, id, spec, true)
 	}
 	a.moveKey(setPending, "", was.pending, is.pending, id)
 	a.moveKey(setEnded, "", was.ended, is.ended, id)
@@ -389,15 +401,15 @@ func (a *applier) moveKey(kind setKind, owner, was, is, id string) {
 	}
 }
 
-// reserve takes or gives back what a session holds of a node.
-func (a *applier) reserve(nodeID, id string, spec *session.Spec, take bool) {
+// reserve takes or gives back what a session holds of a node, or will hold.
+func (a *applier) reserve(kind setKind, nodeID, id string, spec *session.Spec, take bool) {
 	if nodeID == "" {
 		return
 	}
 	if take {
-		a.set(setOnNode, nodeID, id, "")
+		a.set(kind, nodeID, id, "")
 	} else {
-		a.unset(setOnNode, nodeID, id)
+		a.unset(kind, nodeID, id)
 	}
 	old := a.nodes.get(a.base, nodeID)
 	if old == nil {

@@ -25,6 +25,7 @@ const (
 	setNames      setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
 	setNodeNames  setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
 	setOnNode     setKind = 'o' // owner: node id; id → "" of the sessions that hold it
+	setMovingTo   setKind = 'v' // owner: node id; id → "" of the sessions that are moving to it and still hold another
 	setPending    setKind = 'p' // priority, create index, id → id
 	setEnded      setKind = 'e' // end time, id → id
 	setEndedNames setKind = 'l' // owner: namespace; name, NUL, end time, id → id of the sessions that had it and have ended

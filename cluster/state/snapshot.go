@@ -138,7 +138,7 @@ func (v *View) persistSessions(f *frameWriter) {
 		}
 		return ok
 	})
-	for m := range v.AllMessages() {
+	for m := range v.keptAndAll() {
 		if !f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Message{Message: messageToRow(m)}}) {
 			return
 		}

@@ -101,6 +101,17 @@ func (v *View) SessionsOnNode(nodeID string) iter.Seq[*session.Session] {
 	}
 }
 
+// SessionsMovingTo yields the sessions that are to move to a node and still hold another one.
+func (v *View) SessionsMovingTo(nodeID string) iter.Seq[*session.Session] {
+	return func(yield func(*session.Session) bool) {
+		for id := range (setID{setMovingTo, nodeID}).all(v.txn) {
+			if !yield(v.Session(id)) {
+				return
+			}
+		}
+	}
+}
+
 // Pending yields the sessions that wait for a place: the more urgent first, then the older.
 func (v *View) Pending() iter.Seq[*session.Session] { return v.sessionsOf(setID{kind: setPending}) }
 
@@ -138,6 +149,37 @@ func (v *View) Messages(sessionID string) iter.Seq[*session.Message] {
 func (v *View) AllMessages() iter.Seq[*session.Message] {
 	return func(yield func(*session.Message) bool) {
 		prefixed(v.txn, tableMailboxes, nil, func(mb *mailboxRow) bool {
+			for m := range mb.all() {
+				if !yield(m) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+}
+
+// kept returns the acked messages of a session that no checkpoint has seen, by their turns.
+func (v *View) kept(sessionID string) []*session.Message {
+	if mb := v.mailbox(sessionID); mb != nil && mb.mail != nil {
+		return mb.mail.kept
+	}
+	return nil
+}
+
+// keptAndAll yields the messages of all sessions with those that are kept, by session: acked ones by their turns, then the
+// others in the order of delivery.
+func (v *View) keptAndAll() iter.Seq[*session.Message] {
+	return func(yield func(*session.Message) bool) {
+		prefixed(v.txn, tableMailboxes, nil, func(mb *mailboxRow) bool {
+			if mb.mail == nil {
+				return true
+			}
+			for _, m := range mb.mail.kept {
+				if !yield(m) {
+					return false
+				}
+			}
 			for m := range mb.all() {
 				if !yield(m) {
 					return false

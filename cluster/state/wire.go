@@ -90,6 +90,9 @@ func (w *sessionWriter) append(b []byte, s *session.Session) ([]byte, error) {
 	b = appendNumber(b, 19, uint64(s.StopGrace))
 	b = appendText(b, 20, s.StopCause)
 	b = appendNumber(b, 21, s.PlacedIndex)
+	if b, err = appendSaved(b, s); err != nil {
+		return nil, err
+	}
 	return prefixLength(b, row), nil
 }
 
@@ -253,6 +256,8 @@ func sessionNumber(s *session.Session, num protowire.Number, v uint64) {
 		s.StopGrace = time.Duration(v)
 	case 21:
 		s.PlacedIndex = v
+	default:
+		savedNumber(s, num, v)
 	}
 }
 
@@ -278,6 +283,8 @@ func (r *sessionReader) part(s *session.Session, num protowire.Number, b []byte)
 		err = r.history(s, b)
 	case 20:
 		s.StopCause = r.intern.bytes(b)
+	case 22, 26:
+		err = r.saved(s, num, b)
 	}
 	return err
 }

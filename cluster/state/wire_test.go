@@ -3,6 +3,7 @@
 package state
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"testing"
@@ -23,6 +24,9 @@ func populate(m protoreflect.Message, n *int) {
 		case protoreflect.StringKind:
 			return protoreflect.ValueOfString(fmt.Sprint("text ", *n))
 		case protoreflect.BytesKind:
+			if f.Name() == "manifest" || f.Name() == "copied" {
+				return protoreflect.ValueOfBytes(bytes.Repeat([]byte{byte(*n)}, len(session.ManifestID{})))
+			}
 			return protoreflect.ValueOfBytes([]byte(fmt.Sprint("bytes ", *n)))
 		case protoreflect.BoolKind:
 			return protoreflect.ValueOfBool(true)

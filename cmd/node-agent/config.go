@@ -11,6 +11,7 @@ import (
 
 	"github.com/neolith/orchestrator/agent"
 	"github.com/neolith/orchestrator/agent/capability"
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/outputlog"
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/internal/config"
@@ -53,6 +54,15 @@ type Config struct {
 		EndOnStop      bool         `yaml:"end_on_stop" help:"end the sessions when this agent is told to stop, instead of leaving them to the next"`
 		Cgroups        bool         `yaml:"cgroups" help:"give each session a cgroup where the kernel lets it"`
 	} `yaml:"sessions"`
+	Checkpoints struct {
+		CacheDir       string       `yaml:"cache_dir" help:"chunks that were sent or fetched, for sessions that come back; below data_dir when empty"`
+		CacheBytes     config.Bytes `yaml:"cache_bytes" help:"chunks kept there; what was used least lately goes first; 0 for none"`
+		SpoolBytes     config.Bytes `yaml:"spool_bytes" help:"captured and not stored yet; beyond it sessions are held until the store has taken it"`
+		BytesPerSecond config.Bytes `yaml:"bytes_per_second" help:"sent to, and taken from, the chunk store; 0 for no limit"`
+		Parallel       int          `yaml:"parallel" help:"chunks of one session on their way at one time"`
+		MaxCaptures    int          `yaml:"max_captures" help:"sessions being read at one time"`
+		MaxRestores    int          `yaml:"max_restores" help:"sessions being restored at one time"`
+	} `yaml:"checkpoints"`
 	Metrics struct {
 		Listen string `yaml:"listen" help:"host:port for /metrics, /health and /ready; none when empty"`
 	} `yaml:"metrics"`
@@ -69,6 +79,12 @@ const (
 	minOutputLogBytes = 64 << 10
 	maxSessionsLimit  = 1_000_000
 	maxStartsLimit    = 1024
+	defaultCacheBytes = 4 << 30
+	// minSpoolBytes and minCacheBytes hold a few chunks.
+	minSpoolBytes     = 16 << 20
+	minCacheBytes     = 16 << 20
+	minBytesPerSecond = 64 << 10
+	maxParallelLimit  = 256
 )
 
 func defaults() Config {
@@ -81,6 +97,9 @@ func defaults() Config {
 	c.Sessions.OutputLogBytes = outputlog.DefaultTotalBytes
 	c.Sessions.MaxStarts, c.Sessions.MaxEndedKept = agent.DefaultMaxStarts, agent.DefaultMaxEndedKept
 	c.Sessions.Cgroups = true
+	c.Checkpoints.CacheBytes, c.Checkpoints.SpoolBytes = defaultCacheBytes, checkpoint.DefaultSpoolBytes
+	c.Checkpoints.Parallel, c.Checkpoints.MaxCaptures = checkpoint.DefaultParallel, checkpoint.DefaultCaptures
+	c.Checkpoints.MaxRestores = agent.DefaultMaxRestores
 	c.Log.Level, c.Log.Format = slog.LevelInfo, telemetry.LogAuto
 	return c
 }
@@ -107,7 +126,28 @@ func (c *Config) Validate() error {
 			return err
 		}
 	}
+	if err := c.validateCheckpoints(); err != nil {
+		return err
+	}
 	return c.validateNumbers()
+}
+
+func (c *Config) validateCheckpoints() error {
+	k := c.Checkpoints
+	switch {
+	case k.CacheBytes != 0 && k.CacheBytes < minCacheBytes:
+		return config.Bad("checkpoints.cache_bytes", "%s is below %s; 0 is for no cache", k.CacheBytes, config.Bytes(minCacheBytes))
+	case k.SpoolBytes < minSpoolBytes:
+		return config.Bad("checkpoints.spool_bytes", "%s is below %s; sessions would be held for as long as the store takes", k.SpoolBytes, config.Bytes(minSpoolBytes))
+	case k.BytesPerSecond != 0 && k.BytesPerSecond < minBytesPerSecond:
+		return config.Bad("checkpoints.bytes_per_second", "%s is below %s; 0 is for no limit", k.BytesPerSecond, config.Bytes(minBytesPerSecond))
+	}
+	for key, n := range map[string]int{"parallel": k.Parallel, "max_captures": k.MaxCaptures, "max_restores": k.MaxRestores} {
+		if n < 1 || n > maxParallelLimit {
+			return config.Bad("checkpoints."+key, "%d is not between 1 and %d", n, maxParallelLimit)
+		}
+	}
+	return nil
 }
 
 func (c *Config) validateNumbers() error {

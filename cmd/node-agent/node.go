@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/neolith/orchestrator/agent"
 	"github.com/neolith/orchestrator/agent/capability"
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/driver"
 	"github.com/neolith/orchestrator/agent/driver/process"
 	"github.com/neolith/orchestrator/agent/health"
@@ -28,6 +30,7 @@ import (
 	"github.com/neolith/orchestrator/agent/shim"
 	"github.com/neolith/orchestrator/agent/shim/embed"
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/chunks/cache"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/session"
@@ -39,12 +42,15 @@ import (
 //	1 certificates, token ──► dial ──────────────────────┐
 //	2 data directory ──► shim program ──► process driver ┤
 //	                └──► lease file ─────────────────────┼──► 4 agent ──► 5 metrics and health over HTTP
-//	3 capabilities, health sampler ──────────────────────┘
+//	3 capabilities, health sampler ──────────────────────┤
+//	  chunk cache, servers' chunk store ──► checkpoints ─┘
 type node struct {
 	cfg      Config
 	log      *slog.Logger
 	registry *prometheus.Registry
 	lease    *lease.Writer
+	servers  *checkpoint.Servers
+	cache    *cache.Cache // nil for none
 	agent    *agent.Agent
 	listener net.Listener // nil without metrics.listen
 }
@@ -60,9 +66,9 @@ func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err er
 	opts := agent.Options{
 		Name: cfg.Name, Labels: cfg.Labels, Version: telemetry.ThisBuild().Version, Address: cfg.address(), Servers: cfg.Servers,
 		Boottime: lease.Now, SecretsDir: cfg.SecretsDir, PastLogs: process.ReadLogs, Sweep: sweep,
-		MaxStarts: cfg.Sessions.MaxStarts, MaxEndedKept: cfg.Sessions.MaxEndedKept, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
+		MaxStarts: cfg.Sessions.MaxStarts, MaxRestores: cfg.Checkpoints.MaxRestores, MaxEndedKept: cfg.Sessions.MaxEndedKept, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
 	}
-	for _, step := range []func(context.Context, *agent.Options) error{n.dialer, n.dataDir, n.machine} {
+	for _, step := range []func(context.Context, *agent.Options) error{n.dialer, n.dataDir, n.checkpoints, n.machine} {
 		if err := step(ctx, &opts); err != nil {
 			return nil, err
 		}
@@ -99,6 +105,8 @@ func (n *node) dialer(_ context.Context, o *agent.Options) error {
 		d.Token = func() (string, error) { return readToken(n.cfg.TokenFile) } // anew at each dial: tokens are rotated
 	}
 	o.Dial = nodelink.DialWebSocket(d)
+	n.servers = checkpoint.NewServers(n.cfg.Servers, n.chunkClient(d))
+	o.OnServers = n.servers.Use
 	return nil
 }
 
@@ -143,6 +151,25 @@ func (n *node) dataDir(_ context.Context, o *agent.Options) error {
 		Shim: program, Logger: n.log, NoCgroups: !n.cfg.Sessions.Cgroups,
 		LogTotalBytes: total, LogSegmentBytes: min(outputlog.DefaultSegmentBytes, total/2), // of one segment nothing can go
 	})}
+	return nil
+}
+
+// checkpoints says what captures and restores sessions. It is opened once the data directory is this agent's.
+func (n *node) checkpoints(_ context.Context, o *agent.Options) error {
+	cfg, dir := n.cfg.Checkpoints, o.DataDir
+	o.Checkpoints = func() (checkpoint.Keeper, error) {
+		k := checkpoint.Options{Store: n.servers, SpoolDir: filepath.Join(dir, "spool"), SpoolBytes: int64(cfg.SpoolBytes),
+			Parallel: cfg.Parallel, Captures: cfg.MaxCaptures, Release: telemetry.ThisBuild().Version, Logger: n.log}
+		if cfg.CacheBytes > 0 {
+			var err error
+			if n.cache, err = cache.Open(cmp.Or(cfg.CacheDir, filepath.Join(dir, "chunks")), cache.Options{MaxBytes: int64(cfg.CacheBytes), Logger: n.log}); err != nil {
+				return nil, fault.New(fault.FailedPrecondition, "checkpoints.cache_dir: %w; choose another one", err)
+			}
+			k.Cache = n.cache
+			n.registry.MustRegister(cacheMetrics(n.cache)...)
+		}
+		return checkpoint.New(k)
+	}
 	return nil
 }
 
@@ -196,6 +223,13 @@ func (n *node) run(ctx context.Context) error {
 func (n *node) close() {
 	if n.agent != nil {
 		n.agent.Close()
+	}
+	if n.servers != nil {
+		_ = n.servers.Close()
+	}
+	if n.cache != nil {
+		_ = n.cache.Close()
+		n.cache = nil
 	}
 	if n.lease != nil {
 		_ = n.lease.Close()

@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,9 +43,40 @@ func (a *app) ask(cmd *cobra.Command, look func(ctx context.Context) ([]cobra.Co
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
+// takesMany are the commands that take several sessions.
+var takesMany = map[string]bool{"terminate": true, "pause": true, "resume": true, "restore": true, "checkpoint": true}
+
+// completeTargets offers the nodes that a session may move to.
+func (a *app) completeTargets(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.ask(cmd, func(ctx context.Context) (out []cobra.Completion, err error) {
+		r, err := a.client.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{PageSize: completionMax, Consistency: apiv1.Consistency_STALE})
+		for _, n := range r.GetNodes() {
+			if n.GetSchedulable() && n.GetStatus() != apiv1.Node_OFFLINE {
+				out = append(out, cobra.CompletionWithDesc(n.GetName(), fmt.Sprintf("%s, %d sessions", n.GetStatus(), n.GetSessions())))
+			}
+		}
+		return out, err
+	})
+}
+
+// completeCheckpoints offers the checkpoints of the session that is the first argument, the newest first.
+func (a *app) completeCheckpoints(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	found, d := a.ask(cmd, func(ctx context.Context) (out []cobra.Completion, err error) {
+		r, err := a.client.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: a.namespace(), Id: args[0], Consistency: apiv1.Consistency_STALE})
+		for _, k := range slices.Backward(r.GetCheckpoints()) {
+			out = append(out, cobra.CompletionWithDesc(number(k.GetSequence()), fmt.Sprintf("%s ago, turn %d", a.age(k.GetCreateTime()), k.GetTurn())))
+		}
+		return out, err
+	})
+	return found, d | cobra.ShellCompDirectiveKeepOrder
+}
+
 // completeSessions offers names and ids of sessions, for the first argument.
 func (a *app) completeSessions(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	if len(args) > 0 && cmd.Name() != "terminate" {
+	if len(args) > 0 && !takesMany[cmd.Name()] {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return a.ask(cmd, func(ctx context.Context) (out []cobra.Completion, err error) {

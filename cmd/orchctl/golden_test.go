@@ -40,21 +40,47 @@ func TestGolden(t *testing.T) {
 		"cluster-members": "cluster members", "queue-stats": "queue stats", "queue-list": "queue list", "dlq-list": "dlq list", "dlq-get": "dlq get web 2",
 		"tokens-list": "tokens list", "events": "events", "context-list": "context list", "sessions-list-empty": "sessions list -n nobody",
 	} {
-		t.Run(name, func(t *testing.T) {
-			var got bytes.Buffer
-			for _, form := range []string{"table", "wide", "json", "yaml", "name"} {
-				res := r.run(line + " -o " + form)
-				if res.code != 0 {
-					t.Fatal(res)
-				}
-				fmt.Fprintf(&got, "-- %s --\n%s", form, res.out)
-				if res.err != "" {
-					fmt.Fprintf(&got, "-- %s: standard error --\n%s", form, res.err)
-				}
-			}
-			golden(t, name, got.Bytes())
-		})
+		t.Run(name, func(t *testing.T) { goldenForms(t, r, name, line) })
 	}
+}
+
+// goldenForms compares what a command prints, in every form, with its golden file.
+func goldenForms(t *testing.T, r *rig, name, line string) {
+	t.Helper()
+	var got bytes.Buffer
+	for _, form := range []string{"table", "wide", "json", "yaml", "name"} {
+		res := r.run(line + " -o " + form)
+		if res.code != 0 {
+			t.Fatal(res)
+		}
+		fmt.Fprintf(&got, "-- %s --\n%s", form, res.out)
+		if res.err != "" {
+			fmt.Fprintf(&got, "-- %s: standard error --\n%s", form, res.err)
+		}
+	}
+	golden(t, name, got.Bytes())
+}
+
+// TestGoldenMoves holds the same of what moves sessions.
+func TestGoldenMoves(t *testing.T) {
+	r := newRig(t)
+	r.c.AddNode("node-2")
+	id := r.must("sessions spawn --name ledger --checkpoint-every turn -o name -- ./ledger")
+	r.must("sessions send ledger one")
+	r.must("sessions checkpoint ledger")
+	r.must("sessions send ledger two")
+	r.must("sessions checkpoint ledger")
+	r.c.Change(id, func(s *apiv1.Session) { s.Lag = &apiv1.Session_Lag{Turns: 1, Messages: 3, Seconds: 12.5} })
+	goldenForms(t, r, "sessions-checkpoints", "sessions checkpoints ledger")
+	r.must("sessions migrate ledger --to node-2 --wait")
+	goldenForms(t, r, "sessions-get-moved", "sessions get ledger")
+	goldenForms(t, r, "sessions-list-lag", "sessions list")
+	var got bytes.Buffer
+	for i, form := range []string{"table", "wide", "json", "yaml", "name"} { // there and back
+		res := r.run(fmt.Sprintf("sessions migrate ledger --wait --quiet --to node-%d -o %s", i%2+1, form))
+		fmt.Fprintf(&got, "-- %s: exit code %d --\n%s%s", form, res.code, res.out, res.err)
+	}
+	golden(t, "sessions-migrate", got.Bytes())
 }
 
 func golden(t *testing.T, name string, got []byte) {

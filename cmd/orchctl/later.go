@@ -27,14 +27,6 @@ func notYet(what string) error {
 // laterSessions are the commands of sessions that checkpoints will bring.
 func (a *app) laterSessions() []*cobra.Command {
 	return []*cobra.Command{
-		a.later("pause SESSION", "pausing sessions"),
-		a.later("resume SESSION", "resuming sessions"),
-		a.later("restore SESSION", "restoring sessions from checkpoints"),
-		a.later("migrate SESSION", "moving sessions to another node"),
-		a.later("checkpoint SESSION", "taking checkpoints"),
-		a.later("checkpoints SESSION", "keeping checkpoints"),
-		a.later("fork SESSION", "forking sessions"),
-		a.later("rewind SESSION", "rewinding sessions"),
 		a.later("export SESSION", "exporting sessions"),
 		a.later("import FILE", "importing sessions"),
 	}
@@ -49,7 +41,6 @@ func (a *app) laterGroups() []*cobra.Command {
 func laterFlags(c *cobra.Command) (given func() error) {
 	flags := []struct{ name, what string }{
 		{"workspace", "a workspace that begins with files (--workspace)"},
-		{"checkpoint-every", "taking checkpoints (--checkpoint-every)"},
 	}
 	for _, f := range flags {
 		c.Flags().String(f.name, "", "not there yet")

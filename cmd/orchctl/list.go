@@ -117,7 +117,7 @@ func (k kind[T]) sum(row []string) string {
 	var b strings.Builder
 	for i, cell := range row {
 		switch strings.TrimPrefix(k.columns[i], "+") {
-		case "AGE", "CPU", "MEMORY", "HEARTBEAT", "CONTACT", "APPLIED", "RTT":
+		case "AGE", "CPU", "MEMORY", "HEARTBEAT", "CONTACT", "APPLIED", "RTT", "LAG":
 		default:
 			b.WriteString(cell + "\x00")
 		}

@@ -260,7 +260,8 @@ func (t *rows) flush() error {
 // colors of the words that say how something is.
 var colors = map[string]text.Color{
 	"RUNNING": text.FgGreen, "COMPLETED": text.FgGreen, "HEALTHY": text.FgGreen, "ok": text.FgGreen, "ACKED": text.FgGreen,
-	"PENDING": text.FgYellow, "STARTING": text.FgYellow, "TERMINATING": text.FgYellow, "DEGRADED": text.FgYellow, "warn": text.FgYellow, "QUEUED": text.FgYellow,
+	"PENDING": text.FgYellow, "STARTING": text.FgYellow, "TERMINATING": text.FgYellow, "PAUSING": text.FgYellow, "PAUSED": text.FgYellow, "MIGRATING": text.FgYellow,
+	"RESTORING": text.FgYellow, "DEGRADED": text.FgYellow, "warn": text.FgYellow, "QUEUED": text.FgYellow,
 	"FAILED": text.FgRed, "UNHEALTHY": text.FgRed, "OFFLINE": text.FgRed, "fail": text.FgRed, "DEAD": text.FgRed,
 	"LEADER": text.Bold,
 }

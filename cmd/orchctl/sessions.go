@@ -19,9 +19,10 @@ import (
 )
 
 func (a *app) sessionsCommand() *cobra.Command {
-	g := a.group("sessions", "Spawn, see, talk to and end sessions",
+	g := a.group("sessions", "Spawn, see, talk to, move and end sessions",
 		a.spawnCommand(), a.sessionsListCommand(), a.sessionsGetCommand(), a.sessionsWatchCommand(), a.terminateCommand(),
-		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(),
+		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(), a.migrateCommand(),
+		a.checkpointCommand(), a.checkpointsCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.rewindCommand(), a.restoreSessionCommand(),
 	)
 	g.AddCommand(a.laterSessions()...)
 	g.Aliases = []string{"session", "s"}
@@ -31,13 +32,13 @@ func (a *app) sessionsCommand() *cobra.Command {
 func (a *app) sessionKind() kind[*apiv1.Session] {
 	return kind[*apiv1.Session]{
 		noun:    "sessions",
-		columns: []string{"ID", "NAME", "PHASE", "NODE", "EPOCH", "RESTARTS", "QUEUED", "ACKED", "DEAD", "AGE", "+TYPE", "+PRIORITY", "+NAMESPACE", "+LABELS", "+REASON"},
+		columns: []string{"ID", "NAME", "PHASE", "NODE", "EPOCH", "RESTARTS", "QUEUED", "ACKED", "DEAD", "AGE", "+TYPE", "+PRIORITY", "+NAMESPACE", "+LABELS", "+CHECKPOINT", "+LAG", "+REASON"},
 		row: func(s *apiv1.Session) []string {
 			m := s.GetMailbox()
 			return []string{
 				s.GetId(), s.GetName(), s.GetPhase().String(), s.GetNode(), number(s.GetEpoch()), number(s.GetRestarts()), number(m.GetQueued() + m.GetDelivered()),
 				number(m.GetAcked()), number(m.GetDead()), a.age(s.GetCreateTime()), s.GetType(), priorityText(s.GetPriority()), s.GetNamespace(),
-				pairsText(s.GetLabels()), s.GetReason(),
+				pairsText(s.GetLabels()), some(s.GetCheckpoint().GetSequence()), lagText(s.GetLag()), s.GetReason(),
 			}
 		},
 		name:    (*apiv1.Session).GetId,
@@ -121,6 +122,8 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "Restarts", value: restartsText(s)},
 		{label: "Mailbox", value: fmt.Sprintf("%d queued, %d delivered, %d acked, %d dead", m.GetQueued(), m.GetDelivered(), m.GetAcked(), m.GetDead())},
 		{label: "Output", value: fmt.Sprintf("%d lines", s.GetOutputLine())},
+		{label: "Checkpoint", value: a.headText(s.GetCheckpoint())}, {label: "Keeps", value: keepsText(s.GetCheckpoint())},
+		{label: "Lag", value: first(lagText(s.GetLag()), "none")}, {label: "Migration", value: a.migrationText(s.GetMigration())},
 		{label: "Command", value: strings.Join(spec.GetCommand(), " ")}, {label: "Protocol", value: spec.GetProtocol()},
 	}
 	wide := []field{
@@ -129,6 +132,7 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "CPU", value: amount(spec.GetCpuMilli(), fmt.Sprintf("%dm", spec.GetCpuMilli()))},
 		{label: "Memory", value: amount(spec.GetMemoryBytes(), bytesText(spec.GetMemoryBytes()))}, {label: "Memory profile", value: spec.GetMemoryProfile()},
 		{label: "TTL", value: spanText(spec.GetTtl())}, {label: "Grace", value: spanText(spec.GetGrace())}, {label: "Turn idle", value: spanText(spec.GetTurnIdle())},
+		{label: "Checkpoints", value: everyText(spec.GetCheckpointEvery())}, {label: "Manifest", value: s.GetCheckpoint().GetManifest()},
 		{label: "Strategy", value: spec.GetStrategy()}, {label: "Modify index", value: number(s.GetModifyIndex())},
 	}
 	for _, f := range wide {
@@ -136,6 +140,14 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		fields = append(fields, f)
 	}
 	return fields
+}
+
+// everyText is when a session is checkpointed by itself.
+func everyText(policy string) string {
+	if policy == "" {
+		return ""
+	}
+	return "every " + policy
 }
 
 // restartsText is how often it was started again, and what decides that.
@@ -301,7 +313,12 @@ func (a *app) terminate(ctx context.Context, ref string, o terminateOptions) err
 
 // await watches a session until its phase is one that was waited for.
 func (a *app) await(ctx context.Context, s *apiv1.Session, ready func(session.Phase) bool) (*apiv1.Session, error) {
-	if ready(session.Phase(s.GetPhase())) {
+	return a.awaitSession(ctx, s, func(s *apiv1.Session) bool { return ready(session.Phase(s.GetPhase())) })
+}
+
+// awaitSession watches a session until it is as ready wants it.
+func (a *app) awaitSession(ctx context.Context, s *apiv1.Session, ready func(*apiv1.Session) bool) (*apiv1.Session, error) {
+	if ready(s) {
 		return s, nil
 	}
 	found := errors.New("found")
@@ -313,7 +330,7 @@ func (a *app) await(ctx context.Context, s *apiv1.Session, ready func(session.Ph
 			return nil
 		}
 		s = m.GetSession()
-		if ready(session.Phase(s.GetPhase())) {
+		if ready(s) {
 			return found
 		}
 		text := "session/" + s.GetId() + " is " + s.GetPhase().String()

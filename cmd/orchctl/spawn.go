@@ -20,11 +20,11 @@ import (
 
 // spawnFlags are the flags as they were typed.
 type spawnFlags struct {
-	typ, name, priority, cpu, memory, profile, protocol, restart, strategy, key string
-	require, labels, selector, env, secrets                                     []string
-	maxRestarts                                                                 uint32
-	ttl, grace, turnIdle                                                        time.Duration
-	wait, attach                                                                bool
+	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, strategy, key string
+	require, labels, selector, env, secrets                                                      []string
+	maxRestarts                                                                                  uint32
+	ttl, grace, turnIdle                                                                         time.Duration
+	wait, attach                                                                                 bool
 }
 
 func (a *app) spawnCommand() *cobra.Command {
@@ -61,6 +61,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.DurationVar(&f.ttl, "ttl", 0, "the time after which it is ended; 0 for never")
 	fl.DurationVar(&f.grace, "grace", session.DefaultGrace, "the time between SIGTERM and SIGKILL")
 	fl.DurationVar(&f.turnIdle, "turn-idle", session.DefaultTurnIdle, "for --protocol raw: the quiet time that ends a turn")
+	fl.StringVar(&f.checkpointEvery, "checkpoint-every", "", "when it is checkpointed by itself: \"turn\", or a time such as 5m (default: only when asked)")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
@@ -68,6 +69,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	a.complete(c, "type", session.TypeProcess, session.TypeClaudeCode, session.TypeClaudeFlow, session.TypeACP)
 	a.complete(c, "priority", "critical", "high", "normal", "low")
 	a.complete(c, "protocol", session.ProtocolLines, session.ProtocolJSON, session.ProtocolRaw, session.ProtocolNone)
+	a.complete(c, "checkpoint-every", session.EveryTurn, "30s", "5m", "1h")
 	a.complete(c, "restart", string(session.RestartNever), string(session.RestartOnFailure), string(session.RestartAlways))
 	return c
 }
@@ -82,7 +84,7 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 	p := &apiv1.SessionSpec{
 		Type: f.typ, Name: f.name, Namespace: a.namespace(), Priority: apiv1.Priority_Level(priority), Command: command,
 		Secrets: f.secrets, Require: f.require, MemoryProfile: f.profile, Protocol: f.protocol, Restart: f.restart,
-		MaxRestarts: f.maxRestarts, Strategy: f.strategy, Grace: durationpb.New(f.grace),
+		MaxRestarts: f.maxRestarts, Strategy: f.strategy, CheckpointEvery: f.checkpointEvery, Grace: durationpb.New(f.grace),
 	}
 	if f.ttl != 0 {
 		p.Ttl = durationpb.New(f.ttl)

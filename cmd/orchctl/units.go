@@ -71,6 +71,26 @@ func bytesText(n int64) string {
 	return ""
 }
 
+// millisText is a span of milliseconds with three digits: 0.42ms, 42.5ms, 1.23s; from a minute on as ageText.
+func millisText(ms float64) string {
+	switch {
+	case ms <= 0:
+		return "0ms"
+	case ms < 1000:
+		return strconv.FormatFloat(round3(ms), 'f', -1, 64) + "ms"
+	case ms < 60_000:
+		return strconv.FormatFloat(round3(ms/1000), 'f', -1, 64) + "s"
+	default:
+		return ageText(time.Duration(ms * float64(time.Millisecond)))
+	}
+}
+
+// round3 keeps three digits.
+func round3(f float64) float64 {
+	scale := math.Pow(10, 2-math.Floor(math.Log10(f)))
+	return math.Round(f*scale) / scale
+}
+
 // ageText is a span as kubectl writes it: 5s, 3m10s, 5m, 2h30m, 4d.
 func ageText(d time.Duration) string {
 	s := int64(max(d, 0).Seconds())
@@ -142,6 +162,14 @@ func some[N int | int32 | int64 | uint32 | uint64](n N) string {
 		return ""
 	}
 	return fmt.Sprint(n)
+}
+
+// several is so many of a thing: 1 chunk, 2 chunks.
+func several(n uint32, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // fit is the line cut to a terminal's width; colours do not count.

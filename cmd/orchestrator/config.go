@@ -76,6 +76,10 @@ type Config struct {
 		Retention time.Duration `yaml:"retention" help:"how long ended sessions are kept"`
 	} `yaml:"sessions"`
 
+	Chunks struct {
+		MaxBytes config.Bytes `yaml:"max_bytes" help:"how much of checkpoints this server keeps in its data directory; 0 leaves the bound to the disk"`
+	} `yaml:"chunks"`
+
 	Log struct {
 		Level  string              `yaml:"level" help:"debug, info, warn or error"`
 		Format telemetry.LogFormat `yaml:"format" help:"auto, text or json"`

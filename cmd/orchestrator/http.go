@@ -10,6 +10,7 @@ import (
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	chunkhttp "github.com/neolith/orchestrator/chunks/http"
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/telemetry"
@@ -24,6 +25,7 @@ const (
 func (s *server) httpServers(tlsConfig *tls.Config) (link, user *http.Server) {
 	linkMux := http.NewServeMux()
 	linkMux.Handle(nodelink.Path, s.hub)
+	linkMux.Handle(chunkhttp.Path, s.chunkHandler())
 	userMux := http.NewServeMux()
 	userMux.HandleFunc("GET /health", s.health)
 	userMux.HandleFunc("GET /ready", s.ready)

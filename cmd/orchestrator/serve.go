@@ -68,6 +68,8 @@ type server struct {
 	leader    *leader.Leader
 	node      *cluster.Node
 	peers     *gateway.Peers
+	chunks    *chunkStore
+	secret    string // of the servers, where there is no TLS
 	ops       *gateway.Operations
 	api       *gateway.Server
 	auth      *auth.Authenticator
@@ -166,8 +168,8 @@ func (s *server) build() error {
 	if err != nil {
 		return err
 	}
-	secret := peerSecret(key)
-	s.peers = gateway.NewPeers(tlsc.peerDial, secret)
+	s.secret = peerSecret(key)
+	s.peers = gateway.NewPeers(tlsc.peerDial, s.secret)
 	s.hub = nodelink.NewHub(nodelink.HubOptions{ServerID: cfg.Name, Authorize: s.authorizeLink, Logger: s.log, MaxLinks: cfg.Link.MaxLinks})
 	route, err := router.New(cfg.Placement.Strategy)
 	if err != nil {
@@ -200,13 +202,16 @@ func (s *server) build() error {
 		return err
 	}
 	log.Node = s.node
+	if s.chunks, err = openChunks(cfg, s.secret, tlsc.peerDial, s.node.Members, s.log); err != nil {
+		return err
+	}
 	s.ops = gateway.NewOperations(gateway.Options{
 		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
 	s.metrics, s.registry = newMetrics(s, build)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
-		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
+		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
 	})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
@@ -315,6 +320,7 @@ func (s *server) run(ctx context.Context) error {
 	defer stop()
 	wait.Go(func() { s.ops.Run(running) })
 	wait.Go(func() { s.followLeader(running) })
+	wait.Go(func() { s.sweepChunks(running) })
 	nodeDone := make(chan struct{})
 	go func() { defer close(nodeDone); _ = s.node.Run(running) }()
 	serve("grpc", func() error { return s.api.Serve(s.listeners.grpc) })
@@ -360,6 +366,11 @@ func (s *server) shutdown(stop func(), nodeDone <-chan struct{}) {
 func (s *server) closeParts() {
 	if s.peers != nil {
 		_ = s.peers.Close()
+	}
+	if s.chunks != nil {
+		if err := s.chunks.Close(); err != nil {
+			s.log.Warn("close the chunks", "error", err)
+		}
 	}
 	if s.node != nil {
 		if err := s.node.Close(); err != nil {

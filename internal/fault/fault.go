@@ -52,7 +52,11 @@ type Error struct {
 // New makes an error; format may use %w.
 func New(k Kind, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Kind: k, Message: err.Error(), cause: errors.Unwrap(err)}
+	cause := errors.Unwrap(err)
+	if _, several := err.(interface{ Unwrap() []error }); several {
+		cause = err
+	}
+	return &Error{Kind: k, Message: err.Error(), cause: cause}
 }
 
 // Error returns the sentence.

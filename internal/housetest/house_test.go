@@ -29,7 +29,7 @@ const module = "github.com/neolith/orchestrator"
 // and its own parts; not rooms beside or above it.
 var floors = [][]string{
 	{"internal/fault", "telemetry", "api/proto"},
-	{"session", "internal/config"},
+	{"session", "internal/config", "serializer/chunk"},
 	{"loadbalancer", "auth", "queue", "serializer", "chunks", "provider", "recorder", "ui", "internal/pbconv"},
 	{"cluster", "nodelink", "client"},
 	{"router"},

@@ -2,6 +2,7 @@
 package pbconv
 
 import (
+	"encoding/hex"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -20,6 +21,7 @@ func SpecFromProto(p *apiv1.SessionSpec) *session.Spec {
 		CPUMilli: p.GetCpuMilli(), MemoryBytes: p.GetMemoryBytes(), MemoryProfile: p.GetMemoryProfile(),
 		Protocol: p.GetProtocol(), Restart: session.RestartPolicy(p.GetRestart()), MaxRestarts: p.GetMaxRestarts(),
 		TTL: p.GetTtl().AsDuration(), Grace: p.GetGrace().AsDuration(), Strategy: p.GetStrategy(), TurnIdle: p.GetTurnIdle().AsDuration(),
+		CheckpointEvery: p.GetCheckpointEvery(),
 	}
 }
 
@@ -32,6 +34,7 @@ func SpecToProto(s *session.Spec) *apiv1.SessionSpec {
 		CpuMilli: s.CPUMilli, MemoryBytes: s.MemoryBytes, MemoryProfile: s.MemoryProfile,
 		Protocol: s.Protocol, Restart: string(s.Restart), MaxRestarts: s.MaxRestarts,
 		Ttl: duration(s.TTL), Grace: duration(s.Grace), Strategy: s.Strategy, TurnIdle: duration(s.TurnIdle),
+		CheckpointEvery: s.CheckpointEvery,
 	}
 }
 
@@ -49,6 +52,17 @@ func ExitToProto(e *session.Exit) *apiv1.Session_Exit {
 		return nil
 	}
 	return &apiv1.Session_Exit{Code: e.Code, Signal: e.Signal, Cause: e.Cause, Message: e.Message}
+}
+
+// CheckpointToProto returns the checkpoint; nil gives nil.
+func CheckpointToProto(c *session.Checkpoint) *apiv1.Session_Checkpoint {
+	if c == nil {
+		return nil
+	}
+	return &apiv1.Session_Checkpoint{
+		Sequence: c.Sequence, CreateTime: Time(c.CreateTime), Bytes: c.Bytes, Chunks: c.Chunks, Epoch: c.Epoch, Turn: c.Turn,
+		OutputLine: c.OutputLine, Keeps: c.Keeps, Manifest: hex.EncodeToString(c.Manifest[:]), BytesSent: c.BytesSent, BytesReused: c.BytesReused,
+	}
 }
 
 // MessageToProto returns the message with its status from its delivery mark.

@@ -16,7 +16,7 @@ func contents() map[string][]byte {
 	r := rand.NewChaCha8([32]byte{1})
 	_, _ = r.Read(random)
 	return map[string][]byte{
-		"nothing": nil, "a byte": {7}, "text": bytes.Repeat([]byte("a line of text\n"), 1000),
+		"nothing": nil, "a byte": {7}, "text": bytes.Repeat([]byte("a line of text\n"), 1000), "short text": bytes.Repeat([]byte("a line of text\n"), 15),
 		"random": random, "zeros": make([]byte, MaxContentBytes),
 	}
 }

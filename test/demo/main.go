@@ -1,6 +1,7 @@
 // Command demo runs the product's main job for real and measures it: a cluster of three servers and three node agents as
-// processes of their own, thirty stateful sessions, three thousand messages, and in the middle of them the leader and a
-// node agent killed with SIGKILL. It ends with a table, and with exit code 1 if a message was lost or took effect twice.
+// processes of their own, thirty stateful sessions that are moved from node to node while they work, three thousand messages,
+// and in the middle of them the leader, a node agent, and a whole node with its sessions killed with SIGKILL. It ends with a
+// table, and with exit code 1 if a message was lost or took effect twice.
 package main
 
 import (

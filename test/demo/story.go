@@ -1,4 +1,4 @@
-// The story: spawn, send, kill the leader, kill an agent, count.
+// The story: spawn, send, move, kill the leader, kill an agent, kill a whole node, count.
 
 package main
 
@@ -44,6 +44,7 @@ type story struct {
 	leaderName string
 	started    time.Time
 	took       time.Duration
+	moves      moves
 }
 
 func newStory(c *client.Client, program, data string) *story {
@@ -63,8 +64,11 @@ func (s *story) run(ctx context.Context) error {
 	watch := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() { s.progress(watch) })
+	moved := make(chan struct{})
+	watching.Go(func() { s.migrate(sendCtx, moved) })
 	killErr := s.kills(ctx)
 	err := errors.Join(killErr, sending.Wait())
+	close(moved)
 	close(watch)
 	watching.Wait()
 	s.took = time.Since(s.started)
@@ -81,6 +85,7 @@ func (s *story) spawn(ctx context.Context) error {
 		start := time.Now()
 		r, err := s.c.Sessions.SpawnSession(ctx, &apiv1.SpawnSessionRequest{Wait: true, Spec: &apiv1.SessionSpec{
 			Name: fmt.Sprintf("ledger-%02d", i+1), Command: []string{s.program, "ledger"}, Labels: map[string]string{"app": "ledger"},
+			CheckpointEvery: "1s", Restart: "on-failure",
 		}})
 		if err != nil {
 			return err
@@ -120,20 +125,26 @@ func (s *story) send(ctx context.Context, i int) error {
 	return nil
 }
 
-// kills kills the leader at a third of the messages, and a node agent at two thirds.
+// kills kills the leader at a quarter of the messages, a node agent at a half, and all of a node at three quarters.
 func (s *story) kills(ctx context.Context) error {
 	total := int64(sessions * messagesPerSender)
-	if err := s.waitAccepted(ctx, total/3); err != nil {
+	if err := s.waitAccepted(ctx, total/4); err != nil {
 		return err
 	}
 	if err := s.killLeader(ctx); err != nil {
 		return fmt.Errorf("kill the leader: %w", err)
 	}
-	if err := s.waitAccepted(ctx, total*2/3); err != nil {
+	if err := s.waitAccepted(ctx, total/2); err != nil {
 		return err
 	}
 	if err := s.killAgent(ctx); err != nil {
 		return fmt.Errorf("kill an agent: %w", err)
+	}
+	if err := s.waitAccepted(ctx, total*3/4); err != nil {
+		return err
+	}
+	if err := s.crash(ctx); err != nil {
+		return fmt.Errorf("kill a node: %w", err)
 	}
 	return nil
 }
@@ -172,6 +183,8 @@ func (s *story) killLeader(ctx context.Context) error {
 
 // killAgent kills the agent with the most sessions and measures until all of them are back in its hands.
 func (s *story) killAgent(ctx context.Context) error {
+	s.moves.still.Lock()
+	defer s.moves.still.Unlock()
 	nodes, err := s.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{})
 	if err != nil {
 		return err
@@ -300,6 +313,7 @@ func (s *story) report(w io.Writer) int {
 	row("spawn to running, p50 / p99", q(.5).Round(100*time.Microsecond).String()+" / "+q(.99).Round(100*time.Microsecond).String())
 	row("without a leader ("+s.leaderName+" killed)", s.leaderGap.Round(time.Millisecond).String())
 	row(fmt.Sprintf("until %d sessions were adopted (%s's agent killed)", s.adopted, s.agentName), s.adoption.Round(time.Millisecond).String())
+	s.moves.report(row)
 	row("sending took", s.took.Round(10*time.Millisecond).String())
 	fmt.Fprintln(w)
 	if s.lost+s.doubled+s.wrongSums > 0 {

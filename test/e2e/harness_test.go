@@ -74,11 +74,18 @@ func observed(dir string) {
 		os.Exit(3)
 	}
 	note("starts")
+	// In its workspace it keeps how far it has counted: what is restored counts on from there.
+	kept, _ := os.ReadFile("count")
+	n, _ := strconv.Atoi(string(kept))
+	keep := len(os.Args) > 3 && os.Args[3] == "keeping"
 	buf := make([]byte, 4096)
-	for n := 0; ; {
+	for {
 		got, err := os.Stdin.Read(buf)
 		for range bytes.Count(buf[:got], []byte("\n")) {
 			n++
+			if keep && os.WriteFile("count", []byte(strconv.Itoa(n)), 0o600) != nil {
+				note("violations")
+			}
 			fmt.Println(n)
 		}
 		if err != nil {
@@ -96,6 +103,9 @@ func (o observer) command() []string {
 	self, _ := os.Executable()
 	return []string{self, "observed", o.dir}
 }
+
+// keeping is the command of one that keeps its count in its workspace.
+func (o observer) keeping() []string { return append(o.command(), "keeping") }
 
 func (o observer) check(t *testing.T) {
 	t.Helper()

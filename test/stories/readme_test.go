@@ -56,9 +56,11 @@ var variable = []struct {
 	{regexp.MustCompile(`(/\S+)?/orchestrator/dev`), "DATA"},
 	{regexp.MustCompile(`--context dev(-\d+)?\b`), "CONTEXT"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "ADDRESS"},
-	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|%)`), "SOME"},
+	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|%|[KM]?i?B)`), "SOME"},
 	{regexp.MustCompile(`PID: +\d+`), "PID"},
-	{regexp.MustCompile(`\bDEGRADED\b`), "HEALTHY"}, // so is a node of a machine that has other work
+	{regexp.MustCompile(`Rounds: +\d+`), "ROUNDS"},
+	{regexp.MustCompile(`checkpoint \d+`), "CHECKPOINT"}, // by how fast one follows the other
+	{regexp.MustCompile(`\bDEGRADED\b`), "HEALTHY"},      // so is a node of a machine that has other work
 	{regexp.MustCompile(`; degraded, as no healthy node has room`), ""},
 	{regexp.MustCompile(` +`), " "},
 }
@@ -90,9 +92,11 @@ func (p *tourist) types(command string) string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-c", command)
 	cmd.Env, cmd.Dir = p.env, p.home
-	out, err := cmd.CombinedOutput()
+	var progress bytes.Buffer // a bar on a terminal, which is gone at the end
+	cmd.Stderr = &progress
+	out, err := cmd.Output()
 	if err != nil {
-		p.t.Fatalf("%s: %v\n%s", command, err, out)
+		p.t.Fatalf("%s: %v\n%s%s", command, err, out, &progress)
 	}
 	if assigns {
 		p.env = append(p.env, name+"="+strings.TrimSpace(string(out)))

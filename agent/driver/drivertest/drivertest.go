@@ -350,9 +350,17 @@ func testAdopt(t *testing.T, h Harness) {
 		if s.PID() != pid {
 			t.Fatalf("round %d: pid %d, want %d", round, s.PID(), pid)
 		}
+		if n := s.Backlog(); n != 5+round {
+			t.Fatalf("round %d: a backlog of %d turns, want %d", round, n, 5+round)
+		}
 		for i := uint64(1); i <= 5+uint64(round); i++ { // they may not have been reported
 			if turn := s.Turn(); turn.Sequence != i || string(turn.Result) != fmt.Sprintf("sum %d", i) || turn.OutputLine != i {
 				t.Fatalf("round %d: turn %d again: %+v", round, i, turn)
+			}
+		}
+		for deadline := time.Now().Add(Patience); s.Backlog() != 0; time.Sleep(time.Millisecond) { // between two looks
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: all turns were taken, and the backlog is %d", round, s.Backlog())
 			}
 		}
 		s.Send(5+uint64(round), "100") // given before: nothing happens

@@ -4,6 +4,8 @@
 // it gives out is one agent's; a restarted agent asks the same Machine for a new one and adopts what runs. The Machine
 // also holds the node's lease, as the shims do, and ends everything at once when it lapses.
 //
+// With a Vault, sessions are checkpointed and restored: how many messages a session was given, and its sum, are what it has in its workspace.
+//
 // There is no I/O, no goroutine that outlives a call, and no clock but package time's, so it runs in a synctest bubble.
 //
 // # What the sessions do
@@ -78,15 +80,16 @@ type Machine struct {
 	boot time.Time
 
 	mu       sync.Mutex
-	trees    map[string]*tree // by session: the latest, ended or not
-	deadline int64            // of the lease
+	trees    map[string]*tree    // by session: the latest, ended or not
+	restored map[string]restored // by session: what its next epoch goes on from
+	deadline int64               // of the lease
 	lapse    *time.Timer
 	pid      int
 }
 
 // NewMachine makes a machine that holds no lease yet.
 func NewMachine(node string, opt Options) *Machine {
-	return &Machine{node: node, opt: opt, boot: time.Now(), trees: make(map[string]*tree)}
+	return &Machine{node: node, opt: opt, boot: time.Now(), trees: make(map[string]*tree), restored: make(map[string]restored)}
 }
 
 // Driver returns a driver as a newly started agent would have it.
@@ -243,6 +246,13 @@ func (d *Driver) Start(ctx context.Context, s driver.Start) (driver.Process, err
 	t := &tree{m: m, s: s, pid: m.pid, last: s.OutputBase, given: make(map[uint64]bool)}
 	if before != nil { // the same directory: its log goes on
 		t.lines, t.last = before.lines, max(before.last, s.OutputBase)
+		t.notice, t.noticeAt = before.notice, before.noticeAt
+	}
+	if r, ok := m.restored[s.SessionID]; ok {
+		delete(m.restored, s.SessionID)
+		if r.epoch == s.Epoch {
+			t.goOn(r)
+		}
 	}
 	m.trees[s.SessionID] = t
 	m.observe(t, false)

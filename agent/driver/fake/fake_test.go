@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/driver"
 	"github.com/neolith/orchestrator/agent/driver/drivertest"
 	"github.com/neolith/orchestrator/internal/fault"
@@ -153,4 +157,83 @@ func BenchmarkStart(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func TestVault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewVault(VaultOptions{ReadTime: time.Second})
+		a, b := NewMachine("a", Options{}), NewMachine("b", Options{})
+		defer a.Close()
+		defer b.Close()
+		spec := &session.Spec{Command: []string{"x"}}
+		spec.Normalize()
+		begin := func(m *Machine, epoch uint32, base uint64) driver.Process {
+			t.Helper()
+			if err := m.Renew(m.Now() + int64(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			p, err := m.Driver().Start(t.Context(), driver.Start{SessionID: "s", Epoch: epoch, Spec: spec, OutputBase: base})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		send := func(p driver.Process, seq uint64, text string) string {
+			t.Helper()
+			if err := p.Send(t.Context(), driver.Input{Sequence: seq, Text: []byte(text)}); err != nil {
+				t.Fatal(err)
+			}
+			return string((<-p.Turns()).Result)
+		}
+		p := begin(a, 1, 0)
+		send(p, 1, "40")
+		send(p, 2, "2")
+		at := checkpoint.Session{ID: "s", Epoch: 1, Sequence: 1, Turn: 2, OutputLine: p.OutputLine()}
+		c, err := a.Keeper(v).Capture(t.Context(), at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(p, 3, "1000")
+		v.SetDown(true)
+		if _, err := c.Store(t.Context()); !fault.Is(err, fault.Unavailable) {
+			t.Fatalf("a store that is down said %v", err)
+		}
+		v.SetDown(false)
+		st, err := c.Store(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if given, ok := v.Given(st.Manifest); !ok || !slices.Equal(given, []uint64{1, 2}) {
+			t.Errorf("the checkpoint has seen %v", given)
+		}
+		if err := p.Send(t.Context(), driver.Input{Sequence: 4, Text: []byte("hang")}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Keeper(v).Capture(t.Context(), at); err == nil {
+			t.Error("a session was captured while a turn was under way")
+		}
+		if _, err := b.Keeper(v).Restore(t.Context(), checkpoint.Restore{SessionID: "s", Manifest: st.Manifest, Epoch: 2, OutputLine: 2, Notice: "line 3 is lost"}); err != nil {
+			t.Fatal(err)
+		}
+		q := begin(b, 2, 2)
+		if got := send(q, 3, "1"); got != "sum 43" {
+			t.Errorf("it goes on with %q", got)
+		}
+		var log []string
+		if err := q.ReadLogs(t.Context(), 1, false, func(ls []*apiv1.LogLine) error {
+			for _, l := range ls {
+				log = append(log, fmt.Sprintf("%d %s", l.GetNumber(), l.GetText()))
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"1 sum 40", "2 sum 42", "0 line 3 is lost", "3 sum 43"}; !slices.Equal(log, want) {
+			t.Errorf("the log is %q, want %q", log, want)
+		}
+		v.Delete(st.Manifest)
+		if _, err := b.Keeper(v).Restore(t.Context(), checkpoint.Restore{SessionID: "s", Manifest: st.Manifest}); !fault.Is(err, fault.NotFound) {
+			t.Errorf("of a checkpoint that is gone: %v", err)
+		}
+	})
 }

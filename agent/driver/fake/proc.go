@@ -107,6 +107,9 @@ func (p *proc) Outstanding() uint64 {
 	return p.t.outstanding
 }
 
+// Backlog is how many ended turns nobody has taken.
+func (p *proc) Backlog() int { return len(p.turns) }
+
 // OutputLine is the number of the last line.
 func (p *proc) OutputLine() uint64 {
 	p.t.m.mu.Lock()
@@ -194,6 +197,9 @@ func (t *tree) from(n *uint64) []*apiv1.LogLine {
 	})
 	var out []*apiv1.LogLine
 	for _, l := range t.lines[i:] {
+		if t.notice != nil && *n <= t.noticeAt+1 && l.GetNumber() > t.noticeAt {
+			out = append(out, t.notice)
+		}
 		if l.Number > *n {
 			text := fmt.Appendf(nil, "lines %d–%d are not kept on this node", *n, l.Number-1)
 			out = append(out, &apiv1.LogLine{Stream: apiv1.LogLine_NOTICE, Epoch: l.Epoch, Text: text})

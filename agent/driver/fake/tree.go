@@ -27,8 +27,11 @@ type tree struct {
 	given       map[uint64]bool
 	order       []uint64 // of given, oldest first
 	outstanding uint64
-	turns       []driver.Turn // the latest turnsMax that ended
-	count       int           // messages given
+	turns       []driver.Turn  // the latest turnsMax that ended
+	before      []uint64       // sequences given to the epochs that it goes on from
+	notice      *apiv1.LogLine // stands behind line noticeAt; nil for none
+	noticeAt    uint64
+	count       int // messages given
 	sum         int64
 	deaf        bool // ignores SIGTERM
 	ending      *session.Exit

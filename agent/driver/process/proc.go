@@ -45,6 +45,7 @@ type proc struct {
 	more     bell
 	line     atomic.Uint64
 	busy     atomic.Uint64  // a copy of outstanding
+	backlog  atomic.Int64   // the length of queue
 	asks     sync.WaitGroup // requests to the shim that the owner does not wait for
 	execs    execs
 
@@ -87,8 +88,26 @@ func (d *Driver) newProc(s driver.Start, client *shim.Client, st shim.Status, g 
 	}
 	p.settle()
 	p.setOutstanding(t.open)
+	t.remembered = p.inputs
 	return p, nil
 }
+
+// inputs are the messages that the shim remembers; none when it does not answer.
+func (p *proc) inputs() []shim.GivenInput {
+	if p.client == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), inputsPatience)
+	defer cancel()
+	st, err := p.client.Status(ctx)
+	if err != nil {
+		return nil
+	}
+	return st.Inputs
+}
+
+// inputsPatience bounds how long the shim is waited for where lines were dropped before they were read.
+const inputsPatience = 2 * time.Second
 
 func idleTimer() *time.Timer {
 	t := time.NewTimer(time.Hour)
@@ -123,7 +142,7 @@ func (p *proc) own() {
 		case <-p.force.C:
 			p.killShim()
 		case out <- head:
-			p.queue = p.queue[1:]
+			p.dequeue()
 		case <-p.released:
 			p.leave()
 			return
@@ -133,7 +152,7 @@ func (p *proc) own() {
 		out, head := p.head()
 		select {
 		case out <- head:
-			p.queue = p.queue[1:]
+			p.dequeue()
 		case <-p.released:
 			p.leave()
 			return
@@ -149,6 +168,16 @@ func (p *proc) head() (chan<- driver.Turn, driver.Turn) {
 		return nil, driver.Turn{}
 	}
 	return p.turnsOut, p.queue[0]
+}
+
+func (p *proc) enqueue(t driver.Turn) {
+	p.queue = append(p.queue, t)
+	p.backlog.Add(1)
+}
+
+func (p *proc) dequeue() {
+	p.queue = p.queue[1:]
+	p.backlog.Add(-1)
 }
 
 // leave lets go of the shim, and ends what cannot go on without this driver.
@@ -178,7 +207,7 @@ func (p *proc) advance() {
 
 func (p *proc) takeTurns() {
 	for _, t := range p.turns.take() {
-		p.queue = append(p.queue, t)
+		p.enqueue(t)
 		if t.Sequence == p.outstanding {
 			p.setOutstanding(0)
 		}
@@ -327,6 +356,9 @@ func (p *proc) PID() int { return p.run.Process.PID }
 // Outstanding is the message whose turn is under way.
 func (p *proc) Outstanding() uint64 { return p.busy.Load() }
 
+// Backlog is how many ended turns nobody has taken. It counts a turn before Outstanding is 0 for it.
+func (p *proc) Backlog() int { return int(p.backlog.Load()) }
+
 // OutputLine is the number of the last line that the shim told of.
 func (p *proc) OutputLine() uint64 { return p.line.Load() }
 
@@ -366,7 +398,7 @@ func (p *proc) Send(ctx context.Context, in driver.Input) error {
 			verdict = driver.ErrBusy
 		case refused != "":
 			p.remember(in.Sequence)
-			p.queue = append(p.queue, driver.Turn{Sequence: in.Sequence, OutputLine: p.line.Load(), Refused: refused})
+			p.enqueue(driver.Turn{Sequence: in.Sequence, OutputLine: p.line.Load(), Refused: refused})
 			given = true
 		case p.client == nil:
 			verdict = errSearching

@@ -27,7 +27,9 @@ type turns struct {
 	reader   *outputlog.Reader
 	// given are the messages that the shim remembers, for those whose markers are no longer kept.
 	given []shim.GivenInput
-	seen  map[uint64]bool
+	// remembered asks the shim again, which knows of later messages too; nil, and an empty answer, leave given as it is.
+	remembered func() []shim.GivenInput
+	seen       map[uint64]bool
 
 	open      uint64 // the message whose turn is under way
 	result    []byte
@@ -96,6 +98,11 @@ func (t *turns) begin(sequence uint64) {
 // hole stands for lines that are no longer kept, and for the markers between them.
 func (t *turns) hole(r *outputlog.Record) {
 	t.truncated = true
+	if t.remembered != nil {
+		if now := t.remembered(); len(now) > 0 {
+			t.given = now
+		}
+	}
 	for _, g := range t.given {
 		if g.Line+1 >= r.Number && g.Line <= r.Last {
 			t.begin(g.Sequence)

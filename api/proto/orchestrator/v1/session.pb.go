@@ -208,6 +208,67 @@ func (Session_Phase) EnumDescriptor() ([]byte, []int) {
 	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{3, 0}
 }
 
+type Session_Migration_State int32
+
+const (
+	Session_Migration_STATE_UNSPECIFIED Session_Migration_State = 0
+	// The session works, and what it has is copied meanwhile.
+	Session_Migration_COPYING Session_Migration_State = 1
+	// The session has stopped on its source and is being restored on its target.
+	Session_Migration_MOVING Session_Migration_State = 2
+	Session_Migration_DONE   Session_Migration_State = 3
+	// The session went on, or is restored from its last checkpoint; error says why.
+	Session_Migration_FAILED    Session_Migration_State = 4
+	Session_Migration_CANCELLED Session_Migration_State = 5
+)
+
+// Enum value maps for Session_Migration_State.
+var (
+	Session_Migration_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "COPYING",
+		2: "MOVING",
+		3: "DONE",
+		4: "FAILED",
+		5: "CANCELLED",
+	}
+	Session_Migration_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"COPYING":           1,
+		"MOVING":            2,
+		"DONE":              3,
+		"FAILED":            4,
+		"CANCELLED":         5,
+	}
+)
+
+func (x Session_Migration_State) Enum() *Session_Migration_State {
+	p := new(Session_Migration_State)
+	*p = x
+	return p
+}
+
+func (x Session_Migration_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Session_Migration_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_orchestrator_v1_session_proto_enumTypes[3].Descriptor()
+}
+
+func (Session_Migration_State) Type() protoreflect.EnumType {
+	return &file_orchestrator_v1_session_proto_enumTypes[3]
+}
+
+func (x Session_Migration_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Session_Migration_State.Descriptor instead.
+func (Session_Migration_State) EnumDescriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{3, 3, 0}
+}
+
 type Message_Status int32
 
 const (
@@ -247,11 +308,11 @@ func (x Message_Status) String() string {
 }
 
 func (Message_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_orchestrator_v1_session_proto_enumTypes[3].Descriptor()
+	return file_orchestrator_v1_session_proto_enumTypes[4].Descriptor()
 }
 
 func (Message_Status) Type() protoreflect.EnumType {
-	return &file_orchestrator_v1_session_proto_enumTypes[3]
+	return &file_orchestrator_v1_session_proto_enumTypes[4]
 }
 
 func (x Message_Status) Number() protoreflect.EnumNumber {
@@ -300,11 +361,11 @@ func (x LogLine_Stream) String() string {
 }
 
 func (LogLine_Stream) Descriptor() protoreflect.EnumDescriptor {
-	return file_orchestrator_v1_session_proto_enumTypes[4].Descriptor()
+	return file_orchestrator_v1_session_proto_enumTypes[5].Descriptor()
 }
 
 func (LogLine_Stream) Type() protoreflect.EnumType {
-	return &file_orchestrator_v1_session_proto_enumTypes[4]
+	return &file_orchestrator_v1_session_proto_enumTypes[5]
 }
 
 func (x LogLine_Stream) Number() protoreflect.EnumNumber {
@@ -429,9 +490,12 @@ type SessionSpec struct {
 	// Placement strategy; the cluster's default when empty.
 	Strategy string `protobuf:"bytes,19,opt,name=strategy,proto3" json:"strategy,omitempty"`
 	// For raw sessions: the quiet time that ends a turn; 500 ms when unset.
-	TurnIdle      *durationpb.Duration `protobuf:"bytes,20,opt,name=turn_idle,json=turnIdle,proto3" json:"turn_idle,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TurnIdle *durationpb.Duration `protobuf:"bytes,20,opt,name=turn_idle,json=turnIdle,proto3" json:"turn_idle,omitempty"`
+	// When the session is checkpointed by itself: "turn", or a duration such as "5m" at most after which it is when turns have ended
+	// since; empty for only when it is asked for.
+	CheckpointEvery string `protobuf:"bytes,21,opt,name=checkpoint_every,json=checkpointEvery,proto3" json:"checkpoint_every,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SessionSpec) Reset() {
@@ -602,6 +666,13 @@ func (x *SessionSpec) GetTurnIdle() *durationpb.Duration {
 		return x.TurnIdle
 	}
 	return nil
+}
+
+func (x *SessionSpec) GetCheckpointEvery() string {
+	if x != nil {
+		return x.CheckpointEvery
+	}
+	return ""
 }
 
 // Session is a session as the cluster knows it.
@@ -2398,6 +2469,944 @@ func (x *ExecSessionResponse) GetExit() *Session_Exit {
 	return nil
 }
 
+type CheckpointSessionRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id             string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Answer once the checkpoint is committed, instead of once it is asked for.
+	Wait          bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSessionRequest) Reset() {
+	*x = CheckpointSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSessionRequest) ProtoMessage() {}
+
+func (x *CheckpointSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSessionRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CheckpointSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CheckpointSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CheckpointSessionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *CheckpointSessionRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type CheckpointSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSessionResponse) Reset() {
+	*x = CheckpointSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSessionResponse) ProtoMessage() {}
+
+func (x *CheckpointSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSessionResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CheckpointSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type ListCheckpointsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Consistency   Consistency_Level      `protobuf:"varint,3,opt,name=consistency,proto3,enum=orchestrator.v1.Consistency_Level" json:"consistency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsRequest) Reset() {
+	*x = ListCheckpointsRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsRequest) ProtoMessage() {}
+
+func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListCheckpointsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListCheckpointsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ListCheckpointsRequest) GetConsistency() Consistency_Level {
+	if x != nil {
+		return x.Consistency
+	}
+	return Consistency_CONSISTENCY_UNSPECIFIED
+}
+
+type ListCheckpointsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first; the last one is the head.
+	Checkpoints   []*Session_Checkpoint `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsResponse) Reset() {
+	*x = ListCheckpointsResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsResponse) ProtoMessage() {}
+
+func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListCheckpointsResponse) GetCheckpoints() []*Session_Checkpoint {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+type MigrateSessionRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The name or the id of the node to go to; empty to have one chosen.
+	Target string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// live | cold; "live" when empty. Cold stops the session before anything is copied.
+	Mode           string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Answer once the session runs on its target, or the move has failed.
+	Wait          bool `protobuf:"varint,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateSessionRequest) Reset() {
+	*x = MigrateSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateSessionRequest) ProtoMessage() {}
+
+func (x *MigrateSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateSessionRequest.ProtoReflect.Descriptor instead.
+func (*MigrateSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *MigrateSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *MigrateSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MigrateSessionRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MigrateSessionRequest) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *MigrateSessionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *MigrateSessionRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type MigrateSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateSessionResponse) Reset() {
+	*x = MigrateSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateSessionResponse) ProtoMessage() {}
+
+func (x *MigrateSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateSessionResponse.ProtoReflect.Descriptor instead.
+func (*MigrateSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *MigrateSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type CancelMigrationRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id             string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CancelMigrationRequest) Reset() {
+	*x = CancelMigrationRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMigrationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMigrationRequest) ProtoMessage() {}
+
+func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
+func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CancelMigrationRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CancelMigrationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CancelMigrationRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type CancelMigrationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelMigrationResponse) Reset() {
+	*x = CancelMigrationResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMigrationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMigrationResponse) ProtoMessage() {}
+
+func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
+func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CancelMigrationResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type PauseSessionRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id             string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Reason         string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Answer once nothing of the session runs any more.
+	Wait          bool `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSessionRequest) Reset() {
+	*x = PauseSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSessionRequest) ProtoMessage() {}
+
+func (x *PauseSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSessionRequest.ProtoReflect.Descriptor instead.
+func (*PauseSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PauseSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PauseSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PauseSessionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PauseSessionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *PauseSessionRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type PauseSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSessionResponse) Reset() {
+	*x = PauseSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSessionResponse) ProtoMessage() {}
+
+func (x *PauseSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSessionResponse.ProtoReflect.Descriptor instead.
+func (*PauseSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PauseSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type ResumeSessionRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id             string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Answer once the session runs.
+	Wait          bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeSessionRequest) Reset() {
+	*x = ResumeSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeSessionRequest) ProtoMessage() {}
+
+func (x *ResumeSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeSessionRequest.ProtoReflect.Descriptor instead.
+func (*ResumeSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ResumeSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ResumeSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResumeSessionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ResumeSessionRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type ResumeSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeSessionResponse) Reset() {
+	*x = ResumeSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeSessionResponse) ProtoMessage() {}
+
+func (x *ResumeSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeSessionResponse.ProtoReflect.Descriptor instead.
+func (*ResumeSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ResumeSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type ForkSessionRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The checkpoint to begin with; the head when 0.
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// The new session's name; optional.
+	Name           string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Wait           bool   `protobuf:"varint,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ForkSessionRequest) Reset() {
+	*x = ForkSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSessionRequest) ProtoMessage() {}
+
+func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSessionRequest.ProtoReflect.Descriptor instead.
+func (*ForkSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ForkSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ForkSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ForkSessionRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ForkSessionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ForkSessionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ForkSessionRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type ForkSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSessionResponse) Reset() {
+	*x = ForkSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSessionResponse) ProtoMessage() {}
+
+func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSessionResponse.ProtoReflect.Descriptor instead.
+func (*ForkSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ForkSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type RewindSessionRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The checkpoint to go back to; the head when 0.
+	Sequence       uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Wait           bool   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RewindSessionRequest) Reset() {
+	*x = RewindSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewindSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewindSessionRequest) ProtoMessage() {}
+
+func (x *RewindSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewindSessionRequest.ProtoReflect.Descriptor instead.
+func (*RewindSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RewindSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RewindSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RewindSessionRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RewindSessionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RewindSessionRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type RewindSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewindSessionResponse) Reset() {
+	*x = RewindSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewindSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewindSessionResponse) ProtoMessage() {}
+
+func (x *RewindSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewindSessionResponse.ProtoReflect.Descriptor instead.
+func (*RewindSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RewindSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
 type GetSessionHistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -2408,7 +3417,7 @@ type GetSessionHistoryRequest struct {
 
 func (x *GetSessionHistoryRequest) Reset() {
 	*x = GetSessionHistoryRequest{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[28]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +3429,7 @@ func (x *GetSessionHistoryRequest) String() string {
 func (*GetSessionHistoryRequest) ProtoMessage() {}
 
 func (x *GetSessionHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[28]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +3442,7 @@ func (x *GetSessionHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{28}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetSessionHistoryRequest) GetNamespace() string {
@@ -2460,7 +3469,7 @@ type GetSessionHistoryResponse struct {
 
 func (x *GetSessionHistoryResponse) Reset() {
 	*x = GetSessionHistoryResponse{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[29]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +3481,7 @@ func (x *GetSessionHistoryResponse) String() string {
 func (*GetSessionHistoryResponse) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[29]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +3494,7 @@ func (x *GetSessionHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{29}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetSessionHistoryResponse) GetEntries() []*GetSessionHistoryResponse_Entry {
@@ -2497,18 +3506,31 @@ func (x *GetSessionHistoryResponse) GetEntries() []*GetSessionHistoryResponse_En
 
 // Checkpoint is the head of the session's chain of checkpoints.
 type Session_Checkpoint struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	Bytes         int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Chunks        uint32                 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Sequence   uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	Bytes      int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Chunks     uint32                 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	// The epoch in which it was captured.
+	Epoch uint32 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// How many ended turns it has seen.
+	Turn uint64 `protobuf:"varint,6,opt,name=turn,proto3" json:"turn,omitempty"`
+	// The last output line that it holds.
+	OutputLine uint64 `protobuf:"varint,7,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
+	// What it holds of a session: messages, transcript, workspace, memory.
+	Keeps []string `protobuf:"bytes,8,rep,name=keeps,proto3" json:"keeps,omitempty"`
+	// Hexadecimal; names the manifest in the chunk store.
+	Manifest string `protobuf:"bytes,9,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// What its capture sent and what was there already.
+	BytesSent     int64 `protobuf:"varint,10,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused   int64 `protobuf:"varint,11,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Session_Checkpoint) Reset() {
 	*x = Session_Checkpoint{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[33]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +3542,7 @@ func (x *Session_Checkpoint) String() string {
 func (*Session_Checkpoint) ProtoMessage() {}
 
 func (x *Session_Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[33]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,6 +3586,55 @@ func (x *Session_Checkpoint) GetChunks() uint32 {
 	return 0
 }
 
+func (x *Session_Checkpoint) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Session_Checkpoint) GetTurn() uint64 {
+	if x != nil {
+		return x.Turn
+	}
+	return 0
+}
+
+func (x *Session_Checkpoint) GetOutputLine() uint64 {
+	if x != nil {
+		return x.OutputLine
+	}
+	return 0
+}
+
+func (x *Session_Checkpoint) GetKeeps() []string {
+	if x != nil {
+		return x.Keeps
+	}
+	return nil
+}
+
+func (x *Session_Checkpoint) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *Session_Checkpoint) GetBytesSent() int64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Session_Checkpoint) GetBytesReused() int64 {
+	if x != nil {
+		return x.BytesReused
+	}
+	return 0
+}
+
 // Lag is how far the last committed checkpoint is behind: the honest recovery point.
 type Session_Lag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2576,7 +3647,7 @@ type Session_Lag struct {
 
 func (x *Session_Lag) Reset() {
 	*x = Session_Lag{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[34]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +3659,7 @@ func (x *Session_Lag) String() string {
 func (*Session_Lag) ProtoMessage() {}
 
 func (x *Session_Lag) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[34]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +3709,7 @@ type Session_Mailbox struct {
 
 func (x *Session_Mailbox) Reset() {
 	*x = Session_Mailbox{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[35]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +3721,7 @@ func (x *Session_Mailbox) String() string {
 func (*Session_Mailbox) ProtoMessage() {}
 
 func (x *Session_Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[35]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,23 +3767,26 @@ func (x *Session_Mailbox) GetDead() uint32 {
 
 // Migration is the move under way, or the last one.
 type Session_Migration struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
-	Mode          string                 `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
-	Rounds        uint32                 `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`
-	BytesSent     int64                  `protobuf:"varint,5,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
-	BytesReused   int64                  `protobuf:"varint,6,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
-	BlackoutMs    float64                `protobuf:"fixed64,7,opt,name=blackout_ms,json=blackoutMs,proto3" json:"blackout_ms,omitempty"`
-	TotalMs       float64                `protobuf:"fixed64,8,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
-	Epoch         uint32                 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Source        string                  `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Target        string                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Mode          string                  `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Rounds        uint32                  `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	BytesSent     int64                   `protobuf:"varint,5,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused   int64                   `protobuf:"varint,6,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	BlackoutMs    float64                 `protobuf:"fixed64,7,opt,name=blackout_ms,json=blackoutMs,proto3" json:"blackout_ms,omitempty"`
+	TotalMs       float64                 `protobuf:"fixed64,8,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	Epoch         uint32                  `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	State         Session_Migration_State `protobuf:"varint,10,opt,name=state,proto3,enum=orchestrator.v1.Session_Migration_State" json:"state,omitempty"`
+	Error         string                  `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	StartTime     *timestamppb.Timestamp  `protobuf:"bytes,12,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Session_Migration) Reset() {
 	*x = Session_Migration{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[36]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +3798,7 @@ func (x *Session_Migration) String() string {
 func (*Session_Migration) ProtoMessage() {}
 
 func (x *Session_Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[36]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,6 +3877,27 @@ func (x *Session_Migration) GetEpoch() uint32 {
 	return 0
 }
 
+func (x *Session_Migration) GetState() Session_Migration_State {
+	if x != nil {
+		return x.State
+	}
+	return Session_Migration_STATE_UNSPECIFIED
+}
+
+func (x *Session_Migration) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Session_Migration) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
 // Exit says how the last process ended.
 type Session_Exit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2818,7 +3913,7 @@ type Session_Exit struct {
 
 func (x *Session_Exit) Reset() {
 	*x = Session_Exit{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[37]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3925,7 @@ func (x *Session_Exit) String() string {
 func (*Session_Exit) ProtoMessage() {}
 
 func (x *Session_Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[37]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +3981,7 @@ type SendMessagesResponse_Result struct {
 
 func (x *SendMessagesResponse_Result) Reset() {
 	*x = SendMessagesResponse_Result{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[39]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +3993,7 @@ func (x *SendMessagesResponse_Result) String() string {
 func (*SendMessagesResponse_Result) ProtoMessage() {}
 
 func (x *SendMessagesResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[39]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +4042,7 @@ type AttachSessionRequest_Open struct {
 
 func (x *AttachSessionRequest_Open) Reset() {
 	*x = AttachSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[40]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2959,7 +4054,7 @@ func (x *AttachSessionRequest_Open) String() string {
 func (*AttachSessionRequest_Open) ProtoMessage() {}
 
 func (x *AttachSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[40]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +4112,7 @@ type ExecSessionRequest_Open struct {
 
 func (x *ExecSessionRequest_Open) Reset() {
 	*x = ExecSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[41]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +4124,7 @@ func (x *ExecSessionRequest_Open) String() string {
 func (*ExecSessionRequest_Open) ProtoMessage() {}
 
 func (x *ExecSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[41]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +4196,7 @@ type GetSessionHistoryResponse_Entry struct {
 
 func (x *GetSessionHistoryResponse_Entry) Reset() {
 	*x = GetSessionHistoryResponse_Entry{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[42]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +4208,7 @@ func (x *GetSessionHistoryResponse_Entry) String() string {
 func (*GetSessionHistoryResponse_Entry) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[42]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +4221,7 @@ func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryResponse_Entry.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryResponse_Entry) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{29, 0}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{45, 0}
 }
 
 func (x *GetSessionHistoryResponse_Entry) GetTime() *timestamppb.Timestamp {
@@ -3188,7 +4283,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x04HIGH\x10\x02\x12\n" +
 	"\n" +
 	"\x06NORMAL\x10\x03\x12\a\n" +
-	"\x03LOW\x10\x04\"\xd4\a\n" +
+	"\x03LOW\x10\x04\"\xff\a\n" +
 	"\vSessionSpec\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -3210,7 +4305,8 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x03ttl\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12/\n" +
 	"\x05grace\x18\x12 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x1a\n" +
 	"\bstrategy\x18\x13 \x01(\tR\bstrategy\x126\n" +
-	"\tturn_idle\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\bturnIdle\x1a6\n" +
+	"\tturn_idle\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\bturnIdle\x12)\n" +
+	"\x10checkpoint_every\x18\x15 \x01(\tR\x0fcheckpointEvery\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3219,7 +4315,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\x0f\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc4\x12\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3250,14 +4346,24 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\fmodify_index\x18\x16 \x01(\x04R\vmodifyIndex\x12\x10\n" +
 	"\x03pid\x18\x17 \x01(\x05R\x03pid\x12\x1f\n" +
 	"\voutput_line\x18\x18 \x01(\x04R\n" +
-	"outputLine\x1a\x93\x01\n" +
+	"outputLine\x1a\xd2\x02\n" +
 	"\n" +
 	"Checkpoint\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
-	"\x06chunks\x18\x04 \x01(\rR\x06chunks\x1aQ\n" +
+	"\x06chunks\x18\x04 \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\rR\x05epoch\x12\x12\n" +
+	"\x04turn\x18\x06 \x01(\x04R\x04turn\x12\x1f\n" +
+	"\voutput_line\x18\a \x01(\x04R\n" +
+	"outputLine\x12\x14\n" +
+	"\x05keeps\x18\b \x03(\tR\x05keeps\x12\x1a\n" +
+	"\bmanifest\x18\t \x01(\tR\bmanifest\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\n" +
+	" \x01(\x03R\tbytesSent\x12!\n" +
+	"\fbytes_reused\x18\v \x01(\x03R\vbytesReused\x1aQ\n" +
 	"\x03Lag\x12\x14\n" +
 	"\x05turns\x18\x01 \x01(\rR\x05turns\x12\x1a\n" +
 	"\bmessages\x18\x02 \x01(\rR\bmessages\x12\x18\n" +
@@ -3266,7 +4372,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x06queued\x18\x01 \x01(\rR\x06queued\x12\x1c\n" +
 	"\tdelivered\x18\x02 \x01(\rR\tdelivered\x12\x14\n" +
 	"\x05acked\x18\x03 \x01(\rR\x05acked\x12\x12\n" +
-	"\x04dead\x18\x04 \x01(\rR\x04dead\x1a\xfb\x01\n" +
+	"\x04dead\x18\x04 \x01(\rR\x04dead\x1a\xea\x03\n" +
 	"\tMigration\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
@@ -3278,7 +4384,21 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\vblackout_ms\x18\a \x01(\x01R\n" +
 	"blackoutMs\x12\x19\n" +
 	"\btotal_ms\x18\b \x01(\x01R\atotalMs\x12\x14\n" +
-	"\x05epoch\x18\t \x01(\rR\x05epoch\x1ab\n" +
+	"\x05epoch\x18\t \x01(\rR\x05epoch\x12>\n" +
+	"\x05state\x18\n" +
+	" \x01(\x0e2(.orchestrator.v1.Session.Migration.StateR\x05state\x12\x14\n" +
+	"\x05error\x18\v \x01(\tR\x05error\x129\n" +
+	"\n" +
+	"start_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\"\\\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aCOPYING\x10\x01\x12\n" +
+	"\n" +
+	"\x06MOVING\x10\x02\x12\b\n" +
+	"\x04DONE\x10\x03\x12\n" +
+	"\n" +
+	"\x06FAILED\x10\x04\x12\r\n" +
+	"\tCANCELLED\x10\x05\x1ab\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x14\n" +
@@ -3452,7 +4572,67 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x13ExecSessionResponse\x12\x16\n" +
 	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x121\n" +
-	"\x04exit\x18\x03 \x01(\v2\x1d.orchestrator.v1.Session.ExitR\x04exit\"H\n" +
+	"\x04exit\x18\x03 \x01(\v2\x1d.orchestrator.v1.Session.ExitR\x04exit\"\x85\x01\n" +
+	"\x18CheckpointSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\"O\n" +
+	"\x19CheckpointSessionResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\x8c\x01\n" +
+	"\x16ListCheckpointsRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12D\n" +
+	"\vconsistency\x18\x03 \x01(\x0e2\".orchestrator.v1.Consistency.LevelR\vconsistency\"`\n" +
+	"\x17ListCheckpointsResponse\x12E\n" +
+	"\vcheckpoints\x18\x01 \x03(\v2#.orchestrator.v1.Session.CheckpointR\vcheckpoints\"\xae\x01\n" +
+	"\x15MigrateSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x06 \x01(\bR\x04wait\"L\n" +
+	"\x16MigrateSessionResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"o\n" +
+	"\x16CancelMigrationRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"M\n" +
+	"\x17CancelMigrationResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\x98\x01\n" +
+	"\x13PauseSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x05 \x01(\bR\x04wait\"J\n" +
+	"\x14PauseSessionResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\x81\x01\n" +
+	"\x14ResumeSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\"K\n" +
+	"\x15ResumeSessionResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\xaf\x01\n" +
+	"\x12ForkSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x06 \x01(\bR\x04wait\"I\n" +
+	"\x13ForkSessionResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\x9d\x01\n" +
+	"\x14RewindSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x05 \x01(\bR\x04wait\"K\n" +
+	"\x15RewindSessionResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"H\n" +
 	"\x18GetSessionHistoryRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"\xaf\x02\n" +
@@ -3464,7 +4644,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x05phase\x18\x03 \x01(\x0e2\x1e.orchestrator.v1.Session.PhaseR\x05phase\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\rR\x05epoch\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\xff\b\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\x91\x0f\n" +
 	"\x0eSessionService\x12[\n" +
 	"\fSpawnSession\x12$.orchestrator.v1.SpawnSessionRequest\x1a%.orchestrator.v1.SpawnSessionResponse\x12U\n" +
 	"\n" +
@@ -3479,6 +4659,14 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\bReadLogs\x12 .orchestrator.v1.ReadLogsRequest\x1a!.orchestrator.v1.ReadLogsResponse0\x01\x12b\n" +
 	"\rAttachSession\x12%.orchestrator.v1.AttachSessionRequest\x1a&.orchestrator.v1.AttachSessionResponse(\x010\x01\x12\\\n" +
 	"\vExecSession\x12#.orchestrator.v1.ExecSessionRequest\x1a$.orchestrator.v1.ExecSessionResponse(\x010\x01\x12j\n" +
+	"\x11CheckpointSession\x12).orchestrator.v1.CheckpointSessionRequest\x1a*.orchestrator.v1.CheckpointSessionResponse\x12d\n" +
+	"\x0fListCheckpoints\x12'.orchestrator.v1.ListCheckpointsRequest\x1a(.orchestrator.v1.ListCheckpointsResponse\x12a\n" +
+	"\x0eMigrateSession\x12&.orchestrator.v1.MigrateSessionRequest\x1a'.orchestrator.v1.MigrateSessionResponse\x12d\n" +
+	"\x0fCancelMigration\x12'.orchestrator.v1.CancelMigrationRequest\x1a(.orchestrator.v1.CancelMigrationResponse\x12[\n" +
+	"\fPauseSession\x12$.orchestrator.v1.PauseSessionRequest\x1a%.orchestrator.v1.PauseSessionResponse\x12^\n" +
+	"\rResumeSession\x12%.orchestrator.v1.ResumeSessionRequest\x1a&.orchestrator.v1.ResumeSessionResponse\x12X\n" +
+	"\vForkSession\x12#.orchestrator.v1.ForkSessionRequest\x1a$.orchestrator.v1.ForkSessionResponse\x12^\n" +
+	"\rRewindSession\x12%.orchestrator.v1.RewindSessionRequest\x1a&.orchestrator.v1.RewindSessionResponse\x12j\n" +
 	"\x11GetSessionHistory\x12).orchestrator.v1.GetSessionHistoryRequest\x1a*.orchestrator.v1.GetSessionHistoryResponseBJZHgithub.com/neolith/orchestrator/api/proto/orchestrator/v1;orchestratorv1b\x06proto3"
 
 var (
@@ -3493,141 +4681,185 @@ func file_orchestrator_v1_session_proto_rawDescGZIP() []byte {
 	return file_orchestrator_v1_session_proto_rawDescData
 }
 
-var file_orchestrator_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_orchestrator_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_orchestrator_v1_session_proto_goTypes = []any{
 	(Consistency_Level)(0),                  // 0: orchestrator.v1.Consistency.Level
 	(Priority_Level)(0),                     // 1: orchestrator.v1.Priority.Level
 	(Session_Phase)(0),                      // 2: orchestrator.v1.Session.Phase
-	(Message_Status)(0),                     // 3: orchestrator.v1.Message.Status
-	(LogLine_Stream)(0),                     // 4: orchestrator.v1.LogLine.Stream
-	(*Consistency)(nil),                     // 5: orchestrator.v1.Consistency
-	(*Priority)(nil),                        // 6: orchestrator.v1.Priority
-	(*SessionSpec)(nil),                     // 7: orchestrator.v1.SessionSpec
-	(*Session)(nil),                         // 8: orchestrator.v1.Session
-	(*SpawnSessionRequest)(nil),             // 9: orchestrator.v1.SpawnSessionRequest
-	(*SpawnSessionResponse)(nil),            // 10: orchestrator.v1.SpawnSessionResponse
-	(*GetSessionRequest)(nil),               // 11: orchestrator.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),              // 12: orchestrator.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),             // 13: orchestrator.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),            // 14: orchestrator.v1.ListSessionsResponse
-	(*WatchSessionsRequest)(nil),            // 15: orchestrator.v1.WatchSessionsRequest
-	(*WatchSessionsResponse)(nil),           // 16: orchestrator.v1.WatchSessionsResponse
-	(*TerminateSessionRequest)(nil),         // 17: orchestrator.v1.TerminateSessionRequest
-	(*TerminateSessionResponse)(nil),        // 18: orchestrator.v1.TerminateSessionResponse
-	(*SendMessageRequest)(nil),              // 19: orchestrator.v1.SendMessageRequest
-	(*SendMessageResponse)(nil),             // 20: orchestrator.v1.SendMessageResponse
-	(*SendMessagesRequest)(nil),             // 21: orchestrator.v1.SendMessagesRequest
-	(*SendMessagesResponse)(nil),            // 22: orchestrator.v1.SendMessagesResponse
-	(*Message)(nil),                         // 23: orchestrator.v1.Message
-	(*GetMessageRequest)(nil),               // 24: orchestrator.v1.GetMessageRequest
-	(*GetMessageResponse)(nil),              // 25: orchestrator.v1.GetMessageResponse
-	(*ReadLogsRequest)(nil),                 // 26: orchestrator.v1.ReadLogsRequest
-	(*LogLine)(nil),                         // 27: orchestrator.v1.LogLine
-	(*ReadLogsResponse)(nil),                // 28: orchestrator.v1.ReadLogsResponse
-	(*AttachSessionRequest)(nil),            // 29: orchestrator.v1.AttachSessionRequest
-	(*AttachSessionResponse)(nil),           // 30: orchestrator.v1.AttachSessionResponse
-	(*ExecSessionRequest)(nil),              // 31: orchestrator.v1.ExecSessionRequest
-	(*ExecSessionResponse)(nil),             // 32: orchestrator.v1.ExecSessionResponse
-	(*GetSessionHistoryRequest)(nil),        // 33: orchestrator.v1.GetSessionHistoryRequest
-	(*GetSessionHistoryResponse)(nil),       // 34: orchestrator.v1.GetSessionHistoryResponse
-	nil,                                     // 35: orchestrator.v1.SessionSpec.EnvEntry
-	nil,                                     // 36: orchestrator.v1.SessionSpec.LabelsEntry
-	nil,                                     // 37: orchestrator.v1.SessionSpec.NodeSelectorEntry
-	(*Session_Checkpoint)(nil),              // 38: orchestrator.v1.Session.Checkpoint
-	(*Session_Lag)(nil),                     // 39: orchestrator.v1.Session.Lag
-	(*Session_Mailbox)(nil),                 // 40: orchestrator.v1.Session.Mailbox
-	(*Session_Migration)(nil),               // 41: orchestrator.v1.Session.Migration
-	(*Session_Exit)(nil),                    // 42: orchestrator.v1.Session.Exit
-	nil,                                     // 43: orchestrator.v1.Session.LabelsEntry
-	(*SendMessagesResponse_Result)(nil),     // 44: orchestrator.v1.SendMessagesResponse.Result
-	(*AttachSessionRequest_Open)(nil),       // 45: orchestrator.v1.AttachSessionRequest.Open
-	(*ExecSessionRequest_Open)(nil),         // 46: orchestrator.v1.ExecSessionRequest.Open
-	(*GetSessionHistoryResponse_Entry)(nil), // 47: orchestrator.v1.GetSessionHistoryResponse.Entry
-	(*durationpb.Duration)(nil),             // 48: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),           // 49: google.protobuf.Timestamp
+	(Session_Migration_State)(0),            // 3: orchestrator.v1.Session.Migration.State
+	(Message_Status)(0),                     // 4: orchestrator.v1.Message.Status
+	(LogLine_Stream)(0),                     // 5: orchestrator.v1.LogLine.Stream
+	(*Consistency)(nil),                     // 6: orchestrator.v1.Consistency
+	(*Priority)(nil),                        // 7: orchestrator.v1.Priority
+	(*SessionSpec)(nil),                     // 8: orchestrator.v1.SessionSpec
+	(*Session)(nil),                         // 9: orchestrator.v1.Session
+	(*SpawnSessionRequest)(nil),             // 10: orchestrator.v1.SpawnSessionRequest
+	(*SpawnSessionResponse)(nil),            // 11: orchestrator.v1.SpawnSessionResponse
+	(*GetSessionRequest)(nil),               // 12: orchestrator.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),              // 13: orchestrator.v1.GetSessionResponse
+	(*ListSessionsRequest)(nil),             // 14: orchestrator.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),            // 15: orchestrator.v1.ListSessionsResponse
+	(*WatchSessionsRequest)(nil),            // 16: orchestrator.v1.WatchSessionsRequest
+	(*WatchSessionsResponse)(nil),           // 17: orchestrator.v1.WatchSessionsResponse
+	(*TerminateSessionRequest)(nil),         // 18: orchestrator.v1.TerminateSessionRequest
+	(*TerminateSessionResponse)(nil),        // 19: orchestrator.v1.TerminateSessionResponse
+	(*SendMessageRequest)(nil),              // 20: orchestrator.v1.SendMessageRequest
+	(*SendMessageResponse)(nil),             // 21: orchestrator.v1.SendMessageResponse
+	(*SendMessagesRequest)(nil),             // 22: orchestrator.v1.SendMessagesRequest
+	(*SendMessagesResponse)(nil),            // 23: orchestrator.v1.SendMessagesResponse
+	(*Message)(nil),                         // 24: orchestrator.v1.Message
+	(*GetMessageRequest)(nil),               // 25: orchestrator.v1.GetMessageRequest
+	(*GetMessageResponse)(nil),              // 26: orchestrator.v1.GetMessageResponse
+	(*ReadLogsRequest)(nil),                 // 27: orchestrator.v1.ReadLogsRequest
+	(*LogLine)(nil),                         // 28: orchestrator.v1.LogLine
+	(*ReadLogsResponse)(nil),                // 29: orchestrator.v1.ReadLogsResponse
+	(*AttachSessionRequest)(nil),            // 30: orchestrator.v1.AttachSessionRequest
+	(*AttachSessionResponse)(nil),           // 31: orchestrator.v1.AttachSessionResponse
+	(*ExecSessionRequest)(nil),              // 32: orchestrator.v1.ExecSessionRequest
+	(*ExecSessionResponse)(nil),             // 33: orchestrator.v1.ExecSessionResponse
+	(*CheckpointSessionRequest)(nil),        // 34: orchestrator.v1.CheckpointSessionRequest
+	(*CheckpointSessionResponse)(nil),       // 35: orchestrator.v1.CheckpointSessionResponse
+	(*ListCheckpointsRequest)(nil),          // 36: orchestrator.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),         // 37: orchestrator.v1.ListCheckpointsResponse
+	(*MigrateSessionRequest)(nil),           // 38: orchestrator.v1.MigrateSessionRequest
+	(*MigrateSessionResponse)(nil),          // 39: orchestrator.v1.MigrateSessionResponse
+	(*CancelMigrationRequest)(nil),          // 40: orchestrator.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),         // 41: orchestrator.v1.CancelMigrationResponse
+	(*PauseSessionRequest)(nil),             // 42: orchestrator.v1.PauseSessionRequest
+	(*PauseSessionResponse)(nil),            // 43: orchestrator.v1.PauseSessionResponse
+	(*ResumeSessionRequest)(nil),            // 44: orchestrator.v1.ResumeSessionRequest
+	(*ResumeSessionResponse)(nil),           // 45: orchestrator.v1.ResumeSessionResponse
+	(*ForkSessionRequest)(nil),              // 46: orchestrator.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),             // 47: orchestrator.v1.ForkSessionResponse
+	(*RewindSessionRequest)(nil),            // 48: orchestrator.v1.RewindSessionRequest
+	(*RewindSessionResponse)(nil),           // 49: orchestrator.v1.RewindSessionResponse
+	(*GetSessionHistoryRequest)(nil),        // 50: orchestrator.v1.GetSessionHistoryRequest
+	(*GetSessionHistoryResponse)(nil),       // 51: orchestrator.v1.GetSessionHistoryResponse
+	nil,                                     // 52: orchestrator.v1.SessionSpec.EnvEntry
+	nil,                                     // 53: orchestrator.v1.SessionSpec.LabelsEntry
+	nil,                                     // 54: orchestrator.v1.SessionSpec.NodeSelectorEntry
+	(*Session_Checkpoint)(nil),              // 55: orchestrator.v1.Session.Checkpoint
+	(*Session_Lag)(nil),                     // 56: orchestrator.v1.Session.Lag
+	(*Session_Mailbox)(nil),                 // 57: orchestrator.v1.Session.Mailbox
+	(*Session_Migration)(nil),               // 58: orchestrator.v1.Session.Migration
+	(*Session_Exit)(nil),                    // 59: orchestrator.v1.Session.Exit
+	nil,                                     // 60: orchestrator.v1.Session.LabelsEntry
+	(*SendMessagesResponse_Result)(nil),     // 61: orchestrator.v1.SendMessagesResponse.Result
+	(*AttachSessionRequest_Open)(nil),       // 62: orchestrator.v1.AttachSessionRequest.Open
+	(*ExecSessionRequest_Open)(nil),         // 63: orchestrator.v1.ExecSessionRequest.Open
+	(*GetSessionHistoryResponse_Entry)(nil), // 64: orchestrator.v1.GetSessionHistoryResponse.Entry
+	(*durationpb.Duration)(nil),             // 65: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),           // 66: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_session_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.v1.SessionSpec.priority:type_name -> orchestrator.v1.Priority.Level
-	35, // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
-	36, // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
-	37, // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
-	48, // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
-	48, // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
-	48, // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
+	52, // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
+	53, // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
+	54, // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
+	65, // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
+	65, // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
+	65, // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
 	2,  // 7: orchestrator.v1.Session.phase:type_name -> orchestrator.v1.Session.Phase
 	1,  // 8: orchestrator.v1.Session.priority:type_name -> orchestrator.v1.Priority.Level
-	43, // 9: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
-	49, // 10: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	49, // 11: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
-	49, // 12: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
-	38, // 13: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	39, // 14: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
-	40, // 15: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
-	41, // 16: orchestrator.v1.Session.migration:type_name -> orchestrator.v1.Session.Migration
-	42, // 17: orchestrator.v1.Session.exit:type_name -> orchestrator.v1.Session.Exit
-	7,  // 18: orchestrator.v1.Session.spec:type_name -> orchestrator.v1.SessionSpec
-	7,  // 19: orchestrator.v1.SpawnSessionRequest.spec:type_name -> orchestrator.v1.SessionSpec
-	8,  // 20: orchestrator.v1.SpawnSessionResponse.session:type_name -> orchestrator.v1.Session
+	60, // 9: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
+	66, // 10: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	66, // 11: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
+	66, // 12: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
+	55, // 13: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	56, // 14: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
+	57, // 15: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
+	58, // 16: orchestrator.v1.Session.migration:type_name -> orchestrator.v1.Session.Migration
+	59, // 17: orchestrator.v1.Session.exit:type_name -> orchestrator.v1.Session.Exit
+	8,  // 18: orchestrator.v1.Session.spec:type_name -> orchestrator.v1.SessionSpec
+	8,  // 19: orchestrator.v1.SpawnSessionRequest.spec:type_name -> orchestrator.v1.SessionSpec
+	9,  // 20: orchestrator.v1.SpawnSessionResponse.session:type_name -> orchestrator.v1.Session
 	0,  // 21: orchestrator.v1.GetSessionRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	8,  // 22: orchestrator.v1.GetSessionResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 22: orchestrator.v1.GetSessionResponse.session:type_name -> orchestrator.v1.Session
 	0,  // 23: orchestrator.v1.ListSessionsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	8,  // 24: orchestrator.v1.ListSessionsResponse.sessions:type_name -> orchestrator.v1.Session
-	8,  // 25: orchestrator.v1.WatchSessionsResponse.session:type_name -> orchestrator.v1.Session
-	48, // 26: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
-	8,  // 27: orchestrator.v1.TerminateSessionResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 24: orchestrator.v1.ListSessionsResponse.sessions:type_name -> orchestrator.v1.Session
+	9,  // 25: orchestrator.v1.WatchSessionsResponse.session:type_name -> orchestrator.v1.Session
+	65, // 26: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
+	9,  // 27: orchestrator.v1.TerminateSessionResponse.session:type_name -> orchestrator.v1.Session
 	1,  // 28: orchestrator.v1.SendMessageRequest.priority:type_name -> orchestrator.v1.Priority.Level
-	49, // 29: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
-	23, // 30: orchestrator.v1.SendMessageResponse.message:type_name -> orchestrator.v1.Message
-	19, // 31: orchestrator.v1.SendMessagesRequest.messages:type_name -> orchestrator.v1.SendMessageRequest
-	44, // 32: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
+	66, // 29: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
+	24, // 30: orchestrator.v1.SendMessageResponse.message:type_name -> orchestrator.v1.Message
+	20, // 31: orchestrator.v1.SendMessagesRequest.messages:type_name -> orchestrator.v1.SendMessageRequest
+	61, // 32: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
 	1,  // 33: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
-	3,  // 34: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
-	49, // 35: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	49, // 36: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
-	49, // 37: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
-	23, // 38: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
-	48, // 39: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
-	4,  // 40: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
-	49, // 41: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	27, // 42: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
-	45, // 43: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
-	42, // 44: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	46, // 45: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
-	42, // 46: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	47, // 47: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
-	49, // 48: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
-	49, // 49: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
-	2,  // 50: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
-	9,  // 51: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
-	11, // 52: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
-	13, // 53: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
-	15, // 54: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
-	17, // 55: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
-	19, // 56: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
-	21, // 57: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
-	24, // 58: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
-	26, // 59: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
-	29, // 60: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
-	31, // 61: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
-	33, // 62: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
-	10, // 63: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
-	12, // 64: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
-	14, // 65: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
-	16, // 66: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
-	18, // 67: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
-	20, // 68: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
-	22, // 69: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
-	25, // 70: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
-	28, // 71: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
-	30, // 72: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
-	32, // 73: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
-	34, // 74: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
-	63, // [63:75] is the sub-list for method output_type
-	51, // [51:63] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	4,  // 34: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
+	66, // 35: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	66, // 36: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
+	66, // 37: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
+	24, // 38: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
+	65, // 39: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
+	5,  // 40: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
+	66, // 41: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	28, // 42: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
+	62, // 43: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
+	59, // 44: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	63, // 45: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
+	59, // 46: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	9,  // 47: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
+	0,  // 48: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	55, // 49: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
+	9,  // 50: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 51: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 52: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 53: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 54: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
+	9,  // 55: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
+	64, // 56: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
+	66, // 57: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
+	3,  // 58: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
+	66, // 59: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
+	66, // 60: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
+	2,  // 61: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
+	10, // 62: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
+	12, // 63: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
+	14, // 64: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
+	16, // 65: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
+	18, // 66: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
+	20, // 67: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
+	22, // 68: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
+	25, // 69: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
+	27, // 70: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
+	30, // 71: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
+	32, // 72: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
+	34, // 73: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
+	36, // 74: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
+	38, // 75: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
+	40, // 76: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
+	42, // 77: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
+	44, // 78: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
+	46, // 79: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
+	48, // 80: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
+	50, // 81: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
+	11, // 82: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
+	13, // 83: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
+	15, // 84: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
+	17, // 85: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
+	19, // 86: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
+	21, // 87: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
+	23, // 88: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
+	26, // 89: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
+	29, // 90: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
+	31, // 91: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
+	33, // 92: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
+	35, // 93: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
+	37, // 94: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
+	39, // 95: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
+	41, // 96: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
+	43, // 97: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
+	45, // 98: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
+	47, // 99: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
+	49, // 100: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
+	51, // 101: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
+	82, // [82:102] is the sub-list for method output_type
+	62, // [62:82] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_session_proto_init() }
@@ -3640,8 +4872,8 @@ func file_orchestrator_v1_session_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_session_proto_rawDesc), len(file_orchestrator_v1_session_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   43,
+			NumEnums:      6,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,14 @@ const (
 	SessionService_ReadLogs_FullMethodName          = "/orchestrator.v1.SessionService/ReadLogs"
 	SessionService_AttachSession_FullMethodName     = "/orchestrator.v1.SessionService/AttachSession"
 	SessionService_ExecSession_FullMethodName       = "/orchestrator.v1.SessionService/ExecSession"
+	SessionService_CheckpointSession_FullMethodName = "/orchestrator.v1.SessionService/CheckpointSession"
+	SessionService_ListCheckpoints_FullMethodName   = "/orchestrator.v1.SessionService/ListCheckpoints"
+	SessionService_MigrateSession_FullMethodName    = "/orchestrator.v1.SessionService/MigrateSession"
+	SessionService_CancelMigration_FullMethodName   = "/orchestrator.v1.SessionService/CancelMigration"
+	SessionService_PauseSession_FullMethodName      = "/orchestrator.v1.SessionService/PauseSession"
+	SessionService_ResumeSession_FullMethodName     = "/orchestrator.v1.SessionService/ResumeSession"
+	SessionService_ForkSession_FullMethodName       = "/orchestrator.v1.SessionService/ForkSession"
+	SessionService_RewindSession_FullMethodName     = "/orchestrator.v1.SessionService/RewindSession"
 	SessionService_GetSessionHistory_FullMethodName = "/orchestrator.v1.SessionService/GetSessionHistory"
 )
 
@@ -63,6 +71,22 @@ type SessionServiceClient interface {
 	AttachSession(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachSessionRequest, AttachSessionResponse], error)
 	// ExecSession runs a further command beside a running session, in its workspace and environment.
 	ExecSession(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecSessionRequest, ExecSessionResponse], error)
+	// CheckpointSession has a checkpoint made at the end of the current turn.
+	CheckpointSession(ctx context.Context, in *CheckpointSessionRequest, opts ...grpc.CallOption) (*CheckpointSessionResponse, error)
+	// ListCheckpoints returns the checkpoints that are kept.
+	ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error)
+	// MigrateSession moves a running session to another node.
+	MigrateSession(ctx context.Context, in *MigrateSessionRequest, opts ...grpc.CallOption) (*MigrateSessionResponse, error)
+	// CancelMigration leaves a session where it is, unless it has stopped there already.
+	CancelMigration(ctx context.Context, in *CancelMigrationRequest, opts ...grpc.CallOption) (*CancelMigrationResponse, error)
+	// PauseSession checkpoints a session and stops it; it holds no node then.
+	PauseSession(ctx context.Context, in *PauseSessionRequest, opts ...grpc.CallOption) (*PauseSessionResponse, error)
+	// ResumeSession restores a paused session.
+	ResumeSession(ctx context.Context, in *ResumeSessionRequest, opts ...grpc.CallOption) (*ResumeSessionResponse, error)
+	// ForkSession makes a new session that begins with a checkpoint of another one.
+	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
+	// RewindSession takes a session back to one of its checkpoints, under a new epoch; one that has failed, too.
+	RewindSession(ctx context.Context, in *RewindSessionRequest, opts ...grpc.CallOption) (*RewindSessionResponse, error)
 	// GetSessionHistory returns the session's last changes of phase, with who, when and why.
 	GetSessionHistory(ctx context.Context, in *GetSessionHistoryRequest, opts ...grpc.CallOption) (*GetSessionHistoryResponse, error)
 }
@@ -212,6 +236,86 @@ func (c *sessionServiceClient) ExecSession(ctx context.Context, opts ...grpc.Cal
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SessionService_ExecSessionClient = grpc.BidiStreamingClient[ExecSessionRequest, ExecSessionResponse]
 
+func (c *sessionServiceClient) CheckpointSession(ctx context.Context, in *CheckpointSessionRequest, opts ...grpc.CallOption) (*CheckpointSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckpointSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_CheckpointSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListCheckpointsResponse)
+	err := c.cc.Invoke(ctx, SessionService_ListCheckpoints_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) MigrateSession(ctx context.Context, in *MigrateSessionRequest, opts ...grpc.CallOption) (*MigrateSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MigrateSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_MigrateSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) CancelMigration(ctx context.Context, in *CancelMigrationRequest, opts ...grpc.CallOption) (*CancelMigrationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelMigrationResponse)
+	err := c.cc.Invoke(ctx, SessionService_CancelMigration_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) PauseSession(ctx context.Context, in *PauseSessionRequest, opts ...grpc.CallOption) (*PauseSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_PauseSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) ResumeSession(ctx context.Context, in *ResumeSessionRequest, opts ...grpc.CallOption) (*ResumeSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_ResumeSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForkSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_ForkSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) RewindSession(ctx context.Context, in *RewindSessionRequest, opts ...grpc.CallOption) (*RewindSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RewindSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_RewindSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *sessionServiceClient) GetSessionHistory(ctx context.Context, in *GetSessionHistoryRequest, opts ...grpc.CallOption) (*GetSessionHistoryResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetSessionHistoryResponse)
@@ -250,6 +354,22 @@ type SessionServiceServer interface {
 	AttachSession(grpc.BidiStreamingServer[AttachSessionRequest, AttachSessionResponse]) error
 	// ExecSession runs a further command beside a running session, in its workspace and environment.
 	ExecSession(grpc.BidiStreamingServer[ExecSessionRequest, ExecSessionResponse]) error
+	// CheckpointSession has a checkpoint made at the end of the current turn.
+	CheckpointSession(context.Context, *CheckpointSessionRequest) (*CheckpointSessionResponse, error)
+	// ListCheckpoints returns the checkpoints that are kept.
+	ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error)
+	// MigrateSession moves a running session to another node.
+	MigrateSession(context.Context, *MigrateSessionRequest) (*MigrateSessionResponse, error)
+	// CancelMigration leaves a session where it is, unless it has stopped there already.
+	CancelMigration(context.Context, *CancelMigrationRequest) (*CancelMigrationResponse, error)
+	// PauseSession checkpoints a session and stops it; it holds no node then.
+	PauseSession(context.Context, *PauseSessionRequest) (*PauseSessionResponse, error)
+	// ResumeSession restores a paused session.
+	ResumeSession(context.Context, *ResumeSessionRequest) (*ResumeSessionResponse, error)
+	// ForkSession makes a new session that begins with a checkpoint of another one.
+	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
+	// RewindSession takes a session back to one of its checkpoints, under a new epoch; one that has failed, too.
+	RewindSession(context.Context, *RewindSessionRequest) (*RewindSessionResponse, error)
 	// GetSessionHistory returns the session's last changes of phase, with who, when and why.
 	GetSessionHistory(context.Context, *GetSessionHistoryRequest) (*GetSessionHistoryResponse, error)
 	mustEmbedUnimplementedSessionServiceServer()
@@ -294,6 +414,30 @@ func (UnimplementedSessionServiceServer) AttachSession(grpc.BidiStreamingServer[
 }
 func (UnimplementedSessionServiceServer) ExecSession(grpc.BidiStreamingServer[ExecSessionRequest, ExecSessionResponse]) error {
 	return status.Error(codes.Unimplemented, "method ExecSession not implemented")
+}
+func (UnimplementedSessionServiceServer) CheckpointSession(context.Context, *CheckpointSessionRequest) (*CheckpointSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckpointSession not implemented")
+}
+func (UnimplementedSessionServiceServer) ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCheckpoints not implemented")
+}
+func (UnimplementedSessionServiceServer) MigrateSession(context.Context, *MigrateSessionRequest) (*MigrateSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MigrateSession not implemented")
+}
+func (UnimplementedSessionServiceServer) CancelMigration(context.Context, *CancelMigrationRequest) (*CancelMigrationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelMigration not implemented")
+}
+func (UnimplementedSessionServiceServer) PauseSession(context.Context, *PauseSessionRequest) (*PauseSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseSession not implemented")
+}
+func (UnimplementedSessionServiceServer) ResumeSession(context.Context, *ResumeSessionRequest) (*ResumeSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeSession not implemented")
+}
+func (UnimplementedSessionServiceServer) ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForkSession not implemented")
+}
+func (UnimplementedSessionServiceServer) RewindSession(context.Context, *RewindSessionRequest) (*RewindSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RewindSession not implemented")
 }
 func (UnimplementedSessionServiceServer) GetSessionHistory(context.Context, *GetSessionHistoryRequest) (*GetSessionHistoryResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSessionHistory not implemented")
@@ -470,6 +614,150 @@ func _SessionService_ExecSession_Handler(srv interface{}, stream grpc.ServerStre
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SessionService_ExecSessionServer = grpc.BidiStreamingServer[ExecSessionRequest, ExecSessionResponse]
 
+func _SessionService_CheckpointSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckpointSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).CheckpointSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_CheckpointSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).CheckpointSession(ctx, req.(*CheckpointSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_ListCheckpoints_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCheckpointsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).ListCheckpoints(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_ListCheckpoints_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).ListCheckpoints(ctx, req.(*ListCheckpointsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_MigrateSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MigrateSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).MigrateSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_MigrateSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).MigrateSession(ctx, req.(*MigrateSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_CancelMigration_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelMigrationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).CancelMigration(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_CancelMigration_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).CancelMigration(ctx, req.(*CancelMigrationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_PauseSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).PauseSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_PauseSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).PauseSession(ctx, req.(*PauseSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_ResumeSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).ResumeSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_ResumeSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).ResumeSession(ctx, req.(*ResumeSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_ForkSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForkSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).ForkSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_ForkSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).ForkSession(ctx, req.(*ForkSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_RewindSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RewindSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).RewindSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_RewindSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).RewindSession(ctx, req.(*RewindSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SessionService_GetSessionHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetSessionHistoryRequest)
 	if err := dec(in); err != nil {
@@ -518,6 +806,38 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetMessage",
 			Handler:    _SessionService_GetMessage_Handler,
+		},
+		{
+			MethodName: "CheckpointSession",
+			Handler:    _SessionService_CheckpointSession_Handler,
+		},
+		{
+			MethodName: "ListCheckpoints",
+			Handler:    _SessionService_ListCheckpoints_Handler,
+		},
+		{
+			MethodName: "MigrateSession",
+			Handler:    _SessionService_MigrateSession_Handler,
+		},
+		{
+			MethodName: "CancelMigration",
+			Handler:    _SessionService_CancelMigration_Handler,
+		},
+		{
+			MethodName: "PauseSession",
+			Handler:    _SessionService_PauseSession_Handler,
+		},
+		{
+			MethodName: "ResumeSession",
+			Handler:    _SessionService_ResumeSession_Handler,
+		},
+		{
+			MethodName: "ForkSession",
+			Handler:    _SessionService_ForkSession_Handler,
+		},
+		{
+			MethodName: "RewindSession",
+			Handler:    _SessionService_RewindSession_Handler,
 		},
 		{
 			MethodName: "GetSessionHistory",

@@ -104,6 +104,13 @@ type Command struct {
 	//	*Command_SetPendingReason
 	//	*Command_RemoveSession
 	//	*Command_Remember
+	//	*Command_CheckpointSession
+	//	*Command_MigrateSession
+	//	*Command_CancelMigration
+	//	*Command_PauseSession
+	//	*Command_ResumeSession
+	//	*Command_ForkSession
+	//	*Command_RewindSession
 	Kind isCommand_Kind `protobuf_oneof:"kind"`
 	// What makes a client's retry the same command; spawn and send have a key of their own.
 	Once          *Once `protobuf:"bytes,32,opt,name=once,proto3" json:"once,omitempty"`
@@ -328,6 +335,69 @@ func (x *Command) GetRemember() *Remember {
 	return nil
 }
 
+func (x *Command) GetCheckpointSession() *CheckpointSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_CheckpointSession); ok {
+			return x.CheckpointSession
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetMigrateSession() *MigrateSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_MigrateSession); ok {
+			return x.MigrateSession
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCancelMigration() *CancelMigration {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_CancelMigration); ok {
+			return x.CancelMigration
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPauseSession() *PauseSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_PauseSession); ok {
+			return x.PauseSession
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetResumeSession() *ResumeSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_ResumeSession); ok {
+			return x.ResumeSession
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetForkSession() *ForkSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_ForkSession); ok {
+			return x.ForkSession
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRewindSession() *RewindSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_RewindSession); ok {
+			return x.RewindSession
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetOnce() *Once {
 	if x != nil {
 		return x.Once
@@ -419,6 +489,34 @@ type Command_Remember struct {
 	Remember *Remember `protobuf:"bytes,20,opt,name=remember,proto3,oneof"`
 }
 
+type Command_CheckpointSession struct {
+	CheckpointSession *CheckpointSession `protobuf:"bytes,21,opt,name=checkpoint_session,json=checkpointSession,proto3,oneof"`
+}
+
+type Command_MigrateSession struct {
+	MigrateSession *MigrateSession `protobuf:"bytes,22,opt,name=migrate_session,json=migrateSession,proto3,oneof"`
+}
+
+type Command_CancelMigration struct {
+	CancelMigration *CancelMigration `protobuf:"bytes,23,opt,name=cancel_migration,json=cancelMigration,proto3,oneof"`
+}
+
+type Command_PauseSession struct {
+	PauseSession *PauseSession `protobuf:"bytes,24,opt,name=pause_session,json=pauseSession,proto3,oneof"`
+}
+
+type Command_ResumeSession struct {
+	ResumeSession *ResumeSession `protobuf:"bytes,25,opt,name=resume_session,json=resumeSession,proto3,oneof"`
+}
+
+type Command_ForkSession struct {
+	ForkSession *ForkSession `protobuf:"bytes,26,opt,name=fork_session,json=forkSession,proto3,oneof"`
+}
+
+type Command_RewindSession struct {
+	RewindSession *RewindSession `protobuf:"bytes,27,opt,name=rewind_session,json=rewindSession,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_SpawnSession) isCommand_Kind() {}
@@ -458,6 +556,20 @@ func (*Command_SetPendingReason) isCommand_Kind() {}
 func (*Command_RemoveSession) isCommand_Kind() {}
 
 func (*Command_Remember) isCommand_Kind() {}
+
+func (*Command_CheckpointSession) isCommand_Kind() {}
+
+func (*Command_MigrateSession) isCommand_Kind() {}
+
+func (*Command_CancelMigration) isCommand_Kind() {}
+
+func (*Command_PauseSession) isCommand_Kind() {}
+
+func (*Command_ResumeSession) isCommand_Kind() {}
+
+func (*Command_ForkSession) isCommand_Kind() {}
+
+func (*Command_RewindSession) isCommand_Kind() {}
 
 // Once names a request. The command it comes with has effect the first time only.
 type Once struct {
@@ -1799,6 +1911,472 @@ func (x *RemoveSession) GetSessionId() string {
 	return ""
 }
 
+// CheckpointSession asks a session's node for a checkpoint.
+type CheckpointSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSession) Reset() {
+	*x = CheckpointSession{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSession) ProtoMessage() {}
+
+func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSession.ProtoReflect.Descriptor instead.
+func (*CheckpointSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CheckpointSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *CheckpointSession) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// MigrateSession begins a move to a node that the router chose.
+type MigrateSession struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The session's epoch when the decision was made.
+	Epoch         uint32 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	NodeId        string `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Placement     string `protobuf:"bytes,4,opt,name=placement,proto3" json:"placement,omitempty"`
+	Cold          bool   `protobuf:"varint,5,opt,name=cold,proto3" json:"cold,omitempty"`
+	Actor         string `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateSession) Reset() {
+	*x = MigrateSession{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateSession) ProtoMessage() {}
+
+func (x *MigrateSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateSession.ProtoReflect.Descriptor instead.
+func (*MigrateSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *MigrateSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *MigrateSession) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *MigrateSession) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *MigrateSession) GetPlacement() string {
+	if x != nil {
+		return x.Placement
+	}
+	return ""
+}
+
+func (x *MigrateSession) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
+func (x *MigrateSession) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// CancelMigration ends a move that has not stopped the session yet.
+type CancelMigration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelMigration) Reset() {
+	*x = CancelMigration{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMigration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMigration) ProtoMessage() {}
+
+func (x *CancelMigration) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMigration.ProtoReflect.Descriptor instead.
+func (*CancelMigration) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CancelMigration) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *CancelMigration) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CancelMigration) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type PauseSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSession) Reset() {
+	*x = PauseSession{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSession) ProtoMessage() {}
+
+func (x *PauseSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSession.ProtoReflect.Descriptor instead.
+func (*PauseSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PauseSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *PauseSession) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PauseSession) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type ResumeSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeSession) Reset() {
+	*x = ResumeSession{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeSession) ProtoMessage() {}
+
+func (x *ResumeSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeSession.ProtoReflect.Descriptor instead.
+func (*ResumeSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ResumeSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *ResumeSession) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// ForkSession makes a new session whose chain begins with a checkpoint of another one.
+type ForkSession struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	SessionId      string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	NewSessionId   string                 `protobuf:"bytes,2,opt,name=new_session_id,json=newSessionId,proto3" json:"new_session_id,omitempty"`
+	Sequence       uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Name           string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	RequestHash    uint64                 `protobuf:"varint,6,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`
+	Actor          string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ForkSession) Reset() {
+	*x = ForkSession{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSession) ProtoMessage() {}
+
+func (x *ForkSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSession.ProtoReflect.Descriptor instead.
+func (*ForkSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ForkSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *ForkSession) GetNewSessionId() string {
+	if x != nil {
+		return x.NewSessionId
+	}
+	return ""
+}
+
+func (x *ForkSession) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ForkSession) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ForkSession) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ForkSession) GetRequestHash() uint64 {
+	if x != nil {
+		return x.RequestHash
+	}
+	return 0
+}
+
+func (x *ForkSession) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// RewindSession makes an earlier checkpoint the head, and starts a new epoch from it.
+type RewindSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewindSession) Reset() {
+	*x = RewindSession{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewindSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewindSession) ProtoMessage() {}
+
+func (x *RewindSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewindSession.ProtoReflect.Descriptor instead.
+func (*RewindSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RewindSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *RewindSession) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RewindSession) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 var File_orchestrator_cluster_v1_command_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
@@ -1806,7 +2384,7 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12<\n" +
-	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xfe\f\n" +
+	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xc1\x11\n" +
 	"\aCommand\x12I\n" +
 	"\finit_cluster\x18\x01 \x01(\v2$.orchestrator.cluster.v1.InitClusterH\x00R\vinitCluster\x12L\n" +
 	"\rspawn_session\x18\x02 \x01(\v2%.orchestrator.cluster.v1.SpawnSessionH\x00R\fspawnSession\x12L\n" +
@@ -1830,7 +2408,14 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\x0fcollect_garbage\x18\x11 \x01(\v2'.orchestrator.cluster.v1.CollectGarbageH\x00R\x0ecollectGarbage\x12Y\n" +
 	"\x12set_pending_reason\x18\x12 \x01(\v2).orchestrator.cluster.v1.SetPendingReasonH\x00R\x10setPendingReason\x12O\n" +
 	"\x0eremove_session\x18\x13 \x01(\v2&.orchestrator.cluster.v1.RemoveSessionH\x00R\rremoveSession\x12?\n" +
-	"\bremember\x18\x14 \x01(\v2!.orchestrator.cluster.v1.RememberH\x00R\bremember\x121\n" +
+	"\bremember\x18\x14 \x01(\v2!.orchestrator.cluster.v1.RememberH\x00R\bremember\x12[\n" +
+	"\x12checkpoint_session\x18\x15 \x01(\v2*.orchestrator.cluster.v1.CheckpointSessionH\x00R\x11checkpointSession\x12R\n" +
+	"\x0fmigrate_session\x18\x16 \x01(\v2'.orchestrator.cluster.v1.MigrateSessionH\x00R\x0emigrateSession\x12U\n" +
+	"\x10cancel_migration\x18\x17 \x01(\v2(.orchestrator.cluster.v1.CancelMigrationH\x00R\x0fcancelMigration\x12L\n" +
+	"\rpause_session\x18\x18 \x01(\v2%.orchestrator.cluster.v1.PauseSessionH\x00R\fpauseSession\x12O\n" +
+	"\x0eresume_session\x18\x19 \x01(\v2&.orchestrator.cluster.v1.ResumeSessionH\x00R\rresumeSession\x12I\n" +
+	"\ffork_session\x18\x1a \x01(\v2$.orchestrator.cluster.v1.ForkSessionH\x00R\vforkSession\x12O\n" +
+	"\x0erewind_session\x18\x1b \x01(\v2&.orchestrator.cluster.v1.RewindSessionH\x00R\rrewindSession\x121\n" +
 	"\x04once\x18  \x01(\v2\x1d.orchestrator.cluster.v1.OnceR\x04onceB\x06\n" +
 	"\x04kind\"Q\n" +
 	"\x04Once\x12\x14\n" +
@@ -1940,7 +2525,47 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\".\n" +
 	"\rRemoveSession\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tR\tsessionIdBMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
+	"session_id\x18\x01 \x01(\tR\tsessionId\"H\n" +
+	"\x11CheckpointSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\"\xa6\x01\n" +
+	"\x0eMigrateSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x1c\n" +
+	"\tplacement\x18\x04 \x01(\tR\tplacement\x12\x12\n" +
+	"\x04cold\x18\x05 \x01(\bR\x04cold\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"^\n" +
+	"\x0fCancelMigration\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"[\n" +
+	"\fPauseSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"D\n" +
+	"\rResumeSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\"\xe4\x01\n" +
+	"\vForkSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12$\n" +
+	"\x0enew_session_id\x18\x02 \x01(\tR\fnewSessionId\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x12!\n" +
+	"\frequest_hash\x18\x06 \x01(\x04R\vrequestHash\x12\x14\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\"`\n" +
+	"\rRewindSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actorBMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
 var (
 	file_orchestrator_cluster_v1_command_proto_rawDescOnce sync.Once
@@ -1954,7 +2579,7 @@ func file_orchestrator_cluster_v1_command_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_command_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
 	(*Batch)(nil),              // 0: orchestrator.cluster.v1.Batch
 	(*Command)(nil),            // 1: orchestrator.cluster.v1.Command
@@ -1979,12 +2604,19 @@ var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
 	(*CollectGarbage)(nil),     // 20: orchestrator.cluster.v1.CollectGarbage
 	(*SetPendingReason)(nil),   // 21: orchestrator.cluster.v1.SetPendingReason
 	(*RemoveSession)(nil),      // 22: orchestrator.cluster.v1.RemoveSession
-	nil,                        // 23: orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 24: orchestrator.v1.SessionSpec
-	(v1.Priority_Level)(0),     // 25: orchestrator.v1.Priority.Level
-	(*v11.Fact)(nil),           // 26: orchestrator.node.v1.Fact
-	(*v1.Capabilities)(nil),    // 27: orchestrator.v1.Capabilities
-	(v1.Node_Status)(0),        // 28: orchestrator.v1.Node.Status
+	(*CheckpointSession)(nil),  // 23: orchestrator.cluster.v1.CheckpointSession
+	(*MigrateSession)(nil),     // 24: orchestrator.cluster.v1.MigrateSession
+	(*CancelMigration)(nil),    // 25: orchestrator.cluster.v1.CancelMigration
+	(*PauseSession)(nil),       // 26: orchestrator.cluster.v1.PauseSession
+	(*ResumeSession)(nil),      // 27: orchestrator.cluster.v1.ResumeSession
+	(*ForkSession)(nil),        // 28: orchestrator.cluster.v1.ForkSession
+	(*RewindSession)(nil),      // 29: orchestrator.cluster.v1.RewindSession
+	nil,                        // 30: orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	(*v1.SessionSpec)(nil),     // 31: orchestrator.v1.SessionSpec
+	(v1.Priority_Level)(0),     // 32: orchestrator.v1.Priority.Level
+	(*v11.Fact)(nil),           // 33: orchestrator.node.v1.Fact
+	(*v1.Capabilities)(nil),    // 34: orchestrator.v1.Capabilities
+	(v1.Node_Status)(0),        // 35: orchestrator.v1.Node.Status
 }
 var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.cluster.v1.Batch.commands:type_name -> orchestrator.cluster.v1.Command
@@ -2008,18 +2640,25 @@ var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	21, // 18: orchestrator.cluster.v1.Command.set_pending_reason:type_name -> orchestrator.cluster.v1.SetPendingReason
 	22, // 19: orchestrator.cluster.v1.Command.remove_session:type_name -> orchestrator.cluster.v1.RemoveSession
 	3,  // 20: orchestrator.cluster.v1.Command.remember:type_name -> orchestrator.cluster.v1.Remember
-	2,  // 21: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
-	24, // 22: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
-	25, // 23: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
-	26, // 24: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
-	27, // 25: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
-	23, // 26: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	28, // 27: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	23, // 21: orchestrator.cluster.v1.Command.checkpoint_session:type_name -> orchestrator.cluster.v1.CheckpointSession
+	24, // 22: orchestrator.cluster.v1.Command.migrate_session:type_name -> orchestrator.cluster.v1.MigrateSession
+	25, // 23: orchestrator.cluster.v1.Command.cancel_migration:type_name -> orchestrator.cluster.v1.CancelMigration
+	26, // 24: orchestrator.cluster.v1.Command.pause_session:type_name -> orchestrator.cluster.v1.PauseSession
+	27, // 25: orchestrator.cluster.v1.Command.resume_session:type_name -> orchestrator.cluster.v1.ResumeSession
+	28, // 26: orchestrator.cluster.v1.Command.fork_session:type_name -> orchestrator.cluster.v1.ForkSession
+	29, // 27: orchestrator.cluster.v1.Command.rewind_session:type_name -> orchestrator.cluster.v1.RewindSession
+	2,  // 28: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
+	31, // 29: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
+	32, // 30: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
+	33, // 31: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
+	34, // 32: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
+	30, // 33: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	35, // 34: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_command_proto_init() }
@@ -2048,6 +2687,13 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		(*Command_SetPendingReason)(nil),
 		(*Command_RemoveSession)(nil),
 		(*Command_Remember)(nil),
+		(*Command_CheckpointSession)(nil),
+		(*Command_MigrateSession)(nil),
+		(*Command_CancelMigration)(nil),
+		(*Command_PauseSession)(nil),
+		(*Command_ResumeSession)(nil),
+		(*Command_ForkSession)(nil),
+		(*Command_RewindSession)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2055,7 +2701,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_command_proto_rawDesc), len(file_orchestrator_cluster_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

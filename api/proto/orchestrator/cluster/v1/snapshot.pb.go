@@ -385,13 +385,35 @@ type SessionRow struct {
 	Pid         int32                  `protobuf:"varint,15,opt,name=pid,proto3" json:"pid,omitempty"`
 	OutputLine  uint64                 `protobuf:"varint,16,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
 	// When a pending session may be placed again, in Unix nanoseconds.
-	NotBefore     int64                 `protobuf:"varint,17,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	History       []*SessionRow_History `protobuf:"bytes,18,rep,name=history,proto3" json:"history,omitempty"`
-	StopGrace     int64                 `protobuf:"varint,19,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
-	StopCause     string                `protobuf:"bytes,20,opt,name=stop_cause,json=stopCause,proto3" json:"stop_cause,omitempty"`
-	PlacedIndex   uint64                `protobuf:"varint,21,opt,name=placed_index,json=placedIndex,proto3" json:"placed_index,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NotBefore   int64                 `protobuf:"varint,17,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	History     []*SessionRow_History `protobuf:"bytes,18,rep,name=history,proto3" json:"history,omitempty"`
+	StopGrace   int64                 `protobuf:"varint,19,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
+	StopCause   string                `protobuf:"bytes,20,opt,name=stop_cause,json=stopCause,proto3" json:"stop_cause,omitempty"`
+	PlacedIndex uint64                `protobuf:"varint,21,opt,name=placed_index,json=placedIndex,proto3" json:"placed_index,omitempty"`
+	// Oldest first.
+	Checkpoints       []*CheckpointRow `protobuf:"bytes,22,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	Turns             uint64           `protobuf:"varint,23,opt,name=turns,proto3" json:"turns,omitempty"`
+	CheckpointRequest uint64           `protobuf:"varint,24,opt,name=checkpoint_request,json=checkpointRequest,proto3" json:"checkpoint_request,omitempty"`
+	// The newest request that was answered, well or not.
+	CheckpointAnswered uint64        `protobuf:"varint,25,opt,name=checkpoint_answered,json=checkpointAnswered,proto3" json:"checkpoint_answered,omitempty"`
+	Migration          *MigrationRow `protobuf:"bytes,26,opt,name=migration,proto3" json:"migration,omitempty"`
+	// The capture under way: its sequence, and what it will have seen.
+	CapturedSequence uint64 `protobuf:"varint,27,opt,name=captured_sequence,json=capturedSequence,proto3" json:"captured_sequence,omitempty"`
+	CapturedTurn     uint64 `protobuf:"varint,28,opt,name=captured_turn,json=capturedTurn,proto3" json:"captured_turn,omitempty"`
+	CapturedLine     uint64 `protobuf:"varint,29,opt,name=captured_line,json=capturedLine,proto3" json:"captured_line,omitempty"`
+	// The last line of the epoch before, and that epoch, when they are ahead of what this epoch was restored from.
+	LostLine  uint64 `protobuf:"varint,30,opt,name=lost_line,json=lostLine,proto3" json:"lost_line,omitempty"`
+	LostEpoch uint32 `protobuf:"varint,31,opt,name=lost_epoch,json=lostEpoch,proto3" json:"lost_epoch,omitempty"`
+	// When the first turn ended that no checkpoint has seen.
+	UnsavedSince int64 `protobuf:"varint,32,opt,name=unsaved_since,json=unsavedSince,proto3" json:"unsaved_since,omitempty"`
+	// Of PAUSING and MIGRATING: the last checkpoint of the epoch is committed.
+	Left            bool   `protobuf:"varint,33,opt,name=left,proto3" json:"left,omitempty"`
+	RestoreFailures uint32 `protobuf:"varint,34,opt,name=restore_failures,json=restoreFailures,proto3" json:"restore_failures,omitempty"`
+	RewindTo        uint64 `protobuf:"varint,35,opt,name=rewind_to,json=rewindTo,proto3" json:"rewind_to,omitempty"`
+	Move            uint64 `protobuf:"varint,36,opt,name=move,proto3" json:"move,omitempty"`
+	CapturedTime    int64  `protobuf:"varint,37,opt,name=captured_time,json=capturedTime,proto3" json:"captured_time,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SessionRow) Reset() {
@@ -571,6 +593,399 @@ func (x *SessionRow) GetPlacedIndex() uint64 {
 	return 0
 }
 
+func (x *SessionRow) GetCheckpoints() []*CheckpointRow {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+func (x *SessionRow) GetTurns() uint64 {
+	if x != nil {
+		return x.Turns
+	}
+	return 0
+}
+
+func (x *SessionRow) GetCheckpointRequest() uint64 {
+	if x != nil {
+		return x.CheckpointRequest
+	}
+	return 0
+}
+
+func (x *SessionRow) GetCheckpointAnswered() uint64 {
+	if x != nil {
+		return x.CheckpointAnswered
+	}
+	return 0
+}
+
+func (x *SessionRow) GetMigration() *MigrationRow {
+	if x != nil {
+		return x.Migration
+	}
+	return nil
+}
+
+func (x *SessionRow) GetCapturedSequence() uint64 {
+	if x != nil {
+		return x.CapturedSequence
+	}
+	return 0
+}
+
+func (x *SessionRow) GetCapturedTurn() uint64 {
+	if x != nil {
+		return x.CapturedTurn
+	}
+	return 0
+}
+
+func (x *SessionRow) GetCapturedLine() uint64 {
+	if x != nil {
+		return x.CapturedLine
+	}
+	return 0
+}
+
+func (x *SessionRow) GetLostLine() uint64 {
+	if x != nil {
+		return x.LostLine
+	}
+	return 0
+}
+
+func (x *SessionRow) GetLostEpoch() uint32 {
+	if x != nil {
+		return x.LostEpoch
+	}
+	return 0
+}
+
+func (x *SessionRow) GetUnsavedSince() int64 {
+	if x != nil {
+		return x.UnsavedSince
+	}
+	return 0
+}
+
+func (x *SessionRow) GetLeft() bool {
+	if x != nil {
+		return x.Left
+	}
+	return false
+}
+
+func (x *SessionRow) GetRestoreFailures() uint32 {
+	if x != nil {
+		return x.RestoreFailures
+	}
+	return 0
+}
+
+func (x *SessionRow) GetRewindTo() uint64 {
+	if x != nil {
+		return x.RewindTo
+	}
+	return 0
+}
+
+func (x *SessionRow) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *SessionRow) GetCapturedTime() int64 {
+	if x != nil {
+		return x.CapturedTime
+	}
+	return 0
+}
+
+type CheckpointRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Manifest      []byte                 `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Turn          uint64                 `protobuf:"varint,3,opt,name=turn,proto3" json:"turn,omitempty"`
+	OutputLine    uint64                 `protobuf:"varint,4,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
+	CreateTime    int64                  `protobuf:"varint,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Chunks        uint32                 `protobuf:"varint,7,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Epoch         uint32                 `protobuf:"varint,8,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Keeps         []string               `protobuf:"bytes,9,rep,name=keeps,proto3" json:"keeps,omitempty"`
+	BytesSent     int64                  `protobuf:"varint,10,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused   int64                  `protobuf:"varint,11,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRow) Reset() {
+	*x = CheckpointRow{}
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRow) ProtoMessage() {}
+
+func (x *CheckpointRow) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRow.ProtoReflect.Descriptor instead.
+func (*CheckpointRow) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CheckpointRow) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *CheckpointRow) GetTurn() uint64 {
+	if x != nil {
+		return x.Turn
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetOutputLine() uint64 {
+	if x != nil {
+		return x.OutputLine
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetCreateTime() int64 {
+	if x != nil {
+		return x.CreateTime
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetKeeps() []string {
+	if x != nil {
+		return x.Keeps
+	}
+	return nil
+}
+
+func (x *CheckpointRow) GetBytesSent() int64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *CheckpointRow) GetBytesReused() int64 {
+	if x != nil {
+		return x.BytesReused
+	}
+	return 0
+}
+
+type MigrationRow struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Number      uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	State       uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
+	Source      string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Target      string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Cold        bool                   `protobuf:"varint,5,opt,name=cold,proto3" json:"cold,omitempty"`
+	Rounds      uint32                 `protobuf:"varint,6,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	BytesSent   int64                  `protobuf:"varint,7,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused int64                  `protobuf:"varint,8,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	StartTime   int64                  `protobuf:"varint,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	HeldTime    int64                  `protobuf:"varint,10,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	EndTime     int64                  `protobuf:"varint,11,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Epoch       uint32                 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Error       string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	// The manifest of the last copy; empty before the first.
+	Copied        []byte `protobuf:"bytes,14,opt,name=copied,proto3" json:"copied,omitempty"`
+	Prepared      bool   `protobuf:"varint,15,opt,name=prepared,proto3" json:"prepared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrationRow) Reset() {
+	*x = MigrationRow{}
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrationRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrationRow) ProtoMessage() {}
+
+func (x *MigrationRow) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrationRow.ProtoReflect.Descriptor instead.
+func (*MigrationRow) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *MigrationRow) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *MigrationRow) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MigrationRow) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
+func (x *MigrationRow) GetRounds() uint32 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetBytesSent() int64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetBytesReused() int64 {
+	if x != nil {
+		return x.BytesReused
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetStartTime() int64 {
+	if x != nil {
+		return x.StartTime
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetHeldTime() int64 {
+	if x != nil {
+		return x.HeldTime
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetEndTime() int64 {
+	if x != nil {
+		return x.EndTime
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *MigrationRow) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *MigrationRow) GetCopied() []byte {
+	if x != nil {
+		return x.Copied
+	}
+	return nil
+}
+
+func (x *MigrationRow) GetPrepared() bool {
+	if x != nil {
+		return x.Prepared
+	}
+	return false
+}
+
 type MailboxRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -581,13 +996,14 @@ type MailboxRow struct {
 	Dead          uint32                 `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	LastAckTime   int64                  `protobuf:"varint,8,opt,name=last_ack_time,json=lastAckTime,proto3" json:"last_ack_time,omitempty"`
+	Kept          uint32                 `protobuf:"varint,9,opt,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MailboxRow) Reset() {
 	*x = MailboxRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +1015,7 @@ func (x *MailboxRow) String() string {
 func (*MailboxRow) ProtoMessage() {}
 
 func (x *MailboxRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +1028,7 @@ func (x *MailboxRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxRow.ProtoReflect.Descriptor instead.
 func (*MailboxRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MailboxRow) GetSessionId() string {
@@ -671,6 +1087,13 @@ func (x *MailboxRow) GetLastAckTime() int64 {
 	return 0
 }
 
+func (x *MailboxRow) GetKept() uint32 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
 type MessageRow struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	SessionId      string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -682,13 +1105,15 @@ type MessageRow struct {
 	Attempts       uint32                 `protobuf:"varint,7,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	Delivered      bool                   `protobuf:"varint,8,opt,name=delivered,proto3" json:"delivered,omitempty"`
 	DeliveredEpoch uint32                 `protobuf:"varint,9,opt,name=delivered_epoch,json=deliveredEpoch,proto3" json:"delivered_epoch,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The number of the ended turn; not 0 for a message that is kept until a checkpoint has seen it.
+	Turn          uint64 `protobuf:"varint,10,opt,name=turn,proto3" json:"turn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MessageRow) Reset() {
 	*x = MessageRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +1125,7 @@ func (x *MessageRow) String() string {
 func (*MessageRow) ProtoMessage() {}
 
 func (x *MessageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1138,7 @@ func (x *MessageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRow.ProtoReflect.Descriptor instead.
 func (*MessageRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MessageRow) GetSessionId() string {
@@ -779,6 +1204,13 @@ func (x *MessageRow) GetDeliveredEpoch() uint32 {
 	return 0
 }
 
+func (x *MessageRow) GetTurn() uint64 {
+	if x != nil {
+		return x.Turn
+	}
+	return 0
+}
+
 type ResultRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -793,7 +1225,7 @@ type ResultRow struct {
 
 func (x *ResultRow) Reset() {
 	*x = ResultRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +1237,7 @@ func (x *ResultRow) String() string {
 func (*ResultRow) ProtoMessage() {}
 
 func (x *ResultRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +1250,7 @@ func (x *ResultRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultRow.ProtoReflect.Descriptor instead.
 func (*ResultRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{6}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ResultRow) GetSessionId() string {
@@ -875,7 +1307,7 @@ type DeadLetterRow struct {
 
 func (x *DeadLetterRow) Reset() {
 	*x = DeadLetterRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1319,7 @@ func (x *DeadLetterRow) String() string {
 func (*DeadLetterRow) ProtoMessage() {}
 
 func (x *DeadLetterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1332,7 @@ func (x *DeadLetterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterRow.ProtoReflect.Descriptor instead.
 func (*DeadLetterRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{7}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeadLetterRow) GetMessage() *MessageRow {
@@ -957,7 +1389,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[8]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1401,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[8]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1414,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{8}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeRow) GetId() string {
@@ -1126,7 +1558,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[9]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1570,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[9]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1583,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{9}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TokenRow) GetId() string {
@@ -1218,7 +1650,7 @@ type IdempotencyRow struct {
 
 func (x *IdempotencyRow) Reset() {
 	*x = IdempotencyRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1662,7 @@ func (x *IdempotencyRow) String() string {
 func (*IdempotencyRow) ProtoMessage() {}
 
 func (x *IdempotencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1675,7 @@ func (x *IdempotencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRow.ProtoReflect.Descriptor instead.
 func (*IdempotencyRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IdempotencyRow) GetScope() string {
@@ -1312,7 +1744,7 @@ type EventRow struct {
 
 func (x *EventRow) Reset() {
 	*x = EventRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1756,7 @@ func (x *EventRow) String() string {
 func (*EventRow) ProtoMessage() {}
 
 func (x *EventRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1769,7 @@ func (x *EventRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRow.ProtoReflect.Descriptor instead.
 func (*EventRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EventRow) GetNumber() uint64 {
@@ -1417,7 +1849,7 @@ type SessionRow_History struct {
 
 func (x *SessionRow_History) Reset() {
 	*x = SessionRow_History{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1861,7 @@ func (x *SessionRow_History) String() string {
 func (*SessionRow_History) ProtoMessage() {}
 
 func (x *SessionRow_History) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1947,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
-	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xc1\x06\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xb3\v\n" +
 	"\n" +
 	"SessionRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -1545,14 +1977,66 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"stop_grace\x18\x13 \x01(\x03R\tstopGrace\x12\x1d\n" +
 	"\n" +
 	"stop_cause\x18\x14 \x01(\tR\tstopCause\x12!\n" +
-	"\fplaced_index\x18\x15 \x01(\x04R\vplacedIndex\x1a\x8b\x01\n" +
+	"\fplaced_index\x18\x15 \x01(\x04R\vplacedIndex\x12H\n" +
+	"\vcheckpoints\x18\x16 \x03(\v2&.orchestrator.cluster.v1.CheckpointRowR\vcheckpoints\x12\x14\n" +
+	"\x05turns\x18\x17 \x01(\x04R\x05turns\x12-\n" +
+	"\x12checkpoint_request\x18\x18 \x01(\x04R\x11checkpointRequest\x12/\n" +
+	"\x13checkpoint_answered\x18\x19 \x01(\x04R\x12checkpointAnswered\x12C\n" +
+	"\tmigration\x18\x1a \x01(\v2%.orchestrator.cluster.v1.MigrationRowR\tmigration\x12+\n" +
+	"\x11captured_sequence\x18\x1b \x01(\x04R\x10capturedSequence\x12#\n" +
+	"\rcaptured_turn\x18\x1c \x01(\x04R\fcapturedTurn\x12#\n" +
+	"\rcaptured_line\x18\x1d \x01(\x04R\fcapturedLine\x12\x1b\n" +
+	"\tlost_line\x18\x1e \x01(\x04R\blostLine\x12\x1d\n" +
+	"\n" +
+	"lost_epoch\x18\x1f \x01(\rR\tlostEpoch\x12#\n" +
+	"\runsaved_since\x18  \x01(\x03R\funsavedSince\x12\x12\n" +
+	"\x04left\x18! \x01(\bR\x04left\x12)\n" +
+	"\x10restore_failures\x18\" \x01(\rR\x0frestoreFailures\x12\x1b\n" +
+	"\trewind_to\x18# \x01(\x04R\brewindTo\x12\x12\n" +
+	"\x04move\x18$ \x01(\x04R\x04move\x12#\n" +
+	"\rcaptured_time\x18% \x01(\x03R\fcapturedTime\x1a\x8b\x01\n" +
 	"\aHistory\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05phase\x18\x03 \x01(\rR\x05phase\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\rR\x05epoch\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xea\x01\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xb9\x02\n" +
+	"\rCheckpointRow\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12\x12\n" +
+	"\x04turn\x18\x03 \x01(\x04R\x04turn\x12\x1f\n" +
+	"\voutput_line\x18\x04 \x01(\x04R\n" +
+	"outputLine\x12\x1f\n" +
+	"\vcreate_time\x18\x05 \x01(\x03R\n" +
+	"createTime\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06chunks\x18\a \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05epoch\x18\b \x01(\rR\x05epoch\x12\x14\n" +
+	"\x05keeps\x18\t \x03(\tR\x05keeps\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\n" +
+	" \x01(\x03R\tbytesSent\x12!\n" +
+	"\fbytes_reused\x18\v \x01(\x03R\vbytesReused\"\x91\x03\n" +
+	"\fMigrationRow\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\rR\x05state\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x12\n" +
+	"\x04cold\x18\x05 \x01(\bR\x04cold\x12\x16\n" +
+	"\x06rounds\x18\x06 \x01(\rR\x06rounds\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\a \x01(\x03R\tbytesSent\x12!\n" +
+	"\fbytes_reused\x18\b \x01(\x03R\vbytesReused\x12\x1d\n" +
+	"\n" +
+	"start_time\x18\t \x01(\x03R\tstartTime\x12\x1b\n" +
+	"\theld_time\x18\n" +
+	" \x01(\x03R\bheldTime\x12\x19\n" +
+	"\bend_time\x18\v \x01(\x03R\aendTime\x12\x14\n" +
+	"\x05epoch\x18\f \x01(\rR\x05epoch\x12\x14\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12\x16\n" +
+	"\x06copied\x18\x0e \x01(\fR\x06copied\x12\x1a\n" +
+	"\bprepared\x18\x0f \x01(\bR\bprepared\"\xfe\x01\n" +
 	"\n" +
 	"MailboxRow\x12\x1d\n" +
 	"\n" +
@@ -1563,7 +2047,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05acked\x18\x05 \x01(\rR\x05acked\x12\x12\n" +
 	"\x04dead\x18\x06 \x01(\rR\x04dead\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\"\n" +
-	"\rlast_ack_time\x18\b \x01(\x03R\vlastAckTime\"\xb8\x02\n" +
+	"\rlast_ack_time\x18\b \x01(\x03R\vlastAckTime\x12\x12\n" +
+	"\x04kept\x18\t \x01(\rR\x04kept\"\xcc\x02\n" +
 	"\n" +
 	"MessageRow\x12\x1d\n" +
 	"\n" +
@@ -1576,7 +2061,9 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\bdeadline\x18\x06 \x01(\x03R\bdeadline\x12\x1a\n" +
 	"\battempts\x18\a \x01(\rR\battempts\x12\x1c\n" +
 	"\tdelivered\x18\b \x01(\bR\tdelivered\x12'\n" +
-	"\x0fdelivered_epoch\x18\t \x01(\rR\x0edeliveredEpoch\"\xb3\x01\n" +
+	"\x0fdelivered_epoch\x18\t \x01(\rR\x0edeliveredEpoch\x12\x12\n" +
+	"\x04turn\x18\n" +
+	" \x01(\x04R\x04turn\"\xb3\x01\n" +
 	"\tResultRow\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
@@ -1658,52 +2145,56 @@ func file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_snapshot_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_orchestrator_cluster_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_orchestrator_cluster_v1_snapshot_proto_goTypes = []any{
 	(*SnapshotHeader)(nil),     // 0: orchestrator.cluster.v1.SnapshotHeader
 	(*SnapshotRow)(nil),        // 1: orchestrator.cluster.v1.SnapshotRow
 	(*SnapshotTrailer)(nil),    // 2: orchestrator.cluster.v1.SnapshotTrailer
 	(*SessionRow)(nil),         // 3: orchestrator.cluster.v1.SessionRow
-	(*MailboxRow)(nil),         // 4: orchestrator.cluster.v1.MailboxRow
-	(*MessageRow)(nil),         // 5: orchestrator.cluster.v1.MessageRow
-	(*ResultRow)(nil),          // 6: orchestrator.cluster.v1.ResultRow
-	(*DeadLetterRow)(nil),      // 7: orchestrator.cluster.v1.DeadLetterRow
-	(*NodeRow)(nil),            // 8: orchestrator.cluster.v1.NodeRow
-	(*TokenRow)(nil),           // 9: orchestrator.cluster.v1.TokenRow
-	(*IdempotencyRow)(nil),     // 10: orchestrator.cluster.v1.IdempotencyRow
-	(*EventRow)(nil),           // 11: orchestrator.cluster.v1.EventRow
-	(*SessionRow_History)(nil), // 12: orchestrator.cluster.v1.SessionRow.History
-	nil,                        // 13: orchestrator.cluster.v1.NodeRow.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 14: orchestrator.v1.SessionSpec
-	(*v1.Session_Exit)(nil),    // 15: orchestrator.v1.Session.Exit
-	(v1.Priority_Level)(0),     // 16: orchestrator.v1.Priority.Level
-	(v1.Node_Status)(0),        // 17: orchestrator.v1.Node.Status
-	(*v1.Capabilities)(nil),    // 18: orchestrator.v1.Capabilities
+	(*CheckpointRow)(nil),      // 4: orchestrator.cluster.v1.CheckpointRow
+	(*MigrationRow)(nil),       // 5: orchestrator.cluster.v1.MigrationRow
+	(*MailboxRow)(nil),         // 6: orchestrator.cluster.v1.MailboxRow
+	(*MessageRow)(nil),         // 7: orchestrator.cluster.v1.MessageRow
+	(*ResultRow)(nil),          // 8: orchestrator.cluster.v1.ResultRow
+	(*DeadLetterRow)(nil),      // 9: orchestrator.cluster.v1.DeadLetterRow
+	(*NodeRow)(nil),            // 10: orchestrator.cluster.v1.NodeRow
+	(*TokenRow)(nil),           // 11: orchestrator.cluster.v1.TokenRow
+	(*IdempotencyRow)(nil),     // 12: orchestrator.cluster.v1.IdempotencyRow
+	(*EventRow)(nil),           // 13: orchestrator.cluster.v1.EventRow
+	(*SessionRow_History)(nil), // 14: orchestrator.cluster.v1.SessionRow.History
+	nil,                        // 15: orchestrator.cluster.v1.NodeRow.LabelsEntry
+	(*v1.SessionSpec)(nil),     // 16: orchestrator.v1.SessionSpec
+	(*v1.Session_Exit)(nil),    // 17: orchestrator.v1.Session.Exit
+	(v1.Priority_Level)(0),     // 18: orchestrator.v1.Priority.Level
+	(v1.Node_Status)(0),        // 19: orchestrator.v1.Node.Status
+	(*v1.Capabilities)(nil),    // 20: orchestrator.v1.Capabilities
 }
 var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	3,  // 0: orchestrator.cluster.v1.SnapshotRow.session:type_name -> orchestrator.cluster.v1.SessionRow
-	4,  // 1: orchestrator.cluster.v1.SnapshotRow.mailbox:type_name -> orchestrator.cluster.v1.MailboxRow
-	5,  // 2: orchestrator.cluster.v1.SnapshotRow.message:type_name -> orchestrator.cluster.v1.MessageRow
-	6,  // 3: orchestrator.cluster.v1.SnapshotRow.result:type_name -> orchestrator.cluster.v1.ResultRow
-	7,  // 4: orchestrator.cluster.v1.SnapshotRow.dead_letter:type_name -> orchestrator.cluster.v1.DeadLetterRow
-	8,  // 5: orchestrator.cluster.v1.SnapshotRow.node:type_name -> orchestrator.cluster.v1.NodeRow
-	9,  // 6: orchestrator.cluster.v1.SnapshotRow.token:type_name -> orchestrator.cluster.v1.TokenRow
-	10, // 7: orchestrator.cluster.v1.SnapshotRow.idempotency:type_name -> orchestrator.cluster.v1.IdempotencyRow
-	11, // 8: orchestrator.cluster.v1.SnapshotRow.event:type_name -> orchestrator.cluster.v1.EventRow
+	6,  // 1: orchestrator.cluster.v1.SnapshotRow.mailbox:type_name -> orchestrator.cluster.v1.MailboxRow
+	7,  // 2: orchestrator.cluster.v1.SnapshotRow.message:type_name -> orchestrator.cluster.v1.MessageRow
+	8,  // 3: orchestrator.cluster.v1.SnapshotRow.result:type_name -> orchestrator.cluster.v1.ResultRow
+	9,  // 4: orchestrator.cluster.v1.SnapshotRow.dead_letter:type_name -> orchestrator.cluster.v1.DeadLetterRow
+	10, // 5: orchestrator.cluster.v1.SnapshotRow.node:type_name -> orchestrator.cluster.v1.NodeRow
+	11, // 6: orchestrator.cluster.v1.SnapshotRow.token:type_name -> orchestrator.cluster.v1.TokenRow
+	12, // 7: orchestrator.cluster.v1.SnapshotRow.idempotency:type_name -> orchestrator.cluster.v1.IdempotencyRow
+	13, // 8: orchestrator.cluster.v1.SnapshotRow.event:type_name -> orchestrator.cluster.v1.EventRow
 	2,  // 9: orchestrator.cluster.v1.SnapshotRow.trailer:type_name -> orchestrator.cluster.v1.SnapshotTrailer
-	14, // 10: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
-	15, // 11: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
-	12, // 12: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
-	16, // 13: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
-	5,  // 14: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
-	17, // 15: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
-	18, // 16: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
-	13, // 17: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	16, // 10: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
+	17, // 11: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
+	14, // 12: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
+	4,  // 13: orchestrator.cluster.v1.SessionRow.checkpoints:type_name -> orchestrator.cluster.v1.CheckpointRow
+	5,  // 14: orchestrator.cluster.v1.SessionRow.migration:type_name -> orchestrator.cluster.v1.MigrationRow
+	18, // 15: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
+	7,  // 16: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
+	19, // 17: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
+	20, // 18: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
+	15, // 19: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_snapshot_proto_init() }
@@ -1729,7 +2220,7 @@ func file_orchestrator_cluster_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_snapshot_proto_rawDesc), len(file_orchestrator_cluster_v1_snapshot_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,6 +38,12 @@ const (
 	DesiredSession_KILL DesiredSession_Action = 3
 	// The session has ended and its end is committed: its directory may go.
 	DesiredSession_FORGET DesiredSession_Action = 4
+	// Make a last checkpoint, and stop once it is made: the session is to go on elsewhere, or to pause. While it is copied it
+	// runs on. When no checkpoint can be made it runs on, and a fact says why.
+	DesiredSession_LEAVE DesiredSession_Action = 5
+	// Have what restore names ready here, for an epoch that is to begin on this node soon; nothing is started. RUN makes use of
+	// it, and FORGET, or ten minutes, lets go of it.
+	DesiredSession_PREPARE DesiredSession_Action = 6
 )
 
 // Enum value maps for DesiredSession_Action.
@@ -48,6 +54,8 @@ var (
 		2: "STOP",
 		3: "KILL",
 		4: "FORGET",
+		5: "LEAVE",
+		6: "PREPARE",
 	}
 	DesiredSession_Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -55,6 +63,8 @@ var (
 		"STOP":               2,
 		"KILL":               3,
 		"FORGET":             4,
+		"LEAVE":              5,
+		"PREPARE":            6,
 	}
 )
 
@@ -124,6 +134,8 @@ type Frame struct {
 	//	*Frame_StreamWindow
 	//	*Frame_StreamClose
 	//	*Frame_Goodbye
+	//	*Frame_CheckpointSession
+	//	*Frame_SessionCheckpointed
 	Payload       isFrame_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -430,6 +442,24 @@ func (x *Frame) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *Frame) GetCheckpointSession() *CheckpointSession {
+	if x != nil {
+		if x, ok := x.Payload.(*Frame_CheckpointSession); ok {
+			return x.CheckpointSession
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetSessionCheckpointed() *SessionCheckpointed {
+	if x != nil {
+		if x, ok := x.Payload.(*Frame_SessionCheckpointed); ok {
+			return x.SessionCheckpointed
+		}
+	}
+	return nil
+}
+
 type isFrame_Payload interface {
 	isFrame_Payload()
 }
@@ -542,6 +572,14 @@ type Frame_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,36,opt,name=goodbye,proto3,oneof"`
 }
 
+type Frame_CheckpointSession struct {
+	CheckpointSession *CheckpointSession `protobuf:"bytes,37,opt,name=checkpoint_session,json=checkpointSession,proto3,oneof"`
+}
+
+type Frame_SessionCheckpointed struct {
+	SessionCheckpointed *SessionCheckpointed `protobuf:"bytes,38,opt,name=session_checkpointed,json=sessionCheckpointed,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Payload() {}
 
 func (*Frame_HelloAck) isFrame_Payload() {}
@@ -595,6 +633,10 @@ func (*Frame_StreamWindow) isFrame_Payload() {}
 func (*Frame_StreamClose) isFrame_Payload() {}
 
 func (*Frame_Goodbye) isFrame_Payload() {}
+
+func (*Frame_CheckpointSession) isFrame_Payload() {}
+
+func (*Frame_SessionCheckpointed) isFrame_Payload() {}
 
 // Hello is a node's first frame.
 type Hello struct {
@@ -1237,7 +1279,19 @@ type DesiredSession struct {
 	Reason     string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The cluster has seen this epoch run: a node that does not have it must not start it, but reports it as exited
 	// (lost), so that it is started again under a new epoch or ends.
-	Started       bool `protobuf:"varint,8,opt,name=started,proto3" json:"started,omitempty"`
+	Started bool `protobuf:"varint,8,opt,name=started,proto3" json:"started,omitempty"`
+	// What this epoch begins with; unset to begin from nothing.
+	Restore *Restore `protobuf:"bytes,9,opt,name=restore,proto3" json:"restore,omitempty"`
+	// The number of the newest checkpoint that somebody asked for; a node that has not answered this one makes one.
+	CheckpointRequest uint64 `protobuf:"varint,10,opt,name=checkpoint_request,json=checkpointRequest,proto3" json:"checkpoint_request,omitempty"`
+	// With LEAVE: stop before anything is copied.
+	Cold bool `protobuf:"varint,11,opt,name=cold,proto3" json:"cold,omitempty"`
+	// With LEAVE: the move's number, echoed by its facts.
+	Move uint64 `protobuf:"varint,12,opt,name=move,proto3" json:"move,omitempty"`
+	// The sequence of the last committed checkpoint; the next one has a greater one.
+	CheckpointSequence uint64 `protobuf:"varint,13,opt,name=checkpoint_sequence,json=checkpointSequence,proto3" json:"checkpoint_sequence,omitempty"`
+	// With LEAVE: copy, and do not hold the session yet, for its target is not ready. A node waits for a minute after it has copied.
+	HoldOff       bool `protobuf:"varint,14,opt,name=hold_off,json=holdOff,proto3" json:"hold_off,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1328,6 +1382,130 @@ func (x *DesiredSession) GetStarted() bool {
 	return false
 }
 
+func (x *DesiredSession) GetRestore() *Restore {
+	if x != nil {
+		return x.Restore
+	}
+	return nil
+}
+
+func (x *DesiredSession) GetCheckpointRequest() uint64 {
+	if x != nil {
+		return x.CheckpointRequest
+	}
+	return 0
+}
+
+func (x *DesiredSession) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
+func (x *DesiredSession) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *DesiredSession) GetCheckpointSequence() uint64 {
+	if x != nil {
+		return x.CheckpointSequence
+	}
+	return 0
+}
+
+func (x *DesiredSession) GetHoldOff() bool {
+	if x != nil {
+		return x.HoldOff
+	}
+	return false
+}
+
+// Restore names a committed checkpoint.
+type Restore struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the manifest's chunk.
+	Manifest []byte `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Output lines up to this one are in it; the epoch's own begin after it.
+	OutputLine uint64 `protobuf:"varint,3,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
+	// The last line that the epoch before had written, as far as the cluster knows. Lines between were not kept, and the log says
+	// so; 0 when there were none.
+	LostLine uint64 `protobuf:"varint,4,opt,name=lost_line,json=lostLine,proto3" json:"lost_line,omitempty"`
+	// The epoch whose lines were lost.
+	LostEpoch     uint32 `protobuf:"varint,5,opt,name=lost_epoch,json=lostEpoch,proto3" json:"lost_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Restore) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Restore) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Restore) GetOutputLine() uint64 {
+	if x != nil {
+		return x.OutputLine
+	}
+	return 0
+}
+
+func (x *Restore) GetLostLine() uint64 {
+	if x != nil {
+		return x.LostLine
+	}
+	return 0
+}
+
+func (x *Restore) GetLostEpoch() uint32 {
+	if x != nil {
+		return x.LostEpoch
+	}
+	return 0
+}
+
 // Facts is what happened on a node, numbered from 1 in each incarnation and sent again until acked.
 type Facts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1339,7 +1517,7 @@ type Facts struct {
 
 func (x *Facts) Reset() {
 	*x = Facts{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1529,7 @@ func (x *Facts) String() string {
 func (*Facts) ProtoMessage() {}
 
 func (x *Facts) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1542,7 @@ func (x *Facts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Facts.ProtoReflect.Descriptor instead.
 func (*Facts) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Facts) GetIncarnation() uint64 {
@@ -1394,6 +1572,11 @@ type Fact struct {
 	//	*Fact_MessageDelivered
 	//	*Fact_TurnEnded
 	//	*Fact_MessageRefused
+	//	*Fact_Checkpointed
+	//	*Fact_CheckpointFailed
+	//	*Fact_Captured
+	//	*Fact_Copied
+	//	*Fact_Prepared
 	Kind          isFact_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1401,7 +1584,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1596,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1609,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Fact) GetIndex() uint64 {
@@ -1509,6 +1692,51 @@ func (x *Fact) GetMessageRefused() *MessageRefused {
 	return nil
 }
 
+func (x *Fact) GetCheckpointed() *Checkpointed {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Checkpointed); ok {
+			return x.Checkpointed
+		}
+	}
+	return nil
+}
+
+func (x *Fact) GetCheckpointFailed() *CheckpointFailed {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_CheckpointFailed); ok {
+			return x.CheckpointFailed
+		}
+	}
+	return nil
+}
+
+func (x *Fact) GetCaptured() *Captured {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Captured); ok {
+			return x.Captured
+		}
+	}
+	return nil
+}
+
+func (x *Fact) GetCopied() *Copied {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Copied); ok {
+			return x.Copied
+		}
+	}
+	return nil
+}
+
+func (x *Fact) GetPrepared() *Prepared {
+	if x != nil {
+		if x, ok := x.Kind.(*Fact_Prepared); ok {
+			return x.Prepared
+		}
+	}
+	return nil
+}
+
 type isFact_Kind interface {
 	isFact_Kind()
 }
@@ -1533,6 +1761,26 @@ type Fact_MessageRefused struct {
 	MessageRefused *MessageRefused `protobuf:"bytes,9,opt,name=message_refused,json=messageRefused,proto3,oneof"`
 }
 
+type Fact_Checkpointed struct {
+	Checkpointed *Checkpointed `protobuf:"bytes,10,opt,name=checkpointed,proto3,oneof"`
+}
+
+type Fact_CheckpointFailed struct {
+	CheckpointFailed *CheckpointFailed `protobuf:"bytes,11,opt,name=checkpoint_failed,json=checkpointFailed,proto3,oneof"`
+}
+
+type Fact_Captured struct {
+	Captured *Captured `protobuf:"bytes,12,opt,name=captured,proto3,oneof"`
+}
+
+type Fact_Copied struct {
+	Copied *Copied `protobuf:"bytes,13,opt,name=copied,proto3,oneof"`
+}
+
+type Fact_Prepared struct {
+	Prepared *Prepared `protobuf:"bytes,14,opt,name=prepared,proto3,oneof"`
+}
+
 func (*Fact_Started) isFact_Kind() {}
 
 func (*Fact_Exited) isFact_Kind() {}
@@ -1542,6 +1790,403 @@ func (*Fact_MessageDelivered) isFact_Kind() {}
 func (*Fact_TurnEnded) isFact_Kind() {}
 
 func (*Fact_MessageRefused) isFact_Kind() {}
+
+func (*Fact_Checkpointed) isFact_Kind() {}
+
+func (*Fact_CheckpointFailed) isFact_Kind() {}
+
+func (*Fact_Captured) isFact_Kind() {}
+
+func (*Fact_Copied) isFact_Kind() {}
+
+func (*Fact_Prepared) isFact_Kind() {}
+
+// Prepared: what a node was told to have ready is ready, for the epoch that it was told. It is the only fact about an epoch
+// that has not begun.
+type Prepared struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Manifest []byte                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// That did not come from this node.
+	BytesFetched  int64 `protobuf:"varint,2,opt,name=bytes_fetched,json=bytesFetched,proto3" json:"bytes_fetched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prepared) Reset() {
+	*x = Prepared{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prepared) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prepared) ProtoMessage() {}
+
+func (x *Prepared) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
+func (*Prepared) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Prepared) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Prepared) GetBytesFetched() int64 {
+	if x != nil {
+		return x.BytesFetched
+	}
+	return 0
+}
+
+// Copied: a session that is to leave was copied once more while it works. What is stored is no checkpoint: nobody held the session.
+// The node that it moves to can have it ready.
+type Copied struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Move     uint64                 `protobuf:"varint,1,opt,name=move,proto3" json:"move,omitempty"`
+	Round    uint32                 `protobuf:"varint,2,opt,name=round,proto3" json:"round,omitempty"`
+	Manifest []byte                 `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// Of the content, of what this round sent, and of what it did not have to send.
+	Bytes         int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	BytesSent     int64 `protobuf:"varint,5,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused   int64 `protobuf:"varint,6,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Copied) Reset() {
+	*x = Copied{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Copied) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Copied) ProtoMessage() {}
+
+func (x *Copied) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Copied.ProtoReflect.Descriptor instead.
+func (*Copied) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Copied) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *Copied) GetRound() uint32 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+func (x *Copied) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Copied) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Copied) GetBytesSent() int64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Copied) GetBytesReused() int64 {
+	if x != nil {
+		return x.BytesReused
+	}
+	return 0
+}
+
+// Captured: no turn is under way, every turn that ended was reported before this, and a checkpoint is taken of just this
+// moment. The session goes on while it is being stored; Checkpointed with the same sequence says that it is.
+type Captured struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	OutputLine    uint64                 `protobuf:"varint,2,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Captured) Reset() {
+	*x = Captured{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Captured) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Captured) ProtoMessage() {}
+
+func (x *Captured) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Captured.ProtoReflect.Descriptor instead.
+func (*Captured) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Captured) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Captured) GetOutputLine() uint64 {
+	if x != nil {
+		return x.OutputLine
+	}
+	return 0
+}
+
+// Checkpointed: the checkpoint's manifest and every chunk that it names are stored.
+type Checkpointed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One more than the last committed one's, or more.
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Manifest []byte `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// Of the content, of what was sent, and of what was there already.
+	Bytes       int64    `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	BytesSent   int64    `protobuf:"varint,4,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused int64    `protobuf:"varint,5,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	Chunks      uint32   `protobuf:"varint,6,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Keeps       []string `protobuf:"bytes,7,rep,name=keeps,proto3" json:"keeps,omitempty"`
+	// The newest request that it answers.
+	Request uint64 `protobuf:"varint,8,opt,name=request,proto3" json:"request,omitempty"`
+	// Not 0 when it is the last of its epoch: the process is killed, and Exited follows.
+	Move   uint64 `protobuf:"varint,9,opt,name=move,proto3" json:"move,omitempty"`
+	Rounds uint32 `protobuf:"varint,10,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	// When messages began to be held for the last round.
+	HeldTime      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Checkpointed) Reset() {
+	*x = Checkpointed{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checkpointed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checkpointed) ProtoMessage() {}
+
+func (x *Checkpointed) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checkpointed.ProtoReflect.Descriptor instead.
+func (*Checkpointed) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Checkpointed) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Checkpointed) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetBytesSent() int64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetBytesReused() int64 {
+	if x != nil {
+		return x.BytesReused
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetKeeps() []string {
+	if x != nil {
+		return x.Keeps
+	}
+	return nil
+}
+
+func (x *Checkpointed) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetRounds() uint32 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *Checkpointed) GetHeldTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HeldTime
+	}
+	return nil
+}
+
+// CheckpointFailed: no checkpoint could be made; the session runs on.
+type CheckpointFailed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cause         string                 `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	Request       uint64                 `protobuf:"varint,2,opt,name=request,proto3" json:"request,omitempty"`
+	Move          uint64                 `protobuf:"varint,3,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointFailed) Reset() {
+	*x = CheckpointFailed{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointFailed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointFailed) ProtoMessage() {}
+
+func (x *CheckpointFailed) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointFailed.ProtoReflect.Descriptor instead.
+func (*CheckpointFailed) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CheckpointFailed) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *CheckpointFailed) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *CheckpointFailed) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
 
 // Started: the session's process runs.
 type Started struct {
@@ -1553,7 +2198,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +2210,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +2223,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Started) GetPid() int32 {
@@ -1601,7 +2246,7 @@ type Exited struct {
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2258,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2271,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{13}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Exited) GetExit() *v1.Session_Exit {
@@ -1660,7 +2305,7 @@ type MessageDelivered struct {
 
 func (x *MessageDelivered) Reset() {
 	*x = MessageDelivered{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +2317,7 @@ func (x *MessageDelivered) String() string {
 func (*MessageDelivered) ProtoMessage() {}
 
 func (x *MessageDelivered) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +2330,7 @@ func (x *MessageDelivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageDelivered.ProtoReflect.Descriptor instead.
 func (*MessageDelivered) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{14}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MessageDelivered) GetSequence() uint64 {
@@ -1708,7 +2353,7 @@ type TurnEnded struct {
 
 func (x *TurnEnded) Reset() {
 	*x = TurnEnded{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +2365,7 @@ func (x *TurnEnded) String() string {
 func (*TurnEnded) ProtoMessage() {}
 
 func (x *TurnEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +2378,7 @@ func (x *TurnEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TurnEnded.ProtoReflect.Descriptor instead.
 func (*TurnEnded) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{15}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TurnEnded) GetSequence() uint64 {
@@ -1775,7 +2420,7 @@ type MessageRefused struct {
 
 func (x *MessageRefused) Reset() {
 	*x = MessageRefused{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2432,7 @@ func (x *MessageRefused) String() string {
 func (*MessageRefused) ProtoMessage() {}
 
 func (x *MessageRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2445,7 @@ func (x *MessageRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRefused.ProtoReflect.Descriptor instead.
 func (*MessageRefused) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{16}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MessageRefused) GetSequence() uint64 {
@@ -1828,7 +2473,7 @@ type FactsAck struct {
 
 func (x *FactsAck) Reset() {
 	*x = FactsAck{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2485,7 @@ func (x *FactsAck) String() string {
 func (*FactsAck) ProtoMessage() {}
 
 func (x *FactsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2498,7 @@ func (x *FactsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsAck.ProtoReflect.Descriptor instead.
 func (*FactsAck) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{17}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FactsAck) GetIncarnation() uint64 {
@@ -1880,7 +2525,7 @@ type Deliver struct {
 
 func (x *Deliver) Reset() {
 	*x = Deliver{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +2537,7 @@ func (x *Deliver) String() string {
 func (*Deliver) ProtoMessage() {}
 
 func (x *Deliver) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2550,7 @@ func (x *Deliver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deliver.ProtoReflect.Descriptor instead.
 func (*Deliver) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{18}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Deliver) GetSessions() []*SessionMessages {
@@ -1926,7 +2571,7 @@ type SessionMessages struct {
 
 func (x *SessionMessages) Reset() {
 	*x = SessionMessages{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2583,7 @@ func (x *SessionMessages) String() string {
 func (*SessionMessages) ProtoMessage() {}
 
 func (x *SessionMessages) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2596,7 @@ func (x *SessionMessages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMessages.ProtoReflect.Descriptor instead.
 func (*SessionMessages) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{19}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SessionMessages) GetSessionId() string {
@@ -1985,7 +2630,7 @@ type Delivered struct {
 
 func (x *Delivered) Reset() {
 	*x = Delivered{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2642,7 @@ func (x *Delivered) String() string {
 func (*Delivered) ProtoMessage() {}
 
 func (x *Delivered) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2655,7 @@ func (x *Delivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivered.ProtoReflect.Descriptor instead.
 func (*Delivered) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{20}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Delivered) GetSessions() []*SessionSequences {
@@ -2031,7 +2676,7 @@ type SessionSequences struct {
 
 func (x *SessionSequences) Reset() {
 	*x = SessionSequences{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2688,7 @@ func (x *SessionSequences) String() string {
 func (*SessionSequences) ProtoMessage() {}
 
 func (x *SessionSequences) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2701,7 @@ func (x *SessionSequences) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSequences.ProtoReflect.Descriptor instead.
 func (*SessionSequences) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{21}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SessionSequences) GetSessionId() string {
@@ -2090,7 +2735,7 @@ type SpawnSession struct {
 
 func (x *SpawnSession) Reset() {
 	*x = SpawnSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2747,7 @@ func (x *SpawnSession) String() string {
 func (*SpawnSession) ProtoMessage() {}
 
 func (x *SpawnSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2760,7 @@ func (x *SpawnSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnSession.ProtoReflect.Descriptor instead.
 func (*SpawnSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{22}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SpawnSession) GetSession() *DesiredSession {
@@ -2134,7 +2779,7 @@ type SessionSpawned struct {
 
 func (x *SessionSpawned) Reset() {
 	*x = SessionSpawned{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2791,7 @@ func (x *SessionSpawned) String() string {
 func (*SessionSpawned) ProtoMessage() {}
 
 func (x *SessionSpawned) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2804,7 @@ func (x *SessionSpawned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSpawned.ProtoReflect.Descriptor instead.
 func (*SessionSpawned) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{23}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SessionSpawned) GetSession() *SessionState {
@@ -2178,7 +2823,7 @@ type GetSession struct {
 
 func (x *GetSession) Reset() {
 	*x = GetSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2835,7 @@ func (x *GetSession) String() string {
 func (*GetSession) ProtoMessage() {}
 
 func (x *GetSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2848,7 @@ func (x *GetSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSession.ProtoReflect.Descriptor instead.
 func (*GetSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{24}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetSession) GetSessionId() string {
@@ -2224,7 +2869,7 @@ type TerminateSession struct {
 
 func (x *TerminateSession) Reset() {
 	*x = TerminateSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2881,7 @@ func (x *TerminateSession) String() string {
 func (*TerminateSession) ProtoMessage() {}
 
 func (x *TerminateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2894,7 @@ func (x *TerminateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminateSession.ProtoReflect.Descriptor instead.
 func (*TerminateSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{25}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TerminateSession) GetSessionId() string {
@@ -2282,7 +2927,7 @@ type SessionTerminated struct {
 
 func (x *SessionTerminated) Reset() {
 	*x = SessionTerminated{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2939,7 @@ func (x *SessionTerminated) String() string {
 func (*SessionTerminated) ProtoMessage() {}
 
 func (x *SessionTerminated) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2952,7 @@ func (x *SessionTerminated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionTerminated.ProtoReflect.Descriptor instead.
 func (*SessionTerminated) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{26}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SessionTerminated) GetSession() *SessionState {
@@ -2326,7 +2971,7 @@ type RestoreSession struct {
 
 func (x *RestoreSession) Reset() {
 	*x = RestoreSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +2983,7 @@ func (x *RestoreSession) String() string {
 func (*RestoreSession) ProtoMessage() {}
 
 func (x *RestoreSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +2996,7 @@ func (x *RestoreSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSession.ProtoReflect.Descriptor instead.
 func (*RestoreSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{27}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RestoreSession) GetSession() *DesiredSession {
@@ -2370,7 +3015,7 @@ type SessionRestored struct {
 
 func (x *SessionRestored) Reset() {
 	*x = SessionRestored{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +3027,7 @@ func (x *SessionRestored) String() string {
 func (*SessionRestored) ProtoMessage() {}
 
 func (x *SessionRestored) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,12 +3040,101 @@ func (x *SessionRestored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRestored.ProtoReflect.Descriptor instead.
 func (*SessionRestored) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{28}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SessionRestored) GetSession() *SessionState {
 	if x != nil {
 		return x.Session
+	}
+	return nil
+}
+
+// CheckpointSession asks for a checkpoint and is answered when it is made.
+type CheckpointSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSession) Reset() {
+	*x = CheckpointSession{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSession) ProtoMessage() {}
+
+func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSession.ProtoReflect.Descriptor instead.
+func (*CheckpointSession) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CheckpointSession) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+type SessionCheckpointed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    *Checkpointed          `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionCheckpointed) Reset() {
+	*x = SessionCheckpointed{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionCheckpointed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionCheckpointed) ProtoMessage() {}
+
+func (x *SessionCheckpointed) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionCheckpointed.ProtoReflect.Descriptor instead.
+func (*SessionCheckpointed) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SessionCheckpointed) GetCheckpoint() *Checkpointed {
+	if x != nil {
+		return x.Checkpoint
 	}
 	return nil
 }
@@ -2413,7 +3147,7 @@ type GetHealth struct {
 
 func (x *GetHealth) Reset() {
 	*x = GetHealth{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +3159,7 @@ func (x *GetHealth) String() string {
 func (*GetHealth) ProtoMessage() {}
 
 func (x *GetHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +3172,7 @@ func (x *GetHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHealth.ProtoReflect.Descriptor instead.
 func (*GetHealth) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{29}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{37}
 }
 
 type HealthResponse struct {
@@ -2452,7 +3186,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +3198,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +3211,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{30}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HealthResponse) GetHealth() *v1.NodeHealth {
@@ -2516,7 +3250,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +3262,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +3275,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{31}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Error) GetError() string {
@@ -2591,7 +3325,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +3337,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +3350,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{32}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StreamOpen) GetStreamId() uint64 {
@@ -2707,7 +3441,7 @@ type ReadLogs struct {
 
 func (x *ReadLogs) Reset() {
 	*x = ReadLogs{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +3453,7 @@ func (x *ReadLogs) String() string {
 func (*ReadLogs) ProtoMessage() {}
 
 func (x *ReadLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +3466,7 @@ func (x *ReadLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogs.ProtoReflect.Descriptor instead.
 func (*ReadLogs) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{33}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReadLogs) GetFromLine() uint64 {
@@ -2766,7 +3500,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +3512,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +3525,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{34}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Attach) GetColumns() uint32 {
@@ -2820,7 +3554,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3566,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3579,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{35}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Exec) GetCommand() []string {
@@ -2894,7 +3628,7 @@ type StreamData struct {
 
 func (x *StreamData) Reset() {
 	*x = StreamData{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3640,7 @@ func (x *StreamData) String() string {
 func (*StreamData) ProtoMessage() {}
 
 func (x *StreamData) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3653,7 @@ func (x *StreamData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamData.ProtoReflect.Descriptor instead.
 func (*StreamData) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{36}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamData) GetStreamId() uint64 {
@@ -2988,7 +3722,7 @@ type StreamWindow struct {
 
 func (x *StreamWindow) Reset() {
 	*x = StreamWindow{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3734,7 @@ func (x *StreamWindow) String() string {
 func (*StreamWindow) ProtoMessage() {}
 
 func (x *StreamWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3747,7 @@ func (x *StreamWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamWindow.ProtoReflect.Descriptor instead.
 func (*StreamWindow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{37}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamWindow) GetStreamId() uint64 {
@@ -3042,7 +3776,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3788,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3801,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{38}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StreamClose) GetStreamId() uint64 {
@@ -3101,7 +3835,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3847,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3860,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{39}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -3140,7 +3874,7 @@ var File_orchestrator_node_v1_link_proto protoreflect.FileDescriptor
 
 const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\n" +
-	"\x1forchestrator/node/v1/link.proto\x12\x14orchestrator.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xc9\x0f\n" +
+	"\x1forchestrator/node/v1/link.proto\x12\x14orchestrator.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\x83\x11\n" +
 	"\x05Frame\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -3177,7 +3911,9 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"streamData\x12I\n" +
 	"\rstream_window\x18\" \x01(\v2\".orchestrator.node.v1.StreamWindowH\x00R\fstreamWindow\x12F\n" +
 	"\fstream_close\x18# \x01(\v2!.orchestrator.node.v1.StreamCloseH\x00R\vstreamClose\x129\n" +
-	"\agoodbye\x18$ \x01(\v2\x1d.orchestrator.node.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
+	"\agoodbye\x18$ \x01(\v2\x1d.orchestrator.node.v1.GoodbyeH\x00R\agoodbye\x12X\n" +
+	"\x12checkpoint_session\x18% \x01(\v2'.orchestrator.node.v1.CheckpointSessionH\x00R\x11checkpointSession\x12^\n" +
+	"\x14session_checkpointed\x18& \x01(\v2).orchestrator.node.v1.SessionCheckpointedH\x00R\x13sessionCheckpointedB\t\n" +
 	"\apayload\"\x84\x04\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
@@ -3236,7 +3972,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05inbox\x18\a \x03(\x04R\x05inbox\"_\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12@\n" +
-	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\x8b\x03\n" +
+	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xff\x04\n" +
 	"\x0eDesiredSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -3247,17 +3983,34 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\voutput_base\x18\x06 \x01(\x04R\n" +
 	"outputBase\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
-	"\astarted\x18\b \x01(\bR\astarted\"I\n" +
+	"\astarted\x18\b \x01(\bR\astarted\x127\n" +
+	"\arestore\x18\t \x01(\v2\x1d.orchestrator.node.v1.RestoreR\arestore\x12-\n" +
+	"\x12checkpoint_request\x18\n" +
+	" \x01(\x04R\x11checkpointRequest\x12\x12\n" +
+	"\x04cold\x18\v \x01(\bR\x04cold\x12\x12\n" +
+	"\x04move\x18\f \x01(\x04R\x04move\x12/\n" +
+	"\x13checkpoint_sequence\x18\r \x01(\x04R\x12checkpointSequence\x12\x19\n" +
+	"\bhold_off\x18\x0e \x01(\bR\aholdOff\"a\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03RUN\x10\x01\x12\b\n" +
 	"\x04STOP\x10\x02\x12\b\n" +
 	"\x04KILL\x10\x03\x12\n" +
 	"\n" +
-	"\x06FORGET\x10\x04\"[\n" +
+	"\x06FORGET\x10\x04\x12\t\n" +
+	"\x05LEAVE\x10\x05\x12\v\n" +
+	"\aPREPARE\x10\x06\"\x9e\x01\n" +
+	"\aRestore\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1f\n" +
+	"\voutput_line\x18\x03 \x01(\x04R\n" +
+	"outputLine\x12\x1b\n" +
+	"\tlost_line\x18\x04 \x01(\x04R\blostLine\x12\x1d\n" +
+	"\n" +
+	"lost_epoch\x18\x05 \x01(\rR\tlostEpoch\"[\n" +
 	"\x05Facts\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x120\n" +
-	"\x05facts\x18\x02 \x03(\v2\x1a.orchestrator.node.v1.FactR\x05facts\"\xe6\x03\n" +
+	"\x05facts\x18\x02 \x03(\v2\x1a.orchestrator.node.v1.FactR\x05facts\"\xbb\x06\n" +
 	"\x04Fact\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
@@ -3269,8 +4022,47 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x11message_delivered\x18\a \x01(\v2&.orchestrator.node.v1.MessageDeliveredH\x00R\x10messageDelivered\x12@\n" +
 	"\n" +
 	"turn_ended\x18\b \x01(\v2\x1f.orchestrator.node.v1.TurnEndedH\x00R\tturnEnded\x12O\n" +
-	"\x0fmessage_refused\x18\t \x01(\v2$.orchestrator.node.v1.MessageRefusedH\x00R\x0emessageRefusedB\x06\n" +
-	"\x04kind\"\x1b\n" +
+	"\x0fmessage_refused\x18\t \x01(\v2$.orchestrator.node.v1.MessageRefusedH\x00R\x0emessageRefused\x12H\n" +
+	"\fcheckpointed\x18\n" +
+	" \x01(\v2\".orchestrator.node.v1.CheckpointedH\x00R\fcheckpointed\x12U\n" +
+	"\x11checkpoint_failed\x18\v \x01(\v2&.orchestrator.node.v1.CheckpointFailedH\x00R\x10checkpointFailed\x12<\n" +
+	"\bcaptured\x18\f \x01(\v2\x1e.orchestrator.node.v1.CapturedH\x00R\bcaptured\x126\n" +
+	"\x06copied\x18\r \x01(\v2\x1c.orchestrator.node.v1.CopiedH\x00R\x06copied\x12<\n" +
+	"\bprepared\x18\x0e \x01(\v2\x1e.orchestrator.node.v1.PreparedH\x00R\bpreparedB\x06\n" +
+	"\x04kind\"K\n" +
+	"\bPrepared\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12#\n" +
+	"\rbytes_fetched\x18\x02 \x01(\x03R\fbytesFetched\"\xa6\x01\n" +
+	"\x06Copied\x12\x12\n" +
+	"\x04move\x18\x01 \x01(\x04R\x04move\x12\x14\n" +
+	"\x05round\x18\x02 \x01(\rR\x05round\x12\x1a\n" +
+	"\bmanifest\x18\x03 \x01(\fR\bmanifest\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x05 \x01(\x03R\tbytesSent\x12!\n" +
+	"\fbytes_reused\x18\x06 \x01(\x03R\vbytesReused\"G\n" +
+	"\bCaptured\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1f\n" +
+	"\voutput_line\x18\x02 \x01(\x04R\n" +
+	"outputLine\"\xcb\x02\n" +
+	"\fCheckpointed\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x04 \x01(\x03R\tbytesSent\x12!\n" +
+	"\fbytes_reused\x18\x05 \x01(\x03R\vbytesReused\x12\x16\n" +
+	"\x06chunks\x18\x06 \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05keeps\x18\a \x03(\tR\x05keeps\x12\x18\n" +
+	"\arequest\x18\b \x01(\x04R\arequest\x12\x12\n" +
+	"\x04move\x18\t \x01(\x04R\x04move\x12\x16\n" +
+	"\x06rounds\x18\n" +
+	" \x01(\rR\x06rounds\x127\n" +
+	"\theld_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bheldTime\"V\n" +
+	"\x10CheckpointFailed\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\x04R\arequest\x12\x12\n" +
+	"\x04move\x18\x03 \x01(\x04R\x04move\"\x1b\n" +
 	"\aStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"~\n" +
 	"\x06Exited\x121\n" +
@@ -3324,7 +4116,14 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x0eRestoreSession\x12>\n" +
 	"\asession\x18\x01 \x01(\v2$.orchestrator.node.v1.DesiredSessionR\asession\"O\n" +
 	"\x0fSessionRestored\x12<\n" +
-	"\asession\x18\x01 \x01(\v2\".orchestrator.node.v1.SessionStateR\asession\"\v\n" +
+	"\asession\x18\x01 \x01(\v2\".orchestrator.node.v1.SessionStateR\asession\"2\n" +
+	"\x11CheckpointSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\"Y\n" +
+	"\x13SessionCheckpointed\x12B\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2\".orchestrator.node.v1.CheckpointedR\n" +
+	"checkpoint\"\v\n" +
 	"\tGetHealth\"\xa0\x01\n" +
 	"\x0eHealthResponse\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.orchestrator.v1.NodeHealthR\x06health\x124\n" +
@@ -3391,7 +4190,7 @@ func file_orchestrator_node_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_node_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(DesiredSession_Action)(0),    // 0: orchestrator.node.v1.DesiredSession.Action
 	(*Frame)(nil),                 // 1: orchestrator.node.v1.Frame
@@ -3404,47 +4203,55 @@ var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(*SessionState)(nil),          // 8: orchestrator.node.v1.SessionState
 	(*Desired)(nil),               // 9: orchestrator.node.v1.Desired
 	(*DesiredSession)(nil),        // 10: orchestrator.node.v1.DesiredSession
-	(*Facts)(nil),                 // 11: orchestrator.node.v1.Facts
-	(*Fact)(nil),                  // 12: orchestrator.node.v1.Fact
-	(*Started)(nil),               // 13: orchestrator.node.v1.Started
-	(*Exited)(nil),                // 14: orchestrator.node.v1.Exited
-	(*MessageDelivered)(nil),      // 15: orchestrator.node.v1.MessageDelivered
-	(*TurnEnded)(nil),             // 16: orchestrator.node.v1.TurnEnded
-	(*MessageRefused)(nil),        // 17: orchestrator.node.v1.MessageRefused
-	(*FactsAck)(nil),              // 18: orchestrator.node.v1.FactsAck
-	(*Deliver)(nil),               // 19: orchestrator.node.v1.Deliver
-	(*SessionMessages)(nil),       // 20: orchestrator.node.v1.SessionMessages
-	(*Delivered)(nil),             // 21: orchestrator.node.v1.Delivered
-	(*SessionSequences)(nil),      // 22: orchestrator.node.v1.SessionSequences
-	(*SpawnSession)(nil),          // 23: orchestrator.node.v1.SpawnSession
-	(*SessionSpawned)(nil),        // 24: orchestrator.node.v1.SessionSpawned
-	(*GetSession)(nil),            // 25: orchestrator.node.v1.GetSession
-	(*TerminateSession)(nil),      // 26: orchestrator.node.v1.TerminateSession
-	(*SessionTerminated)(nil),     // 27: orchestrator.node.v1.SessionTerminated
-	(*RestoreSession)(nil),        // 28: orchestrator.node.v1.RestoreSession
-	(*SessionRestored)(nil),       // 29: orchestrator.node.v1.SessionRestored
-	(*GetHealth)(nil),             // 30: orchestrator.node.v1.GetHealth
-	(*HealthResponse)(nil),        // 31: orchestrator.node.v1.HealthResponse
-	(*Error)(nil),                 // 32: orchestrator.node.v1.Error
-	(*StreamOpen)(nil),            // 33: orchestrator.node.v1.StreamOpen
-	(*ReadLogs)(nil),              // 34: orchestrator.node.v1.ReadLogs
-	(*Attach)(nil),                // 35: orchestrator.node.v1.Attach
-	(*Exec)(nil),                  // 36: orchestrator.node.v1.Exec
-	(*StreamData)(nil),            // 37: orchestrator.node.v1.StreamData
-	(*StreamWindow)(nil),          // 38: orchestrator.node.v1.StreamWindow
-	(*StreamClose)(nil),           // 39: orchestrator.node.v1.StreamClose
-	(*Goodbye)(nil),               // 40: orchestrator.node.v1.Goodbye
-	nil,                           // 41: orchestrator.node.v1.Hello.LabelsEntry
-	(*v1.Capabilities)(nil),       // 42: orchestrator.v1.Capabilities
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
-	(*v1.NodeHealth)(nil),         // 44: orchestrator.v1.NodeHealth
-	(v1.Node_Status)(0),           // 45: orchestrator.v1.Node.Status
-	(v1.Session_Phase)(0),         // 46: orchestrator.v1.Session.Phase
-	(*v1.Session_Exit)(nil),       // 47: orchestrator.v1.Session.Exit
-	(*v1.SessionSpec)(nil),        // 48: orchestrator.v1.SessionSpec
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
-	(*v1.Message)(nil),            // 50: orchestrator.v1.Message
-	(*v1.LogLine)(nil),            // 51: orchestrator.v1.LogLine
+	(*Restore)(nil),               // 11: orchestrator.node.v1.Restore
+	(*Facts)(nil),                 // 12: orchestrator.node.v1.Facts
+	(*Fact)(nil),                  // 13: orchestrator.node.v1.Fact
+	(*Prepared)(nil),              // 14: orchestrator.node.v1.Prepared
+	(*Copied)(nil),                // 15: orchestrator.node.v1.Copied
+	(*Captured)(nil),              // 16: orchestrator.node.v1.Captured
+	(*Checkpointed)(nil),          // 17: orchestrator.node.v1.Checkpointed
+	(*CheckpointFailed)(nil),      // 18: orchestrator.node.v1.CheckpointFailed
+	(*Started)(nil),               // 19: orchestrator.node.v1.Started
+	(*Exited)(nil),                // 20: orchestrator.node.v1.Exited
+	(*MessageDelivered)(nil),      // 21: orchestrator.node.v1.MessageDelivered
+	(*TurnEnded)(nil),             // 22: orchestrator.node.v1.TurnEnded
+	(*MessageRefused)(nil),        // 23: orchestrator.node.v1.MessageRefused
+	(*FactsAck)(nil),              // 24: orchestrator.node.v1.FactsAck
+	(*Deliver)(nil),               // 25: orchestrator.node.v1.Deliver
+	(*SessionMessages)(nil),       // 26: orchestrator.node.v1.SessionMessages
+	(*Delivered)(nil),             // 27: orchestrator.node.v1.Delivered
+	(*SessionSequences)(nil),      // 28: orchestrator.node.v1.SessionSequences
+	(*SpawnSession)(nil),          // 29: orchestrator.node.v1.SpawnSession
+	(*SessionSpawned)(nil),        // 30: orchestrator.node.v1.SessionSpawned
+	(*GetSession)(nil),            // 31: orchestrator.node.v1.GetSession
+	(*TerminateSession)(nil),      // 32: orchestrator.node.v1.TerminateSession
+	(*SessionTerminated)(nil),     // 33: orchestrator.node.v1.SessionTerminated
+	(*RestoreSession)(nil),        // 34: orchestrator.node.v1.RestoreSession
+	(*SessionRestored)(nil),       // 35: orchestrator.node.v1.SessionRestored
+	(*CheckpointSession)(nil),     // 36: orchestrator.node.v1.CheckpointSession
+	(*SessionCheckpointed)(nil),   // 37: orchestrator.node.v1.SessionCheckpointed
+	(*GetHealth)(nil),             // 38: orchestrator.node.v1.GetHealth
+	(*HealthResponse)(nil),        // 39: orchestrator.node.v1.HealthResponse
+	(*Error)(nil),                 // 40: orchestrator.node.v1.Error
+	(*StreamOpen)(nil),            // 41: orchestrator.node.v1.StreamOpen
+	(*ReadLogs)(nil),              // 42: orchestrator.node.v1.ReadLogs
+	(*Attach)(nil),                // 43: orchestrator.node.v1.Attach
+	(*Exec)(nil),                  // 44: orchestrator.node.v1.Exec
+	(*StreamData)(nil),            // 45: orchestrator.node.v1.StreamData
+	(*StreamWindow)(nil),          // 46: orchestrator.node.v1.StreamWindow
+	(*StreamClose)(nil),           // 47: orchestrator.node.v1.StreamClose
+	(*Goodbye)(nil),               // 48: orchestrator.node.v1.Goodbye
+	nil,                           // 49: orchestrator.node.v1.Hello.LabelsEntry
+	(*v1.Capabilities)(nil),       // 50: orchestrator.v1.Capabilities
+	(*durationpb.Duration)(nil),   // 51: google.protobuf.Duration
+	(*v1.NodeHealth)(nil),         // 52: orchestrator.v1.NodeHealth
+	(v1.Node_Status)(0),           // 53: orchestrator.v1.Node.Status
+	(v1.Session_Phase)(0),         // 54: orchestrator.v1.Session.Phase
+	(*v1.Session_Exit)(nil),       // 55: orchestrator.v1.Session.Exit
+	(*v1.SessionSpec)(nil),        // 56: orchestrator.v1.SessionSpec
+	(*timestamppb.Timestamp)(nil), // 57: google.protobuf.Timestamp
+	(*v1.Message)(nil),            // 58: orchestrator.v1.Message
+	(*v1.LogLine)(nil),            // 59: orchestrator.v1.LogLine
 }
 var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	2,  // 0: orchestrator.node.v1.Frame.hello:type_name -> orchestrator.node.v1.Hello
@@ -3454,72 +4261,82 @@ var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	6,  // 4: orchestrator.node.v1.Frame.get_sessions:type_name -> orchestrator.node.v1.GetSessions
 	7,  // 5: orchestrator.node.v1.Frame.sessions_response:type_name -> orchestrator.node.v1.SessionsResponse
 	9,  // 6: orchestrator.node.v1.Frame.desired:type_name -> orchestrator.node.v1.Desired
-	11, // 7: orchestrator.node.v1.Frame.facts:type_name -> orchestrator.node.v1.Facts
-	18, // 8: orchestrator.node.v1.Frame.facts_ack:type_name -> orchestrator.node.v1.FactsAck
-	19, // 9: orchestrator.node.v1.Frame.deliver:type_name -> orchestrator.node.v1.Deliver
-	21, // 10: orchestrator.node.v1.Frame.delivered:type_name -> orchestrator.node.v1.Delivered
-	23, // 11: orchestrator.node.v1.Frame.spawn_session:type_name -> orchestrator.node.v1.SpawnSession
-	24, // 12: orchestrator.node.v1.Frame.session_spawned:type_name -> orchestrator.node.v1.SessionSpawned
-	25, // 13: orchestrator.node.v1.Frame.get_session:type_name -> orchestrator.node.v1.GetSession
+	12, // 7: orchestrator.node.v1.Frame.facts:type_name -> orchestrator.node.v1.Facts
+	24, // 8: orchestrator.node.v1.Frame.facts_ack:type_name -> orchestrator.node.v1.FactsAck
+	25, // 9: orchestrator.node.v1.Frame.deliver:type_name -> orchestrator.node.v1.Deliver
+	27, // 10: orchestrator.node.v1.Frame.delivered:type_name -> orchestrator.node.v1.Delivered
+	29, // 11: orchestrator.node.v1.Frame.spawn_session:type_name -> orchestrator.node.v1.SpawnSession
+	30, // 12: orchestrator.node.v1.Frame.session_spawned:type_name -> orchestrator.node.v1.SessionSpawned
+	31, // 13: orchestrator.node.v1.Frame.get_session:type_name -> orchestrator.node.v1.GetSession
 	8,  // 14: orchestrator.node.v1.Frame.session_state:type_name -> orchestrator.node.v1.SessionState
-	26, // 15: orchestrator.node.v1.Frame.terminate_session:type_name -> orchestrator.node.v1.TerminateSession
-	27, // 16: orchestrator.node.v1.Frame.session_terminated:type_name -> orchestrator.node.v1.SessionTerminated
-	28, // 17: orchestrator.node.v1.Frame.restore_session:type_name -> orchestrator.node.v1.RestoreSession
-	29, // 18: orchestrator.node.v1.Frame.session_restored:type_name -> orchestrator.node.v1.SessionRestored
-	30, // 19: orchestrator.node.v1.Frame.get_health:type_name -> orchestrator.node.v1.GetHealth
-	31, // 20: orchestrator.node.v1.Frame.health_response:type_name -> orchestrator.node.v1.HealthResponse
-	32, // 21: orchestrator.node.v1.Frame.error:type_name -> orchestrator.node.v1.Error
-	33, // 22: orchestrator.node.v1.Frame.stream_open:type_name -> orchestrator.node.v1.StreamOpen
-	37, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
-	38, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
-	39, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
-	40, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
-	42, // 27: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
-	41, // 28: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
-	43, // 29: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
-	43, // 30: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
-	43, // 31: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
-	44, // 32: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
-	45, // 33: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
-	43, // 34: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
-	8,  // 35: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
-	46, // 36: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
-	47, // 37: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
-	10, // 38: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
-	0,  // 39: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
-	48, // 40: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
-	43, // 41: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
-	12, // 42: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
-	49, // 43: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
-	13, // 44: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
-	14, // 45: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
-	15, // 46: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
-	16, // 47: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
-	17, // 48: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
-	47, // 49: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
-	20, // 50: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
-	50, // 51: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
-	22, // 52: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
-	10, // 53: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 54: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
-	43, // 55: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
-	8,  // 56: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
-	10, // 57: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 58: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
-	44, // 59: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
-	45, // 60: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
-	34, // 61: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
-	35, // 62: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
-	36, // 63: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
-	49, // 64: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
-	51, // 65: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
-	32, // 66: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
-	47, // 67: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	32, // 15: orchestrator.node.v1.Frame.terminate_session:type_name -> orchestrator.node.v1.TerminateSession
+	33, // 16: orchestrator.node.v1.Frame.session_terminated:type_name -> orchestrator.node.v1.SessionTerminated
+	34, // 17: orchestrator.node.v1.Frame.restore_session:type_name -> orchestrator.node.v1.RestoreSession
+	35, // 18: orchestrator.node.v1.Frame.session_restored:type_name -> orchestrator.node.v1.SessionRestored
+	38, // 19: orchestrator.node.v1.Frame.get_health:type_name -> orchestrator.node.v1.GetHealth
+	39, // 20: orchestrator.node.v1.Frame.health_response:type_name -> orchestrator.node.v1.HealthResponse
+	40, // 21: orchestrator.node.v1.Frame.error:type_name -> orchestrator.node.v1.Error
+	41, // 22: orchestrator.node.v1.Frame.stream_open:type_name -> orchestrator.node.v1.StreamOpen
+	45, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
+	46, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
+	47, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
+	48, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
+	36, // 27: orchestrator.node.v1.Frame.checkpoint_session:type_name -> orchestrator.node.v1.CheckpointSession
+	37, // 28: orchestrator.node.v1.Frame.session_checkpointed:type_name -> orchestrator.node.v1.SessionCheckpointed
+	50, // 29: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
+	49, // 30: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
+	51, // 31: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
+	51, // 32: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
+	51, // 33: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
+	52, // 34: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
+	53, // 35: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
+	51, // 36: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
+	8,  // 37: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
+	54, // 38: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
+	55, // 39: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
+	10, // 40: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
+	0,  // 41: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
+	56, // 42: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
+	51, // 43: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
+	11, // 44: orchestrator.node.v1.DesiredSession.restore:type_name -> orchestrator.node.v1.Restore
+	13, // 45: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
+	57, // 46: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
+	19, // 47: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
+	20, // 48: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
+	21, // 49: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
+	22, // 50: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
+	23, // 51: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
+	17, // 52: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
+	18, // 53: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
+	16, // 54: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
+	15, // 55: orchestrator.node.v1.Fact.copied:type_name -> orchestrator.node.v1.Copied
+	14, // 56: orchestrator.node.v1.Fact.prepared:type_name -> orchestrator.node.v1.Prepared
+	57, // 57: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
+	55, // 58: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
+	26, // 59: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
+	58, // 60: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
+	28, // 61: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
+	10, // 62: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 63: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
+	51, // 64: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
+	8,  // 65: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
+	10, // 66: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 67: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
+	17, // 68: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
+	52, // 69: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
+	53, // 70: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
+	42, // 71: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
+	43, // 72: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
+	44, // 73: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
+	57, // 74: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
+	59, // 75: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
+	40, // 76: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
+	55, // 77: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
+	78, // [78:78] is the sub-list for method output_type
+	78, // [78:78] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_node_v1_link_proto_init() }
@@ -3555,15 +4372,22 @@ func file_orchestrator_node_v1_link_proto_init() {
 		(*Frame_StreamWindow)(nil),
 		(*Frame_StreamClose)(nil),
 		(*Frame_Goodbye)(nil),
+		(*Frame_CheckpointSession)(nil),
+		(*Frame_SessionCheckpointed)(nil),
 	}
-	file_orchestrator_node_v1_link_proto_msgTypes[11].OneofWrappers = []any{
+	file_orchestrator_node_v1_link_proto_msgTypes[12].OneofWrappers = []any{
 		(*Fact_Started)(nil),
 		(*Fact_Exited)(nil),
 		(*Fact_MessageDelivered)(nil),
 		(*Fact_TurnEnded)(nil),
 		(*Fact_MessageRefused)(nil),
+		(*Fact_Checkpointed)(nil),
+		(*Fact_CheckpointFailed)(nil),
+		(*Fact_Captured)(nil),
+		(*Fact_Copied)(nil),
+		(*Fact_Prepared)(nil),
 	}
-	file_orchestrator_node_v1_link_proto_msgTypes[32].OneofWrappers = []any{
+	file_orchestrator_node_v1_link_proto_msgTypes[40].OneofWrappers = []any{
 		(*StreamOpen_ReadLogs)(nil),
 		(*StreamOpen_Attach)(nil),
 		(*StreamOpen_Exec)(nil),
@@ -3574,7 +4398,7 @@ func file_orchestrator_node_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_node_v1_link_proto_rawDesc), len(file_orchestrator_node_v1_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,172 @@
+// Where chunks go on their way to the store, and where they come from.
+
+package checkpoint
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/neolith/orchestrator/chunks"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/serializer/chunk"
+)
+
+// One call of PutBatch gets at most so much, and a frame more.
+const (
+	batchFrames = 64
+	batchBytes  = 4 << 20
+)
+
+// through is the store with the node's cache in front of it. What the cache cannot do it does without.
+type through struct {
+	store chunks.Store
+	cache chunks.Store // nil for none
+}
+
+// Missing asks the store alone: what counts is what other nodes would find.
+func (t through) Missing(ctx context.Context, ids []chunk.ID) ([]chunk.ID, error) {
+	return t.store.Missing(ctx, ids)
+}
+
+// Put stores, and caches.
+func (t through) Put(ctx context.Context, id chunk.ID, frame []byte) error {
+	if err := t.store.Put(ctx, id, frame); err != nil {
+		return err
+	}
+	t.remember(ctx, id, frame)
+	return nil
+}
+
+// Get takes from the cache what it has.
+func (t through) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
+	frame, _, err := t.get(ctx, id)
+	return frame, err
+}
+
+func (t through) get(ctx context.Context, id chunk.ID) (frame []byte, cached bool, err error) {
+	if t.cache != nil {
+		if frame, err := t.cache.Get(ctx, id); err == nil {
+			return frame, true, nil
+		}
+	}
+	if frame, err = t.store.Get(ctx, id); err != nil {
+		return nil, false, err
+	}
+	t.remember(ctx, id, frame)
+	return frame, false, nil
+}
+
+func (t through) remember(ctx context.Context, id chunk.ID, frame []byte) {
+	if t.cache != nil {
+		_ = t.cache.Put(ctx, id, frame) // a cache may be full, or its disk broken: then it has less
+	}
+}
+
+// counted is a source that counts what came from the store.
+type counted struct {
+	src   through
+	store atomic.Int64 // bytes
+}
+
+func (c *counted) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
+	frame, cached, err := c.src.get(ctx, id)
+	if err == nil && !cached {
+		c.store.Add(int64(len(frame)))
+	}
+	return frame, err
+}
+
+// spoolSink takes the chunks of a session that is held: nobody far away is asked while there is room here.
+type spoolSink struct {
+	known map[chunk.ID]struct{} // in the store
+	held  *spooled
+	store through
+
+	mu     sync.Mutex
+	direct Sent
+	gone   map[chunk.ID]struct{} // put straight to the store
+}
+
+// Missing knows what is in the store from before, and what is in the spool.
+func (s *spoolSink) Missing(_ context.Context, ids []chunk.ID) (missing []chunk.ID, _ error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		_, known := s.known[id]
+		_, gone := s.gone[id]
+		if !known && !gone && !s.held.has(id) {
+			missing = append(missing, id)
+		}
+	}
+	return missing, nil
+}
+
+// Put puts a chunk into the spool, or into the store where there is no room.
+func (s *spoolSink) Put(ctx context.Context, id chunk.ID, frame []byte) error {
+	ok, err := s.held.put(id, frame)
+	if ok {
+		return nil
+	}
+	if putErr := s.store.Put(ctx, id, frame); putErr != nil {
+		if err != nil {
+			return err // a full disk here is the nearer cause
+		}
+		return putErr
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone == nil {
+		s.gone = map[chunk.ID]struct{}{}
+	}
+	s.gone[id] = struct{}{}
+	s.direct.add(frame)
+	return nil
+}
+
+func (s *spoolSink) sent() Sent {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.direct
+}
+
+func (r *Sent) add(frame []byte) {
+	n, _ := chunk.ContentBytes(frame) // it was sealed here
+	r.Sent, r.Content = r.Sent+int64(len(frame)), r.Content+int64(n)
+}
+
+// upload stores those chunks of the capture that the store lacks. A store that lacks what it had, and what is not here
+// either, has the capture given up: the next one reads everything.
+func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error) {
+	ids := make([]chunk.ID, len(c.got.Chunks))
+	for i, r := range c.got.Chunks {
+		ids[i] = r.ID
+	}
+	missing, err := to.Missing(ctx, ids)
+	if err != nil {
+		return sent, err
+	}
+	for len(missing) > 0 {
+		var batch []chunks.Frame
+		for bytes := 0; len(missing) > 0 && len(batch) < batchFrames && bytes < batchBytes; missing = missing[1:] {
+			frame, ok, err := c.held.get(missing[0])
+			if err != nil {
+				return sent, err
+			}
+			if !ok {
+				c.d.forget(c.s)
+				return sent, fault.New(fault.Aborted, "the store has lost chunk %s, which it had; everything is read again", missing[0])
+			}
+			batch = append(batch, chunks.Frame{ID: missing[0], Bytes: frame})
+			bytes += len(frame)
+		}
+		for i, err := range chunks.PutBatch(ctx, to.store, batch, c.d.o.Parallel) {
+			if err != nil {
+				return sent, err
+			}
+			sent.add(batch[i].Bytes)
+			to.remember(ctx, batch[i].ID, batch[i].Bytes)
+		}
+	}
+	return sent, nil
+}

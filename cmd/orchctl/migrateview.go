@@ -1,0 +1,297 @@
+// How a move is shown: phase by phase on a terminal, line by line elsewhere.
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/term"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+)
+
+// movePhase is a part of a move, as people see it.
+type movePhase int
+
+const (
+	copying   movePhase = iota // the session works
+	holding                    // its messages wait, and the rest is copied
+	restoring                  // it begins on its target
+	moved
+	movePhases
+)
+
+var movePhaseText = [movePhases]string{copying: "copying", holding: "holding", restoring: "restoring", moved: "done"}
+
+// phaseOf tells which part of a move a session is in.
+func phaseOf(s *apiv1.Session) movePhase {
+	m := s.GetMigration()
+	switch {
+	case m.GetState() == apiv1.Session_Migration_DONE:
+		return moved
+	case m.GetState() == apiv1.Session_Migration_MOVING && s.GetPhase() != apiv1.Session_MIGRATING:
+		return restoring
+	case m.GetState() == apiv1.Session_Migration_MOVING, m.GetBlackoutMs() > 0, m.GetMode() == modeCold:
+		return holding
+	default:
+		return copying
+	}
+}
+
+// movePlace says how a move is shown.
+type movePlace int
+
+const (
+	nowhere movePlace = iota
+	asLines
+	asScreen
+)
+
+// barCells is how long the bar is.
+const barCells = 24
+
+// migrationView shows a move. Its methods belong to one goroutine.
+type migrationView struct {
+	a      *app
+	where  movePlace
+	s      *apiv1.Session
+	began  [movePhases + 1]time.Time // when each part was seen first; a part that was not seen has its successor's
+	at     movePhase
+	total  int64  // what there is to copy, as the last checkpoint tells; 0 when that is not known
+	said   string // below the phases
+	frame  int
+	height int // lines on the screen
+
+	line     string // what was printed last as a line
+	lineTime time.Time
+}
+
+func (a *app) newMigrationView(s *apiv1.Session) *migrationView {
+	v := &migrationView{a: a, s: s, total: s.GetCheckpoint().GetBytes(), at: copying}
+	switch {
+	case a.flags.quiet:
+	case isTerminal(a.stderr) && a.getenv("TERM") != "dumb":
+		v.where = asScreen
+	default:
+		v.where = asLines
+	}
+	v.began[copying] = time.Now()
+	v.update(s)
+	return v
+}
+
+func (v *migrationView) phase() string { return movePhaseText[v.at] }
+
+// update takes in what the session has become.
+func (v *migrationView) update(s *apiv1.Session) {
+	v.s = s
+	for p := phaseOf(s); v.at < p; {
+		v.at++
+		v.began[v.at] = time.Now()
+	}
+	v.total = max(v.total, s.GetCheckpoint().GetBytes())
+	v.draw()
+}
+
+// tick lets time be seen to pass.
+func (v *migrationView) tick() {
+	v.frame++
+	if v.where == asScreen {
+		v.draw()
+	}
+}
+
+// say shows a text below the phases, until another one takes its place.
+func (v *migrationView) say(text string) {
+	v.said = clean(text)
+	if v.where == asLines && v.said != "" {
+		v.println("orchctl: " + v.said)
+	}
+	v.draw()
+}
+
+// end shows the last state, and leaves it.
+func (v *migrationView) end(s *apiv1.Session) {
+	v.s, v.said = s, ""
+	v.draw()
+	v.where = nowhere
+}
+
+func (v *migrationView) draw() {
+	switch v.where {
+	case asScreen:
+		v.redraw(v.lines())
+	case asLines:
+		v.printLine()
+	}
+}
+
+// redraw writes the lines over those of before. What was shorter is cleared.
+func (v *migrationView) redraw(lines []string) {
+	width := 80
+	if f, ok := v.a.stderr.(*os.File); ok {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 1 {
+			width = w
+		}
+	}
+	var b strings.Builder
+	if v.height > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", v.height)
+	}
+	for _, l := range lines {
+		// The terminal may be raw while a question is open.
+		b.WriteString("\r" + fit(l, width-1) + text.Reset.EscapeSeq() + clearLine + "\r\n")
+	}
+	b.WriteString(clearBelow)
+	v.height = len(lines)
+	_, _ = io.WriteString(v.a.stderr, b.String()) // decoration
+}
+
+// spinner turns while a part goes on.
+var spinner = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
+
+// lines are what a terminal shows: where from and to, and a line for each part of the move.
+func (v *migrationView) lines() []string {
+	m := v.s.GetMigration()
+	head := fmt.Sprintf("%s  %s ─▶ %s  %s", v.color(text.Bold, clean(first(v.s.GetName(), v.s.GetId()))), clean(m.GetSource()), clean(m.GetTarget()), clean(m.GetMode()))
+	out := []string{head}
+	for p := copying; p < moved; p++ {
+		mark, detail := v.color(text.Faint, "·"), ""
+		switch {
+		case p < v.at:
+			mark, detail = v.color(text.FgGreen, "✓"), v.detail(p)
+		case p == v.at && underWay(m):
+			mark, detail = v.color(text.FgCyan, spinner[v.frame%len(spinner)]), v.detail(p)
+		case p == v.at:
+			mark, detail = v.color(text.FgRed, "✗"), v.detail(p)
+		}
+		out = append(out, strings.TrimRight(fmt.Sprintf("  %s %-10s %s", mark, movePhaseText[p], detail), " "))
+		if p == copying && v.s.GetMigration().GetRounds() > 0 {
+			out = append(out, fmt.Sprintf("    %-10s %s sent, %s there already", "", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused())))
+		}
+	}
+	switch m.GetState() {
+	case apiv1.Session_Migration_DONE:
+		out = append(out, fmt.Sprintf("  %s %-10s %s on %s, %s without an answer", v.color(text.FgGreen, "✓"), "done", millisText(m.GetTotalMs()), clean(m.GetTarget()), millisText(m.GetBlackoutMs())))
+	case apiv1.Session_Migration_FAILED, apiv1.Session_Migration_CANCELLED:
+		out = append(out, fmt.Sprintf("  %s %s", v.color(text.FgRed, "✗"), strings.ToLower(m.GetState().String())))
+	default:
+		out = append(out, fmt.Sprintf("    %-10s %s", "elapsed", secondsText(time.Since(v.began[copying]))))
+	}
+	if v.said != "" {
+		out = append(out, v.color(text.FgYellow, v.said))
+	}
+	return out
+}
+
+// detail is what is known of a part of the move.
+func (v *migrationView) detail(p movePhase) string {
+	took := ""
+	if p < v.at {
+		took = spanSince(v.began[p], v.began[p+1])
+	}
+	switch p {
+	case copying:
+		return v.copied(took)
+	case holding:
+		what := "its messages wait; the rest is copied"
+		if v.s.GetMigration().GetMode() == modeCold {
+			what = "it stands still; all is copied"
+		}
+		if p < v.at {
+			what = took
+		}
+		return what
+	default:
+		if p < v.at {
+			return took
+		}
+		return "it begins on " + clean(v.s.GetMigration().GetTarget())
+	}
+}
+
+// copied is how far the copying is, and how fast; a line of 80 columns holds it.
+func (v *migrationView) copied(took string) string {
+	m := v.s.GetMigration()
+	elapsed := time.Since(v.began[copying])
+	if v.at > copying {
+		elapsed = v.began[copying+1].Sub(v.began[copying])
+	}
+	parts := []string{fmt.Sprintf("round %d", m.GetRounds())}
+	if seconds := elapsed.Seconds(); seconds > rateAfter.Seconds() && m.GetBytesSent() > 0 {
+		parts = append(parts, bytesText(int64(float64(m.GetBytesSent())/seconds))+"/s")
+	}
+	if v.at > copying {
+		return strings.Join(append(parts, took), "  ")
+	}
+	if m.GetRounds() == 0 && m.GetBytesSent()+m.GetBytesReused() == 0 { // nothing was told yet
+		if v.total == 0 {
+			return "it works on meanwhile"
+		}
+		return bytesText(v.total) + ", while it works on"
+	}
+	if v.total > 0 && m.GetRounds() <= 1 { // later rounds copy what has changed, and nobody knows how much that will be
+		share := min(float64(m.GetBytesSent()+m.GetBytesReused())/float64(v.total), 1)
+		parts = append([]string{v.bar(share)}, parts...)
+		if elapsed > rateAfter && share > 0 && share < 1 {
+			parts = append(parts, "ETA "+secondsText(time.Duration(float64(elapsed)*(1-share)/share)))
+		}
+	}
+	return strings.Join(parts, "  ")
+}
+
+// rateAfter is when a rate means something.
+const rateAfter = 200 * time.Millisecond
+
+// secondsText is a span that changes while it is looked at.
+func secondsText(d time.Duration) string {
+	if d >= time.Minute {
+		return ageText(d)
+	}
+	return fmt.Sprintf("%.1fs", d.Seconds())
+}
+
+func (v *migrationView) bar(share float64) string {
+	full := int(share * barCells)
+	return v.color(text.FgCyan, strings.Repeat("█", full)) + v.color(text.Faint, strings.Repeat("░", barCells-full)) + fmt.Sprintf(" %3.0f%%", share*100)
+}
+
+func spanSince(from, to time.Time) string {
+	return millisText(float64(to.Sub(from)) / float64(time.Millisecond))
+}
+
+func (v *migrationView) color(c text.Color, s string) string {
+	if v.a.getenv("NO_COLOR") != "" {
+		return s
+	}
+	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
+}
+
+// printLine says how far it is, where that is news: another part, another round, or more bytes after a while.
+func (v *migrationView) printLine() {
+	m := v.s.GetMigration()
+	step := fmt.Sprintf("session/%s: %s, %s to %s", v.s.GetId(), movePhaseText[v.at], m.GetSource(), m.GetTarget())
+	if m.GetRounds() > 0 {
+		step += fmt.Sprintf(", round %d", m.GetRounds())
+	}
+	if !underWay(m) {
+		return // its figures follow
+	}
+	if step == v.line && time.Since(v.lineTime) < v.a.patience {
+		return
+	}
+	v.line, v.lineTime = step, time.Now()
+	if m.GetRounds() > 0 {
+		step += fmt.Sprintf(", %s sent, %s there already", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
+	}
+	v.println(step)
+}
+
+func (v *migrationView) println(s string) {
+	_, _ = io.WriteString(v.a.stderr, clean(s)+"\n") // there is nowhere left to say that it failed
+}

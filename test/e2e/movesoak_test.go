@@ -1,0 +1,121 @@
+// A busy session is moved again and again, and in every fourth move something is killed.
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+)
+
+// soakMoves is how many moves there are; ORCH_SOAK_MOVES=200 makes the long run.
+func soakMoves(t *testing.T) int {
+	if v := os.Getenv("ORCH_SOAK_MOVES"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			t.Fatalf("ORCH_SOAK_MOVES: %v", err)
+		}
+		return n
+	}
+	return 16
+}
+
+// TestMovesAmongKills: whatever is killed in the middle of a move, no message is lost or takes effect twice, there are
+// never two owners, and the session goes on.
+func TestMovesAmongKills(t *testing.T) {
+	t.Parallel()
+	watch := newObserver(t)
+	s := startSmall(t, 3, 3*time.Second)
+	row := s.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping(), CheckpointEvery: "turn", Restart: "on-failure", MaxRestarts: 10_000})
+	id := row.GetId()
+	var stop atomic.Bool
+	var total atomic.Int64
+	sent := make(chan error, 1)
+	go func() {
+		for n := 1; !stop.Load(); n++ {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			_, err := s.c.Sessions.SendMessage(ctx, &apiv1.SendMessageRequest{SessionId: id, Text: []byte("x"), IdempotencyKey: "m" + strconv.Itoa(n)})
+			cancel()
+			if err != nil {
+				sent <- fmt.Errorf("message %d: %w", n, err)
+				return
+			}
+			total.Add(1)
+			time.Sleep(5 * time.Millisecond) // a pace, not a wait: the session is to be busy, its mailbox not full
+		}
+		sent <- nil
+	}()
+	done, failed := 0, 0
+	for n := range soakMoves(t) {
+		s.until("the session runs", func(context.Context) bool { return s.session(id).GetPhase() == apiv1.Session_RUNNING })
+		before := s.session(id)
+		moved := make(chan bool, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			r, err := s.c.Sessions.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: id, Wait: true})
+			moved <- err == nil && r.GetSession().GetMigration().GetState() == apiv1.Session_Migration_DONE
+		}()
+		if n%4 == 3 {
+			s.strike(n/4, before)
+		}
+		if <-moved {
+			done++
+		} else {
+			failed++
+		}
+	}
+	stop.Store(true)
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	want := int(total.Load())
+	s.until("all are answered", func(context.Context) bool { return int(s.session(id).GetMailbox().GetAcked()) == want })
+	t.Logf("%d moves, %d that came to nothing, %d messages, epoch %d", done, failed, want, s.session(id).GetEpoch())
+	if done == 0 {
+		t.Error("no move succeeded; the test shows nothing")
+	}
+	if got := s.count(id); got != want+1 {
+		t.Errorf("message %d was counted as %d", want+1, got)
+	}
+	text, _ := s.lines(id)
+	if len(text) != want+1 {
+		t.Errorf("%d lines of %d answers", len(text), want+1)
+	}
+	for n, line := range text {
+		if line != strconv.FormatUint(n, 10) {
+			t.Errorf("line %d is %q", n, line)
+		}
+	}
+	watch.check(t)
+}
+
+// strike kills something while the session moves: its agent, another agent, the session itself, the server.
+func (s *small) strike(n int, row *apiv1.Session) {
+	s.t.Helper()
+	time.Sleep(time.Duration(n%5) * 7 * time.Millisecond) // another moment of the move each time
+	switch agent := s.agentOf(row); n % 4 {
+	case 0:
+		s.agents[agent].kill()
+		s.agents[agent].run()
+	case 1:
+		_ = syscall.Kill(int(row.GetPid()), syscall.SIGKILL)
+	case 2:
+		for i := range s.agents {
+			if i != agent {
+				s.agents[i].kill()
+				s.agents[i].run()
+			}
+		}
+	case 3:
+		s.server.kill()
+		s.server.run()
+	}
+}
