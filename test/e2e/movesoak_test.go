@@ -15,12 +15,12 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 )
 
-// soakMoves is how many moves there are; ORCH_SOAK_MOVES=200 makes the long run.
+// soakMoves is how many moves there are; SOAK_MOVES=200 makes the long run.
 func soakMoves(t *testing.T) int {
-	if v := os.Getenv("ORCH_SOAK_MOVES"); v != "" {
+	if v := os.Getenv("SOAK_MOVES"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil {
-			t.Fatalf("ORCH_SOAK_MOVES: %v", err)
+			t.Fatalf("SOAK_MOVES: %v", err)
 		}
 		return n
 	}
