@@ -50,6 +50,7 @@ type part struct {
 var parts = []part{
 	{"send", "messages through the whole API, beside bare raft", (*suite.Bench).Send},
 	{"spawn", "sessions to RUNNING, beside the bare driver", (*suite.Bench).Spawn},
+	{"moves", "sessions that move while they are busy", (*suite.Bench).Moves},
 	{"nodes", "what ten thousand linked nodes cost a server", (*suite.Bench).Nodes},
 	{"state", "a million sessions in the replicated state", (*suite.Bench).State},
 	{"failover", "the time without a leader, beside bare raft", (*suite.Bench).Failover},
