@@ -49,6 +49,35 @@ func (s *small) lines(id string) (text map[uint64]string, notices int) {
 	return text, notices
 }
 
+// followLines follows the output from now on, and fails the test when a line is missing or comes twice. The returned function waits
+// for a line, and returns the last one that was seen.
+func (s *small) followLines(id string) func(until uint64) uint64 {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var last atomic.Uint64
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err := s.c.Logs(ctx, &apiv1.ReadLogsRequest{SessionId: id, Follow: true}, func(l *apiv1.LogLine) error {
+			if was := last.Load(); l.GetNumber() != was+1 {
+				return fmt.Errorf("line %d (%q) follows line %d", l.GetNumber(), l.GetText(), was)
+			}
+			last.Store(l.GetNumber())
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			s.t.Error(err)
+		}
+	}()
+	return func(line uint64) uint64 {
+		s.t.Helper()
+		s.until("the last line was seen", func(context.Context) bool { return last.Load() >= line })
+		cancel()
+		<-ended
+		return last.Load()
+	}
+}
+
 // TestMigrationUnderLoad: a session is moved again and again while messages come in; each has its effect once, and every
 // line of output is there once.
 func TestMigrationUnderLoad(t *testing.T) {
@@ -73,6 +102,7 @@ func TestMigrationUnderLoad(t *testing.T) {
 		}
 		sent <- nil
 	}()
+	followed := s.followLines(row.GetId())
 	node := row.GetNode()
 	for n := range moves {
 		before := s.session(row.GetId()).GetMailbox().GetAcked()
@@ -91,6 +121,9 @@ func TestMigrationUnderLoad(t *testing.T) {
 	stop.Store(true)
 	if err := <-sent; err != nil {
 		t.Fatal(err)
+	}
+	if last := followed(uint64(total)); last != uint64(total) {
+		t.Errorf("who followed the output saw %d lines of %d", last, total)
 	}
 	text, notices := s.lines(row.GetId())
 	if len(text) != total || notices != 0 {
