@@ -49,6 +49,7 @@ type brittle struct {
 	mu   sync.Mutex
 	down bool
 	slow time.Duration
+	held int // questions that wait for the slow store
 	puts int
 }
 
@@ -60,6 +61,10 @@ func (b *brittle) Missing(ctx context.Context, ids []chunk.ID) ([]chunk.ID, erro
 	b.mu.Unlock()
 	if down {
 		return nil, fault.New(fault.Unavailable, "the store is down")
+	}
+	if slow > 0 {
+		b.set(func() { b.held++ })
+		defer b.set(func() { b.held-- })
 	}
 	if err := sleep(ctx, slow); err != nil {
 		return nil, err
@@ -302,7 +307,10 @@ func TestProcessLeavesThoughItsAgentChanges(t *testing.T) {
 	store.set(func() { store.slow = time.Hour })
 	a.desire(false, toLeave("s", 1, 5))
 	a.lead.deliver("s", 1, msg(6, normal))
-	time.Sleep(50 * time.Millisecond) // anywhere in the leave
+	eventually(t, "the leave waits for the store", func() (waits bool) {
+		store.set(func() { waits = store.held > 0 })
+		return waits
+	})
 	a.end()
 	store.set(func() { store.slow = 0 })
 	a.begin()

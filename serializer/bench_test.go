@@ -114,7 +114,7 @@ func BenchmarkCapture(b *testing.B) {
 			}
 		}
 	})
-	time.Sleep(2 * racy)
+	settle(b, dir)
 	store := &fast{}
 	c, _ := whole(b, store, dir, nil)
 	b.Run("one-percent-changed", func(b *testing.B) {
@@ -158,7 +158,7 @@ func BenchmarkCapture(b *testing.B) {
 func BenchmarkUnchanged(b *testing.B) {
 	dir, store := workspace(b, 50_000, 1<<10), &fast{}
 	defer os.Remove(filepath.Join(os.TempDir(), "bench-index"))
-	time.Sleep(2 * racy)
+	settle(b, dir)
 	c, _ := whole(b, store, dir, nil)
 	b.Run("50000-files", func(b *testing.B) {
 		for b.Loop() {

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -142,7 +141,7 @@ func TestIndexIsNotTrustedBlindly(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%03d", i)), noise(uint64(i), 500), 0o644))
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "large"), noise(200, 1<<20), 0o644))
-	time.Sleep(2 * racy) // real files have the kernel's times
+	settle(t, dir)
 	_, c := checkpoint(t, store, dir, nil)
 	// An index that says of each file what is true of the one before it is what lying stamps would give.
 	lying := c.Index.Lie()
@@ -242,7 +241,7 @@ func TestOldBundlesAreLetGo(t *testing.T) {
 	for i := range 200 {
 		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%03d", i)), noise(uint64(i), 10_000), 0o644))
 	}
-	time.Sleep(2 * racy)
+	settle(t, dir)
 	_, c := checkpoint(t, store, dir, nil)
 	for i := range 200 {
 		if i%10 != 0 {

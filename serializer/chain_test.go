@@ -107,13 +107,11 @@ func TestIncremental(t *testing.T) {
 		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, name), content, 0o644))
 	}
-	// What was written just now is read again next time, and the kernel's clock is no test's.
-	rest := func() { time.Sleep(150 * time.Millisecond) }
 	for i := range 500 {
 		write(fmt.Sprintf("d%d/f%d", i%20, i), noise(uint64(i), 3000))
 	}
 	write("large", noise(1000, 4<<20))
-	rest()
+	settle(t, dir) // what was written just now is read again next time
 	_, first := checkpoint(t, store, dir, nil)
 	if s := first.Stats; s.Files != 501 || s.FilesRead != 501 || s.ChunksTotal < 20 || s.ChunksTotal > 200 || s.ChunksSent != s.ChunksTotal {
 		t.Errorf("first: %+v", s)
@@ -130,7 +128,7 @@ func TestIncremental(t *testing.T) {
 	c := check("unchanged", dir, first.Index, 0, 0, 0)
 	write("d3/f3", noise(2000, 3000))
 	write("large", append([]byte("inserted"), noise(1000, 4<<20)...))
-	rest()
+	settle(t, dir) // what was written just now is read again next time
 	c = check("changed", dir, c.Index, 2, 2, 3000+2*256<<10)
 	must(t, os.Rename(filepath.Join(dir, "d5"), filepath.Join(dir, "renamed")))
 	c = check("renamed", dir, c.Index, 25, 25, 0)

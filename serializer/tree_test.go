@@ -80,6 +80,23 @@ func same(t testing.TB, got, want map[string]seen) {
 // racy is how long a file counts as written just now.
 const racy = 100 * time.Millisecond
 
+// settle waits until nothing below dir counts as written just now. Real files have the kernel's stamps, and nobody sets a ctime.
+func settle(t testing.TB, dir string) {
+	t.Helper()
+	var newest time.Time
+	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if at := time.Unix(st.Ctim.Unix()); at.After(newest) {
+			newest = at
+		}
+		return err
+	}))
+	<-time.After(time.Until(newest.Add(2 * racy)))
+}
+
 // noise returns bytes that do not compress, the same for a seed.
 func noise(seed uint64, n int) []byte {
 	b := make([]byte, n+8)

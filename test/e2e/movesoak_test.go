@@ -39,6 +39,8 @@ func TestMovesAmongKills(t *testing.T) {
 	var total atomic.Int64
 	sent := make(chan error, 1)
 	go func() {
+		pace := time.NewTicker(5 * time.Millisecond) // the session is to be busy, its mailbox not full
+		defer pace.Stop()
 		for n := 1; !stop.Load(); n++ {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			_, err := s.c.Sessions.SendMessage(ctx, &apiv1.SendMessageRequest{SessionId: id, Text: []byte("x"), IdempotencyKey: "m" + strconv.Itoa(n)})
@@ -48,7 +50,7 @@ func TestMovesAmongKills(t *testing.T) {
 				return
 			}
 			total.Add(1)
-			time.Sleep(5 * time.Millisecond) // a pace, not a wait: the session is to be busy, its mailbox not full
+			<-pace.C
 		}
 		sent <- nil
 	}()
@@ -100,7 +102,19 @@ func TestMovesAmongKills(t *testing.T) {
 // strike kills something while the session moves: its agent, another agent, the session itself, the server.
 func (s *small) strike(n int, row *apiv1.Session) {
 	s.t.Helper()
-	time.Sleep(time.Duration(n%5) * 7 * time.Millisecond) // another moment of the move each time
+	stages := []func(now *apiv1.Session) bool{ // another moment of the move each time
+		func(*apiv1.Session) bool { return true },
+		func(now *apiv1.Session) bool { return now.GetPhase() == apiv1.Session_MIGRATING },
+		func(now *apiv1.Session) bool { return now.GetMigration().GetRounds() > 0 },
+		func(now *apiv1.Session) bool { return now.GetMigration().GetState() == apiv1.Session_Migration_MOVING },
+		func(now *apiv1.Session) bool { return now.GetPhase() == apiv1.Session_RESTORING },
+	}
+	s.until("the move is at the stage", func(context.Context) bool {
+		now := s.session(row.GetId()) // which may pass between two looks
+		m := now.GetMigration()
+		over := m.GetStartTime().AsTime().After(row.GetMigration().GetStartTime().AsTime()) && m.GetState() >= apiv1.Session_Migration_DONE
+		return stages[n%len(stages)](now) || now.GetEpoch() > row.GetEpoch() || over
+	})
 	what := n % 4
 	if what == 1 && n > 12 {
 		what = 0 // its restarts are put off ever longer
