@@ -18,11 +18,7 @@ func (r *Router) Move(spec *session.Spec, from, target string) (*Placement, erro
 	if target != "" {
 		return r.moveTo(spec, from, target)
 	}
-	name := spec.Strategy
-	if name == "" {
-		name = r.defaultStrategy
-	}
-	strategy, err := loadbalancer.Named(name)
+	name, strategy, err := r.strategyOf(spec)
 	if err != nil {
 		return nil, err
 	}

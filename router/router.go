@@ -140,11 +140,7 @@ func (r *Router) SetHealth(nodeID string, h Health) {
 // fitting node the error is of kind fault.Exhausted when one may come (all are full or away), and says why not for each
 // kind of obstacle; avoid, when not empty, is chosen only if nothing else fits.
 func (r *Router) Place(spec *session.Spec, avoid string) (*Placement, error) {
-	name := spec.Strategy
-	if name == "" {
-		name = r.defaultStrategy
-	}
-	strategy, err := loadbalancer.Named(name)
+	name, strategy, err := r.strategyOf(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -158,6 +154,15 @@ func (r *Router) Place(spec *session.Spec, avoid string) (*Placement, error) {
 		return nil, fault.New(fault.Exhausted, "no node fits: %s", rejected.explain(len(r.order))).WithRetry(retryPlace)
 	}
 	return r.reserve(spec, name, strategy, candidates, rejected)
+}
+
+// strategyOf is the strategy that a spec asks for, or the cluster's.
+func (r *Router) strategyOf(spec *session.Spec) (name string, s loadbalancer.Strategy, err error) {
+	if name = spec.Strategy; name == "" {
+		name = r.defaultStrategy
+	}
+	s, err = loadbalancer.Named(name)
+	return name, s, err
 }
 
 // reserve lets the strategy choose among the candidates that filter returned, and reserves room on the chosen one; mu is held.
