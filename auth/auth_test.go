@@ -105,14 +105,16 @@ func TestWhoMayWhat(t *testing.T) {
 	}
 	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes",
 		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListDeadLetters", "QueueService/ListMessages",
-		"SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory", "SessionService/ListCheckpoints",
+		"SessionService/DiffCheckpoints", "SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory",
+		"SessionService/ListCheckpoints",
 		"SessionService/ListSessions", "SessionService/ReadLogs", "SessionService/WatchSessions"}
 	client := slices.Concat(viewer, []string{"SessionService/AttachSession", "SessionService/ExecSession", "SessionService/SendMessage",
 		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
-		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession"})
+		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
+		"SessionService/ExportSession", "SessionService/ImportSession"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
-		"NodeService/CordonNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
+		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})
 	admin := slices.Concat(operator, []string{"ClusterService/JoinMember", "ClusterService/RemoveMember", "ClusterService/RestoreSnapshot",
 		"ClusterService/TransferLeadership", "TokenService/CreateToken", "TokenService/ListTokens", "TokenService/RevokeToken", MethodLink})

@@ -50,6 +50,11 @@ var Methods = map[string]Rule{
 	apiv1.SessionService_ResumeSession_FullMethodName:     {Use, Namespaced},
 	apiv1.SessionService_ForkSession_FullMethodName:       {Use, Namespaced},
 	apiv1.SessionService_RewindSession_FullMethodName:     {Use, Namespaced},
+	apiv1.SessionService_DeleteCheckpoint_FullMethodName:  {Use, Namespaced},
+	apiv1.SessionService_DiffCheckpoints_FullMethodName:   {Read, Namespaced},
+	// What leaves by an export is everything that the session holds, which readers do not see.
+	apiv1.SessionService_ExportSession_FullMethodName: {Use, Namespaced},
+	apiv1.SessionService_ImportSession_FullMethodName: {Use, Namespaced},
 
 	apiv1.QueueService_GetQueueStats_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_ListMessages_FullMethodName:     {Read, Namespaced},
@@ -65,6 +70,7 @@ var Methods = map[string]Rule{
 	apiv1.NodeService_GetNode_FullMethodName:      {Read, ClusterWide},
 	apiv1.NodeService_CordonNode_FullMethodName:   {Operate, ClusterWide},
 	apiv1.NodeService_UncordonNode_FullMethodName: {Operate, ClusterWide},
+	apiv1.NodeService_DrainNode_FullMethodName:    {Operate, ClusterWide},
 	apiv1.NodeService_RemoveNode_FullMethodName:   {Operate, ClusterWide},
 
 	apiv1.ClusterService_GetStatus_FullMethodName:          {Operate, ClusterWide},

@@ -23,7 +23,7 @@ func sessionProto(v *state.View, s *session.Session) *apiv1.Session {
 		Phase: apiv1.Session_Phase(s.Phase), Reason: s.Reason, Epoch: s.Epoch, Priority: apiv1.Priority_Level(spec.Priority),
 		Labels: pbconv.MapFromPairs(spec.Labels), CreateTime: pbconv.Time(s.CreateTime), StartTime: pbconv.Time(s.StartTime),
 		EndTime: pbconv.Time(s.EndTime), Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit), Spec: pbconv.SpecToProto(spec),
-		Placement: s.Placement, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine,
+		Placement: s.Placement, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine, CheckpointError: s.CheckpointError,
 		Node: nodeName(v, s.NodeID), Mailbox: &apiv1.Session_Mailbox{}, Checkpoint: pbconv.CheckpointToProto(s.Head()),
 		Migration: migrationProto(v, s.Migration),
 	}

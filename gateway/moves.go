@@ -99,7 +99,7 @@ func (o *Operations) Checkpoint(ctx context.Context, req *apiv1.CheckpointSessio
 		case res.Duplicate && s.CheckpointAnswered >= number:
 			return true, nil // it may have been made before this repetition
 		case s.CheckpointAnswered >= number:
-			return true, fault.New(fault.FailedPrecondition, "session %s: no checkpoint could be made; see `orchctl events`", s.ID)
+			return true, fault.New(fault.FailedPrecondition, "session %s: no checkpoint could be made: %s", s.ID, s.CheckpointError)
 		case s.Phase.Ended() && !made:
 			return true, fault.New(fault.FailedPrecondition, "session %s: is %s, and no checkpoint was made before", s.ID, s.Phase)
 		}

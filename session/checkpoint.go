@@ -45,6 +45,8 @@ type Saved struct {
 	// CheckpointRequest is the number of the newest checkpoint that was asked for, CheckpointAnswered of the newest that was
 	// made, or could not be.
 	CheckpointRequest, CheckpointAnswered uint64
+	// CheckpointError is why the last attempt at a checkpoint failed; empty since one was made.
+	CheckpointError string
 	// Captured is the capture that is being stored; nil when there is none. Treat it as immutable.
 	Captured *Captured
 	// LostLine is the last line of the epoch before, LostEpoch, when it is ahead of what this epoch was restored from; else 0.

@@ -106,6 +106,11 @@ type Spec struct {
 	TurnIdle      time.Duration
 	// CheckpointEvery is "turn", a duration, or empty; see CheckpointPolicy.
 	CheckpointEvery string
+	// KeepCheckpoints is how many are kept, CheckpointsDefault when 0; KeepCheckpointsFor how long all but the newest, for ever when 0.
+	KeepCheckpoints    uint32
+	KeepCheckpointsFor time.Duration
+	PauseAfter         time.Duration // without a turn and without a message; never when 0
+	State              string        // "files", also when empty, or "memory"
 }
 
 // The causes of an end.

@@ -117,7 +117,7 @@ func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 		Keeps: a.keeps(c.GetKeeps()),
 	}
 	s.Checkpoints = chain(s.Checkpoints, head)
-	s.Captured = nil
+	s.Captured, s.CheckpointError = nil, ""
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	if s.UnsavedSince != 0 {
 		if s.UnsavedSince = 0; s.Turns > at.Turn {
@@ -153,6 +153,7 @@ func (a *applier) checkpointFailed(old *session.Session, c *nodev1.CheckpointFai
 	s.Captured = nil
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	why := a.reason(c.GetCause())
+	s.CheckpointError = why
 	if c.GetMove() != 0 && c.GetMove() == s.Move {
 		a.stay(&s, session.MigrationFailed, "no checkpoint could be made: "+why)
 	}

@@ -149,6 +149,10 @@ func (in *interner) specKey(s *session.Spec) []byte {
 	str(s.Strategy)
 	num(int64(s.TurnIdle))
 	str(s.CheckpointEvery)
+	num(int64(s.KeepCheckpoints))
+	num(int64(s.KeepCheckpointsFor))
+	num(int64(s.PauseAfter))
+	str(s.State)
 	in.scratch = b
 	return b
 }

@@ -283,6 +283,8 @@ func (r *sessionReader) part(s *session.Session, num protowire.Number, b []byte)
 		err = r.history(s, b)
 	case 20:
 		s.StopCause = r.intern.bytes(b)
+	case 38:
+		s.CheckpointError = r.intern.bytes(b)
 	case 22, 26:
 		err = r.saved(s, num, b)
 	}

@@ -46,7 +46,8 @@ func appendSaved(b []byte, s *session.Session) ([]byte, error) {
 	b = appendNumber(b, 34, uint64(s.RestoreFailures))
 	b = appendNumber(b, 35, s.RewindTo)
 	b = appendNumber(b, 36, s.Move)
-	return appendNumber(b, 37, uint64(at.Time)), nil
+	b = appendNumber(b, 37, uint64(at.Time))
+	return appendText(b, 38, s.CheckpointError), nil
 }
 
 // capturedOf is the capture of a session that is being read.

@@ -21,7 +21,8 @@ func SpecFromProto(p *apiv1.SessionSpec) *session.Spec {
 		CPUMilli: p.GetCpuMilli(), MemoryBytes: p.GetMemoryBytes(), MemoryProfile: p.GetMemoryProfile(),
 		Protocol: p.GetProtocol(), Restart: session.RestartPolicy(p.GetRestart()), MaxRestarts: p.GetMaxRestarts(),
 		TTL: p.GetTtl().AsDuration(), Grace: p.GetGrace().AsDuration(), Strategy: p.GetStrategy(), TurnIdle: p.GetTurnIdle().AsDuration(),
-		CheckpointEvery: p.GetCheckpointEvery(),
+		CheckpointEvery: p.GetCheckpointEvery(), KeepCheckpoints: p.GetKeepCheckpoints(), KeepCheckpointsFor: p.GetKeepCheckpointsFor().AsDuration(),
+		PauseAfter: p.GetPauseAfter().AsDuration(), State: p.GetState(),
 	}
 }
 
@@ -34,7 +35,8 @@ func SpecToProto(s *session.Spec) *apiv1.SessionSpec {
 		CpuMilli: s.CPUMilli, MemoryBytes: s.MemoryBytes, MemoryProfile: s.MemoryProfile,
 		Protocol: s.Protocol, Restart: string(s.Restart), MaxRestarts: s.MaxRestarts,
 		Ttl: duration(s.TTL), Grace: duration(s.Grace), Strategy: s.Strategy, TurnIdle: duration(s.TurnIdle),
-		CheckpointEvery: s.CheckpointEvery,
+		CheckpointEvery: s.CheckpointEvery, KeepCheckpoints: s.KeepCheckpoints, KeepCheckpointsFor: duration(s.KeepCheckpointsFor),
+		PauseAfter: duration(s.PauseAfter), State: s.State,
 	}
 }
 

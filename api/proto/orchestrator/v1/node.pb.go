@@ -11,6 +11,7 @@ package orchestratorv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -77,6 +78,116 @@ func (x Node_Status) Number() protoreflect.EnumNumber {
 // Deprecated: Use Node_Status.Descriptor instead.
 func (Node_Status) EnumDescriptor() ([]byte, []int) {
 	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{2, 0}
+}
+
+type Drain_State int32
+
+const (
+	Drain_STATE_UNSPECIFIED Drain_State = 0
+	Drain_DRAINING          Drain_State = 1
+	// Nothing is left.
+	Drain_DRAINED Drain_State = 2
+	// The deadline has passed, and some sessions are still there; the node stays cordoned.
+	Drain_INCOMPLETE Drain_State = 3
+	Drain_CANCELLED  Drain_State = 4
+)
+
+// Enum value maps for Drain_State.
+var (
+	Drain_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "DRAINING",
+		2: "DRAINED",
+		3: "INCOMPLETE",
+		4: "CANCELLED",
+	}
+	Drain_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"DRAINING":          1,
+		"DRAINED":           2,
+		"INCOMPLETE":        3,
+		"CANCELLED":         4,
+	}
+)
+
+func (x Drain_State) Enum() *Drain_State {
+	p := new(Drain_State)
+	*p = x
+	return p
+}
+
+func (x Drain_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Drain_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_orchestrator_v1_node_proto_enumTypes[1].Descriptor()
+}
+
+func (Drain_State) Type() protoreflect.EnumType {
+	return &file_orchestrator_v1_node_proto_enumTypes[1]
+}
+
+func (x Drain_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Drain_State.Descriptor instead.
+func (Drain_State) EnumDescriptor() ([]byte, []int) {
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{3, 0}
+}
+
+type DrainNodeResponse_Step_Action int32
+
+const (
+	DrainNodeResponse_Step_ACTION_UNSPECIFIED DrainNodeResponse_Step_Action = 0
+	DrainNodeResponse_Step_MIGRATE            DrainNodeResponse_Step_Action = 1
+	DrainNodeResponse_Step_PAUSE              DrainNodeResponse_Step_Action = 2
+	// There is no place for it.
+	DrainNodeResponse_Step_STAY DrainNodeResponse_Step_Action = 3
+)
+
+// Enum value maps for DrainNodeResponse_Step_Action.
+var (
+	DrainNodeResponse_Step_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "MIGRATE",
+		2: "PAUSE",
+		3: "STAY",
+	}
+	DrainNodeResponse_Step_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"MIGRATE":            1,
+		"PAUSE":              2,
+		"STAY":               3,
+	}
+)
+
+func (x DrainNodeResponse_Step_Action) Enum() *DrainNodeResponse_Step_Action {
+	p := new(DrainNodeResponse_Step_Action)
+	*p = x
+	return p
+}
+
+func (x DrainNodeResponse_Step_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainNodeResponse_Step_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_orchestrator_v1_node_proto_enumTypes[2].Descriptor()
+}
+
+func (DrainNodeResponse_Step_Action) Type() protoreflect.EnumType {
+	return &file_orchestrator_v1_node_proto_enumTypes[2]
+}
+
+func (x DrainNodeResponse_Step_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainNodeResponse_Step_Action.Descriptor instead.
+func (DrainNodeResponse_Step_Action) EnumDescriptor() ([]byte, []int) {
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{13, 0, 0}
 }
 
 // Capabilities is what a node can run.
@@ -292,8 +403,10 @@ type Node struct {
 	ReservedCpuMilli    int64                  `protobuf:"varint,15,opt,name=reserved_cpu_milli,json=reservedCpuMilli,proto3" json:"reserved_cpu_milli,omitempty"`
 	ReservedMemoryBytes int64                  `protobuf:"varint,16,opt,name=reserved_memory_bytes,json=reservedMemoryBytes,proto3" json:"reserved_memory_bytes,omitempty"`
 	CreateTime          *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The drain under way, or the last one; unset when the node was not drained since it was last uncordoned.
+	Drain         *Drain `protobuf:"bytes,18,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -445,6 +558,133 @@ func (x *Node) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Node) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// Drain is how a node gets rid of its sessions.
+type Drain struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	State     Drain_State            `protobuf:"varint,1,opt,name=state,proto3,enum=orchestrator.v1.Drain_State" json:"state,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	Deadline  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	EndTime   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// What cannot be moved is paused.
+	Force bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	// How many sessions there were, how many went elsewhere, how many were paused, and how many are left.
+	Total     uint32 `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
+	Moved     uint32 `protobuf:"varint,7,opt,name=moved,proto3" json:"moved,omitempty"`
+	Paused    uint32 `protobuf:"varint,8,opt,name=paused,proto3" json:"paused,omitempty"`
+	Remaining uint32 `protobuf:"varint,9,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Why what remains does.
+	Reason        string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_orchestrator_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Drain) GetState() Drain_State {
+	if x != nil {
+		return x.State
+	}
+	return Drain_STATE_UNSPECIFIED
+}
+
+func (x *Drain) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *Drain) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Drain) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *Drain) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *Drain) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Drain) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *Drain) GetPaused() uint32 {
+	if x != nil {
+		return x.Paused
+	}
+	return 0
+}
+
+func (x *Drain) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *Drain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Terms joined by commas: status=HEALTHY, name=PREFIX*, schedulable=true, label.KEY=VALUE; != negates.
@@ -458,7 +698,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[3]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +710,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[3]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +723,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListNodesRequest) GetFilter() string {
@@ -524,7 +764,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[4]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +776,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[4]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +789,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -577,7 +817,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[5]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +829,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[5]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +842,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetNodeRequest) GetId() string {
@@ -628,7 +868,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[6]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +880,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[6]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +893,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -673,7 +913,7 @@ type CordonNodeRequest struct {
 
 func (x *CordonNodeRequest) Reset() {
 	*x = CordonNodeRequest{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[7]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +925,7 @@ func (x *CordonNodeRequest) String() string {
 func (*CordonNodeRequest) ProtoMessage() {}
 
 func (x *CordonNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[7]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +938,7 @@ func (x *CordonNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonNodeRequest.ProtoReflect.Descriptor instead.
 func (*CordonNodeRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CordonNodeRequest) GetId() string {
@@ -724,7 +964,7 @@ type CordonNodeResponse struct {
 
 func (x *CordonNodeResponse) Reset() {
 	*x = CordonNodeResponse{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[8]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +976,7 @@ func (x *CordonNodeResponse) String() string {
 func (*CordonNodeResponse) ProtoMessage() {}
 
 func (x *CordonNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[8]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +989,7 @@ func (x *CordonNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonNodeResponse.ProtoReflect.Descriptor instead.
 func (*CordonNodeResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CordonNodeResponse) GetNode() *Node {
@@ -769,7 +1009,7 @@ type UncordonNodeRequest struct {
 
 func (x *UncordonNodeRequest) Reset() {
 	*x = UncordonNodeRequest{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[9]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +1021,7 @@ func (x *UncordonNodeRequest) String() string {
 func (*UncordonNodeRequest) ProtoMessage() {}
 
 func (x *UncordonNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[9]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +1034,7 @@ func (x *UncordonNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UncordonNodeRequest.ProtoReflect.Descriptor instead.
 func (*UncordonNodeRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UncordonNodeRequest) GetId() string {
@@ -820,7 +1060,7 @@ type UncordonNodeResponse struct {
 
 func (x *UncordonNodeResponse) Reset() {
 	*x = UncordonNodeResponse{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[10]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1072,7 @@ func (x *UncordonNodeResponse) String() string {
 func (*UncordonNodeResponse) ProtoMessage() {}
 
 func (x *UncordonNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[10]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +1085,7 @@ func (x *UncordonNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UncordonNodeResponse.ProtoReflect.Descriptor instead.
 func (*UncordonNodeResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UncordonNodeResponse) GetNode() *Node {
@@ -853,6 +1093,162 @@ func (x *UncordonNodeResponse) GetNode() *Node {
 		return x.Node
 	}
 	return nil
+}
+
+type DrainNodeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// After it what is left is paused when force is set, and stays else; 10 minutes when unset.
+	Deadline *durationpb.Duration `protobuf:"bytes,3,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Pause what finds no place elsewhere, instead of refusing to begin.
+	Force bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// Only the plan.
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_orchestrator_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DrainNodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *DrainNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *DrainNodeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DrainNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Where things stand now; where a session really goes is decided when its turn comes. At most 1,000 steps are told.
+	Plan          []*DrainNodeResponse_Step `protobuf:"bytes,2,rep,name=plan,proto3" json:"plan,omitempty"`
+	Migrate       uint32                    `protobuf:"varint,3,opt,name=migrate,proto3" json:"migrate,omitempty"`
+	Pause         uint32                    `protobuf:"varint,4,opt,name=pause,proto3" json:"pause,omitempty"`
+	Stay          uint32                    `protobuf:"varint,5,opt,name=stay,proto3" json:"stay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_orchestrator_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DrainNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *DrainNodeResponse) GetPlan() []*DrainNodeResponse_Step {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *DrainNodeResponse) GetMigrate() uint32 {
+	if x != nil {
+		return x.Migrate
+	}
+	return 0
+}
+
+func (x *DrainNodeResponse) GetPause() uint32 {
+	if x != nil {
+		return x.Pause
+	}
+	return 0
+}
+
+func (x *DrainNodeResponse) GetStay() uint32 {
+	if x != nil {
+		return x.Stay
+	}
+	return 0
 }
 
 type RemoveNodeRequest struct {
@@ -865,7 +1261,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[11]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1273,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[11]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1286,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveNodeRequest) GetId() string {
@@ -915,7 +1311,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[12]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1323,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[12]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,14 +1336,108 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+// Step is what becomes of one session.
+type DrainNodeResponse_Step struct {
+	state     protoimpl.MessageState        `protogen:"open.v1"`
+	SessionId string                        `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Namespace string                        `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                        `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Action    DrainNodeResponse_Step_Action `protobuf:"varint,4,opt,name=action,proto3,enum=orchestrator.v1.DrainNodeResponse_Step_Action" json:"action,omitempty"`
+	// The node's name.
+	Target        string         `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	Reason        string         `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Priority      Priority_Level `protobuf:"varint,7,opt,name=priority,proto3,enum=orchestrator.v1.Priority_Level" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse_Step) Reset() {
+	*x = DrainNodeResponse_Step{}
+	mi := &file_orchestrator_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse_Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse_Step) ProtoMessage() {}
+
+func (x *DrainNodeResponse_Step) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse_Step.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse_Step) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_node_proto_rawDescGZIP(), []int{13, 0}
+}
+
+func (x *DrainNodeResponse_Step) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *DrainNodeResponse_Step) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DrainNodeResponse_Step) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DrainNodeResponse_Step) GetAction() DrainNodeResponse_Step_Action {
+	if x != nil {
+		return x.Action
+	}
+	return DrainNodeResponse_Step_ACTION_UNSPECIFIED
+}
+
+func (x *DrainNodeResponse_Step) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *DrainNodeResponse_Step) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DrainNodeResponse_Step) GetPriority() Priority_Level {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
 }
 
 var File_orchestrator_v1_node_proto protoreflect.FileDescriptor
 
 const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1aorchestrator/v1/node.proto\x12\x0forchestrator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dorchestrator/v1/session.proto\"\xe9\x03\n" +
+	"\x1aorchestrator/v1/node.proto\x12\x0forchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dorchestrator/v1/session.proto\"\xe9\x03\n" +
 	"\fCapabilities\x12,\n" +
 	"\x12can_spawn_sessions\x18\x01 \x01(\bR\x10canSpawnSessions\x126\n" +
 	"\x17max_concurrent_sessions\x18\x02 \x01(\rR\x15maxConcurrentSessions\x126\n" +
@@ -967,7 +1457,7 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\x0factive_sessions\x18\x03 \x01(\rR\x0eactiveSessions\x12(\n" +
 	"\x10response_time_ms\x18\x04 \x01(\x01R\x0eresponseTimeMs\x12A\n" +
 	"\x0elast_heartbeat\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\rlastHeartbeat\x12%\n" +
-	"\x0euptime_seconds\x18\x06 \x01(\x01R\ruptimeSeconds\"\x9a\x06\n" +
+	"\x0euptime_seconds\x18\x06 \x01(\x01R\ruptimeSeconds\"\xc8\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -989,7 +1479,8 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\x12reserved_cpu_milli\x18\x0f \x01(\x03R\x10reservedCpuMilli\x122\n" +
 	"\x15reserved_memory_bytes\x18\x10 \x01(\x03R\x13reservedMemoryBytes\x12;\n" +
 	"\vcreate_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x1a9\n" +
+	"createTime\x12,\n" +
+	"\x05drain\x18\x12 \x01(\v2\x16.orchestrator.v1.DrainR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"W\n" +
@@ -998,7 +1489,27 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\aHEALTHY\x10\x01\x12\f\n" +
 	"\bDEGRADED\x10\x02\x12\r\n" +
 	"\tUNHEALTHY\x10\x03\x12\v\n" +
-	"\aOFFLINE\x10\x04\"\xac\x01\n" +
+	"\aOFFLINE\x10\x04\"\xcf\x03\n" +
+	"\x05Drain\x122\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1c.orchestrator.v1.Drain.StateR\x05state\x129\n" +
+	"\n" +
+	"start_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x126\n" +
+	"\bdeadline\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x125\n" +
+	"\bend_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\x12\x14\n" +
+	"\x05total\x18\x06 \x01(\rR\x05total\x12\x14\n" +
+	"\x05moved\x18\a \x01(\rR\x05moved\x12\x16\n" +
+	"\x06paused\x18\b \x01(\rR\x06paused\x12\x1c\n" +
+	"\tremaining\x18\t \x01(\rR\tremaining\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\"X\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bDRAINING\x10\x01\x12\v\n" +
+	"\aDRAINED\x10\x02\x12\x0e\n" +
+	"\n" +
+	"INCOMPLETE\x10\x03\x12\r\n" +
+	"\tCANCELLED\x10\x04\"\xac\x01\n" +
 	"\x10ListNodesRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -1022,17 +1533,44 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"A\n" +
 	"\x14UncordonNodeResponse\x12)\n" +
-	"\x04node\x18\x01 \x01(\v2\x15.orchestrator.v1.NodeR\x04node\"L\n" +
+	"\x04node\x18\x01 \x01(\v2\x15.orchestrator.v1.NodeR\x04node\"\xb1\x01\n" +
+	"\x10DrainNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x125\n" +
+	"\bdeadline\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\x92\x04\n" +
+	"\x11DrainNodeResponse\x12)\n" +
+	"\x04node\x18\x01 \x01(\v2\x15.orchestrator.v1.NodeR\x04node\x12;\n" +
+	"\x04plan\x18\x02 \x03(\v2'.orchestrator.v1.DrainNodeResponse.StepR\x04plan\x12\x18\n" +
+	"\amigrate\x18\x03 \x01(\rR\amigrate\x12\x14\n" +
+	"\x05pause\x18\x04 \x01(\rR\x05pause\x12\x12\n" +
+	"\x04stay\x18\x05 \x01(\rR\x04stay\x1a\xd0\x02\n" +
+	"\x04Step\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12F\n" +
+	"\x06action\x18\x04 \x01(\x0e2..orchestrator.v1.DrainNodeResponse.Step.ActionR\x06action\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12;\n" +
+	"\bpriority\x18\a \x01(\x0e2\x1f.orchestrator.v1.Priority.LevelR\bpriority\"B\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aMIGRATE\x10\x01\x12\t\n" +
+	"\x05PAUSE\x10\x02\x12\b\n" +
+	"\x04STAY\x10\x03\"L\n" +
 	"\x11RemoveNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"\x14\n" +
-	"\x12RemoveNodeResponse2\xba\x03\n" +
+	"\x12RemoveNodeResponse2\x8e\x04\n" +
 	"\vNodeService\x12R\n" +
 	"\tListNodes\x12!.orchestrator.v1.ListNodesRequest\x1a\".orchestrator.v1.ListNodesResponse\x12L\n" +
 	"\aGetNode\x12\x1f.orchestrator.v1.GetNodeRequest\x1a .orchestrator.v1.GetNodeResponse\x12U\n" +
 	"\n" +
 	"CordonNode\x12\".orchestrator.v1.CordonNodeRequest\x1a#.orchestrator.v1.CordonNodeResponse\x12[\n" +
-	"\fUncordonNode\x12$.orchestrator.v1.UncordonNodeRequest\x1a%.orchestrator.v1.UncordonNodeResponse\x12U\n" +
+	"\fUncordonNode\x12$.orchestrator.v1.UncordonNodeRequest\x1a%.orchestrator.v1.UncordonNodeResponse\x12R\n" +
+	"\tDrainNode\x12!.orchestrator.v1.DrainNodeRequest\x1a\".orchestrator.v1.DrainNodeResponse\x12U\n" +
 	"\n" +
 	"RemoveNode\x12\".orchestrator.v1.RemoveNodeRequest\x1a#.orchestrator.v1.RemoveNodeResponseBJZHgithub.com/neolith/orchestrator/api/proto/orchestrator/v1;orchestratorv1b\x06proto3"
 
@@ -1048,57 +1586,77 @@ func file_orchestrator_v1_node_proto_rawDescGZIP() []byte {
 	return file_orchestrator_v1_node_proto_rawDescData
 }
 
-var file_orchestrator_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_orchestrator_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_orchestrator_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_orchestrator_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_orchestrator_v1_node_proto_goTypes = []any{
-	(Node_Status)(0),              // 0: orchestrator.v1.Node.Status
-	(*Capabilities)(nil),          // 1: orchestrator.v1.Capabilities
-	(*NodeHealth)(nil),            // 2: orchestrator.v1.NodeHealth
-	(*Node)(nil),                  // 3: orchestrator.v1.Node
-	(*ListNodesRequest)(nil),      // 4: orchestrator.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 5: orchestrator.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 6: orchestrator.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 7: orchestrator.v1.GetNodeResponse
-	(*CordonNodeRequest)(nil),     // 8: orchestrator.v1.CordonNodeRequest
-	(*CordonNodeResponse)(nil),    // 9: orchestrator.v1.CordonNodeResponse
-	(*UncordonNodeRequest)(nil),   // 10: orchestrator.v1.UncordonNodeRequest
-	(*UncordonNodeResponse)(nil),  // 11: orchestrator.v1.UncordonNodeResponse
-	(*RemoveNodeRequest)(nil),     // 12: orchestrator.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),    // 13: orchestrator.v1.RemoveNodeResponse
-	nil,                           // 14: orchestrator.v1.Capabilities.CustomCapabilitiesEntry
-	nil,                           // 15: orchestrator.v1.Node.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(Consistency_Level)(0),        // 17: orchestrator.v1.Consistency.Level
+	(Node_Status)(0),                   // 0: orchestrator.v1.Node.Status
+	(Drain_State)(0),                   // 1: orchestrator.v1.Drain.State
+	(DrainNodeResponse_Step_Action)(0), // 2: orchestrator.v1.DrainNodeResponse.Step.Action
+	(*Capabilities)(nil),               // 3: orchestrator.v1.Capabilities
+	(*NodeHealth)(nil),                 // 4: orchestrator.v1.NodeHealth
+	(*Node)(nil),                       // 5: orchestrator.v1.Node
+	(*Drain)(nil),                      // 6: orchestrator.v1.Drain
+	(*ListNodesRequest)(nil),           // 7: orchestrator.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),          // 8: orchestrator.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),             // 9: orchestrator.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),            // 10: orchestrator.v1.GetNodeResponse
+	(*CordonNodeRequest)(nil),          // 11: orchestrator.v1.CordonNodeRequest
+	(*CordonNodeResponse)(nil),         // 12: orchestrator.v1.CordonNodeResponse
+	(*UncordonNodeRequest)(nil),        // 13: orchestrator.v1.UncordonNodeRequest
+	(*UncordonNodeResponse)(nil),       // 14: orchestrator.v1.UncordonNodeResponse
+	(*DrainNodeRequest)(nil),           // 15: orchestrator.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),          // 16: orchestrator.v1.DrainNodeResponse
+	(*RemoveNodeRequest)(nil),          // 17: orchestrator.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),         // 18: orchestrator.v1.RemoveNodeResponse
+	nil,                                // 19: orchestrator.v1.Capabilities.CustomCapabilitiesEntry
+	nil,                                // 20: orchestrator.v1.Node.LabelsEntry
+	(*DrainNodeResponse_Step)(nil),     // 21: orchestrator.v1.DrainNodeResponse.Step
+	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
+	(Consistency_Level)(0),             // 23: orchestrator.v1.Consistency.Level
+	(*durationpb.Duration)(nil),        // 24: google.protobuf.Duration
+	(Priority_Level)(0),                // 25: orchestrator.v1.Priority.Level
 }
 var file_orchestrator_v1_node_proto_depIdxs = []int32{
-	14, // 0: orchestrator.v1.Capabilities.custom_capabilities:type_name -> orchestrator.v1.Capabilities.CustomCapabilitiesEntry
-	16, // 1: orchestrator.v1.NodeHealth.last_heartbeat:type_name -> google.protobuf.Timestamp
+	19, // 0: orchestrator.v1.Capabilities.custom_capabilities:type_name -> orchestrator.v1.Capabilities.CustomCapabilitiesEntry
+	22, // 1: orchestrator.v1.NodeHealth.last_heartbeat:type_name -> google.protobuf.Timestamp
 	0,  // 2: orchestrator.v1.Node.status:type_name -> orchestrator.v1.Node.Status
-	1,  // 3: orchestrator.v1.Node.capabilities:type_name -> orchestrator.v1.Capabilities
-	15, // 4: orchestrator.v1.Node.labels:type_name -> orchestrator.v1.Node.LabelsEntry
-	2,  // 5: orchestrator.v1.Node.health:type_name -> orchestrator.v1.NodeHealth
-	16, // 6: orchestrator.v1.Node.create_time:type_name -> google.protobuf.Timestamp
-	17, // 7: orchestrator.v1.ListNodesRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	3,  // 8: orchestrator.v1.ListNodesResponse.nodes:type_name -> orchestrator.v1.Node
-	17, // 9: orchestrator.v1.GetNodeRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	3,  // 10: orchestrator.v1.GetNodeResponse.node:type_name -> orchestrator.v1.Node
-	3,  // 11: orchestrator.v1.CordonNodeResponse.node:type_name -> orchestrator.v1.Node
-	3,  // 12: orchestrator.v1.UncordonNodeResponse.node:type_name -> orchestrator.v1.Node
-	4,  // 13: orchestrator.v1.NodeService.ListNodes:input_type -> orchestrator.v1.ListNodesRequest
-	6,  // 14: orchestrator.v1.NodeService.GetNode:input_type -> orchestrator.v1.GetNodeRequest
-	8,  // 15: orchestrator.v1.NodeService.CordonNode:input_type -> orchestrator.v1.CordonNodeRequest
-	10, // 16: orchestrator.v1.NodeService.UncordonNode:input_type -> orchestrator.v1.UncordonNodeRequest
-	12, // 17: orchestrator.v1.NodeService.RemoveNode:input_type -> orchestrator.v1.RemoveNodeRequest
-	5,  // 18: orchestrator.v1.NodeService.ListNodes:output_type -> orchestrator.v1.ListNodesResponse
-	7,  // 19: orchestrator.v1.NodeService.GetNode:output_type -> orchestrator.v1.GetNodeResponse
-	9,  // 20: orchestrator.v1.NodeService.CordonNode:output_type -> orchestrator.v1.CordonNodeResponse
-	11, // 21: orchestrator.v1.NodeService.UncordonNode:output_type -> orchestrator.v1.UncordonNodeResponse
-	13, // 22: orchestrator.v1.NodeService.RemoveNode:output_type -> orchestrator.v1.RemoveNodeResponse
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	3,  // 3: orchestrator.v1.Node.capabilities:type_name -> orchestrator.v1.Capabilities
+	20, // 4: orchestrator.v1.Node.labels:type_name -> orchestrator.v1.Node.LabelsEntry
+	4,  // 5: orchestrator.v1.Node.health:type_name -> orchestrator.v1.NodeHealth
+	22, // 6: orchestrator.v1.Node.create_time:type_name -> google.protobuf.Timestamp
+	6,  // 7: orchestrator.v1.Node.drain:type_name -> orchestrator.v1.Drain
+	1,  // 8: orchestrator.v1.Drain.state:type_name -> orchestrator.v1.Drain.State
+	22, // 9: orchestrator.v1.Drain.start_time:type_name -> google.protobuf.Timestamp
+	22, // 10: orchestrator.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	22, // 11: orchestrator.v1.Drain.end_time:type_name -> google.protobuf.Timestamp
+	23, // 12: orchestrator.v1.ListNodesRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	5,  // 13: orchestrator.v1.ListNodesResponse.nodes:type_name -> orchestrator.v1.Node
+	23, // 14: orchestrator.v1.GetNodeRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	5,  // 15: orchestrator.v1.GetNodeResponse.node:type_name -> orchestrator.v1.Node
+	5,  // 16: orchestrator.v1.CordonNodeResponse.node:type_name -> orchestrator.v1.Node
+	5,  // 17: orchestrator.v1.UncordonNodeResponse.node:type_name -> orchestrator.v1.Node
+	24, // 18: orchestrator.v1.DrainNodeRequest.deadline:type_name -> google.protobuf.Duration
+	5,  // 19: orchestrator.v1.DrainNodeResponse.node:type_name -> orchestrator.v1.Node
+	21, // 20: orchestrator.v1.DrainNodeResponse.plan:type_name -> orchestrator.v1.DrainNodeResponse.Step
+	2,  // 21: orchestrator.v1.DrainNodeResponse.Step.action:type_name -> orchestrator.v1.DrainNodeResponse.Step.Action
+	25, // 22: orchestrator.v1.DrainNodeResponse.Step.priority:type_name -> orchestrator.v1.Priority.Level
+	7,  // 23: orchestrator.v1.NodeService.ListNodes:input_type -> orchestrator.v1.ListNodesRequest
+	9,  // 24: orchestrator.v1.NodeService.GetNode:input_type -> orchestrator.v1.GetNodeRequest
+	11, // 25: orchestrator.v1.NodeService.CordonNode:input_type -> orchestrator.v1.CordonNodeRequest
+	13, // 26: orchestrator.v1.NodeService.UncordonNode:input_type -> orchestrator.v1.UncordonNodeRequest
+	15, // 27: orchestrator.v1.NodeService.DrainNode:input_type -> orchestrator.v1.DrainNodeRequest
+	17, // 28: orchestrator.v1.NodeService.RemoveNode:input_type -> orchestrator.v1.RemoveNodeRequest
+	8,  // 29: orchestrator.v1.NodeService.ListNodes:output_type -> orchestrator.v1.ListNodesResponse
+	10, // 30: orchestrator.v1.NodeService.GetNode:output_type -> orchestrator.v1.GetNodeResponse
+	12, // 31: orchestrator.v1.NodeService.CordonNode:output_type -> orchestrator.v1.CordonNodeResponse
+	14, // 32: orchestrator.v1.NodeService.UncordonNode:output_type -> orchestrator.v1.UncordonNodeResponse
+	16, // 33: orchestrator.v1.NodeService.DrainNode:output_type -> orchestrator.v1.DrainNodeResponse
+	18, // 34: orchestrator.v1.NodeService.RemoveNode:output_type -> orchestrator.v1.RemoveNodeResponse
+	29, // [29:35] is the sub-list for method output_type
+	23, // [23:29] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_node_proto_init() }
@@ -1112,8 +1670,8 @@ func file_orchestrator_v1_node_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_node_proto_rawDesc), len(file_orchestrator_v1_node_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   15,
+			NumEnums:      3,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -377,6 +377,63 @@ func (LogLine_Stream) EnumDescriptor() ([]byte, []int) {
 	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{22, 0}
 }
 
+type DiffCheckpointsResponse_Change_Kind int32
+
+const (
+	DiffCheckpointsResponse_Change_KIND_UNSPECIFIED DiffCheckpointsResponse_Change_Kind = 0
+	DiffCheckpointsResponse_Change_ADDED            DiffCheckpointsResponse_Change_Kind = 1
+	DiffCheckpointsResponse_Change_REMOVED          DiffCheckpointsResponse_Change_Kind = 2
+	// Its content, its type, or the target of a link.
+	DiffCheckpointsResponse_Change_MODIFIED DiffCheckpointsResponse_Change_Kind = 3
+	// Only its mode or its time.
+	DiffCheckpointsResponse_Change_TOUCHED DiffCheckpointsResponse_Change_Kind = 4
+)
+
+// Enum value maps for DiffCheckpointsResponse_Change_Kind.
+var (
+	DiffCheckpointsResponse_Change_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "ADDED",
+		2: "REMOVED",
+		3: "MODIFIED",
+		4: "TOUCHED",
+	}
+	DiffCheckpointsResponse_Change_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"ADDED":            1,
+		"REMOVED":          2,
+		"MODIFIED":         3,
+		"TOUCHED":          4,
+	}
+)
+
+func (x DiffCheckpointsResponse_Change_Kind) Enum() *DiffCheckpointsResponse_Change_Kind {
+	p := new(DiffCheckpointsResponse_Change_Kind)
+	*p = x
+	return p
+}
+
+func (x DiffCheckpointsResponse_Change_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DiffCheckpointsResponse_Change_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_orchestrator_v1_session_proto_enumTypes[6].Descriptor()
+}
+
+func (DiffCheckpointsResponse_Change_Kind) Type() protoreflect.EnumType {
+	return &file_orchestrator_v1_session_proto_enumTypes[6]
+}
+
+func (x DiffCheckpointsResponse_Change_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DiffCheckpointsResponse_Change_Kind.Descriptor instead.
+func (DiffCheckpointsResponse_Change_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{47, 0, 0}
+}
+
 // Consistency says how fresh a read must be.
 type Consistency struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -494,8 +551,17 @@ type SessionSpec struct {
 	// When the session is checkpointed by itself: "turn", or a duration such as "5m" at most after which it is when turns have ended
 	// since; empty for only when it is asked for.
 	CheckpointEvery string `protobuf:"bytes,21,opt,name=checkpoint_every,json=checkpointEvery,proto3" json:"checkpoint_every,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How many checkpoints are kept, at most 100; 10 when 0. The oldest go first.
+	KeepCheckpoints uint32 `protobuf:"varint,22,opt,name=keep_checkpoints,json=keepCheckpoints,proto3" json:"keep_checkpoints,omitempty"`
+	// How long checkpoints are kept, the newest one always; for ever when unset.
+	KeepCheckpointsFor *durationpb.Duration `protobuf:"bytes,23,opt,name=keep_checkpoints_for,json=keepCheckpointsFor,proto3" json:"keep_checkpoints_for,omitempty"`
+	// The session is paused when no turn was under way and no message waited for so long; never when unset. A message resumes it.
+	PauseAfter *durationpb.Duration `protobuf:"bytes,24,opt,name=pause_after,json=pauseAfter,proto3" json:"pause_after,omitempty"`
+	// What a checkpoint keeps besides messages: "files" (the transcript and the workspace), or "memory" for the process's memory,
+	// too, which needs nodes that can; "files" when empty.
+	State         string `protobuf:"bytes,25,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionSpec) Reset() {
@@ -675,6 +741,34 @@ func (x *SessionSpec) GetCheckpointEvery() string {
 	return ""
 }
 
+func (x *SessionSpec) GetKeepCheckpoints() uint32 {
+	if x != nil {
+		return x.KeepCheckpoints
+	}
+	return 0
+}
+
+func (x *SessionSpec) GetKeepCheckpointsFor() *durationpb.Duration {
+	if x != nil {
+		return x.KeepCheckpointsFor
+	}
+	return nil
+}
+
+func (x *SessionSpec) GetPauseAfter() *durationpb.Duration {
+	if x != nil {
+		return x.PauseAfter
+	}
+	return nil
+}
+
+func (x *SessionSpec) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 // Session is a session as the cluster knows it.
 type Session struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -707,7 +801,11 @@ type Session struct {
 	// The process id of the session's first process on its node; 0 when none.
 	Pid int32 `protobuf:"varint,23,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The number of the last output line known to the cluster; the node may be ahead.
-	OutputLine    uint64 `protobuf:"varint,24,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
+	OutputLine uint64 `protobuf:"varint,24,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
+	// Why the last attempt at a checkpoint failed; empty since one was made.
+	CheckpointError string `protobuf:"bytes,25,opt,name=checkpoint_error,json=checkpointError,proto3" json:"checkpoint_error,omitempty"`
+	// What a checkpoint of it keeps: messages, transcript, workspace, memory.
+	Keeps         []string `protobuf:"bytes,26,rep,name=keeps,proto3" json:"keeps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -908,6 +1006,20 @@ func (x *Session) GetOutputLine() uint64 {
 		return x.OutputLine
 	}
 	return 0
+}
+
+func (x *Session) GetCheckpointError() string {
+	if x != nil {
+		return x.CheckpointError
+	}
+	return ""
+}
+
+func (x *Session) GetKeeps() []string {
+	if x != nil {
+		return x.Keeps
+	}
+	return nil
 }
 
 type SpawnSessionRequest struct {
@@ -3166,8 +3278,10 @@ type ForkSessionRequest struct {
 	Name           string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Wait           bool   `protobuf:"varint,6,opt,name=wait,proto3" json:"wait,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Placement strategy of the new session; that of the other one when empty.
+	Strategy      string `protobuf:"bytes,7,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ForkSessionRequest) Reset() {
@@ -3240,6 +3354,13 @@ func (x *ForkSessionRequest) GetWait() bool {
 		return x.Wait
 	}
 	return false
+}
+
+func (x *ForkSessionRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
 }
 
 type ForkSessionResponse struct {
@@ -3407,6 +3528,619 @@ func (x *RewindSessionResponse) GetSession() *Session {
 	return nil
 }
 
+type DeleteCheckpointRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Not the head, which the session goes on from.
+	Sequence       uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeleteCheckpointRequest) Reset() {
+	*x = DeleteCheckpointRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCheckpointRequest) ProtoMessage() {}
+
+func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DeleteCheckpointRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DeleteCheckpointRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeleteCheckpointRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *DeleteCheckpointRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type DeleteCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteCheckpointResponse) Reset() {
+	*x = DeleteCheckpointResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCheckpointResponse) ProtoMessage() {}
+
+func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *DeleteCheckpointResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type DiffCheckpointsRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The older checkpoint; the one before to when 0.
+	From uint64 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`
+	// The newer checkpoint; the head when 0.
+	To            uint64 `protobuf:"varint,4,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffCheckpointsRequest) Reset() {
+	*x = DiffCheckpointsRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffCheckpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffCheckpointsRequest) ProtoMessage() {}
+
+func (x *DiffCheckpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffCheckpointsRequest.ProtoReflect.Descriptor instead.
+func (*DiffCheckpointsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *DiffCheckpointsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DiffCheckpointsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DiffCheckpointsRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DiffCheckpointsRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+// DiffCheckpointsResponse is a part of the differences; a stream of them is in the order of roots and paths.
+type DiffCheckpointsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first part says between which two.
+	From          *Session_Checkpoint               `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            *Session_Checkpoint               `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Changes       []*DiffCheckpointsResponse_Change `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffCheckpointsResponse) Reset() {
+	*x = DiffCheckpointsResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffCheckpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffCheckpointsResponse) ProtoMessage() {}
+
+func (x *DiffCheckpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffCheckpointsResponse.ProtoReflect.Descriptor instead.
+func (*DiffCheckpointsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DiffCheckpointsResponse) GetFrom() *Session_Checkpoint {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *DiffCheckpointsResponse) GetTo() *Session_Checkpoint {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *DiffCheckpointsResponse) GetChanges() []*DiffCheckpointsResponse_Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type ExportSessionRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The checkpoint; the head when 0.
+	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportSessionRequest) Reset() {
+	*x = ExportSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSessionRequest) ProtoMessage() {}
+
+func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSessionRequest.ProtoReflect.Descriptor instead.
+func (*ExportSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ExportSessionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ExportSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ExportSessionRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+// ChunkFrame is a chunk with its name, as docs/protocol/chunks.md has it.
+type ChunkFrame struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// BLAKE3-256 of the content.
+	Id            []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Frame         []byte `protobuf:"bytes,2,opt,name=frame,proto3" json:"frame,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkFrame) Reset() {
+	*x = ChunkFrame{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkFrame) ProtoMessage() {}
+
+func (x *ChunkFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkFrame.ProtoReflect.Descriptor instead.
+func (*ChunkFrame) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ChunkFrame) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *ChunkFrame) GetFrame() []byte {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+// ExportSessionResponse is a part of a checkpoint. The first one says which; then come the chunks of the manifest, the one that
+// names it first, then those that it names, in its order, each once.
+type ExportSessionResponse struct {
+	state         protoimpl.MessageState      `protogen:"open.v1"`
+	Open          *ExportSessionResponse_Open `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
+	Chunks        []*ChunkFrame               `protobuf:"bytes,2,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportSessionResponse) Reset() {
+	*x = ExportSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSessionResponse) ProtoMessage() {}
+
+func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSessionResponse.ProtoReflect.Descriptor instead.
+func (*ExportSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ExportSessionResponse) GetOpen() *ExportSessionResponse_Open {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *ExportSessionResponse) GetChunks() []*ChunkFrame {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
+// ImportSessionRequest is one step of an import: which chunks are missing, chunks, or, at the end, the session. Steps are answered in
+// order.
+type ImportSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*ImportSessionRequest_Missing_
+	//	*ImportSessionRequest_Put_
+	//	*ImportSessionRequest_Commit_
+	Step          isImportSessionRequest_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionRequest) Reset() {
+	*x = ImportSessionRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionRequest) ProtoMessage() {}
+
+func (x *ImportSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionRequest.ProtoReflect.Descriptor instead.
+func (*ImportSessionRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ImportSessionRequest) GetStep() isImportSessionRequest_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *ImportSessionRequest) GetMissing() *ImportSessionRequest_Missing {
+	if x != nil {
+		if x, ok := x.Step.(*ImportSessionRequest_Missing_); ok {
+			return x.Missing
+		}
+	}
+	return nil
+}
+
+func (x *ImportSessionRequest) GetPut() *ImportSessionRequest_Put {
+	if x != nil {
+		if x, ok := x.Step.(*ImportSessionRequest_Put_); ok {
+			return x.Put
+		}
+	}
+	return nil
+}
+
+func (x *ImportSessionRequest) GetCommit() *ImportSessionRequest_Commit {
+	if x != nil {
+		if x, ok := x.Step.(*ImportSessionRequest_Commit_); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
+type isImportSessionRequest_Step interface {
+	isImportSessionRequest_Step()
+}
+
+type ImportSessionRequest_Missing_ struct {
+	Missing *ImportSessionRequest_Missing `protobuf:"bytes,1,opt,name=missing,proto3,oneof"`
+}
+
+type ImportSessionRequest_Put_ struct {
+	Put *ImportSessionRequest_Put `protobuf:"bytes,2,opt,name=put,proto3,oneof"`
+}
+
+type ImportSessionRequest_Commit_ struct {
+	Commit *ImportSessionRequest_Commit `protobuf:"bytes,3,opt,name=commit,proto3,oneof"`
+}
+
+func (*ImportSessionRequest_Missing_) isImportSessionRequest_Step() {}
+
+func (*ImportSessionRequest_Put_) isImportSessionRequest_Step() {}
+
+func (*ImportSessionRequest_Commit_) isImportSessionRequest_Step() {}
+
+type ImportSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*ImportSessionResponse_Missing_
+	//	*ImportSessionResponse_Stored_
+	//	*ImportSessionResponse_Session
+	Step          isImportSessionResponse_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionResponse) Reset() {
+	*x = ImportSessionResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionResponse) ProtoMessage() {}
+
+func (x *ImportSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionResponse.ProtoReflect.Descriptor instead.
+func (*ImportSessionResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ImportSessionResponse) GetStep() isImportSessionResponse_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *ImportSessionResponse) GetMissing() *ImportSessionResponse_Missing {
+	if x != nil {
+		if x, ok := x.Step.(*ImportSessionResponse_Missing_); ok {
+			return x.Missing
+		}
+	}
+	return nil
+}
+
+func (x *ImportSessionResponse) GetStored() *ImportSessionResponse_Stored {
+	if x != nil {
+		if x, ok := x.Step.(*ImportSessionResponse_Stored_); ok {
+			return x.Stored
+		}
+	}
+	return nil
+}
+
+func (x *ImportSessionResponse) GetSession() *Session {
+	if x != nil {
+		if x, ok := x.Step.(*ImportSessionResponse_Session); ok {
+			return x.Session
+		}
+	}
+	return nil
+}
+
+type isImportSessionResponse_Step interface {
+	isImportSessionResponse_Step()
+}
+
+type ImportSessionResponse_Missing_ struct {
+	Missing *ImportSessionResponse_Missing `protobuf:"bytes,1,opt,name=missing,proto3,oneof"`
+}
+
+type ImportSessionResponse_Stored_ struct {
+	Stored *ImportSessionResponse_Stored `protobuf:"bytes,2,opt,name=stored,proto3,oneof"`
+}
+
+type ImportSessionResponse_Session struct {
+	// The answer to commit; after a dry run the session that would be made, without an id.
+	Session *Session `protobuf:"bytes,3,opt,name=session,proto3,oneof"`
+}
+
+func (*ImportSessionResponse_Missing_) isImportSessionResponse_Step() {}
+
+func (*ImportSessionResponse_Stored_) isImportSessionResponse_Step() {}
+
+func (*ImportSessionResponse_Session) isImportSessionResponse_Step() {}
+
 type GetSessionHistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -3417,7 +4151,7 @@ type GetSessionHistoryRequest struct {
 
 func (x *GetSessionHistoryRequest) Reset() {
 	*x = GetSessionHistoryRequest{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[44]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +4163,7 @@ func (x *GetSessionHistoryRequest) String() string {
 func (*GetSessionHistoryRequest) ProtoMessage() {}
 
 func (x *GetSessionHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[44]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +4176,7 @@ func (x *GetSessionHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{44}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetSessionHistoryRequest) GetNamespace() string {
@@ -3469,7 +4203,7 @@ type GetSessionHistoryResponse struct {
 
 func (x *GetSessionHistoryResponse) Reset() {
 	*x = GetSessionHistoryResponse{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[45]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3481,7 +4215,7 @@ func (x *GetSessionHistoryResponse) String() string {
 func (*GetSessionHistoryResponse) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[45]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3494,7 +4228,7 @@ func (x *GetSessionHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{45}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetSessionHistoryResponse) GetEntries() []*GetSessionHistoryResponse_Entry {
@@ -3530,7 +4264,7 @@ type Session_Checkpoint struct {
 
 func (x *Session_Checkpoint) Reset() {
 	*x = Session_Checkpoint{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[49]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +4276,7 @@ func (x *Session_Checkpoint) String() string {
 func (*Session_Checkpoint) ProtoMessage() {}
 
 func (x *Session_Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[49]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3647,7 +4381,7 @@ type Session_Lag struct {
 
 func (x *Session_Lag) Reset() {
 	*x = Session_Lag{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[50]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +4393,7 @@ func (x *Session_Lag) String() string {
 func (*Session_Lag) ProtoMessage() {}
 
 func (x *Session_Lag) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[50]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3709,7 +4443,7 @@ type Session_Mailbox struct {
 
 func (x *Session_Mailbox) Reset() {
 	*x = Session_Mailbox{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[51]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +4455,7 @@ func (x *Session_Mailbox) String() string {
 func (*Session_Mailbox) ProtoMessage() {}
 
 func (x *Session_Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[51]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,26 +4501,28 @@ func (x *Session_Mailbox) GetDead() uint32 {
 
 // Migration is the move under way, or the last one.
 type Session_Migration struct {
-	state         protoimpl.MessageState  `protogen:"open.v1"`
-	Source        string                  `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	Target        string                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
-	Mode          string                  `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
-	Rounds        uint32                  `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`
-	BytesSent     int64                   `protobuf:"varint,5,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
-	BytesReused   int64                   `protobuf:"varint,6,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
-	BlackoutMs    float64                 `protobuf:"fixed64,7,opt,name=blackout_ms,json=blackoutMs,proto3" json:"blackout_ms,omitempty"`
-	TotalMs       float64                 `protobuf:"fixed64,8,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
-	Epoch         uint32                  `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	State         Session_Migration_State `protobuf:"varint,10,opt,name=state,proto3,enum=orchestrator.v1.Session_Migration_State" json:"state,omitempty"`
-	Error         string                  `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
-	StartTime     *timestamppb.Timestamp  `protobuf:"bytes,12,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	state       protoimpl.MessageState  `protogen:"open.v1"`
+	Source      string                  `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Target      string                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Mode        string                  `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Rounds      uint32                  `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	BytesSent   int64                   `protobuf:"varint,5,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReused int64                   `protobuf:"varint,6,opt,name=bytes_reused,json=bytesReused,proto3" json:"bytes_reused,omitempty"`
+	BlackoutMs  float64                 `protobuf:"fixed64,7,opt,name=blackout_ms,json=blackoutMs,proto3" json:"blackout_ms,omitempty"`
+	TotalMs     float64                 `protobuf:"fixed64,8,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	Epoch       uint32                  `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	State       Session_Migration_State `protobuf:"varint,10,opt,name=state,proto3,enum=orchestrator.v1.Session_Migration_State" json:"state,omitempty"`
+	Error       string                  `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	StartTime   *timestamppb.Timestamp  `protobuf:"bytes,12,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// What goes on at this moment, as the source or the target last told; empty when nothing was told. It is never in the log.
+	Progress      *Session_Progress `protobuf:"bytes,13,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Session_Migration) Reset() {
 	*x = Session_Migration{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[52]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3798,7 +4534,7 @@ func (x *Session_Migration) String() string {
 func (*Session_Migration) ProtoMessage() {}
 
 func (x *Session_Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[52]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3898,6 +4634,93 @@ func (x *Session_Migration) GetStartTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Session_Migration) GetProgress() *Session_Progress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// Progress is how far a step of a move is.
+type Session_Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// waiting (for its turn among other moves) | copying | preparing | holding | saving | restoring
+	Step string `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	// Of the bytes that the step reads or fetches; both 0 when it is not known.
+	BytesDone  int64 `protobuf:"varint,2,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	BytesTotal int64 `protobuf:"varint,3,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	// The round of a copy, from 1.
+	Round         uint32                 `protobuf:"varint,4,opt,name=round,proto3" json:"round,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session_Progress) Reset() {
+	*x = Session_Progress{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session_Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session_Progress) ProtoMessage() {}
+
+func (x *Session_Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session_Progress.ProtoReflect.Descriptor instead.
+func (*Session_Progress) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{3, 4}
+}
+
+func (x *Session_Progress) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *Session_Progress) GetBytesDone() int64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *Session_Progress) GetBytesTotal() int64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *Session_Progress) GetRound() uint32 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+func (x *Session_Progress) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // Exit says how the last process ended.
 type Session_Exit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3913,7 +4736,7 @@ type Session_Exit struct {
 
 func (x *Session_Exit) Reset() {
 	*x = Session_Exit{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3925,7 +4748,7 @@ func (x *Session_Exit) String() string {
 func (*Session_Exit) ProtoMessage() {}
 
 func (x *Session_Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3938,7 +4761,7 @@ func (x *Session_Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session_Exit.ProtoReflect.Descriptor instead.
 func (*Session_Exit) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{3, 4}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{3, 5}
 }
 
 func (x *Session_Exit) GetCode() int32 {
@@ -3981,7 +4804,7 @@ type SendMessagesResponse_Result struct {
 
 func (x *SendMessagesResponse_Result) Reset() {
 	*x = SendMessagesResponse_Result{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[55]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3993,7 +4816,7 @@ func (x *SendMessagesResponse_Result) String() string {
 func (*SendMessagesResponse_Result) ProtoMessage() {}
 
 func (x *SendMessagesResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[55]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4042,7 +4865,7 @@ type AttachSessionRequest_Open struct {
 
 func (x *AttachSessionRequest_Open) Reset() {
 	*x = AttachSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[56]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4054,7 +4877,7 @@ func (x *AttachSessionRequest_Open) String() string {
 func (*AttachSessionRequest_Open) ProtoMessage() {}
 
 func (x *AttachSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[56]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4112,7 +4935,7 @@ type ExecSessionRequest_Open struct {
 
 func (x *ExecSessionRequest_Open) Reset() {
 	*x = ExecSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[57]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4124,7 +4947,7 @@ func (x *ExecSessionRequest_Open) String() string {
 func (*ExecSessionRequest_Open) ProtoMessage() {}
 
 func (x *ExecSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[57]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4182,6 +5005,454 @@ func (x *ExecSessionRequest_Open) GetRows() uint32 {
 	return 0
 }
 
+type DiffCheckpointsResponse_Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tree: workspace, or what its driver keeps beside it.
+	Root string                              `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	Path string                              `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Kind DiffCheckpointsResponse_Change_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=orchestrator.v1.DiffCheckpointsResponse_Change_Kind" json:"kind,omitempty"`
+	// d, f or l; empty where there is none.
+	OldType       string `protobuf:"bytes,4,opt,name=old_type,json=oldType,proto3" json:"old_type,omitempty"`
+	NewType       string `protobuf:"bytes,5,opt,name=new_type,json=newType,proto3" json:"new_type,omitempty"`
+	OldBytes      int64  `protobuf:"varint,6,opt,name=old_bytes,json=oldBytes,proto3" json:"old_bytes,omitempty"`
+	NewBytes      int64  `protobuf:"varint,7,opt,name=new_bytes,json=newBytes,proto3" json:"new_bytes,omitempty"`
+	OldMode       uint32 `protobuf:"varint,8,opt,name=old_mode,json=oldMode,proto3" json:"old_mode,omitempty"`
+	NewMode       uint32 `protobuf:"varint,9,opt,name=new_mode,json=newMode,proto3" json:"new_mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffCheckpointsResponse_Change) Reset() {
+	*x = DiffCheckpointsResponse_Change{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffCheckpointsResponse_Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffCheckpointsResponse_Change) ProtoMessage() {}
+
+func (x *DiffCheckpointsResponse_Change) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffCheckpointsResponse_Change.ProtoReflect.Descriptor instead.
+func (*DiffCheckpointsResponse_Change) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{47, 0}
+}
+
+func (x *DiffCheckpointsResponse_Change) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *DiffCheckpointsResponse_Change) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DiffCheckpointsResponse_Change) GetKind() DiffCheckpointsResponse_Change_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return DiffCheckpointsResponse_Change_KIND_UNSPECIFIED
+}
+
+func (x *DiffCheckpointsResponse_Change) GetOldType() string {
+	if x != nil {
+		return x.OldType
+	}
+	return ""
+}
+
+func (x *DiffCheckpointsResponse_Change) GetNewType() string {
+	if x != nil {
+		return x.NewType
+	}
+	return ""
+}
+
+func (x *DiffCheckpointsResponse_Change) GetOldBytes() int64 {
+	if x != nil {
+		return x.OldBytes
+	}
+	return 0
+}
+
+func (x *DiffCheckpointsResponse_Change) GetNewBytes() int64 {
+	if x != nil {
+		return x.NewBytes
+	}
+	return 0
+}
+
+func (x *DiffCheckpointsResponse_Change) GetOldMode() uint32 {
+	if x != nil {
+		return x.OldMode
+	}
+	return 0
+}
+
+func (x *DiffCheckpointsResponse_Change) GetNewMode() uint32 {
+	if x != nil {
+		return x.NewMode
+	}
+	return 0
+}
+
+type ExportSessionResponse_Open struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Session    *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Checkpoint *Session_Checkpoint    `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	ClusterId  string                 `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Of all frames together, and how many there are.
+	Chunks        uint64 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportSessionResponse_Open) Reset() {
+	*x = ExportSessionResponse_Open{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSessionResponse_Open) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSessionResponse_Open) ProtoMessage() {}
+
+func (x *ExportSessionResponse_Open) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSessionResponse_Open.ProtoReflect.Descriptor instead.
+func (*ExportSessionResponse_Open) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{50, 0}
+}
+
+func (x *ExportSessionResponse_Open) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *ExportSessionResponse_Open) GetCheckpoint() *Session_Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *ExportSessionResponse_Open) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *ExportSessionResponse_Open) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+// Which of these are not stored?
+type ImportSessionRequest_Missing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           [][]byte               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionRequest_Missing) Reset() {
+	*x = ImportSessionRequest_Missing{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionRequest_Missing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionRequest_Missing) ProtoMessage() {}
+
+func (x *ImportSessionRequest_Missing) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionRequest_Missing.ProtoReflect.Descriptor instead.
+func (*ImportSessionRequest_Missing) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{51, 0}
+}
+
+func (x *ImportSessionRequest_Missing) GetIds() [][]byte {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type ImportSessionRequest_Put struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        []*ChunkFrame          `protobuf:"bytes,1,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionRequest_Put) Reset() {
+	*x = ImportSessionRequest_Put{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionRequest_Put) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionRequest_Put) ProtoMessage() {}
+
+func (x *ImportSessionRequest_Put) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionRequest_Put.ProtoReflect.Descriptor instead.
+func (*ImportSessionRequest_Put) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{51, 1}
+}
+
+func (x *ImportSessionRequest_Put) GetChunks() []*ChunkFrame {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
+// Commit makes the session, once every chunk is stored that its manifest names.
+type ImportSessionRequest_Commit struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The chunk that names the manifest.
+	Manifest []byte `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// What to run; what the manifest says when unset.
+	Spec *SessionSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	// The new session's name; none when empty, whatever the spec says.
+	Name           string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Answer once the session runs or has ended.
+	Wait bool `protobuf:"varint,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Check everything, and make nothing.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionRequest_Commit) Reset() {
+	*x = ImportSessionRequest_Commit{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionRequest_Commit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionRequest_Commit) ProtoMessage() {}
+
+func (x *ImportSessionRequest_Commit) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionRequest_Commit.ProtoReflect.Descriptor instead.
+func (*ImportSessionRequest_Commit) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{51, 2}
+}
+
+func (x *ImportSessionRequest_Commit) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ImportSessionRequest_Commit) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *ImportSessionRequest_Commit) GetSpec() *SessionSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ImportSessionRequest_Commit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportSessionRequest_Commit) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ImportSessionRequest_Commit) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+func (x *ImportSessionRequest_Commit) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// The answer to missing.
+type ImportSessionResponse_Missing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           [][]byte               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionResponse_Missing) Reset() {
+	*x = ImportSessionResponse_Missing{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionResponse_Missing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionResponse_Missing) ProtoMessage() {}
+
+func (x *ImportSessionResponse_Missing) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionResponse_Missing.ProtoReflect.Descriptor instead.
+func (*ImportSessionResponse_Missing) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{52, 0}
+}
+
+func (x *ImportSessionResponse_Missing) GetIds() [][]byte {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// The answer to put: all of it is durable.
+type ImportSessionResponse_Stored struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSessionResponse_Stored) Reset() {
+	*x = ImportSessionResponse_Stored{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSessionResponse_Stored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSessionResponse_Stored) ProtoMessage() {}
+
+func (x *ImportSessionResponse_Stored) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSessionResponse_Stored.ProtoReflect.Descriptor instead.
+func (*ImportSessionResponse_Stored) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{52, 1}
+}
+
 type GetSessionHistoryResponse_Entry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
@@ -4196,7 +5467,7 @@ type GetSessionHistoryResponse_Entry struct {
 
 func (x *GetSessionHistoryResponse_Entry) Reset() {
 	*x = GetSessionHistoryResponse_Entry{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4208,7 +5479,7 @@ func (x *GetSessionHistoryResponse_Entry) String() string {
 func (*GetSessionHistoryResponse_Entry) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4221,7 +5492,7 @@ func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryResponse_Entry.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryResponse_Entry) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{45, 0}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{54, 0}
 }
 
 func (x *GetSessionHistoryResponse_Entry) GetTime() *timestamppb.Timestamp {
@@ -4283,7 +5554,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x04HIGH\x10\x02\x12\n" +
 	"\n" +
 	"\x06NORMAL\x10\x03\x12\a\n" +
-	"\x03LOW\x10\x04\"\xff\a\n" +
+	"\x03LOW\x10\x04\"\xc9\t\n" +
 	"\vSessionSpec\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4306,7 +5577,12 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x05grace\x18\x12 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x1a\n" +
 	"\bstrategy\x18\x13 \x01(\tR\bstrategy\x126\n" +
 	"\tturn_idle\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\bturnIdle\x12)\n" +
-	"\x10checkpoint_every\x18\x15 \x01(\tR\x0fcheckpointEvery\x1a6\n" +
+	"\x10checkpoint_every\x18\x15 \x01(\tR\x0fcheckpointEvery\x12)\n" +
+	"\x10keep_checkpoints\x18\x16 \x01(\rR\x0fkeepCheckpoints\x12K\n" +
+	"\x14keep_checkpoints_for\x18\x17 \x01(\v2\x19.google.protobuf.DurationR\x12keepCheckpointsFor\x12:\n" +
+	"\vpause_after\x18\x18 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"pauseAfter\x12\x14\n" +
+	"\x05state\x18\x19 \x01(\tR\x05state\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -4315,7 +5591,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc4\x12\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x14\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -4346,7 +5622,9 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\fmodify_index\x18\x16 \x01(\x04R\vmodifyIndex\x12\x10\n" +
 	"\x03pid\x18\x17 \x01(\x05R\x03pid\x12\x1f\n" +
 	"\voutput_line\x18\x18 \x01(\x04R\n" +
-	"outputLine\x1a\xd2\x02\n" +
+	"outputLine\x12)\n" +
+	"\x10checkpoint_error\x18\x19 \x01(\tR\x0fcheckpointError\x12\x14\n" +
+	"\x05keeps\x18\x1a \x03(\tR\x05keeps\x1a\xd2\x02\n" +
 	"\n" +
 	"Checkpoint\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12;\n" +
@@ -4372,7 +5650,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x06queued\x18\x01 \x01(\rR\x06queued\x12\x1c\n" +
 	"\tdelivered\x18\x02 \x01(\rR\tdelivered\x12\x14\n" +
 	"\x05acked\x18\x03 \x01(\rR\x05acked\x12\x12\n" +
-	"\x04dead\x18\x04 \x01(\rR\x04dead\x1a\xea\x03\n" +
+	"\x04dead\x18\x04 \x01(\rR\x04dead\x1a\xa9\x04\n" +
 	"\tMigration\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
@@ -4389,7 +5667,8 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	" \x01(\x0e2(.orchestrator.v1.Session.Migration.StateR\x05state\x12\x14\n" +
 	"\x05error\x18\v \x01(\tR\x05error\x129\n" +
 	"\n" +
-	"start_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\"\\\n" +
+	"start_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12=\n" +
+	"\bprogress\x18\r \x01(\v2!.orchestrator.v1.Session.ProgressR\bprogress\"\\\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aCOPYING\x10\x01\x12\n" +
@@ -4398,7 +5677,15 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x04DONE\x10\x03\x12\n" +
 	"\n" +
 	"\x06FAILED\x10\x04\x12\r\n" +
-	"\tCANCELLED\x10\x05\x1ab\n" +
+	"\tCANCELLED\x10\x05\x1a\xa4\x01\n" +
+	"\bProgress\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x02 \x01(\x03R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x03 \x01(\x03R\n" +
+	"bytesTotal\x12\x14\n" +
+	"\x05round\x18\x04 \x01(\rR\x05round\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x1ab\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x14\n" +
@@ -4615,14 +5902,15 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
 	"\x04wait\x18\x04 \x01(\bR\x04wait\"K\n" +
 	"\x15ResumeSessionResponse\x122\n" +
-	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\xaf\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\xcb\x01\n" +
 	"\x12ForkSessionRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12'\n" +
 	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
-	"\x04wait\x18\x06 \x01(\bR\x04wait\"I\n" +
+	"\x04wait\x18\x06 \x01(\bR\x04wait\x12\x1a\n" +
+	"\bstrategy\x18\a \x01(\tR\bstrategy\"I\n" +
 	"\x13ForkSessionResponse\x122\n" +
 	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\x9d\x01\n" +
 	"\x14RewindSessionRequest\x12\x1c\n" +
@@ -4632,7 +5920,83 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
 	"\x04wait\x18\x05 \x01(\bR\x04wait\"K\n" +
 	"\x15RewindSessionResponse\x122\n" +
-	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"H\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"\x8c\x01\n" +
+	"\x17DeleteCheckpointRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"N\n" +
+	"\x18DeleteCheckpointResponse\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\"j\n" +
+	"\x16DiffCheckpointsRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\x04R\x02to\"\xc6\x04\n" +
+	"\x17DiffCheckpointsResponse\x127\n" +
+	"\x04from\x18\x01 \x01(\v2#.orchestrator.v1.Session.CheckpointR\x04from\x123\n" +
+	"\x02to\x18\x02 \x01(\v2#.orchestrator.v1.Session.CheckpointR\x02to\x12I\n" +
+	"\achanges\x18\x03 \x03(\v2/.orchestrator.v1.DiffCheckpointsResponse.ChangeR\achanges\x1a\xf1\x02\n" +
+	"\x06Change\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12H\n" +
+	"\x04kind\x18\x03 \x01(\x0e24.orchestrator.v1.DiffCheckpointsResponse.Change.KindR\x04kind\x12\x19\n" +
+	"\bold_type\x18\x04 \x01(\tR\aoldType\x12\x19\n" +
+	"\bnew_type\x18\x05 \x01(\tR\anewType\x12\x1b\n" +
+	"\told_bytes\x18\x06 \x01(\x03R\boldBytes\x12\x1b\n" +
+	"\tnew_bytes\x18\a \x01(\x03R\bnewBytes\x12\x19\n" +
+	"\bold_mode\x18\b \x01(\rR\aoldMode\x12\x19\n" +
+	"\bnew_mode\x18\t \x01(\rR\anewMode\"O\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ADDED\x10\x01\x12\v\n" +
+	"\aREMOVED\x10\x02\x12\f\n" +
+	"\bMODIFIED\x10\x03\x12\v\n" +
+	"\aTOUCHED\x10\x04\"`\n" +
+	"\x14ExportSessionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\"2\n" +
+	"\n" +
+	"ChunkFrame\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
+	"\x05frame\x18\x02 \x01(\fR\x05frame\"\xc6\x02\n" +
+	"\x15ExportSessionResponse\x12?\n" +
+	"\x04open\x18\x01 \x01(\v2+.orchestrator.v1.ExportSessionResponse.OpenR\x04open\x123\n" +
+	"\x06chunks\x18\x02 \x03(\v2\x1b.orchestrator.v1.ChunkFrameR\x06chunks\x1a\xb6\x01\n" +
+	"\x04Open\x122\n" +
+	"\asession\x18\x01 \x01(\v2\x18.orchestrator.v1.SessionR\asession\x12C\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\v2#.orchestrator.v1.Session.CheckpointR\n" +
+	"checkpoint\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x03 \x01(\tR\tclusterId\x12\x16\n" +
+	"\x06chunks\x18\x04 \x01(\x04R\x06chunks\"\xaa\x04\n" +
+	"\x14ImportSessionRequest\x12I\n" +
+	"\amissing\x18\x01 \x01(\v2-.orchestrator.v1.ImportSessionRequest.MissingH\x00R\amissing\x12=\n" +
+	"\x03put\x18\x02 \x01(\v2).orchestrator.v1.ImportSessionRequest.PutH\x00R\x03put\x12F\n" +
+	"\x06commit\x18\x03 \x01(\v2,.orchestrator.v1.ImportSessionRequest.CommitH\x00R\x06commit\x1a\x1b\n" +
+	"\aMissing\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\fR\x03ids\x1a:\n" +
+	"\x03Put\x123\n" +
+	"\x06chunks\x18\x01 \x03(\v2\x1b.orchestrator.v1.ChunkFrameR\x06chunks\x1a\xde\x01\n" +
+	"\x06Commit\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x120\n" +
+	"\x04spec\x18\x03 \x01(\v2\x1c.orchestrator.v1.SessionSpecR\x04spec\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x06 \x01(\bR\x04wait\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRunB\x06\n" +
+	"\x04step\"\x91\x02\n" +
+	"\x15ImportSessionResponse\x12J\n" +
+	"\amissing\x18\x01 \x01(\v2..orchestrator.v1.ImportSessionResponse.MissingH\x00R\amissing\x12G\n" +
+	"\x06stored\x18\x02 \x01(\v2-.orchestrator.v1.ImportSessionResponse.StoredH\x00R\x06stored\x124\n" +
+	"\asession\x18\x03 \x01(\v2\x18.orchestrator.v1.SessionH\x00R\asession\x1a\x1b\n" +
+	"\aMissing\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\fR\x03ids\x1a\b\n" +
+	"\x06StoredB\x06\n" +
+	"\x04step\"H\n" +
 	"\x18GetSessionHistoryRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"\xaf\x02\n" +
@@ -4644,7 +6008,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x05phase\x18\x03 \x01(\x0e2\x1e.orchestrator.v1.Session.PhaseR\x05phase\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\rR\x05epoch\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\x91\x0f\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xa8\x12\n" +
 	"\x0eSessionService\x12[\n" +
 	"\fSpawnSession\x12$.orchestrator.v1.SpawnSessionRequest\x1a%.orchestrator.v1.SpawnSessionResponse\x12U\n" +
 	"\n" +
@@ -4666,7 +6030,11 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\fPauseSession\x12$.orchestrator.v1.PauseSessionRequest\x1a%.orchestrator.v1.PauseSessionResponse\x12^\n" +
 	"\rResumeSession\x12%.orchestrator.v1.ResumeSessionRequest\x1a&.orchestrator.v1.ResumeSessionResponse\x12X\n" +
 	"\vForkSession\x12#.orchestrator.v1.ForkSessionRequest\x1a$.orchestrator.v1.ForkSessionResponse\x12^\n" +
-	"\rRewindSession\x12%.orchestrator.v1.RewindSessionRequest\x1a&.orchestrator.v1.RewindSessionResponse\x12j\n" +
+	"\rRewindSession\x12%.orchestrator.v1.RewindSessionRequest\x1a&.orchestrator.v1.RewindSessionResponse\x12g\n" +
+	"\x10DeleteCheckpoint\x12(.orchestrator.v1.DeleteCheckpointRequest\x1a).orchestrator.v1.DeleteCheckpointResponse\x12f\n" +
+	"\x0fDiffCheckpoints\x12'.orchestrator.v1.DiffCheckpointsRequest\x1a(.orchestrator.v1.DiffCheckpointsResponse0\x01\x12`\n" +
+	"\rExportSession\x12%.orchestrator.v1.ExportSessionRequest\x1a&.orchestrator.v1.ExportSessionResponse0\x01\x12b\n" +
+	"\rImportSession\x12%.orchestrator.v1.ImportSessionRequest\x1a&.orchestrator.v1.ImportSessionResponse(\x010\x01\x12j\n" +
 	"\x11GetSessionHistory\x12).orchestrator.v1.GetSessionHistoryRequest\x1a*.orchestrator.v1.GetSessionHistoryResponseBJZHgithub.com/neolith/orchestrator/api/proto/orchestrator/v1;orchestratorv1b\x06proto3"
 
 var (
@@ -4681,185 +6049,232 @@ func file_orchestrator_v1_session_proto_rawDescGZIP() []byte {
 	return file_orchestrator_v1_session_proto_rawDescData
 }
 
-var file_orchestrator_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_orchestrator_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_orchestrator_v1_session_proto_goTypes = []any{
-	(Consistency_Level)(0),                  // 0: orchestrator.v1.Consistency.Level
-	(Priority_Level)(0),                     // 1: orchestrator.v1.Priority.Level
-	(Session_Phase)(0),                      // 2: orchestrator.v1.Session.Phase
-	(Session_Migration_State)(0),            // 3: orchestrator.v1.Session.Migration.State
-	(Message_Status)(0),                     // 4: orchestrator.v1.Message.Status
-	(LogLine_Stream)(0),                     // 5: orchestrator.v1.LogLine.Stream
-	(*Consistency)(nil),                     // 6: orchestrator.v1.Consistency
-	(*Priority)(nil),                        // 7: orchestrator.v1.Priority
-	(*SessionSpec)(nil),                     // 8: orchestrator.v1.SessionSpec
-	(*Session)(nil),                         // 9: orchestrator.v1.Session
-	(*SpawnSessionRequest)(nil),             // 10: orchestrator.v1.SpawnSessionRequest
-	(*SpawnSessionResponse)(nil),            // 11: orchestrator.v1.SpawnSessionResponse
-	(*GetSessionRequest)(nil),               // 12: orchestrator.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),              // 13: orchestrator.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),             // 14: orchestrator.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),            // 15: orchestrator.v1.ListSessionsResponse
-	(*WatchSessionsRequest)(nil),            // 16: orchestrator.v1.WatchSessionsRequest
-	(*WatchSessionsResponse)(nil),           // 17: orchestrator.v1.WatchSessionsResponse
-	(*TerminateSessionRequest)(nil),         // 18: orchestrator.v1.TerminateSessionRequest
-	(*TerminateSessionResponse)(nil),        // 19: orchestrator.v1.TerminateSessionResponse
-	(*SendMessageRequest)(nil),              // 20: orchestrator.v1.SendMessageRequest
-	(*SendMessageResponse)(nil),             // 21: orchestrator.v1.SendMessageResponse
-	(*SendMessagesRequest)(nil),             // 22: orchestrator.v1.SendMessagesRequest
-	(*SendMessagesResponse)(nil),            // 23: orchestrator.v1.SendMessagesResponse
-	(*Message)(nil),                         // 24: orchestrator.v1.Message
-	(*GetMessageRequest)(nil),               // 25: orchestrator.v1.GetMessageRequest
-	(*GetMessageResponse)(nil),              // 26: orchestrator.v1.GetMessageResponse
-	(*ReadLogsRequest)(nil),                 // 27: orchestrator.v1.ReadLogsRequest
-	(*LogLine)(nil),                         // 28: orchestrator.v1.LogLine
-	(*ReadLogsResponse)(nil),                // 29: orchestrator.v1.ReadLogsResponse
-	(*AttachSessionRequest)(nil),            // 30: orchestrator.v1.AttachSessionRequest
-	(*AttachSessionResponse)(nil),           // 31: orchestrator.v1.AttachSessionResponse
-	(*ExecSessionRequest)(nil),              // 32: orchestrator.v1.ExecSessionRequest
-	(*ExecSessionResponse)(nil),             // 33: orchestrator.v1.ExecSessionResponse
-	(*CheckpointSessionRequest)(nil),        // 34: orchestrator.v1.CheckpointSessionRequest
-	(*CheckpointSessionResponse)(nil),       // 35: orchestrator.v1.CheckpointSessionResponse
-	(*ListCheckpointsRequest)(nil),          // 36: orchestrator.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),         // 37: orchestrator.v1.ListCheckpointsResponse
-	(*MigrateSessionRequest)(nil),           // 38: orchestrator.v1.MigrateSessionRequest
-	(*MigrateSessionResponse)(nil),          // 39: orchestrator.v1.MigrateSessionResponse
-	(*CancelMigrationRequest)(nil),          // 40: orchestrator.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),         // 41: orchestrator.v1.CancelMigrationResponse
-	(*PauseSessionRequest)(nil),             // 42: orchestrator.v1.PauseSessionRequest
-	(*PauseSessionResponse)(nil),            // 43: orchestrator.v1.PauseSessionResponse
-	(*ResumeSessionRequest)(nil),            // 44: orchestrator.v1.ResumeSessionRequest
-	(*ResumeSessionResponse)(nil),           // 45: orchestrator.v1.ResumeSessionResponse
-	(*ForkSessionRequest)(nil),              // 46: orchestrator.v1.ForkSessionRequest
-	(*ForkSessionResponse)(nil),             // 47: orchestrator.v1.ForkSessionResponse
-	(*RewindSessionRequest)(nil),            // 48: orchestrator.v1.RewindSessionRequest
-	(*RewindSessionResponse)(nil),           // 49: orchestrator.v1.RewindSessionResponse
-	(*GetSessionHistoryRequest)(nil),        // 50: orchestrator.v1.GetSessionHistoryRequest
-	(*GetSessionHistoryResponse)(nil),       // 51: orchestrator.v1.GetSessionHistoryResponse
-	nil,                                     // 52: orchestrator.v1.SessionSpec.EnvEntry
-	nil,                                     // 53: orchestrator.v1.SessionSpec.LabelsEntry
-	nil,                                     // 54: orchestrator.v1.SessionSpec.NodeSelectorEntry
-	(*Session_Checkpoint)(nil),              // 55: orchestrator.v1.Session.Checkpoint
-	(*Session_Lag)(nil),                     // 56: orchestrator.v1.Session.Lag
-	(*Session_Mailbox)(nil),                 // 57: orchestrator.v1.Session.Mailbox
-	(*Session_Migration)(nil),               // 58: orchestrator.v1.Session.Migration
-	(*Session_Exit)(nil),                    // 59: orchestrator.v1.Session.Exit
-	nil,                                     // 60: orchestrator.v1.Session.LabelsEntry
-	(*SendMessagesResponse_Result)(nil),     // 61: orchestrator.v1.SendMessagesResponse.Result
-	(*AttachSessionRequest_Open)(nil),       // 62: orchestrator.v1.AttachSessionRequest.Open
-	(*ExecSessionRequest_Open)(nil),         // 63: orchestrator.v1.ExecSessionRequest.Open
-	(*GetSessionHistoryResponse_Entry)(nil), // 64: orchestrator.v1.GetSessionHistoryResponse.Entry
-	(*durationpb.Duration)(nil),             // 65: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),           // 66: google.protobuf.Timestamp
+	(Consistency_Level)(0),                   // 0: orchestrator.v1.Consistency.Level
+	(Priority_Level)(0),                      // 1: orchestrator.v1.Priority.Level
+	(Session_Phase)(0),                       // 2: orchestrator.v1.Session.Phase
+	(Session_Migration_State)(0),             // 3: orchestrator.v1.Session.Migration.State
+	(Message_Status)(0),                      // 4: orchestrator.v1.Message.Status
+	(LogLine_Stream)(0),                      // 5: orchestrator.v1.LogLine.Stream
+	(DiffCheckpointsResponse_Change_Kind)(0), // 6: orchestrator.v1.DiffCheckpointsResponse.Change.Kind
+	(*Consistency)(nil),                      // 7: orchestrator.v1.Consistency
+	(*Priority)(nil),                         // 8: orchestrator.v1.Priority
+	(*SessionSpec)(nil),                      // 9: orchestrator.v1.SessionSpec
+	(*Session)(nil),                          // 10: orchestrator.v1.Session
+	(*SpawnSessionRequest)(nil),              // 11: orchestrator.v1.SpawnSessionRequest
+	(*SpawnSessionResponse)(nil),             // 12: orchestrator.v1.SpawnSessionResponse
+	(*GetSessionRequest)(nil),                // 13: orchestrator.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),               // 14: orchestrator.v1.GetSessionResponse
+	(*ListSessionsRequest)(nil),              // 15: orchestrator.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),             // 16: orchestrator.v1.ListSessionsResponse
+	(*WatchSessionsRequest)(nil),             // 17: orchestrator.v1.WatchSessionsRequest
+	(*WatchSessionsResponse)(nil),            // 18: orchestrator.v1.WatchSessionsResponse
+	(*TerminateSessionRequest)(nil),          // 19: orchestrator.v1.TerminateSessionRequest
+	(*TerminateSessionResponse)(nil),         // 20: orchestrator.v1.TerminateSessionResponse
+	(*SendMessageRequest)(nil),               // 21: orchestrator.v1.SendMessageRequest
+	(*SendMessageResponse)(nil),              // 22: orchestrator.v1.SendMessageResponse
+	(*SendMessagesRequest)(nil),              // 23: orchestrator.v1.SendMessagesRequest
+	(*SendMessagesResponse)(nil),             // 24: orchestrator.v1.SendMessagesResponse
+	(*Message)(nil),                          // 25: orchestrator.v1.Message
+	(*GetMessageRequest)(nil),                // 26: orchestrator.v1.GetMessageRequest
+	(*GetMessageResponse)(nil),               // 27: orchestrator.v1.GetMessageResponse
+	(*ReadLogsRequest)(nil),                  // 28: orchestrator.v1.ReadLogsRequest
+	(*LogLine)(nil),                          // 29: orchestrator.v1.LogLine
+	(*ReadLogsResponse)(nil),                 // 30: orchestrator.v1.ReadLogsResponse
+	(*AttachSessionRequest)(nil),             // 31: orchestrator.v1.AttachSessionRequest
+	(*AttachSessionResponse)(nil),            // 32: orchestrator.v1.AttachSessionResponse
+	(*ExecSessionRequest)(nil),               // 33: orchestrator.v1.ExecSessionRequest
+	(*ExecSessionResponse)(nil),              // 34: orchestrator.v1.ExecSessionResponse
+	(*CheckpointSessionRequest)(nil),         // 35: orchestrator.v1.CheckpointSessionRequest
+	(*CheckpointSessionResponse)(nil),        // 36: orchestrator.v1.CheckpointSessionResponse
+	(*ListCheckpointsRequest)(nil),           // 37: orchestrator.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),          // 38: orchestrator.v1.ListCheckpointsResponse
+	(*MigrateSessionRequest)(nil),            // 39: orchestrator.v1.MigrateSessionRequest
+	(*MigrateSessionResponse)(nil),           // 40: orchestrator.v1.MigrateSessionResponse
+	(*CancelMigrationRequest)(nil),           // 41: orchestrator.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),          // 42: orchestrator.v1.CancelMigrationResponse
+	(*PauseSessionRequest)(nil),              // 43: orchestrator.v1.PauseSessionRequest
+	(*PauseSessionResponse)(nil),             // 44: orchestrator.v1.PauseSessionResponse
+	(*ResumeSessionRequest)(nil),             // 45: orchestrator.v1.ResumeSessionRequest
+	(*ResumeSessionResponse)(nil),            // 46: orchestrator.v1.ResumeSessionResponse
+	(*ForkSessionRequest)(nil),               // 47: orchestrator.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),              // 48: orchestrator.v1.ForkSessionResponse
+	(*RewindSessionRequest)(nil),             // 49: orchestrator.v1.RewindSessionRequest
+	(*RewindSessionResponse)(nil),            // 50: orchestrator.v1.RewindSessionResponse
+	(*DeleteCheckpointRequest)(nil),          // 51: orchestrator.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),         // 52: orchestrator.v1.DeleteCheckpointResponse
+	(*DiffCheckpointsRequest)(nil),           // 53: orchestrator.v1.DiffCheckpointsRequest
+	(*DiffCheckpointsResponse)(nil),          // 54: orchestrator.v1.DiffCheckpointsResponse
+	(*ExportSessionRequest)(nil),             // 55: orchestrator.v1.ExportSessionRequest
+	(*ChunkFrame)(nil),                       // 56: orchestrator.v1.ChunkFrame
+	(*ExportSessionResponse)(nil),            // 57: orchestrator.v1.ExportSessionResponse
+	(*ImportSessionRequest)(nil),             // 58: orchestrator.v1.ImportSessionRequest
+	(*ImportSessionResponse)(nil),            // 59: orchestrator.v1.ImportSessionResponse
+	(*GetSessionHistoryRequest)(nil),         // 60: orchestrator.v1.GetSessionHistoryRequest
+	(*GetSessionHistoryResponse)(nil),        // 61: orchestrator.v1.GetSessionHistoryResponse
+	nil,                                      // 62: orchestrator.v1.SessionSpec.EnvEntry
+	nil,                                      // 63: orchestrator.v1.SessionSpec.LabelsEntry
+	nil,                                      // 64: orchestrator.v1.SessionSpec.NodeSelectorEntry
+	(*Session_Checkpoint)(nil),               // 65: orchestrator.v1.Session.Checkpoint
+	(*Session_Lag)(nil),                      // 66: orchestrator.v1.Session.Lag
+	(*Session_Mailbox)(nil),                  // 67: orchestrator.v1.Session.Mailbox
+	(*Session_Migration)(nil),                // 68: orchestrator.v1.Session.Migration
+	(*Session_Progress)(nil),                 // 69: orchestrator.v1.Session.Progress
+	(*Session_Exit)(nil),                     // 70: orchestrator.v1.Session.Exit
+	nil,                                      // 71: orchestrator.v1.Session.LabelsEntry
+	(*SendMessagesResponse_Result)(nil),      // 72: orchestrator.v1.SendMessagesResponse.Result
+	(*AttachSessionRequest_Open)(nil),        // 73: orchestrator.v1.AttachSessionRequest.Open
+	(*ExecSessionRequest_Open)(nil),          // 74: orchestrator.v1.ExecSessionRequest.Open
+	(*DiffCheckpointsResponse_Change)(nil),   // 75: orchestrator.v1.DiffCheckpointsResponse.Change
+	(*ExportSessionResponse_Open)(nil),       // 76: orchestrator.v1.ExportSessionResponse.Open
+	(*ImportSessionRequest_Missing)(nil),     // 77: orchestrator.v1.ImportSessionRequest.Missing
+	(*ImportSessionRequest_Put)(nil),         // 78: orchestrator.v1.ImportSessionRequest.Put
+	(*ImportSessionRequest_Commit)(nil),      // 79: orchestrator.v1.ImportSessionRequest.Commit
+	(*ImportSessionResponse_Missing)(nil),    // 80: orchestrator.v1.ImportSessionResponse.Missing
+	(*ImportSessionResponse_Stored)(nil),     // 81: orchestrator.v1.ImportSessionResponse.Stored
+	(*GetSessionHistoryResponse_Entry)(nil),  // 82: orchestrator.v1.GetSessionHistoryResponse.Entry
+	(*durationpb.Duration)(nil),              // 83: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),            // 84: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_session_proto_depIdxs = []int32{
-	1,  // 0: orchestrator.v1.SessionSpec.priority:type_name -> orchestrator.v1.Priority.Level
-	52, // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
-	53, // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
-	54, // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
-	65, // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
-	65, // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
-	65, // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
-	2,  // 7: orchestrator.v1.Session.phase:type_name -> orchestrator.v1.Session.Phase
-	1,  // 8: orchestrator.v1.Session.priority:type_name -> orchestrator.v1.Priority.Level
-	60, // 9: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
-	66, // 10: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	66, // 11: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
-	66, // 12: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
-	55, // 13: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	56, // 14: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
-	57, // 15: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
-	58, // 16: orchestrator.v1.Session.migration:type_name -> orchestrator.v1.Session.Migration
-	59, // 17: orchestrator.v1.Session.exit:type_name -> orchestrator.v1.Session.Exit
-	8,  // 18: orchestrator.v1.Session.spec:type_name -> orchestrator.v1.SessionSpec
-	8,  // 19: orchestrator.v1.SpawnSessionRequest.spec:type_name -> orchestrator.v1.SessionSpec
-	9,  // 20: orchestrator.v1.SpawnSessionResponse.session:type_name -> orchestrator.v1.Session
-	0,  // 21: orchestrator.v1.GetSessionRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	9,  // 22: orchestrator.v1.GetSessionResponse.session:type_name -> orchestrator.v1.Session
-	0,  // 23: orchestrator.v1.ListSessionsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	9,  // 24: orchestrator.v1.ListSessionsResponse.sessions:type_name -> orchestrator.v1.Session
-	9,  // 25: orchestrator.v1.WatchSessionsResponse.session:type_name -> orchestrator.v1.Session
-	65, // 26: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
-	9,  // 27: orchestrator.v1.TerminateSessionResponse.session:type_name -> orchestrator.v1.Session
-	1,  // 28: orchestrator.v1.SendMessageRequest.priority:type_name -> orchestrator.v1.Priority.Level
-	66, // 29: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
-	24, // 30: orchestrator.v1.SendMessageResponse.message:type_name -> orchestrator.v1.Message
-	20, // 31: orchestrator.v1.SendMessagesRequest.messages:type_name -> orchestrator.v1.SendMessageRequest
-	61, // 32: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
-	1,  // 33: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
-	4,  // 34: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
-	66, // 35: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	66, // 36: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
-	66, // 37: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
-	24, // 38: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
-	65, // 39: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
-	5,  // 40: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
-	66, // 41: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	28, // 42: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
-	62, // 43: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
-	59, // 44: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	63, // 45: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
-	59, // 46: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	9,  // 47: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
-	0,  // 48: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	55, // 49: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
-	9,  // 50: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
-	9,  // 51: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
-	9,  // 52: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
-	9,  // 53: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
-	9,  // 54: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
-	9,  // 55: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
-	64, // 56: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
-	66, // 57: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
-	3,  // 58: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
-	66, // 59: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
-	66, // 60: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
-	2,  // 61: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
-	10, // 62: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
-	12, // 63: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
-	14, // 64: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
-	16, // 65: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
-	18, // 66: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
-	20, // 67: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
-	22, // 68: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
-	25, // 69: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
-	27, // 70: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
-	30, // 71: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
-	32, // 72: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
-	34, // 73: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
-	36, // 74: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
-	38, // 75: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
-	40, // 76: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
-	42, // 77: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
-	44, // 78: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
-	46, // 79: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
-	48, // 80: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
-	50, // 81: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
-	11, // 82: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
-	13, // 83: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
-	15, // 84: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
-	17, // 85: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
-	19, // 86: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
-	21, // 87: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
-	23, // 88: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
-	26, // 89: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
-	29, // 90: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
-	31, // 91: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
-	33, // 92: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
-	35, // 93: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
-	37, // 94: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
-	39, // 95: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
-	41, // 96: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
-	43, // 97: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
-	45, // 98: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
-	47, // 99: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
-	49, // 100: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
-	51, // 101: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
-	82, // [82:102] is the sub-list for method output_type
-	62, // [62:82] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	1,   // 0: orchestrator.v1.SessionSpec.priority:type_name -> orchestrator.v1.Priority.Level
+	62,  // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
+	63,  // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
+	64,  // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
+	83,  // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
+	83,  // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
+	83,  // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
+	83,  // 7: orchestrator.v1.SessionSpec.keep_checkpoints_for:type_name -> google.protobuf.Duration
+	83,  // 8: orchestrator.v1.SessionSpec.pause_after:type_name -> google.protobuf.Duration
+	2,   // 9: orchestrator.v1.Session.phase:type_name -> orchestrator.v1.Session.Phase
+	1,   // 10: orchestrator.v1.Session.priority:type_name -> orchestrator.v1.Priority.Level
+	71,  // 11: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
+	84,  // 12: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	84,  // 13: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
+	84,  // 14: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
+	65,  // 15: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	66,  // 16: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
+	67,  // 17: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
+	68,  // 18: orchestrator.v1.Session.migration:type_name -> orchestrator.v1.Session.Migration
+	70,  // 19: orchestrator.v1.Session.exit:type_name -> orchestrator.v1.Session.Exit
+	9,   // 20: orchestrator.v1.Session.spec:type_name -> orchestrator.v1.SessionSpec
+	9,   // 21: orchestrator.v1.SpawnSessionRequest.spec:type_name -> orchestrator.v1.SessionSpec
+	10,  // 22: orchestrator.v1.SpawnSessionResponse.session:type_name -> orchestrator.v1.Session
+	0,   // 23: orchestrator.v1.GetSessionRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	10,  // 24: orchestrator.v1.GetSessionResponse.session:type_name -> orchestrator.v1.Session
+	0,   // 25: orchestrator.v1.ListSessionsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	10,  // 26: orchestrator.v1.ListSessionsResponse.sessions:type_name -> orchestrator.v1.Session
+	10,  // 27: orchestrator.v1.WatchSessionsResponse.session:type_name -> orchestrator.v1.Session
+	83,  // 28: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
+	10,  // 29: orchestrator.v1.TerminateSessionResponse.session:type_name -> orchestrator.v1.Session
+	1,   // 30: orchestrator.v1.SendMessageRequest.priority:type_name -> orchestrator.v1.Priority.Level
+	84,  // 31: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
+	25,  // 32: orchestrator.v1.SendMessageResponse.message:type_name -> orchestrator.v1.Message
+	21,  // 33: orchestrator.v1.SendMessagesRequest.messages:type_name -> orchestrator.v1.SendMessageRequest
+	72,  // 34: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
+	1,   // 35: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
+	4,   // 36: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
+	84,  // 37: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	84,  // 38: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
+	84,  // 39: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
+	25,  // 40: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
+	83,  // 41: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
+	5,   // 42: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
+	84,  // 43: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	29,  // 44: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
+	73,  // 45: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
+	70,  // 46: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	74,  // 47: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
+	70,  // 48: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	10,  // 49: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
+	0,   // 50: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	65,  // 51: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
+	10,  // 52: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 53: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 54: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 55: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 56: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 57: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 58: orchestrator.v1.DeleteCheckpointResponse.session:type_name -> orchestrator.v1.Session
+	65,  // 59: orchestrator.v1.DiffCheckpointsResponse.from:type_name -> orchestrator.v1.Session.Checkpoint
+	65,  // 60: orchestrator.v1.DiffCheckpointsResponse.to:type_name -> orchestrator.v1.Session.Checkpoint
+	75,  // 61: orchestrator.v1.DiffCheckpointsResponse.changes:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change
+	76,  // 62: orchestrator.v1.ExportSessionResponse.open:type_name -> orchestrator.v1.ExportSessionResponse.Open
+	56,  // 63: orchestrator.v1.ExportSessionResponse.chunks:type_name -> orchestrator.v1.ChunkFrame
+	77,  // 64: orchestrator.v1.ImportSessionRequest.missing:type_name -> orchestrator.v1.ImportSessionRequest.Missing
+	78,  // 65: orchestrator.v1.ImportSessionRequest.put:type_name -> orchestrator.v1.ImportSessionRequest.Put
+	79,  // 66: orchestrator.v1.ImportSessionRequest.commit:type_name -> orchestrator.v1.ImportSessionRequest.Commit
+	80,  // 67: orchestrator.v1.ImportSessionResponse.missing:type_name -> orchestrator.v1.ImportSessionResponse.Missing
+	81,  // 68: orchestrator.v1.ImportSessionResponse.stored:type_name -> orchestrator.v1.ImportSessionResponse.Stored
+	10,  // 69: orchestrator.v1.ImportSessionResponse.session:type_name -> orchestrator.v1.Session
+	82,  // 70: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
+	84,  // 71: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
+	3,   // 72: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
+	84,  // 73: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
+	69,  // 74: orchestrator.v1.Session.Migration.progress:type_name -> orchestrator.v1.Session.Progress
+	84,  // 75: orchestrator.v1.Session.Progress.time:type_name -> google.protobuf.Timestamp
+	6,   // 76: orchestrator.v1.DiffCheckpointsResponse.Change.kind:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change.Kind
+	10,  // 77: orchestrator.v1.ExportSessionResponse.Open.session:type_name -> orchestrator.v1.Session
+	65,  // 78: orchestrator.v1.ExportSessionResponse.Open.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	56,  // 79: orchestrator.v1.ImportSessionRequest.Put.chunks:type_name -> orchestrator.v1.ChunkFrame
+	9,   // 80: orchestrator.v1.ImportSessionRequest.Commit.spec:type_name -> orchestrator.v1.SessionSpec
+	84,  // 81: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
+	2,   // 82: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
+	11,  // 83: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
+	13,  // 84: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
+	15,  // 85: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
+	17,  // 86: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
+	19,  // 87: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
+	21,  // 88: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
+	23,  // 89: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
+	26,  // 90: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
+	28,  // 91: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
+	31,  // 92: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
+	33,  // 93: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
+	35,  // 94: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
+	37,  // 95: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
+	39,  // 96: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
+	41,  // 97: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
+	43,  // 98: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
+	45,  // 99: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
+	47,  // 100: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
+	49,  // 101: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
+	51,  // 102: orchestrator.v1.SessionService.DeleteCheckpoint:input_type -> orchestrator.v1.DeleteCheckpointRequest
+	53,  // 103: orchestrator.v1.SessionService.DiffCheckpoints:input_type -> orchestrator.v1.DiffCheckpointsRequest
+	55,  // 104: orchestrator.v1.SessionService.ExportSession:input_type -> orchestrator.v1.ExportSessionRequest
+	58,  // 105: orchestrator.v1.SessionService.ImportSession:input_type -> orchestrator.v1.ImportSessionRequest
+	60,  // 106: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
+	12,  // 107: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
+	14,  // 108: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
+	16,  // 109: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
+	18,  // 110: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
+	20,  // 111: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
+	22,  // 112: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
+	24,  // 113: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
+	27,  // 114: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
+	30,  // 115: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
+	32,  // 116: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
+	34,  // 117: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
+	36,  // 118: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
+	38,  // 119: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
+	40,  // 120: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
+	42,  // 121: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
+	44,  // 122: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
+	46,  // 123: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
+	48,  // 124: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
+	50,  // 125: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
+	52,  // 126: orchestrator.v1.SessionService.DeleteCheckpoint:output_type -> orchestrator.v1.DeleteCheckpointResponse
+	54,  // 127: orchestrator.v1.SessionService.DiffCheckpoints:output_type -> orchestrator.v1.DiffCheckpointsResponse
+	57,  // 128: orchestrator.v1.SessionService.ExportSession:output_type -> orchestrator.v1.ExportSessionResponse
+	59,  // 129: orchestrator.v1.SessionService.ImportSession:output_type -> orchestrator.v1.ImportSessionResponse
+	61,  // 130: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
+	107, // [107:131] is the sub-list for method output_type
+	83,  // [83:107] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_session_proto_init() }
@@ -4867,13 +6282,23 @@ func file_orchestrator_v1_session_proto_init() {
 	if File_orchestrator_v1_session_proto != nil {
 		return
 	}
+	file_orchestrator_v1_session_proto_msgTypes[51].OneofWrappers = []any{
+		(*ImportSessionRequest_Missing_)(nil),
+		(*ImportSessionRequest_Put_)(nil),
+		(*ImportSessionRequest_Commit_)(nil),
+	}
+	file_orchestrator_v1_session_proto_msgTypes[52].OneofWrappers = []any{
+		(*ImportSessionResponse_Missing_)(nil),
+		(*ImportSessionResponse_Stored_)(nil),
+		(*ImportSessionResponse_Session)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_session_proto_rawDesc), len(file_orchestrator_v1_session_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   59,
+			NumEnums:      7,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

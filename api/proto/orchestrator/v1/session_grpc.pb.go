@@ -40,6 +40,10 @@ const (
 	SessionService_ResumeSession_FullMethodName     = "/orchestrator.v1.SessionService/ResumeSession"
 	SessionService_ForkSession_FullMethodName       = "/orchestrator.v1.SessionService/ForkSession"
 	SessionService_RewindSession_FullMethodName     = "/orchestrator.v1.SessionService/RewindSession"
+	SessionService_DeleteCheckpoint_FullMethodName  = "/orchestrator.v1.SessionService/DeleteCheckpoint"
+	SessionService_DiffCheckpoints_FullMethodName   = "/orchestrator.v1.SessionService/DiffCheckpoints"
+	SessionService_ExportSession_FullMethodName     = "/orchestrator.v1.SessionService/ExportSession"
+	SessionService_ImportSession_FullMethodName     = "/orchestrator.v1.SessionService/ImportSession"
 	SessionService_GetSessionHistory_FullMethodName = "/orchestrator.v1.SessionService/GetSessionHistory"
 )
 
@@ -87,6 +91,14 @@ type SessionServiceClient interface {
 	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
 	// RewindSession takes a session back to one of its checkpoints, under a new epoch; one that has failed, too.
 	RewindSession(ctx context.Context, in *RewindSessionRequest, opts ...grpc.CallOption) (*RewindSessionResponse, error)
+	// DeleteCheckpoint lets a checkpoint go; not the newest.
+	DeleteCheckpoint(ctx context.Context, in *DeleteCheckpointRequest, opts ...grpc.CallOption) (*DeleteCheckpointResponse, error)
+	// DiffCheckpoints tells what files differ between two checkpoints of a session.
+	DiffCheckpoints(ctx context.Context, in *DiffCheckpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffCheckpointsResponse], error)
+	// ExportSession streams a checkpoint and its chunks.
+	ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error)
+	// ImportSession makes a session that begins with a checkpoint from elsewhere, or with a workspace.
+	ImportSession(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ImportSessionRequest, ImportSessionResponse], error)
 	// GetSessionHistory returns the session's last changes of phase, with who, when and why.
 	GetSessionHistory(ctx context.Context, in *GetSessionHistoryRequest, opts ...grpc.CallOption) (*GetSessionHistoryResponse, error)
 }
@@ -316,6 +328,67 @@ func (c *sessionServiceClient) RewindSession(ctx context.Context, in *RewindSess
 	return out, nil
 }
 
+func (c *sessionServiceClient) DeleteCheckpoint(ctx context.Context, in *DeleteCheckpointRequest, opts ...grpc.CallOption) (*DeleteCheckpointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteCheckpointResponse)
+	err := c.cc.Invoke(ctx, SessionService_DeleteCheckpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) DiffCheckpoints(ctx context.Context, in *DiffCheckpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffCheckpointsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SessionService_ServiceDesc.Streams[5], SessionService_DiffCheckpoints_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DiffCheckpointsRequest, DiffCheckpointsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_DiffCheckpointsClient = grpc.ServerStreamingClient[DiffCheckpointsResponse]
+
+func (c *sessionServiceClient) ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SessionService_ServiceDesc.Streams[6], SessionService_ExportSession_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportSessionRequest, ExportSessionResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_ExportSessionClient = grpc.ServerStreamingClient[ExportSessionResponse]
+
+func (c *sessionServiceClient) ImportSession(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ImportSessionRequest, ImportSessionResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SessionService_ServiceDesc.Streams[7], SessionService_ImportSession_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ImportSessionRequest, ImportSessionResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_ImportSessionClient = grpc.BidiStreamingClient[ImportSessionRequest, ImportSessionResponse]
+
 func (c *sessionServiceClient) GetSessionHistory(ctx context.Context, in *GetSessionHistoryRequest, opts ...grpc.CallOption) (*GetSessionHistoryResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetSessionHistoryResponse)
@@ -370,6 +443,14 @@ type SessionServiceServer interface {
 	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
 	// RewindSession takes a session back to one of its checkpoints, under a new epoch; one that has failed, too.
 	RewindSession(context.Context, *RewindSessionRequest) (*RewindSessionResponse, error)
+	// DeleteCheckpoint lets a checkpoint go; not the newest.
+	DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error)
+	// DiffCheckpoints tells what files differ between two checkpoints of a session.
+	DiffCheckpoints(*DiffCheckpointsRequest, grpc.ServerStreamingServer[DiffCheckpointsResponse]) error
+	// ExportSession streams a checkpoint and its chunks.
+	ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error
+	// ImportSession makes a session that begins with a checkpoint from elsewhere, or with a workspace.
+	ImportSession(grpc.BidiStreamingServer[ImportSessionRequest, ImportSessionResponse]) error
 	// GetSessionHistory returns the session's last changes of phase, with who, when and why.
 	GetSessionHistory(context.Context, *GetSessionHistoryRequest) (*GetSessionHistoryResponse, error)
 	mustEmbedUnimplementedSessionServiceServer()
@@ -438,6 +519,18 @@ func (UnimplementedSessionServiceServer) ForkSession(context.Context, *ForkSessi
 }
 func (UnimplementedSessionServiceServer) RewindSession(context.Context, *RewindSessionRequest) (*RewindSessionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RewindSession not implemented")
+}
+func (UnimplementedSessionServiceServer) DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteCheckpoint not implemented")
+}
+func (UnimplementedSessionServiceServer) DiffCheckpoints(*DiffCheckpointsRequest, grpc.ServerStreamingServer[DiffCheckpointsResponse]) error {
+	return status.Error(codes.Unimplemented, "method DiffCheckpoints not implemented")
+}
+func (UnimplementedSessionServiceServer) ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error {
+	return status.Error(codes.Unimplemented, "method ExportSession not implemented")
+}
+func (UnimplementedSessionServiceServer) ImportSession(grpc.BidiStreamingServer[ImportSessionRequest, ImportSessionResponse]) error {
+	return status.Error(codes.Unimplemented, "method ImportSession not implemented")
 }
 func (UnimplementedSessionServiceServer) GetSessionHistory(context.Context, *GetSessionHistoryRequest) (*GetSessionHistoryResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSessionHistory not implemented")
@@ -758,6 +851,53 @@ func _SessionService_RewindSession_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SessionService_DeleteCheckpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteCheckpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).DeleteCheckpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_DeleteCheckpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).DeleteCheckpoint(ctx, req.(*DeleteCheckpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_DiffCheckpoints_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DiffCheckpointsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SessionServiceServer).DiffCheckpoints(m, &grpc.GenericServerStream[DiffCheckpointsRequest, DiffCheckpointsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_DiffCheckpointsServer = grpc.ServerStreamingServer[DiffCheckpointsResponse]
+
+func _SessionService_ExportSession_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportSessionRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SessionServiceServer).ExportSession(m, &grpc.GenericServerStream[ExportSessionRequest, ExportSessionResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_ExportSessionServer = grpc.ServerStreamingServer[ExportSessionResponse]
+
+func _SessionService_ImportSession_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(SessionServiceServer).ImportSession(&grpc.GenericServerStream[ImportSessionRequest, ImportSessionResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_ImportSessionServer = grpc.BidiStreamingServer[ImportSessionRequest, ImportSessionResponse]
+
 func _SessionService_GetSessionHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetSessionHistoryRequest)
 	if err := dec(in); err != nil {
@@ -840,6 +980,10 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SessionService_RewindSession_Handler,
 		},
 		{
+			MethodName: "DeleteCheckpoint",
+			Handler:    _SessionService_DeleteCheckpoint_Handler,
+		},
+		{
 			MethodName: "GetSessionHistory",
 			Handler:    _SessionService_GetSessionHistory_Handler,
 		},
@@ -870,6 +1014,22 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ExecSession",
 			Handler:       _SessionService_ExecSession_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "DiffCheckpoints",
+			Handler:       _SessionService_DiffCheckpoints_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ExportSession",
+			Handler:       _SessionService_ExportSession_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ImportSession",
+			Handler:       _SessionService_ImportSession_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -111,6 +111,9 @@ type Command struct {
 	//	*Command_ResumeSession
 	//	*Command_ForkSession
 	//	*Command_RewindSession
+	//	*Command_DeleteCheckpoint
+	//	*Command_DrainNode
+	//	*Command_EndDrain
 	Kind isCommand_Kind `protobuf_oneof:"kind"`
 	// What makes a client's retry the same command; spawn and send have a key of their own.
 	Once          *Once `protobuf:"bytes,32,opt,name=once,proto3" json:"once,omitempty"`
@@ -398,6 +401,33 @@ func (x *Command) GetRewindSession() *RewindSession {
 	return nil
 }
 
+func (x *Command) GetDeleteCheckpoint() *DeleteCheckpoint {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DeleteCheckpoint); ok {
+			return x.DeleteCheckpoint
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDrainNode() *DrainNode {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DrainNode); ok {
+			return x.DrainNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEndDrain() *EndDrain {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_EndDrain); ok {
+			return x.EndDrain
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetOnce() *Once {
 	if x != nil {
 		return x.Once
@@ -517,6 +547,18 @@ type Command_RewindSession struct {
 	RewindSession *RewindSession `protobuf:"bytes,27,opt,name=rewind_session,json=rewindSession,proto3,oneof"`
 }
 
+type Command_DeleteCheckpoint struct {
+	DeleteCheckpoint *DeleteCheckpoint `protobuf:"bytes,28,opt,name=delete_checkpoint,json=deleteCheckpoint,proto3,oneof"`
+}
+
+type Command_DrainNode struct {
+	DrainNode *DrainNode `protobuf:"bytes,29,opt,name=drain_node,json=drainNode,proto3,oneof"`
+}
+
+type Command_EndDrain struct {
+	EndDrain *EndDrain `protobuf:"bytes,30,opt,name=end_drain,json=endDrain,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_SpawnSession) isCommand_Kind() {}
@@ -570,6 +612,12 @@ func (*Command_ResumeSession) isCommand_Kind() {}
 func (*Command_ForkSession) isCommand_Kind() {}
 
 func (*Command_RewindSession) isCommand_Kind() {}
+
+func (*Command_DeleteCheckpoint) isCommand_Kind() {}
+
+func (*Command_DrainNode) isCommand_Kind() {}
+
+func (*Command_EndDrain) isCommand_Kind() {}
 
 // Once names a request. The command it comes with has effect the first time only.
 type Once struct {
@@ -737,7 +785,9 @@ type SpawnSession struct {
 	// The router's explanation.
 	Placement string `protobuf:"bytes,6,opt,name=placement,proto3" json:"placement,omitempty"`
 	// Who asked, for the history.
-	Actor         string `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	Actor string `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	// What it begins with; unset for nothing. Its chunks are stored.
+	Checkpoint    *v1.Session_Checkpoint `protobuf:"bytes,8,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -819,6 +869,13 @@ func (x *SpawnSession) GetActor() string {
 		return x.Actor
 	}
 	return ""
+}
+
+func (x *SpawnSession) GetCheckpoint() *v1.Session_Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
 }
 
 // PlaceSession gives a pending session a node and its next epoch.
@@ -2112,10 +2169,13 @@ func (x *CancelMigration) GetActor() string {
 }
 
 type PauseSession struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor     string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Pause it only if nothing happened since it was found idle: it still runs at this epoch, so many turns have ended, and no message
+	// waits. Unset for whatever it does.
+	Idle          *Idle `protobuf:"bytes,4,opt,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2171,6 +2231,65 @@ func (x *PauseSession) GetActor() string {
 	return ""
 }
 
+func (x *PauseSession) GetIdle() *Idle {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
+type Idle struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint32                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Turns         uint64                 `protobuf:"varint,2,opt,name=turns,proto3" json:"turns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Idle) Reset() {
+	*x = Idle{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Idle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Idle) ProtoMessage() {}
+
+func (x *Idle) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Idle.ProtoReflect.Descriptor instead.
+func (*Idle) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Idle) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Idle) GetTurns() uint64 {
+	if x != nil {
+		return x.Turns
+	}
+	return 0
+}
+
 type ResumeSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -2181,7 +2300,7 @@ type ResumeSession struct {
 
 func (x *ResumeSession) Reset() {
 	*x = ResumeSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2312,7 @@ func (x *ResumeSession) String() string {
 func (*ResumeSession) ProtoMessage() {}
 
 func (x *ResumeSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[27]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2325,7 @@ func (x *ResumeSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSession.ProtoReflect.Descriptor instead.
 func (*ResumeSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResumeSession) GetSessionId() string {
@@ -2233,13 +2352,14 @@ type ForkSession struct {
 	IdempotencyKey string                 `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	RequestHash    uint64                 `protobuf:"varint,6,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`
 	Actor          string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	Strategy       string                 `protobuf:"bytes,8,opt,name=strategy,proto3" json:"strategy,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ForkSession) Reset() {
 	*x = ForkSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2371,7 @@ func (x *ForkSession) String() string {
 func (*ForkSession) ProtoMessage() {}
 
 func (x *ForkSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[28]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2384,7 @@ func (x *ForkSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSession.ProtoReflect.Descriptor instead.
 func (*ForkSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ForkSession) GetSessionId() string {
@@ -2316,6 +2436,13 @@ func (x *ForkSession) GetActor() string {
 	return ""
 }
 
+func (x *ForkSession) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
 // RewindSession makes an earlier checkpoint the head, and starts a new epoch from it.
 type RewindSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2328,7 +2455,7 @@ type RewindSession struct {
 
 func (x *RewindSession) Reset() {
 	*x = RewindSession{}
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2467,7 @@ func (x *RewindSession) String() string {
 func (*RewindSession) ProtoMessage() {}
 
 func (x *RewindSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[29]
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2480,7 @@ func (x *RewindSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewindSession.ProtoReflect.Descriptor instead.
 func (*RewindSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RewindSession) GetSessionId() string {
@@ -2377,6 +2504,208 @@ func (x *RewindSession) GetActor() string {
 	return ""
 }
 
+// DeleteCheckpoint lets one checkpoint of a chain go, not the head.
+type DeleteCheckpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteCheckpoint) Reset() {
+	*x = DeleteCheckpoint{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCheckpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCheckpoint) ProtoMessage() {}
+
+func (x *DeleteCheckpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCheckpoint.ProtoReflect.Descriptor instead.
+func (*DeleteCheckpoint) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DeleteCheckpoint) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *DeleteCheckpoint) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *DeleteCheckpoint) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// DrainNode cordons a node and says that its sessions are to go.
+type DrainNode struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Unix nanoseconds.
+	Deadline      int64  `protobuf:"varint,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Force         bool   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	Actor         string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNode) Reset() {
+	*x = DrainNode{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNode) ProtoMessage() {}
+
+func (x *DrainNode) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNode.ProtoReflect.Descriptor instead.
+func (*DrainNode) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DrainNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *DrainNode) GetDeadline() int64 {
+	if x != nil {
+		return x.Deadline
+	}
+	return 0
+}
+
+func (x *DrainNode) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *DrainNode) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// EndDrain says how a drain ended.
+type EndDrain struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The drain that was decided about: the raft index at which it began.
+	Number uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	// orchestrator.v1.Drain.State
+	State         uint32 `protobuf:"varint,3,opt,name=state,proto3" json:"state,omitempty"`
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndDrain) Reset() {
+	*x = EndDrain{}
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndDrain) ProtoMessage() {}
+
+func (x *EndDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndDrain.ProtoReflect.Descriptor instead.
+func (*EndDrain) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EndDrain) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *EndDrain) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *EndDrain) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *EndDrain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_orchestrator_cluster_v1_command_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
@@ -2384,7 +2713,7 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12<\n" +
-	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xc1\x11\n" +
+	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xa2\x13\n" +
 	"\aCommand\x12I\n" +
 	"\finit_cluster\x18\x01 \x01(\v2$.orchestrator.cluster.v1.InitClusterH\x00R\vinitCluster\x12L\n" +
 	"\rspawn_session\x18\x02 \x01(\v2%.orchestrator.cluster.v1.SpawnSessionH\x00R\fspawnSession\x12L\n" +
@@ -2415,7 +2744,11 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\rpause_session\x18\x18 \x01(\v2%.orchestrator.cluster.v1.PauseSessionH\x00R\fpauseSession\x12O\n" +
 	"\x0eresume_session\x18\x19 \x01(\v2&.orchestrator.cluster.v1.ResumeSessionH\x00R\rresumeSession\x12I\n" +
 	"\ffork_session\x18\x1a \x01(\v2$.orchestrator.cluster.v1.ForkSessionH\x00R\vforkSession\x12O\n" +
-	"\x0erewind_session\x18\x1b \x01(\v2&.orchestrator.cluster.v1.RewindSessionH\x00R\rrewindSession\x121\n" +
+	"\x0erewind_session\x18\x1b \x01(\v2&.orchestrator.cluster.v1.RewindSessionH\x00R\rrewindSession\x12X\n" +
+	"\x11delete_checkpoint\x18\x1c \x01(\v2).orchestrator.cluster.v1.DeleteCheckpointH\x00R\x10deleteCheckpoint\x12C\n" +
+	"\n" +
+	"drain_node\x18\x1d \x01(\v2\".orchestrator.cluster.v1.DrainNodeH\x00R\tdrainNode\x12@\n" +
+	"\tend_drain\x18\x1e \x01(\v2!.orchestrator.cluster.v1.EndDrainH\x00R\bendDrain\x121\n" +
 	"\x04once\x18  \x01(\v2\x1d.orchestrator.cluster.v1.OnceR\x04onceB\x06\n" +
 	"\x04kind\"Q\n" +
 	"\x04Once\x12\x14\n" +
@@ -2426,7 +2759,7 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\asubject\x18\x01 \x01(\tR\asubject\",\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x01 \x01(\tR\tclusterId\"\xf8\x01\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\"\xbd\x02\n" +
 	"\fSpawnSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x120\n" +
@@ -2435,7 +2768,10 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\frequest_hash\x18\x04 \x01(\x04R\vrequestHash\x12\x17\n" +
 	"\anode_id\x18\x05 \x01(\tR\x06nodeId\x12\x1c\n" +
 	"\tplacement\x18\x06 \x01(\tR\tplacement\x12\x14\n" +
-	"\x05actor\x18\a \x01(\tR\x05actor\"z\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\x12C\n" +
+	"\n" +
+	"checkpoint\x18\b \x01(\v2#.orchestrator.v1.Session.CheckpointR\n" +
+	"checkpoint\"z\n" +
 	"\fPlaceSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -2542,16 +2878,20 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"[\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x8e\x01\n" +
 	"\fPauseSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"D\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x121\n" +
+	"\x04idle\x18\x04 \x01(\v2\x1d.orchestrator.cluster.v1.IdleR\x04idle\"2\n" +
+	"\x04Idle\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\rR\x05epoch\x12\x14\n" +
+	"\x05turns\x18\x02 \x01(\x04R\x05turns\"D\n" +
 	"\rResumeSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
-	"\x05actor\x18\x02 \x01(\tR\x05actor\"\xe4\x01\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\"\x80\x02\n" +
 	"\vForkSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12$\n" +
@@ -2560,12 +2900,28 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12'\n" +
 	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x12!\n" +
 	"\frequest_hash\x18\x06 \x01(\x04R\vrequestHash\x12\x14\n" +
-	"\x05actor\x18\a \x01(\tR\x05actor\"`\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\x12\x1a\n" +
+	"\bstrategy\x18\b \x01(\tR\bstrategy\"`\n" +
 	"\rRewindSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actorBMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"c\n" +
+	"\x10DeleteCheckpoint\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"l\n" +
+	"\tDrainNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bdeadline\x18\x02 \x01(\x03R\bdeadline\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"i\n" +
+	"\bEndDrain\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\rR\x05state\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reasonBMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
 var (
 	file_orchestrator_cluster_v1_command_proto_rawDescOnce sync.Once
@@ -2579,44 +2935,49 @@ func file_orchestrator_cluster_v1_command_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_command_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_orchestrator_cluster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
-	(*Batch)(nil),              // 0: orchestrator.cluster.v1.Batch
-	(*Command)(nil),            // 1: orchestrator.cluster.v1.Command
-	(*Once)(nil),               // 2: orchestrator.cluster.v1.Once
-	(*Remember)(nil),           // 3: orchestrator.cluster.v1.Remember
-	(*InitCluster)(nil),        // 4: orchestrator.cluster.v1.InitCluster
-	(*SpawnSession)(nil),       // 5: orchestrator.cluster.v1.SpawnSession
-	(*PlaceSession)(nil),       // 6: orchestrator.cluster.v1.PlaceSession
-	(*TerminateSession)(nil),   // 7: orchestrator.cluster.v1.TerminateSession
-	(*SendMessage)(nil),        // 8: orchestrator.cluster.v1.SendMessage
-	(*ApplyFacts)(nil),         // 9: orchestrator.cluster.v1.ApplyFacts
-	(*RegisterNode)(nil),       // 10: orchestrator.cluster.v1.RegisterNode
-	(*SetNodeStatus)(nil),      // 11: orchestrator.cluster.v1.SetNodeStatus
-	(*LoseNode)(nil),           // 12: orchestrator.cluster.v1.LoseNode
-	(*SetNodeSchedulable)(nil), // 13: orchestrator.cluster.v1.SetNodeSchedulable
-	(*RemoveNode)(nil),         // 14: orchestrator.cluster.v1.RemoveNode
-	(*CreateToken)(nil),        // 15: orchestrator.cluster.v1.CreateToken
-	(*RevokeToken)(nil),        // 16: orchestrator.cluster.v1.RevokeToken
-	(*RetryDeadLetters)(nil),   // 17: orchestrator.cluster.v1.RetryDeadLetters
-	(*PurgeDeadLetters)(nil),   // 18: orchestrator.cluster.v1.PurgeDeadLetters
-	(*BuryMessages)(nil),       // 19: orchestrator.cluster.v1.BuryMessages
-	(*CollectGarbage)(nil),     // 20: orchestrator.cluster.v1.CollectGarbage
-	(*SetPendingReason)(nil),   // 21: orchestrator.cluster.v1.SetPendingReason
-	(*RemoveSession)(nil),      // 22: orchestrator.cluster.v1.RemoveSession
-	(*CheckpointSession)(nil),  // 23: orchestrator.cluster.v1.CheckpointSession
-	(*MigrateSession)(nil),     // 24: orchestrator.cluster.v1.MigrateSession
-	(*CancelMigration)(nil),    // 25: orchestrator.cluster.v1.CancelMigration
-	(*PauseSession)(nil),       // 26: orchestrator.cluster.v1.PauseSession
-	(*ResumeSession)(nil),      // 27: orchestrator.cluster.v1.ResumeSession
-	(*ForkSession)(nil),        // 28: orchestrator.cluster.v1.ForkSession
-	(*RewindSession)(nil),      // 29: orchestrator.cluster.v1.RewindSession
-	nil,                        // 30: orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 31: orchestrator.v1.SessionSpec
-	(v1.Priority_Level)(0),     // 32: orchestrator.v1.Priority.Level
-	(*v11.Fact)(nil),           // 33: orchestrator.node.v1.Fact
-	(*v1.Capabilities)(nil),    // 34: orchestrator.v1.Capabilities
-	(v1.Node_Status)(0),        // 35: orchestrator.v1.Node.Status
+	(*Batch)(nil),                 // 0: orchestrator.cluster.v1.Batch
+	(*Command)(nil),               // 1: orchestrator.cluster.v1.Command
+	(*Once)(nil),                  // 2: orchestrator.cluster.v1.Once
+	(*Remember)(nil),              // 3: orchestrator.cluster.v1.Remember
+	(*InitCluster)(nil),           // 4: orchestrator.cluster.v1.InitCluster
+	(*SpawnSession)(nil),          // 5: orchestrator.cluster.v1.SpawnSession
+	(*PlaceSession)(nil),          // 6: orchestrator.cluster.v1.PlaceSession
+	(*TerminateSession)(nil),      // 7: orchestrator.cluster.v1.TerminateSession
+	(*SendMessage)(nil),           // 8: orchestrator.cluster.v1.SendMessage
+	(*ApplyFacts)(nil),            // 9: orchestrator.cluster.v1.ApplyFacts
+	(*RegisterNode)(nil),          // 10: orchestrator.cluster.v1.RegisterNode
+	(*SetNodeStatus)(nil),         // 11: orchestrator.cluster.v1.SetNodeStatus
+	(*LoseNode)(nil),              // 12: orchestrator.cluster.v1.LoseNode
+	(*SetNodeSchedulable)(nil),    // 13: orchestrator.cluster.v1.SetNodeSchedulable
+	(*RemoveNode)(nil),            // 14: orchestrator.cluster.v1.RemoveNode
+	(*CreateToken)(nil),           // 15: orchestrator.cluster.v1.CreateToken
+	(*RevokeToken)(nil),           // 16: orchestrator.cluster.v1.RevokeToken
+	(*RetryDeadLetters)(nil),      // 17: orchestrator.cluster.v1.RetryDeadLetters
+	(*PurgeDeadLetters)(nil),      // 18: orchestrator.cluster.v1.PurgeDeadLetters
+	(*BuryMessages)(nil),          // 19: orchestrator.cluster.v1.BuryMessages
+	(*CollectGarbage)(nil),        // 20: orchestrator.cluster.v1.CollectGarbage
+	(*SetPendingReason)(nil),      // 21: orchestrator.cluster.v1.SetPendingReason
+	(*RemoveSession)(nil),         // 22: orchestrator.cluster.v1.RemoveSession
+	(*CheckpointSession)(nil),     // 23: orchestrator.cluster.v1.CheckpointSession
+	(*MigrateSession)(nil),        // 24: orchestrator.cluster.v1.MigrateSession
+	(*CancelMigration)(nil),       // 25: orchestrator.cluster.v1.CancelMigration
+	(*PauseSession)(nil),          // 26: orchestrator.cluster.v1.PauseSession
+	(*Idle)(nil),                  // 27: orchestrator.cluster.v1.Idle
+	(*ResumeSession)(nil),         // 28: orchestrator.cluster.v1.ResumeSession
+	(*ForkSession)(nil),           // 29: orchestrator.cluster.v1.ForkSession
+	(*RewindSession)(nil),         // 30: orchestrator.cluster.v1.RewindSession
+	(*DeleteCheckpoint)(nil),      // 31: orchestrator.cluster.v1.DeleteCheckpoint
+	(*DrainNode)(nil),             // 32: orchestrator.cluster.v1.DrainNode
+	(*EndDrain)(nil),              // 33: orchestrator.cluster.v1.EndDrain
+	nil,                           // 34: orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	(*v1.SessionSpec)(nil),        // 35: orchestrator.v1.SessionSpec
+	(*v1.Session_Checkpoint)(nil), // 36: orchestrator.v1.Session.Checkpoint
+	(v1.Priority_Level)(0),        // 37: orchestrator.v1.Priority.Level
+	(*v11.Fact)(nil),              // 38: orchestrator.node.v1.Fact
+	(*v1.Capabilities)(nil),       // 39: orchestrator.v1.Capabilities
+	(v1.Node_Status)(0),           // 40: orchestrator.v1.Node.Status
 }
 var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.cluster.v1.Batch.commands:type_name -> orchestrator.cluster.v1.Command
@@ -2644,21 +3005,26 @@ var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	24, // 22: orchestrator.cluster.v1.Command.migrate_session:type_name -> orchestrator.cluster.v1.MigrateSession
 	25, // 23: orchestrator.cluster.v1.Command.cancel_migration:type_name -> orchestrator.cluster.v1.CancelMigration
 	26, // 24: orchestrator.cluster.v1.Command.pause_session:type_name -> orchestrator.cluster.v1.PauseSession
-	27, // 25: orchestrator.cluster.v1.Command.resume_session:type_name -> orchestrator.cluster.v1.ResumeSession
-	28, // 26: orchestrator.cluster.v1.Command.fork_session:type_name -> orchestrator.cluster.v1.ForkSession
-	29, // 27: orchestrator.cluster.v1.Command.rewind_session:type_name -> orchestrator.cluster.v1.RewindSession
-	2,  // 28: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
-	31, // 29: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
-	32, // 30: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
-	33, // 31: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
-	34, // 32: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
-	30, // 33: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	35, // 34: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	28, // 25: orchestrator.cluster.v1.Command.resume_session:type_name -> orchestrator.cluster.v1.ResumeSession
+	29, // 26: orchestrator.cluster.v1.Command.fork_session:type_name -> orchestrator.cluster.v1.ForkSession
+	30, // 27: orchestrator.cluster.v1.Command.rewind_session:type_name -> orchestrator.cluster.v1.RewindSession
+	31, // 28: orchestrator.cluster.v1.Command.delete_checkpoint:type_name -> orchestrator.cluster.v1.DeleteCheckpoint
+	32, // 29: orchestrator.cluster.v1.Command.drain_node:type_name -> orchestrator.cluster.v1.DrainNode
+	33, // 30: orchestrator.cluster.v1.Command.end_drain:type_name -> orchestrator.cluster.v1.EndDrain
+	2,  // 31: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
+	35, // 32: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
+	36, // 33: orchestrator.cluster.v1.SpawnSession.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	37, // 34: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
+	38, // 35: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
+	39, // 36: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
+	34, // 37: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	40, // 38: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
+	27, // 39: orchestrator.cluster.v1.PauseSession.idle:type_name -> orchestrator.cluster.v1.Idle
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_command_proto_init() }
@@ -2694,6 +3060,9 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		(*Command_ResumeSession)(nil),
 		(*Command_ForkSession)(nil),
 		(*Command_RewindSession)(nil),
+		(*Command_DeleteCheckpoint)(nil),
+		(*Command_DrainNode)(nil),
+		(*Command_EndDrain)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2701,7 +3070,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_command_proto_rawDesc), len(file_orchestrator_cluster_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

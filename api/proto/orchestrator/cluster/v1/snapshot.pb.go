@@ -412,6 +412,8 @@ type SessionRow struct {
 	RewindTo        uint64 `protobuf:"varint,35,opt,name=rewind_to,json=rewindTo,proto3" json:"rewind_to,omitempty"`
 	Move            uint64 `protobuf:"varint,36,opt,name=move,proto3" json:"move,omitempty"`
 	CapturedTime    int64  `protobuf:"varint,37,opt,name=captured_time,json=capturedTime,proto3" json:"captured_time,omitempty"`
+	// Why the last attempt at a checkpoint failed.
+	CheckpointError string `protobuf:"bytes,38,opt,name=checkpoint_error,json=checkpointError,proto3" json:"checkpoint_error,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -703,6 +705,13 @@ func (x *SessionRow) GetCapturedTime() int64 {
 		return x.CapturedTime
 	}
 	return 0
+}
+
+func (x *SessionRow) GetCheckpointError() string {
+	if x != nil {
+		return x.CheckpointError
+	}
+	return ""
 }
 
 type CheckpointRow struct {
@@ -1383,6 +1392,7 @@ type NodeRow struct {
 	ReservedMemoryBytes int64                  `protobuf:"varint,16,opt,name=reserved_memory_bytes,json=reservedMemoryBytes,proto3" json:"reserved_memory_bytes,omitempty"`
 	CreateTime          int64                  `protobuf:"varint,17,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	ModifyIndex         uint64                 `protobuf:"varint,18,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	Drain               *DrainRow              `protobuf:"bytes,19,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1543,6 +1553,131 @@ func (x *NodeRow) GetModifyIndex() uint64 {
 	return 0
 }
 
+func (x *NodeRow) GetDrain() *DrainRow {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+type DrainRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The raft index at which it began.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// orchestrator.v1.Drain.State
+	State         uint32 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
+	StartTime     int64  `protobuf:"varint,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	Deadline      int64  `protobuf:"varint,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	EndTime       int64  `protobuf:"varint,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Force         bool   `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
+	Total         uint32 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"`
+	Moved         uint32 `protobuf:"varint,8,opt,name=moved,proto3" json:"moved,omitempty"`
+	Paused        uint32 `protobuf:"varint,9,opt,name=paused,proto3" json:"paused,omitempty"`
+	Reason        string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRow) Reset() {
+	*x = DrainRow{}
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRow) ProtoMessage() {}
+
+func (x *DrainRow) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRow.ProtoReflect.Descriptor instead.
+func (*DrainRow) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DrainRow) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DrainRow) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *DrainRow) GetStartTime() int64 {
+	if x != nil {
+		return x.StartTime
+	}
+	return 0
+}
+
+func (x *DrainRow) GetDeadline() int64 {
+	if x != nil {
+		return x.Deadline
+	}
+	return 0
+}
+
+func (x *DrainRow) GetEndTime() int64 {
+	if x != nil {
+		return x.EndTime
+	}
+	return 0
+}
+
+func (x *DrainRow) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *DrainRow) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *DrainRow) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *DrainRow) GetPaused() uint32 {
+	if x != nil {
+		return x.Paused
+	}
+	return 0
+}
+
+func (x *DrainRow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type TokenRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1558,7 +1693,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1705,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1718,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenRow) GetId() string {
@@ -1650,7 +1785,7 @@ type IdempotencyRow struct {
 
 func (x *IdempotencyRow) Reset() {
 	*x = IdempotencyRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1797,7 @@ func (x *IdempotencyRow) String() string {
 func (*IdempotencyRow) ProtoMessage() {}
 
 func (x *IdempotencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1810,7 @@ func (x *IdempotencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRow.ProtoReflect.Descriptor instead.
 func (*IdempotencyRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *IdempotencyRow) GetScope() string {
@@ -1744,7 +1879,7 @@ type EventRow struct {
 
 func (x *EventRow) Reset() {
 	*x = EventRow{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[13]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1891,7 @@ func (x *EventRow) String() string {
 func (*EventRow) ProtoMessage() {}
 
 func (x *EventRow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[13]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +1904,7 @@ func (x *EventRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRow.ProtoReflect.Descriptor instead.
 func (*EventRow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{13}
+	return file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EventRow) GetNumber() uint64 {
@@ -1849,7 +1984,7 @@ type SessionRow_History struct {
 
 func (x *SessionRow_History) Reset() {
 	*x = SessionRow_History{}
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[14]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +1996,7 @@ func (x *SessionRow_History) String() string {
 func (*SessionRow_History) ProtoMessage() {}
 
 func (x *SessionRow_History) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[14]
+	mi := &file_orchestrator_cluster_v1_snapshot_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2082,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
-	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xb3\v\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xde\v\n" +
 	"\n" +
 	"SessionRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -1994,7 +2129,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x10restore_failures\x18\" \x01(\rR\x0frestoreFailures\x12\x1b\n" +
 	"\trewind_to\x18# \x01(\x04R\brewindTo\x12\x12\n" +
 	"\x04move\x18$ \x01(\x04R\x04move\x12#\n" +
-	"\rcaptured_time\x18% \x01(\x03R\fcapturedTime\x1a\x8b\x01\n" +
+	"\rcaptured_time\x18% \x01(\x03R\fcapturedTime\x12)\n" +
+	"\x10checkpoint_error\x18& \x01(\tR\x0fcheckpointError\x1a\x8b\x01\n" +
 	"\aHistory\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
@@ -2076,7 +2212,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\amessage\x18\x01 \x01(\v2#.orchestrator.cluster.v1.MessageRowR\amessage\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04time\x18\x03 \x01(\x03R\x04time\x12\x1c\n" +
-	"\tnamespace\x18\x04 \x01(\tR\tnamespace\"\xbe\x05\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\"\xf7\x05\n" +
 	"\aNodeRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2098,10 +2234,24 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x15reserved_memory_bytes\x18\x10 \x01(\x03R\x13reservedMemoryBytes\x12\x1f\n" +
 	"\vcreate_time\x18\x11 \x01(\x03R\n" +
 	"createTime\x12!\n" +
-	"\fmodify_index\x18\x12 \x01(\x04R\vmodifyIndex\x1a9\n" +
+	"\fmodify_index\x18\x12 \x01(\x04R\vmodifyIndex\x127\n" +
+	"\x05drain\x18\x13 \x01(\v2!.orchestrator.cluster.v1.DrainRowR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x02\n" +
+	"\bDrainRow\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\rR\x05state\x12\x1d\n" +
+	"\n" +
+	"start_time\x18\x03 \x01(\x03R\tstartTime\x12\x1a\n" +
+	"\bdeadline\x18\x04 \x01(\x03R\bdeadline\x12\x19\n" +
+	"\bend_time\x18\x05 \x01(\x03R\aendTime\x12\x14\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\x12\x14\n" +
+	"\x05total\x18\a \x01(\rR\x05total\x12\x14\n" +
+	"\x05moved\x18\b \x01(\rR\x05moved\x12\x16\n" +
+	"\x06paused\x18\t \x01(\rR\x06paused\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\"\xb6\x01\n" +
 	"\bTokenRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2145,7 +2295,7 @@ func file_orchestrator_cluster_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_snapshot_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_orchestrator_cluster_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_orchestrator_cluster_v1_snapshot_proto_goTypes = []any{
 	(*SnapshotHeader)(nil),     // 0: orchestrator.cluster.v1.SnapshotHeader
 	(*SnapshotRow)(nil),        // 1: orchestrator.cluster.v1.SnapshotRow
@@ -2158,16 +2308,17 @@ var file_orchestrator_cluster_v1_snapshot_proto_goTypes = []any{
 	(*ResultRow)(nil),          // 8: orchestrator.cluster.v1.ResultRow
 	(*DeadLetterRow)(nil),      // 9: orchestrator.cluster.v1.DeadLetterRow
 	(*NodeRow)(nil),            // 10: orchestrator.cluster.v1.NodeRow
-	(*TokenRow)(nil),           // 11: orchestrator.cluster.v1.TokenRow
-	(*IdempotencyRow)(nil),     // 12: orchestrator.cluster.v1.IdempotencyRow
-	(*EventRow)(nil),           // 13: orchestrator.cluster.v1.EventRow
-	(*SessionRow_History)(nil), // 14: orchestrator.cluster.v1.SessionRow.History
-	nil,                        // 15: orchestrator.cluster.v1.NodeRow.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 16: orchestrator.v1.SessionSpec
-	(*v1.Session_Exit)(nil),    // 17: orchestrator.v1.Session.Exit
-	(v1.Priority_Level)(0),     // 18: orchestrator.v1.Priority.Level
-	(v1.Node_Status)(0),        // 19: orchestrator.v1.Node.Status
-	(*v1.Capabilities)(nil),    // 20: orchestrator.v1.Capabilities
+	(*DrainRow)(nil),           // 11: orchestrator.cluster.v1.DrainRow
+	(*TokenRow)(nil),           // 12: orchestrator.cluster.v1.TokenRow
+	(*IdempotencyRow)(nil),     // 13: orchestrator.cluster.v1.IdempotencyRow
+	(*EventRow)(nil),           // 14: orchestrator.cluster.v1.EventRow
+	(*SessionRow_History)(nil), // 15: orchestrator.cluster.v1.SessionRow.History
+	nil,                        // 16: orchestrator.cluster.v1.NodeRow.LabelsEntry
+	(*v1.SessionSpec)(nil),     // 17: orchestrator.v1.SessionSpec
+	(*v1.Session_Exit)(nil),    // 18: orchestrator.v1.Session.Exit
+	(v1.Priority_Level)(0),     // 19: orchestrator.v1.Priority.Level
+	(v1.Node_Status)(0),        // 20: orchestrator.v1.Node.Status
+	(*v1.Capabilities)(nil),    // 21: orchestrator.v1.Capabilities
 }
 var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	3,  // 0: orchestrator.cluster.v1.SnapshotRow.session:type_name -> orchestrator.cluster.v1.SessionRow
@@ -2176,25 +2327,26 @@ var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	8,  // 3: orchestrator.cluster.v1.SnapshotRow.result:type_name -> orchestrator.cluster.v1.ResultRow
 	9,  // 4: orchestrator.cluster.v1.SnapshotRow.dead_letter:type_name -> orchestrator.cluster.v1.DeadLetterRow
 	10, // 5: orchestrator.cluster.v1.SnapshotRow.node:type_name -> orchestrator.cluster.v1.NodeRow
-	11, // 6: orchestrator.cluster.v1.SnapshotRow.token:type_name -> orchestrator.cluster.v1.TokenRow
-	12, // 7: orchestrator.cluster.v1.SnapshotRow.idempotency:type_name -> orchestrator.cluster.v1.IdempotencyRow
-	13, // 8: orchestrator.cluster.v1.SnapshotRow.event:type_name -> orchestrator.cluster.v1.EventRow
+	12, // 6: orchestrator.cluster.v1.SnapshotRow.token:type_name -> orchestrator.cluster.v1.TokenRow
+	13, // 7: orchestrator.cluster.v1.SnapshotRow.idempotency:type_name -> orchestrator.cluster.v1.IdempotencyRow
+	14, // 8: orchestrator.cluster.v1.SnapshotRow.event:type_name -> orchestrator.cluster.v1.EventRow
 	2,  // 9: orchestrator.cluster.v1.SnapshotRow.trailer:type_name -> orchestrator.cluster.v1.SnapshotTrailer
-	16, // 10: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
-	17, // 11: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
-	14, // 12: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
+	17, // 10: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
+	18, // 11: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
+	15, // 12: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
 	4,  // 13: orchestrator.cluster.v1.SessionRow.checkpoints:type_name -> orchestrator.cluster.v1.CheckpointRow
 	5,  // 14: orchestrator.cluster.v1.SessionRow.migration:type_name -> orchestrator.cluster.v1.MigrationRow
-	18, // 15: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
+	19, // 15: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
 	7,  // 16: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
-	19, // 17: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
-	20, // 18: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
-	15, // 19: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	20, // 17: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
+	21, // 18: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
+	16, // 19: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
+	11, // 20: orchestrator.cluster.v1.NodeRow.drain:type_name -> orchestrator.cluster.v1.DrainRow
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_snapshot_proto_init() }
@@ -2220,7 +2372,7 @@ func file_orchestrator_cluster_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_snapshot_proto_rawDesc), len(file_orchestrator_cluster_v1_snapshot_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

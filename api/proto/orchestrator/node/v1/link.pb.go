@@ -136,6 +136,7 @@ type Frame struct {
 	//	*Frame_Goodbye
 	//	*Frame_CheckpointSession
 	//	*Frame_SessionCheckpointed
+	//	*Frame_MoveProgress
 	Payload       isFrame_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -460,6 +461,15 @@ func (x *Frame) GetSessionCheckpointed() *SessionCheckpointed {
 	return nil
 }
 
+func (x *Frame) GetMoveProgress() *MoveProgress {
+	if x != nil {
+		if x, ok := x.Payload.(*Frame_MoveProgress); ok {
+			return x.MoveProgress
+		}
+	}
+	return nil
+}
+
 type isFrame_Payload interface {
 	isFrame_Payload()
 }
@@ -580,6 +590,10 @@ type Frame_SessionCheckpointed struct {
 	SessionCheckpointed *SessionCheckpointed `protobuf:"bytes,38,opt,name=session_checkpointed,json=sessionCheckpointed,proto3,oneof"`
 }
 
+type Frame_MoveProgress struct {
+	MoveProgress *MoveProgress `protobuf:"bytes,39,opt,name=move_progress,json=moveProgress,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Payload() {}
 
 func (*Frame_HelloAck) isFrame_Payload() {}
@@ -638,6 +652,8 @@ func (*Frame_CheckpointSession) isFrame_Payload() {}
 
 func (*Frame_SessionCheckpointed) isFrame_Payload() {}
 
+func (*Frame_MoveProgress) isFrame_Payload() {}
+
 // Hello is a node's first frame.
 type Hello struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -659,7 +675,9 @@ type Hello struct {
 	ClusterId string `protobuf:"bytes,12,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// Counts the links this incarnation has opened, from 1. Of two links of one node, the one with the greater
 	// (incarnation, link_number) stays, in whatever order servers come to hear of them.
-	LinkNumber    uint64 `protobuf:"varint,13,opt,name=link_number,json=linkNumber,proto3" json:"link_number,omitempty"`
+	LinkNumber uint64 `protobuf:"varint,13,opt,name=link_number,json=linkNumber,proto3" json:"link_number,omitempty"`
+	// Where other nodes may fetch chunks from it, as host:port; empty when it serves none.
+	ChunkAddress  string `protobuf:"bytes,14,opt,name=chunk_address,json=chunkAddress,proto3" json:"chunk_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,6 +801,13 @@ func (x *Hello) GetLinkNumber() uint64 {
 		return x.LinkNumber
 	}
 	return 0
+}
+
+func (x *Hello) GetChunkAddress() string {
+	if x != nil {
+		return x.ChunkAddress
+	}
+	return ""
 }
 
 type HelloAck struct {
@@ -1291,7 +1316,10 @@ type DesiredSession struct {
 	// The sequence of the last committed checkpoint; the next one has a greater one.
 	CheckpointSequence uint64 `protobuf:"varint,13,opt,name=checkpoint_sequence,json=checkpointSequence,proto3" json:"checkpoint_sequence,omitempty"`
 	// With LEAVE: copy, and do not hold the session yet, for its target is not ready. A node waits for a minute after it has copied.
-	HoldOff       bool `protobuf:"varint,14,opt,name=hold_off,json=holdOff,proto3" json:"hold_off,omitempty"`
+	HoldOff bool `protobuf:"varint,14,opt,name=hold_off,json=holdOff,proto3" json:"hold_off,omitempty"`
+	// With LEAVE: where its target may fetch chunks from it; with PREPARE and RUN: where it may fetch them from the source, before it
+	// asks the store. Unset when the source serves none.
+	Peer          *Peer `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1424,6 +1452,68 @@ func (x *DesiredSession) GetHoldOff() bool {
 	return false
 }
 
+func (x *DesiredSession) GetPeer() *Peer {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+// Peer lets one node fetch the chunks of a move from another one.
+type Peer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port, as the source's hello says.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Made by the leader for this move, kept in memory only.
+	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Peer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Peer) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 // Restore names a committed checkpoint.
 type Restore struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1443,7 +1533,7 @@ type Restore struct {
 
 func (x *Restore) Reset() {
 	*x = Restore{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1545,7 @@ func (x *Restore) String() string {
 func (*Restore) ProtoMessage() {}
 
 func (x *Restore) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[10]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1558,7 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Restore) GetManifest() []byte {
@@ -1517,7 +1607,7 @@ type Facts struct {
 
 func (x *Facts) Reset() {
 	*x = Facts{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1619,7 @@ func (x *Facts) String() string {
 func (*Facts) ProtoMessage() {}
 
 func (x *Facts) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[11]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1632,7 @@ func (x *Facts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Facts.ProtoReflect.Descriptor instead.
 func (*Facts) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Facts) GetIncarnation() uint64 {
@@ -1584,7 +1674,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1686,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[12]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1699,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Fact) GetIndex() uint64 {
@@ -1814,7 +1904,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1916,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[13]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +1929,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{13}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Prepared) GetManifest() []byte {
@@ -1873,7 +1963,7 @@ type Copied struct {
 
 func (x *Copied) Reset() {
 	*x = Copied{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +1975,7 @@ func (x *Copied) String() string {
 func (*Copied) ProtoMessage() {}
 
 func (x *Copied) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[14]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +1988,7 @@ func (x *Copied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copied.ProtoReflect.Descriptor instead.
 func (*Copied) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{14}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Copied) GetMove() uint64 {
@@ -1955,7 +2045,7 @@ type Captured struct {
 
 func (x *Captured) Reset() {
 	*x = Captured{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2057,7 @@ func (x *Captured) String() string {
 func (*Captured) ProtoMessage() {}
 
 func (x *Captured) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[15]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2070,7 @@ func (x *Captured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Captured.ProtoReflect.Descriptor instead.
 func (*Captured) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{15}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Captured) GetSequence() uint64 {
@@ -2022,7 +2112,7 @@ type Checkpointed struct {
 
 func (x *Checkpointed) Reset() {
 	*x = Checkpointed{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2124,7 @@ func (x *Checkpointed) String() string {
 func (*Checkpointed) ProtoMessage() {}
 
 func (x *Checkpointed) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[16]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2137,7 @@ func (x *Checkpointed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpointed.ProtoReflect.Descriptor instead.
 func (*Checkpointed) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{16}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Checkpointed) GetSequence() uint64 {
@@ -2139,7 +2229,7 @@ type CheckpointFailed struct {
 
 func (x *CheckpointFailed) Reset() {
 	*x = CheckpointFailed{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2241,7 @@ func (x *CheckpointFailed) String() string {
 func (*CheckpointFailed) ProtoMessage() {}
 
 func (x *CheckpointFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[17]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2254,7 @@ func (x *CheckpointFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointFailed.ProtoReflect.Descriptor instead.
 func (*CheckpointFailed) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{17}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckpointFailed) GetCause() string {
@@ -2198,7 +2288,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2300,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[18]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2313,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{18}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Started) GetPid() int32 {
@@ -2246,7 +2336,7 @@ type Exited struct {
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2348,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[19]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2361,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{19}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Exited) GetExit() *v1.Session_Exit {
@@ -2305,7 +2395,7 @@ type MessageDelivered struct {
 
 func (x *MessageDelivered) Reset() {
 	*x = MessageDelivered{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2407,7 @@ func (x *MessageDelivered) String() string {
 func (*MessageDelivered) ProtoMessage() {}
 
 func (x *MessageDelivered) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[20]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2420,7 @@ func (x *MessageDelivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageDelivered.ProtoReflect.Descriptor instead.
 func (*MessageDelivered) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{20}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MessageDelivered) GetSequence() uint64 {
@@ -2353,7 +2443,7 @@ type TurnEnded struct {
 
 func (x *TurnEnded) Reset() {
 	*x = TurnEnded{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2455,7 @@ func (x *TurnEnded) String() string {
 func (*TurnEnded) ProtoMessage() {}
 
 func (x *TurnEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[21]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2468,7 @@ func (x *TurnEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TurnEnded.ProtoReflect.Descriptor instead.
 func (*TurnEnded) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{21}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TurnEnded) GetSequence() uint64 {
@@ -2420,7 +2510,7 @@ type MessageRefused struct {
 
 func (x *MessageRefused) Reset() {
 	*x = MessageRefused{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2522,7 @@ func (x *MessageRefused) String() string {
 func (*MessageRefused) ProtoMessage() {}
 
 func (x *MessageRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[22]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2535,7 @@ func (x *MessageRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageRefused.ProtoReflect.Descriptor instead.
 func (*MessageRefused) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{22}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MessageRefused) GetSequence() uint64 {
@@ -2473,7 +2563,7 @@ type FactsAck struct {
 
 func (x *FactsAck) Reset() {
 	*x = FactsAck{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2575,7 @@ func (x *FactsAck) String() string {
 func (*FactsAck) ProtoMessage() {}
 
 func (x *FactsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[23]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2588,7 @@ func (x *FactsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsAck.ProtoReflect.Descriptor instead.
 func (*FactsAck) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{23}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FactsAck) GetIncarnation() uint64 {
@@ -2525,7 +2615,7 @@ type Deliver struct {
 
 func (x *Deliver) Reset() {
 	*x = Deliver{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +2627,7 @@ func (x *Deliver) String() string {
 func (*Deliver) ProtoMessage() {}
 
 func (x *Deliver) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[24]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +2640,7 @@ func (x *Deliver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deliver.ProtoReflect.Descriptor instead.
 func (*Deliver) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{24}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Deliver) GetSessions() []*SessionMessages {
@@ -2571,7 +2661,7 @@ type SessionMessages struct {
 
 func (x *SessionMessages) Reset() {
 	*x = SessionMessages{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2673,7 @@ func (x *SessionMessages) String() string {
 func (*SessionMessages) ProtoMessage() {}
 
 func (x *SessionMessages) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[25]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2686,7 @@ func (x *SessionMessages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMessages.ProtoReflect.Descriptor instead.
 func (*SessionMessages) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{25}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SessionMessages) GetSessionId() string {
@@ -2630,7 +2720,7 @@ type Delivered struct {
 
 func (x *Delivered) Reset() {
 	*x = Delivered{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2732,7 @@ func (x *Delivered) String() string {
 func (*Delivered) ProtoMessage() {}
 
 func (x *Delivered) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[26]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2745,7 @@ func (x *Delivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivered.ProtoReflect.Descriptor instead.
 func (*Delivered) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{26}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Delivered) GetSessions() []*SessionSequences {
@@ -2676,7 +2766,7 @@ type SessionSequences struct {
 
 func (x *SessionSequences) Reset() {
 	*x = SessionSequences{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2778,7 @@ func (x *SessionSequences) String() string {
 func (*SessionSequences) ProtoMessage() {}
 
 func (x *SessionSequences) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[27]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2791,7 @@ func (x *SessionSequences) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSequences.ProtoReflect.Descriptor instead.
 func (*SessionSequences) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{27}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SessionSequences) GetSessionId() string {
@@ -2735,7 +2825,7 @@ type SpawnSession struct {
 
 func (x *SpawnSession) Reset() {
 	*x = SpawnSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +2837,7 @@ func (x *SpawnSession) String() string {
 func (*SpawnSession) ProtoMessage() {}
 
 func (x *SpawnSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[28]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +2850,7 @@ func (x *SpawnSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnSession.ProtoReflect.Descriptor instead.
 func (*SpawnSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{28}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SpawnSession) GetSession() *DesiredSession {
@@ -2779,7 +2869,7 @@ type SessionSpawned struct {
 
 func (x *SessionSpawned) Reset() {
 	*x = SessionSpawned{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2881,7 @@ func (x *SessionSpawned) String() string {
 func (*SessionSpawned) ProtoMessage() {}
 
 func (x *SessionSpawned) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[29]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2894,7 @@ func (x *SessionSpawned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionSpawned.ProtoReflect.Descriptor instead.
 func (*SessionSpawned) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{29}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SessionSpawned) GetSession() *SessionState {
@@ -2823,7 +2913,7 @@ type GetSession struct {
 
 func (x *GetSession) Reset() {
 	*x = GetSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2925,7 @@ func (x *GetSession) String() string {
 func (*GetSession) ProtoMessage() {}
 
 func (x *GetSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[30]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2938,7 @@ func (x *GetSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSession.ProtoReflect.Descriptor instead.
 func (*GetSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{30}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetSession) GetSessionId() string {
@@ -2869,7 +2959,7 @@ type TerminateSession struct {
 
 func (x *TerminateSession) Reset() {
 	*x = TerminateSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +2971,7 @@ func (x *TerminateSession) String() string {
 func (*TerminateSession) ProtoMessage() {}
 
 func (x *TerminateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[31]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +2984,7 @@ func (x *TerminateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminateSession.ProtoReflect.Descriptor instead.
 func (*TerminateSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{31}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TerminateSession) GetSessionId() string {
@@ -2927,7 +3017,7 @@ type SessionTerminated struct {
 
 func (x *SessionTerminated) Reset() {
 	*x = SessionTerminated{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3029,7 @@ func (x *SessionTerminated) String() string {
 func (*SessionTerminated) ProtoMessage() {}
 
 func (x *SessionTerminated) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[32]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3042,7 @@ func (x *SessionTerminated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionTerminated.ProtoReflect.Descriptor instead.
 func (*SessionTerminated) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{32}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SessionTerminated) GetSession() *SessionState {
@@ -2971,7 +3061,7 @@ type RestoreSession struct {
 
 func (x *RestoreSession) Reset() {
 	*x = RestoreSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3073,7 @@ func (x *RestoreSession) String() string {
 func (*RestoreSession) ProtoMessage() {}
 
 func (x *RestoreSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[33]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3086,7 @@ func (x *RestoreSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSession.ProtoReflect.Descriptor instead.
 func (*RestoreSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{33}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RestoreSession) GetSession() *DesiredSession {
@@ -3015,7 +3105,7 @@ type SessionRestored struct {
 
 func (x *SessionRestored) Reset() {
 	*x = SessionRestored{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3117,7 @@ func (x *SessionRestored) String() string {
 func (*SessionRestored) ProtoMessage() {}
 
 func (x *SessionRestored) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[34]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3130,7 @@ func (x *SessionRestored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRestored.ProtoReflect.Descriptor instead.
 func (*SessionRestored) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{34}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SessionRestored) GetSession() *SessionState {
@@ -3060,7 +3150,7 @@ type CheckpointSession struct {
 
 func (x *CheckpointSession) Reset() {
 	*x = CheckpointSession{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3162,7 @@ func (x *CheckpointSession) String() string {
 func (*CheckpointSession) ProtoMessage() {}
 
 func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[35]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3175,7 @@ func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointSession.ProtoReflect.Descriptor instead.
 func (*CheckpointSession) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{35}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CheckpointSession) GetSessionId() string {
@@ -3104,7 +3194,7 @@ type SessionCheckpointed struct {
 
 func (x *SessionCheckpointed) Reset() {
 	*x = SessionCheckpointed{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3206,7 @@ func (x *SessionCheckpointed) String() string {
 func (*SessionCheckpointed) ProtoMessage() {}
 
 func (x *SessionCheckpointed) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[36]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,12 +3219,74 @@ func (x *SessionCheckpointed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionCheckpointed.ProtoReflect.Descriptor instead.
 func (*SessionCheckpointed) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{36}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SessionCheckpointed) GetCheckpoint() *Checkpointed {
 	if x != nil {
 		return x.Checkpoint
+	}
+	return nil
+}
+
+// MoveProgress tells, now and then, how far a node is with what it does for a move. It is no fact: nobody acks it, and none is missed.
+type MoveProgress struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The move's number; of a target, 0.
+	Move          uint64               `protobuf:"varint,2,opt,name=move,proto3" json:"move,omitempty"`
+	Progress      *v1.Session_Progress `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveProgress) Reset() {
+	*x = MoveProgress{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveProgress) ProtoMessage() {}
+
+func (x *MoveProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveProgress.ProtoReflect.Descriptor instead.
+func (*MoveProgress) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *MoveProgress) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *MoveProgress) GetMove() uint64 {
+	if x != nil {
+		return x.Move
+	}
+	return 0
+}
+
+func (x *MoveProgress) GetProgress() *v1.Session_Progress {
+	if x != nil {
+		return x.Progress
 	}
 	return nil
 }
@@ -3147,7 +3299,7 @@ type GetHealth struct {
 
 func (x *GetHealth) Reset() {
 	*x = GetHealth{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3311,7 @@ func (x *GetHealth) String() string {
 func (*GetHealth) ProtoMessage() {}
 
 func (x *GetHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[37]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3324,7 @@ func (x *GetHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHealth.ProtoReflect.Descriptor instead.
 func (*GetHealth) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{37}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{39}
 }
 
 type HealthResponse struct {
@@ -3186,7 +3338,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3350,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[38]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3363,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{38}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HealthResponse) GetHealth() *v1.NodeHealth {
@@ -3250,7 +3402,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3262,7 +3414,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[39]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +3427,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{39}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Error) GetError() string {
@@ -3325,7 +3477,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3337,7 +3489,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[40]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3350,7 +3502,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{40}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StreamOpen) GetStreamId() uint64 {
@@ -3441,7 +3593,7 @@ type ReadLogs struct {
 
 func (x *ReadLogs) Reset() {
 	*x = ReadLogs{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3453,7 +3605,7 @@ func (x *ReadLogs) String() string {
 func (*ReadLogs) ProtoMessage() {}
 
 func (x *ReadLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[41]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3466,7 +3618,7 @@ func (x *ReadLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogs.ProtoReflect.Descriptor instead.
 func (*ReadLogs) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{41}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReadLogs) GetFromLine() uint64 {
@@ -3500,7 +3652,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3512,7 +3664,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[42]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3525,7 +3677,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{42}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Attach) GetColumns() uint32 {
@@ -3554,7 +3706,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3718,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[43]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3731,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{43}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Exec) GetCommand() []string {
@@ -3628,7 +3780,7 @@ type StreamData struct {
 
 func (x *StreamData) Reset() {
 	*x = StreamData{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3792,7 @@ func (x *StreamData) String() string {
 func (*StreamData) ProtoMessage() {}
 
 func (x *StreamData) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[44]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3805,7 @@ func (x *StreamData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamData.ProtoReflect.Descriptor instead.
 func (*StreamData) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{44}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StreamData) GetStreamId() uint64 {
@@ -3722,7 +3874,7 @@ type StreamWindow struct {
 
 func (x *StreamWindow) Reset() {
 	*x = StreamWindow{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3734,7 +3886,7 @@ func (x *StreamWindow) String() string {
 func (*StreamWindow) ProtoMessage() {}
 
 func (x *StreamWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[45]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3747,7 +3899,7 @@ func (x *StreamWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamWindow.ProtoReflect.Descriptor instead.
 func (*StreamWindow) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{45}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StreamWindow) GetStreamId() uint64 {
@@ -3776,7 +3928,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +3940,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[46]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +3953,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{46}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StreamClose) GetStreamId() uint64 {
@@ -3835,7 +3987,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3847,7 +3999,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[47]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3860,7 +4012,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{47}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -3874,7 +4026,7 @@ var File_orchestrator_node_v1_link_proto protoreflect.FileDescriptor
 
 const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\n" +
-	"\x1forchestrator/node/v1/link.proto\x12\x14orchestrator.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\x83\x11\n" +
+	"\x1forchestrator/node/v1/link.proto\x12\x14orchestrator.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xce\x11\n" +
 	"\x05Frame\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -3913,8 +4065,9 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\fstream_close\x18# \x01(\v2!.orchestrator.node.v1.StreamCloseH\x00R\vstreamClose\x129\n" +
 	"\agoodbye\x18$ \x01(\v2\x1d.orchestrator.node.v1.GoodbyeH\x00R\agoodbye\x12X\n" +
 	"\x12checkpoint_session\x18% \x01(\v2'.orchestrator.node.v1.CheckpointSessionH\x00R\x11checkpointSession\x12^\n" +
-	"\x14session_checkpointed\x18& \x01(\v2).orchestrator.node.v1.SessionCheckpointedH\x00R\x13sessionCheckpointedB\t\n" +
-	"\apayload\"\x84\x04\n" +
+	"\x14session_checkpointed\x18& \x01(\v2).orchestrator.node.v1.SessionCheckpointedH\x00R\x13sessionCheckpointed\x12I\n" +
+	"\rmove_progress\x18' \x01(\v2\".orchestrator.node.v1.MoveProgressH\x00R\fmoveProgressB\t\n" +
+	"\apayload\"\xa9\x04\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\x17\n" +
@@ -3931,7 +4084,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\f \x01(\tR\tclusterId\x12\x1f\n" +
 	"\vlink_number\x18\r \x01(\x04R\n" +
-	"linkNumber\x1a9\n" +
+	"linkNumber\x12#\n" +
+	"\rchunk_address\x18\x0e \x01(\tR\fchunkAddress\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd3\x02\n" +
@@ -3972,7 +4126,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05inbox\x18\a \x03(\x04R\x05inbox\"_\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12@\n" +
-	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xff\x04\n" +
+	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xaf\x05\n" +
 	"\x0eDesiredSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -3990,7 +4144,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x04cold\x18\v \x01(\bR\x04cold\x12\x12\n" +
 	"\x04move\x18\f \x01(\x04R\x04move\x12/\n" +
 	"\x13checkpoint_sequence\x18\r \x01(\x04R\x12checkpointSequence\x12\x19\n" +
-	"\bhold_off\x18\x0e \x01(\bR\aholdOff\"a\n" +
+	"\bhold_off\x18\x0e \x01(\bR\aholdOff\x12.\n" +
+	"\x04peer\x18\x0f \x01(\v2\x1a.orchestrator.node.v1.PeerR\x04peer\"a\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03RUN\x10\x01\x12\b\n" +
@@ -3999,7 +4154,10 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\n" +
 	"\x06FORGET\x10\x04\x12\t\n" +
 	"\x05LEAVE\x10\x05\x12\v\n" +
-	"\aPREPARE\x10\x06\"\x9e\x01\n" +
+	"\aPREPARE\x10\x06\"6\n" +
+	"\x04Peer\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\x9e\x01\n" +
 	"\aRestore\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1f\n" +
@@ -4123,7 +4281,12 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x13SessionCheckpointed\x12B\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\v2\".orchestrator.node.v1.CheckpointedR\n" +
-	"checkpoint\"\v\n" +
+	"checkpoint\"\x80\x01\n" +
+	"\fMoveProgress\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x12\n" +
+	"\x04move\x18\x02 \x01(\x04R\x04move\x12=\n" +
+	"\bprogress\x18\x03 \x01(\v2!.orchestrator.v1.Session.ProgressR\bprogress\"\v\n" +
 	"\tGetHealth\"\xa0\x01\n" +
 	"\x0eHealthResponse\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.orchestrator.v1.NodeHealthR\x06health\x124\n" +
@@ -4190,7 +4353,7 @@ func file_orchestrator_node_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_node_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(DesiredSession_Action)(0),    // 0: orchestrator.node.v1.DesiredSession.Action
 	(*Frame)(nil),                 // 1: orchestrator.node.v1.Frame
@@ -4203,55 +4366,58 @@ var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(*SessionState)(nil),          // 8: orchestrator.node.v1.SessionState
 	(*Desired)(nil),               // 9: orchestrator.node.v1.Desired
 	(*DesiredSession)(nil),        // 10: orchestrator.node.v1.DesiredSession
-	(*Restore)(nil),               // 11: orchestrator.node.v1.Restore
-	(*Facts)(nil),                 // 12: orchestrator.node.v1.Facts
-	(*Fact)(nil),                  // 13: orchestrator.node.v1.Fact
-	(*Prepared)(nil),              // 14: orchestrator.node.v1.Prepared
-	(*Copied)(nil),                // 15: orchestrator.node.v1.Copied
-	(*Captured)(nil),              // 16: orchestrator.node.v1.Captured
-	(*Checkpointed)(nil),          // 17: orchestrator.node.v1.Checkpointed
-	(*CheckpointFailed)(nil),      // 18: orchestrator.node.v1.CheckpointFailed
-	(*Started)(nil),               // 19: orchestrator.node.v1.Started
-	(*Exited)(nil),                // 20: orchestrator.node.v1.Exited
-	(*MessageDelivered)(nil),      // 21: orchestrator.node.v1.MessageDelivered
-	(*TurnEnded)(nil),             // 22: orchestrator.node.v1.TurnEnded
-	(*MessageRefused)(nil),        // 23: orchestrator.node.v1.MessageRefused
-	(*FactsAck)(nil),              // 24: orchestrator.node.v1.FactsAck
-	(*Deliver)(nil),               // 25: orchestrator.node.v1.Deliver
-	(*SessionMessages)(nil),       // 26: orchestrator.node.v1.SessionMessages
-	(*Delivered)(nil),             // 27: orchestrator.node.v1.Delivered
-	(*SessionSequences)(nil),      // 28: orchestrator.node.v1.SessionSequences
-	(*SpawnSession)(nil),          // 29: orchestrator.node.v1.SpawnSession
-	(*SessionSpawned)(nil),        // 30: orchestrator.node.v1.SessionSpawned
-	(*GetSession)(nil),            // 31: orchestrator.node.v1.GetSession
-	(*TerminateSession)(nil),      // 32: orchestrator.node.v1.TerminateSession
-	(*SessionTerminated)(nil),     // 33: orchestrator.node.v1.SessionTerminated
-	(*RestoreSession)(nil),        // 34: orchestrator.node.v1.RestoreSession
-	(*SessionRestored)(nil),       // 35: orchestrator.node.v1.SessionRestored
-	(*CheckpointSession)(nil),     // 36: orchestrator.node.v1.CheckpointSession
-	(*SessionCheckpointed)(nil),   // 37: orchestrator.node.v1.SessionCheckpointed
-	(*GetHealth)(nil),             // 38: orchestrator.node.v1.GetHealth
-	(*HealthResponse)(nil),        // 39: orchestrator.node.v1.HealthResponse
-	(*Error)(nil),                 // 40: orchestrator.node.v1.Error
-	(*StreamOpen)(nil),            // 41: orchestrator.node.v1.StreamOpen
-	(*ReadLogs)(nil),              // 42: orchestrator.node.v1.ReadLogs
-	(*Attach)(nil),                // 43: orchestrator.node.v1.Attach
-	(*Exec)(nil),                  // 44: orchestrator.node.v1.Exec
-	(*StreamData)(nil),            // 45: orchestrator.node.v1.StreamData
-	(*StreamWindow)(nil),          // 46: orchestrator.node.v1.StreamWindow
-	(*StreamClose)(nil),           // 47: orchestrator.node.v1.StreamClose
-	(*Goodbye)(nil),               // 48: orchestrator.node.v1.Goodbye
-	nil,                           // 49: orchestrator.node.v1.Hello.LabelsEntry
-	(*v1.Capabilities)(nil),       // 50: orchestrator.v1.Capabilities
-	(*durationpb.Duration)(nil),   // 51: google.protobuf.Duration
-	(*v1.NodeHealth)(nil),         // 52: orchestrator.v1.NodeHealth
-	(v1.Node_Status)(0),           // 53: orchestrator.v1.Node.Status
-	(v1.Session_Phase)(0),         // 54: orchestrator.v1.Session.Phase
-	(*v1.Session_Exit)(nil),       // 55: orchestrator.v1.Session.Exit
-	(*v1.SessionSpec)(nil),        // 56: orchestrator.v1.SessionSpec
-	(*timestamppb.Timestamp)(nil), // 57: google.protobuf.Timestamp
-	(*v1.Message)(nil),            // 58: orchestrator.v1.Message
-	(*v1.LogLine)(nil),            // 59: orchestrator.v1.LogLine
+	(*Peer)(nil),                  // 11: orchestrator.node.v1.Peer
+	(*Restore)(nil),               // 12: orchestrator.node.v1.Restore
+	(*Facts)(nil),                 // 13: orchestrator.node.v1.Facts
+	(*Fact)(nil),                  // 14: orchestrator.node.v1.Fact
+	(*Prepared)(nil),              // 15: orchestrator.node.v1.Prepared
+	(*Copied)(nil),                // 16: orchestrator.node.v1.Copied
+	(*Captured)(nil),              // 17: orchestrator.node.v1.Captured
+	(*Checkpointed)(nil),          // 18: orchestrator.node.v1.Checkpointed
+	(*CheckpointFailed)(nil),      // 19: orchestrator.node.v1.CheckpointFailed
+	(*Started)(nil),               // 20: orchestrator.node.v1.Started
+	(*Exited)(nil),                // 21: orchestrator.node.v1.Exited
+	(*MessageDelivered)(nil),      // 22: orchestrator.node.v1.MessageDelivered
+	(*TurnEnded)(nil),             // 23: orchestrator.node.v1.TurnEnded
+	(*MessageRefused)(nil),        // 24: orchestrator.node.v1.MessageRefused
+	(*FactsAck)(nil),              // 25: orchestrator.node.v1.FactsAck
+	(*Deliver)(nil),               // 26: orchestrator.node.v1.Deliver
+	(*SessionMessages)(nil),       // 27: orchestrator.node.v1.SessionMessages
+	(*Delivered)(nil),             // 28: orchestrator.node.v1.Delivered
+	(*SessionSequences)(nil),      // 29: orchestrator.node.v1.SessionSequences
+	(*SpawnSession)(nil),          // 30: orchestrator.node.v1.SpawnSession
+	(*SessionSpawned)(nil),        // 31: orchestrator.node.v1.SessionSpawned
+	(*GetSession)(nil),            // 32: orchestrator.node.v1.GetSession
+	(*TerminateSession)(nil),      // 33: orchestrator.node.v1.TerminateSession
+	(*SessionTerminated)(nil),     // 34: orchestrator.node.v1.SessionTerminated
+	(*RestoreSession)(nil),        // 35: orchestrator.node.v1.RestoreSession
+	(*SessionRestored)(nil),       // 36: orchestrator.node.v1.SessionRestored
+	(*CheckpointSession)(nil),     // 37: orchestrator.node.v1.CheckpointSession
+	(*SessionCheckpointed)(nil),   // 38: orchestrator.node.v1.SessionCheckpointed
+	(*MoveProgress)(nil),          // 39: orchestrator.node.v1.MoveProgress
+	(*GetHealth)(nil),             // 40: orchestrator.node.v1.GetHealth
+	(*HealthResponse)(nil),        // 41: orchestrator.node.v1.HealthResponse
+	(*Error)(nil),                 // 42: orchestrator.node.v1.Error
+	(*StreamOpen)(nil),            // 43: orchestrator.node.v1.StreamOpen
+	(*ReadLogs)(nil),              // 44: orchestrator.node.v1.ReadLogs
+	(*Attach)(nil),                // 45: orchestrator.node.v1.Attach
+	(*Exec)(nil),                  // 46: orchestrator.node.v1.Exec
+	(*StreamData)(nil),            // 47: orchestrator.node.v1.StreamData
+	(*StreamWindow)(nil),          // 48: orchestrator.node.v1.StreamWindow
+	(*StreamClose)(nil),           // 49: orchestrator.node.v1.StreamClose
+	(*Goodbye)(nil),               // 50: orchestrator.node.v1.Goodbye
+	nil,                           // 51: orchestrator.node.v1.Hello.LabelsEntry
+	(*v1.Capabilities)(nil),       // 52: orchestrator.v1.Capabilities
+	(*durationpb.Duration)(nil),   // 53: google.protobuf.Duration
+	(*v1.NodeHealth)(nil),         // 54: orchestrator.v1.NodeHealth
+	(v1.Node_Status)(0),           // 55: orchestrator.v1.Node.Status
+	(v1.Session_Phase)(0),         // 56: orchestrator.v1.Session.Phase
+	(*v1.Session_Exit)(nil),       // 57: orchestrator.v1.Session.Exit
+	(*v1.SessionSpec)(nil),        // 58: orchestrator.v1.SessionSpec
+	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
+	(*v1.Message)(nil),            // 60: orchestrator.v1.Message
+	(*v1.Session_Progress)(nil),   // 61: orchestrator.v1.Session.Progress
+	(*v1.LogLine)(nil),            // 62: orchestrator.v1.LogLine
 }
 var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	2,  // 0: orchestrator.node.v1.Frame.hello:type_name -> orchestrator.node.v1.Hello
@@ -4261,82 +4427,85 @@ var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	6,  // 4: orchestrator.node.v1.Frame.get_sessions:type_name -> orchestrator.node.v1.GetSessions
 	7,  // 5: orchestrator.node.v1.Frame.sessions_response:type_name -> orchestrator.node.v1.SessionsResponse
 	9,  // 6: orchestrator.node.v1.Frame.desired:type_name -> orchestrator.node.v1.Desired
-	12, // 7: orchestrator.node.v1.Frame.facts:type_name -> orchestrator.node.v1.Facts
-	24, // 8: orchestrator.node.v1.Frame.facts_ack:type_name -> orchestrator.node.v1.FactsAck
-	25, // 9: orchestrator.node.v1.Frame.deliver:type_name -> orchestrator.node.v1.Deliver
-	27, // 10: orchestrator.node.v1.Frame.delivered:type_name -> orchestrator.node.v1.Delivered
-	29, // 11: orchestrator.node.v1.Frame.spawn_session:type_name -> orchestrator.node.v1.SpawnSession
-	30, // 12: orchestrator.node.v1.Frame.session_spawned:type_name -> orchestrator.node.v1.SessionSpawned
-	31, // 13: orchestrator.node.v1.Frame.get_session:type_name -> orchestrator.node.v1.GetSession
+	13, // 7: orchestrator.node.v1.Frame.facts:type_name -> orchestrator.node.v1.Facts
+	25, // 8: orchestrator.node.v1.Frame.facts_ack:type_name -> orchestrator.node.v1.FactsAck
+	26, // 9: orchestrator.node.v1.Frame.deliver:type_name -> orchestrator.node.v1.Deliver
+	28, // 10: orchestrator.node.v1.Frame.delivered:type_name -> orchestrator.node.v1.Delivered
+	30, // 11: orchestrator.node.v1.Frame.spawn_session:type_name -> orchestrator.node.v1.SpawnSession
+	31, // 12: orchestrator.node.v1.Frame.session_spawned:type_name -> orchestrator.node.v1.SessionSpawned
+	32, // 13: orchestrator.node.v1.Frame.get_session:type_name -> orchestrator.node.v1.GetSession
 	8,  // 14: orchestrator.node.v1.Frame.session_state:type_name -> orchestrator.node.v1.SessionState
-	32, // 15: orchestrator.node.v1.Frame.terminate_session:type_name -> orchestrator.node.v1.TerminateSession
-	33, // 16: orchestrator.node.v1.Frame.session_terminated:type_name -> orchestrator.node.v1.SessionTerminated
-	34, // 17: orchestrator.node.v1.Frame.restore_session:type_name -> orchestrator.node.v1.RestoreSession
-	35, // 18: orchestrator.node.v1.Frame.session_restored:type_name -> orchestrator.node.v1.SessionRestored
-	38, // 19: orchestrator.node.v1.Frame.get_health:type_name -> orchestrator.node.v1.GetHealth
-	39, // 20: orchestrator.node.v1.Frame.health_response:type_name -> orchestrator.node.v1.HealthResponse
-	40, // 21: orchestrator.node.v1.Frame.error:type_name -> orchestrator.node.v1.Error
-	41, // 22: orchestrator.node.v1.Frame.stream_open:type_name -> orchestrator.node.v1.StreamOpen
-	45, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
-	46, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
-	47, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
-	48, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
-	36, // 27: orchestrator.node.v1.Frame.checkpoint_session:type_name -> orchestrator.node.v1.CheckpointSession
-	37, // 28: orchestrator.node.v1.Frame.session_checkpointed:type_name -> orchestrator.node.v1.SessionCheckpointed
-	50, // 29: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
-	49, // 30: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
-	51, // 31: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
-	51, // 32: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
-	51, // 33: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
-	52, // 34: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
-	53, // 35: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
-	51, // 36: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
-	8,  // 37: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
-	54, // 38: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
-	55, // 39: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
-	10, // 40: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
-	0,  // 41: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
-	56, // 42: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
-	51, // 43: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
-	11, // 44: orchestrator.node.v1.DesiredSession.restore:type_name -> orchestrator.node.v1.Restore
-	13, // 45: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
-	57, // 46: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
-	19, // 47: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
-	20, // 48: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
-	21, // 49: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
-	22, // 50: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
-	23, // 51: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
-	17, // 52: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
-	18, // 53: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
-	16, // 54: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
-	15, // 55: orchestrator.node.v1.Fact.copied:type_name -> orchestrator.node.v1.Copied
-	14, // 56: orchestrator.node.v1.Fact.prepared:type_name -> orchestrator.node.v1.Prepared
-	57, // 57: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
-	55, // 58: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
-	26, // 59: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
-	58, // 60: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
-	28, // 61: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
-	10, // 62: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 63: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
-	51, // 64: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
-	8,  // 65: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
-	10, // 66: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 67: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
-	17, // 68: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
-	52, // 69: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
-	53, // 70: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
-	42, // 71: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
-	43, // 72: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
-	44, // 73: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
-	57, // 74: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
-	59, // 75: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
-	40, // 76: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
-	55, // 77: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
-	78, // [78:78] is the sub-list for method output_type
-	78, // [78:78] is the sub-list for method input_type
-	78, // [78:78] is the sub-list for extension type_name
-	78, // [78:78] is the sub-list for extension extendee
-	0,  // [0:78] is the sub-list for field type_name
+	33, // 15: orchestrator.node.v1.Frame.terminate_session:type_name -> orchestrator.node.v1.TerminateSession
+	34, // 16: orchestrator.node.v1.Frame.session_terminated:type_name -> orchestrator.node.v1.SessionTerminated
+	35, // 17: orchestrator.node.v1.Frame.restore_session:type_name -> orchestrator.node.v1.RestoreSession
+	36, // 18: orchestrator.node.v1.Frame.session_restored:type_name -> orchestrator.node.v1.SessionRestored
+	40, // 19: orchestrator.node.v1.Frame.get_health:type_name -> orchestrator.node.v1.GetHealth
+	41, // 20: orchestrator.node.v1.Frame.health_response:type_name -> orchestrator.node.v1.HealthResponse
+	42, // 21: orchestrator.node.v1.Frame.error:type_name -> orchestrator.node.v1.Error
+	43, // 22: orchestrator.node.v1.Frame.stream_open:type_name -> orchestrator.node.v1.StreamOpen
+	47, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
+	48, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
+	49, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
+	50, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
+	37, // 27: orchestrator.node.v1.Frame.checkpoint_session:type_name -> orchestrator.node.v1.CheckpointSession
+	38, // 28: orchestrator.node.v1.Frame.session_checkpointed:type_name -> orchestrator.node.v1.SessionCheckpointed
+	39, // 29: orchestrator.node.v1.Frame.move_progress:type_name -> orchestrator.node.v1.MoveProgress
+	52, // 30: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
+	51, // 31: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
+	53, // 32: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
+	53, // 33: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
+	53, // 34: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
+	54, // 35: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
+	55, // 36: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
+	53, // 37: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
+	8,  // 38: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
+	56, // 39: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
+	57, // 40: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
+	10, // 41: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
+	0,  // 42: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
+	58, // 43: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
+	53, // 44: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
+	12, // 45: orchestrator.node.v1.DesiredSession.restore:type_name -> orchestrator.node.v1.Restore
+	11, // 46: orchestrator.node.v1.DesiredSession.peer:type_name -> orchestrator.node.v1.Peer
+	14, // 47: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
+	59, // 48: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
+	20, // 49: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
+	21, // 50: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
+	22, // 51: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
+	23, // 52: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
+	24, // 53: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
+	18, // 54: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
+	19, // 55: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
+	17, // 56: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
+	16, // 57: orchestrator.node.v1.Fact.copied:type_name -> orchestrator.node.v1.Copied
+	15, // 58: orchestrator.node.v1.Fact.prepared:type_name -> orchestrator.node.v1.Prepared
+	59, // 59: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
+	57, // 60: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
+	27, // 61: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
+	60, // 62: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
+	29, // 63: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
+	10, // 64: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 65: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
+	53, // 66: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
+	8,  // 67: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
+	10, // 68: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 69: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
+	18, // 70: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
+	61, // 71: orchestrator.node.v1.MoveProgress.progress:type_name -> orchestrator.v1.Session.Progress
+	54, // 72: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
+	55, // 73: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
+	44, // 74: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
+	45, // 75: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
+	46, // 76: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
+	59, // 77: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
+	62, // 78: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
+	42, // 79: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
+	57, // 80: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_node_v1_link_proto_init() }
@@ -4374,8 +4543,9 @@ func file_orchestrator_node_v1_link_proto_init() {
 		(*Frame_Goodbye)(nil),
 		(*Frame_CheckpointSession)(nil),
 		(*Frame_SessionCheckpointed)(nil),
+		(*Frame_MoveProgress)(nil),
 	}
-	file_orchestrator_node_v1_link_proto_msgTypes[12].OneofWrappers = []any{
+	file_orchestrator_node_v1_link_proto_msgTypes[13].OneofWrappers = []any{
 		(*Fact_Started)(nil),
 		(*Fact_Exited)(nil),
 		(*Fact_MessageDelivered)(nil),
@@ -4387,7 +4557,7 @@ func file_orchestrator_node_v1_link_proto_init() {
 		(*Fact_Copied)(nil),
 		(*Fact_Prepared)(nil),
 	}
-	file_orchestrator_node_v1_link_proto_msgTypes[40].OneofWrappers = []any{
+	file_orchestrator_node_v1_link_proto_msgTypes[42].OneofWrappers = []any{
 		(*StreamOpen_ReadLogs)(nil),
 		(*StreamOpen_Attach)(nil),
 		(*StreamOpen_Exec)(nil),
@@ -4398,7 +4568,7 @@ func file_orchestrator_node_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_node_v1_link_proto_rawDesc), len(file_orchestrator_node_v1_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
