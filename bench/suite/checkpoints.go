@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/bench/measure"
 	"github.com/neolith/orchestrator/chunks/dir"
 	"github.com/neolith/orchestrator/serializer"
@@ -89,7 +90,7 @@ func (b *Bench) captured(name string, files, bytes int, f func(c *captured) erro
 // checkpoint makes one as an agent does, up to its durable manifest and the saved index.
 func (c *captured) checkpoint(ctx context.Context) (took time.Duration, sent, whole int64, err error) {
 	start := time.Now()
-	got, err := serializer.Capture(ctx, c.store, serializer.CaptureOptions{Roots: []serializer.Root{{Name: "workspace", Dir: c.dir}}, Previous: c.index})
+	got, err := serializer.Capture(ctx, c.store, serializer.CaptureOptions{Roots: []serializer.Root{{Name: "workspace", Dir: c.dir}}, Previous: c.index, Parallel: checkpoint.DefaultParallel})
 	if err != nil {
 		return 0, 0, 0, err
 	}
