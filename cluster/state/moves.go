@@ -287,8 +287,8 @@ func (a *applier) rewound(s *session.Session, from *session.Checkpoint) {
 	head := *from
 	head.Sequence, head.Turn = s.Head().Sequence+1, s.Turns
 	a.release(s.ID, s.Turns)
-	s.Checkpoints = chain(s.Checkpoints, &head)
 	s.RewindTo = 0
+	a.extend(s, &head)
 	a.goBack(s)
 }
 

@@ -132,7 +132,7 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "CPU", value: amount(spec.GetCpuMilli(), fmt.Sprintf("%dm", spec.GetCpuMilli()))},
 		{label: "Memory", value: amount(spec.GetMemoryBytes(), bytesText(spec.GetMemoryBytes()))}, {label: "Memory profile", value: spec.GetMemoryProfile()},
 		{label: "TTL", value: spanText(spec.GetTtl())}, {label: "Grace", value: spanText(spec.GetGrace())}, {label: "Turn idle", value: spanText(spec.GetTurnIdle())},
-		{label: "Checkpoints", value: everyText(spec.GetCheckpointEvery())}, {label: "Manifest", value: s.GetCheckpoint().GetManifest()},
+		{label: "Checkpoints", value: checkpointsText(spec)}, {label: "Manifest", value: s.GetCheckpoint().GetManifest()},
 		{label: "Strategy", value: spec.GetStrategy()}, {label: "Modify index", value: number(s.GetModifyIndex())},
 	}
 	for _, f := range wide {
@@ -142,12 +142,21 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 	return fields
 }
 
-// everyText is when a session is checkpointed by itself.
-func everyText(policy string) string {
-	if policy == "" {
-		return ""
+// checkpointsText is when a session is checkpointed by itself, how many of its checkpoints are kept, and for how long.
+func checkpointsText(spec *apiv1.SessionSpec) string {
+	out := "on demand"
+	if every := spec.GetCheckpointEvery(); every != "" {
+		out = "every " + every
 	}
-	return "every " + policy
+	keep := spec.GetKeepCheckpoints()
+	if keep == 0 {
+		keep = session.CheckpointsDefault
+	}
+	out += fmt.Sprintf(", %d kept", keep)
+	if d := spec.GetKeepCheckpointsFor(); d != nil {
+		out += " for " + d.AsDuration().String()
+	}
+	return out
 }
 
 // restartsText is how often it was started again, and what decides that.

@@ -23,7 +23,8 @@ type spawnFlags struct {
 	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, strategy, key string
 	require, labels, selector, env, secrets                                                      []string
 	maxRestarts                                                                                  uint32
-	ttl, grace, turnIdle                                                                         time.Duration
+	keep                                                                                         uint32
+	ttl, grace, turnIdle, keepFor                                                                time.Duration
 	wait, attach                                                                                 bool
 }
 
@@ -62,6 +63,8 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.DurationVar(&f.grace, "grace", session.DefaultGrace, "the time between SIGTERM and SIGKILL")
 	fl.DurationVar(&f.turnIdle, "turn-idle", session.DefaultTurnIdle, "for --protocol raw: the quiet time that ends a turn")
 	fl.StringVar(&f.checkpointEvery, "checkpoint-every", "", "when it is checkpointed by itself: \"turn\", or a time such as 5m (default: only when asked)")
+	fl.Uint32Var(&f.keep, "keep-checkpoints", 0, fmt.Sprintf("how many checkpoints are kept, at most %d; the oldest go first (default %d)", session.CheckpointsMax, session.CheckpointsDefault))
+	fl.DurationVar(&f.keepFor, "keep-checkpoints-for", 0, "how long checkpoints are kept, the newest one always; 0 for as long as there are not too many")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
@@ -84,7 +87,11 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 	p := &apiv1.SessionSpec{
 		Type: f.typ, Name: f.name, Namespace: a.namespace(), Priority: apiv1.Priority_Level(priority), Command: command,
 		Secrets: f.secrets, Require: f.require, MemoryProfile: f.profile, Protocol: f.protocol, Restart: f.restart,
-		MaxRestarts: f.maxRestarts, Strategy: f.strategy, CheckpointEvery: f.checkpointEvery, Grace: durationpb.New(f.grace),
+		MaxRestarts: f.maxRestarts, Strategy: f.strategy, CheckpointEvery: f.checkpointEvery, KeepCheckpoints: f.keep,
+		Grace: durationpb.New(f.grace),
+	}
+	if f.keepFor != 0 {
+		p.KeepCheckpointsFor = durationpb.New(f.keepFor)
 	}
 	if f.ttl != 0 {
 		p.Ttl = durationpb.New(f.ttl)
