@@ -25,7 +25,7 @@ func sessionProto(v *state.View, s *session.Session) *apiv1.Session {
 		EndTime: pbconv.Time(s.EndTime), Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit), Spec: pbconv.SpecToProto(spec),
 		Placement: s.Placement, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine, CheckpointError: s.CheckpointError,
 		Node: nodeName(v, s.NodeID), Mailbox: &apiv1.Session_Mailbox{}, Checkpoint: pbconv.CheckpointToProto(s.Head()),
-		Migration: migrationProto(v, s.Migration),
+		Migration: migrationProto(v, s.Migration), Keeps: spec.Keeps(),
 	}
 	box := v.Mailbox(s.ID)
 	if box != nil {

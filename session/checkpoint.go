@@ -155,6 +155,33 @@ func (s *Session) KeptUntil() int64 {
 	return until
 }
 
+// What a checkpoint may keep of a session; Spec.State asks for more than the files.
+const (
+	KeepsMessages   = "messages"   // what it has not seen of its mailbox is delivered after a restore
+	KeepsTranscript = "transcript" // an agent's own record of its conversation
+	KeepsWorkspace  = "workspace"  // its files, with its output
+	KeepsMemory     = "memory"     // its process's memory
+
+	StateFiles  = "files"
+	StateMemory = "memory"
+)
+
+// Keeps returns what a checkpoint of such a session keeps of it.
+func (s *Spec) Keeps() []string {
+	keeps := make([]string, 0, 4)
+	if s.Protocol != ProtocolNone {
+		keeps = append(keeps, KeepsMessages)
+	}
+	if s.Type != TypeProcess {
+		keeps = append(keeps, KeepsTranscript)
+	}
+	keeps = append(keeps, KeepsWorkspace)
+	if s.State == StateMemory {
+		keeps = append(keeps, KeepsMemory)
+	}
+	return keeps
+}
+
 // keeping says what is wrong with how long checkpoints are kept, and of which field; empty when nothing is.
 func (s *Spec) keeping() (field, why string) {
 	switch {

@@ -112,6 +112,11 @@ func (s *Spec) Validate() error {
 	if why := s.checkpointEvery(); why != "" {
 		return bad("checkpointEvery", "%s", why)
 	}
+	switch s.State {
+	case "", StateFiles, StateMemory:
+	default:
+		return bad("state", "%q is not what a checkpoint can keep; use %s or %s", clip(s.State), StateFiles, StateMemory)
+	}
 	if field, why := s.keeping(); why != "" {
 		return bad(field, "%s", why)
 	}

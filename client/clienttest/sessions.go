@@ -89,7 +89,7 @@ func (s *sessions) SpawnSession(_ context.Context, req *apiv1.SpawnSessionReques
 	n := &sessionState{Session: &apiv1.Session{
 		Id: ID("session", len(c.sessions)+1), Namespace: spec.Namespace, Name: spec.Name, Type: spec.Type, Epoch: 1,
 		Priority: apiv1.Priority_Level(spec.Priority), Labels: req.GetSpec().GetLabels(), CreateTime: c.stamp(),
-		Spec: pbconv.SpecToProto(spec), Mailbox: &apiv1.Session_Mailbox{}, ModifyIndex: c.index + 1,
+		Spec: pbconv.SpecToProto(spec), Mailbox: &apiv1.Session_Mailbox{}, ModifyIndex: c.index + 1, Keeps: spec.Keeps(),
 	}}
 	c.place(n)
 	c.sessions[n.Id] = n

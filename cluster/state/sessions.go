@@ -83,6 +83,10 @@ func (a *applier) checkSpawn(c *clusterv1.SpawnSession, spec *session.Spec) erro
 	if err := spec.Validate(); err != nil {
 		return err
 	}
+	if spec.State == session.StateMemory {
+		a.flush() // nodes may be among what is pending
+		return fault.New(fault.FailedPrecondition, "spawn: %s", NoMemory(func(yield func(*Node) bool) { prefixed(a.base, tableNodes, nil, yield) }))
+	}
 	if a.sessions.get(a.base, c.GetSessionId()) != nil {
 		return fault.New(fault.AlreadyExists, "spawn: session %s exists", c.GetSessionId())
 	}

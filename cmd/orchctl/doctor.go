@@ -27,6 +27,7 @@ const (
 	pendingWarn      = time.Minute
 	doctorPageMax    = 1000
 	doctorNamedNodes = 5
+	criu             = "criu" // a node's capability
 )
 
 // finding is one line of the doctor's.
@@ -291,7 +292,23 @@ func (d *doctor) nodes(ctx context.Context) bool {
 	default:
 		d.ok("nodes", "%d of %d take sessions", usable, len(all))
 	}
+	d.memory(all)
 	return true
+}
+
+// memory says which nodes could checkpoint the memory of processes. None needs to.
+func (d *doctor) memory(nodes []*apiv1.Node) {
+	able, why := 0, ""
+	for _, n := range nodes {
+		if n.GetCapabilities().GetCustomCapabilities()[criu] {
+			able++
+		} else if reason := n.GetCapabilities().GetAbsent()[criu]; reason != "" {
+			why = first(why, fmt.Sprintf("; %s: %s", n.GetName(), reason))
+		}
+	}
+	if len(nodes) > 0 {
+		d.ok("memory", "%d of %d nodes have criu, which this release does not use yet%s", able, len(nodes), why)
+	}
 }
 
 func (d *doctor) pending(ctx context.Context) bool {

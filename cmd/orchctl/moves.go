@@ -113,7 +113,8 @@ func (a *app) checkpointsCommand() *cobra.Command {
 	return c
 }
 
-func keepsText(k *apiv1.Session_Checkpoint) string { return strings.Join(k.GetKeeps(), " · ") }
+// keepsText is what a checkpoint keeps of a session, or what one does keep.
+func keepsText(k interface{ GetKeeps() []string }) string { return strings.Join(k.GetKeeps(), " · ") }
 
 // lagText is what a loss of the session's node would cost now; empty when nothing.
 func lagText(l *apiv1.Session_Lag) string {

@@ -557,7 +557,7 @@ func TestDoctor(t *testing.T) {
 	if good.code != 0 || strings.Count(good.out, "ok   ") != strings.Count(good.out, "\n") {
 		t.Errorf("%+v", good)
 	}
-	for _, check := range []string{"config", "address", "tls", "token", "leader", "members", "clock", "nodes", "pending"} {
+	for _, check := range []string{"config", "address", "tls", "token", "leader", "members", "clock", "nodes", "memory", "pending"} {
 		if !strings.Contains(good.out, "ok   "+check) {
 			t.Errorf("no check of %s in\n%s", check, good.out)
 		}
@@ -575,7 +575,7 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("%s\nlacks %q", bad.out, want)
 		}
 	}
-	if bad.code != exitcode.Failed || !strings.Contains(bad.err, "2 of 9 checks failed") {
+	if bad.code != exitcode.Failed || !strings.Contains(bad.err, "2 of 10 checks failed") {
 		t.Errorf("%d %s", bad.code, bad.err)
 	}
 	r.c.Tokens = map[string]string{"x": "admin"}

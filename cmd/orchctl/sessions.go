@@ -122,7 +122,7 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "Restarts", value: restartsText(s)},
 		{label: "Mailbox", value: fmt.Sprintf("%d queued, %d delivered, %d acked, %d dead", m.GetQueued(), m.GetDelivered(), m.GetAcked(), m.GetDead())},
 		{label: "Output", value: fmt.Sprintf("%d lines", s.GetOutputLine())},
-		{label: "Checkpoint", value: a.headText(s.GetCheckpoint())}, {label: "Keeps", value: keepsText(s.GetCheckpoint())},
+		{label: "Checkpoint", value: a.headText(s.GetCheckpoint())}, {label: "Keeps", value: keepsText(s)},
 		{label: "Lag", value: first(lagText(s.GetLag()), "none")}, {label: "Migration", value: a.migrationText(s.GetMigration())},
 		{label: "Command", value: strings.Join(spec.GetCommand(), " ")}, {label: "Protocol", value: spec.GetProtocol()},
 	}

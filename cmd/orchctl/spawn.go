@@ -20,12 +20,12 @@ import (
 
 // spawnFlags are the flags as they were typed.
 type spawnFlags struct {
-	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, strategy, key string
-	require, labels, selector, env, secrets                                                      []string
-	maxRestarts                                                                                  uint32
-	keep                                                                                         uint32
-	ttl, grace, turnIdle, keepFor                                                                time.Duration
-	wait, attach                                                                                 bool
+	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, state, strategy, key string
+	require, labels, selector, env, secrets                                                             []string
+	maxRestarts                                                                                         uint32
+	keep                                                                                                uint32
+	ttl, grace, turnIdle, keepFor                                                                       time.Duration
+	wait, attach                                                                                        bool
 }
 
 func (a *app) spawnCommand() *cobra.Command {
@@ -65,6 +65,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.StringVar(&f.checkpointEvery, "checkpoint-every", "", "when it is checkpointed by itself: \"turn\", or a time such as 5m (default: only when asked)")
 	fl.Uint32Var(&f.keep, "keep-checkpoints", 0, fmt.Sprintf("how many checkpoints are kept, at most %d; the oldest go first (default %d)", session.CheckpointsMax, session.CheckpointsDefault))
 	fl.DurationVar(&f.keepFor, "keep-checkpoints-for", 0, "how long checkpoints are kept, the newest one always; 0 for as long as there are not too many")
+	fl.StringVar(&f.state, "state", "", "what a checkpoint keeps beside messages: files, or memory for the process's memory, too, where nodes can (default files)")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
@@ -73,6 +74,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	a.complete(c, "priority", "critical", "high", "normal", "low")
 	a.complete(c, "protocol", session.ProtocolLines, session.ProtocolJSON, session.ProtocolRaw, session.ProtocolNone)
 	a.complete(c, "checkpoint-every", session.EveryTurn, "30s", "5m", "1h")
+	a.complete(c, "state", session.StateFiles, session.StateMemory)
 	a.complete(c, "restart", string(session.RestartNever), string(session.RestartOnFailure), string(session.RestartAlways))
 	return c
 }
@@ -88,7 +90,7 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 		Type: f.typ, Name: f.name, Namespace: a.namespace(), Priority: apiv1.Priority_Level(priority), Command: command,
 		Secrets: f.secrets, Require: f.require, MemoryProfile: f.profile, Protocol: f.protocol, Restart: f.restart,
 		MaxRestarts: f.maxRestarts, Strategy: f.strategy, CheckpointEvery: f.checkpointEvery, KeepCheckpoints: f.keep,
-		Grace: durationpb.New(f.grace),
+		State: f.state, Grace: durationpb.New(f.grace),
 	}
 	if f.keepFor != 0 {
 		p.KeepCheckpointsFor = durationpb.New(f.keepFor)
