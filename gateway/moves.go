@@ -9,6 +9,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/loadbalancer"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/session"
 )
@@ -317,14 +318,20 @@ func (o *Operations) Fork(ctx context.Context, req *apiv1.ForkSessionRequest) (*
 	}
 	spec := *s.Spec
 	spec.Name = req.GetName()
+	if req.GetStrategy() != "" {
+		if _, err := loadbalancer.Named(req.GetStrategy()); err != nil {
+			return nil, err
+		}
+	}
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
 	cmd := &clusterv1.ForkSession{
 		SessionId: s.ID, NewSessionId: newID(), Sequence: c.Sequence, Name: req.GetName(), IdempotencyKey: req.GetIdempotencyKey(), Actor: caller(ctx).String(),
+		Strategy: req.GetStrategy(),
 	}
 	// The head may be another one when the request is repeated, and it is the same request.
-	cmd.RequestHash = hashRequest(&apiv1.ForkSessionRequest{Id: s.ID, Sequence: req.GetSequence(), Name: req.GetName()})
+	cmd.RequestHash = hashRequest(&apiv1.ForkSessionRequest{Id: s.ID, Sequence: req.GetSequence(), Name: req.GetName(), Strategy: req.GetStrategy()})
 	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_ForkSession{ForkSession: cmd}})
 	if err != nil {
 		return nil, err

@@ -356,6 +356,16 @@ func TestMovesWaitForWhatTheyCameTo(t *testing.T) {
 	if again, err := c.ForkSession(ctx, fork); err != nil || again.GetSession().GetId() != first.GetSession().GetId() {
 		t.Errorf("the same fork: %v %v", again, err)
 	}
+	fork.Strategy = "bin-pack"
+	if _, err := c.ForkSession(ctx, fork); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("another fork under the key of the first: %v", err)
+	}
+	if r, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "bin-pack"}); err != nil || r.GetSession().GetSpec().GetStrategy() != "bin-pack" {
+		t.Errorf("fork with a strategy: %v %v", r, err)
+	}
+	if _, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "darts"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "use least-connections") {
+		t.Errorf("fork with a strategy that is none: %v", err)
+	}
 	rewinding := func() (*apiv1.Session, error) {
 		r, err := c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: "s", Sequence: 1, Wait: true, IdempotencyKey: "r"})
 		return r.GetSession(), err

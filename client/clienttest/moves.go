@@ -236,6 +236,9 @@ func (s *sessions) ForkSession(_ context.Context, req *apiv1.ForkSessionRequest)
 	}
 	spec := proto.CloneOf(n.GetSpec())
 	spec.Name = req.GetName()
+	if req.GetStrategy() != "" {
+		spec.Strategy = req.GetStrategy()
+	}
 	made := &sessionState{checkpoints: []*apiv1.Session_Checkpoint{proto.CloneOf(k)}, Session: &apiv1.Session{
 		Id: ID("session", len(c.sessions)+1), Namespace: n.GetNamespace(), Name: req.GetName(), Type: n.GetType(), Priority: n.GetPriority(),
 		Labels: n.GetLabels(), CreateTime: c.stamp(), Spec: spec, Mailbox: &apiv1.Session_Mailbox{}, Reason: fmt.Sprintf("forked from %s", n.GetId()),

@@ -219,6 +219,9 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 	}
 	spec := *of.Spec
 	spec.Name = c.GetName()
+	if c.GetStrategy() != "" {
+		spec.Strategy = c.GetStrategy()
+	}
 	spawn := &clusterv1.SpawnSession{SessionId: c.GetNewSessionId(), IdempotencyKey: c.GetIdempotencyKey()}
 	if err := a.checkSpawn(spawn, &spec); err != nil {
 		return Result{Err: err}

@@ -20,6 +20,9 @@ import (
 // forksMax is how many sessions one command forks.
 const forksMax = 1000
 
+// spreadStrategy is how several forks are placed: who forks many wants many machines at work.
+const spreadStrategy = "spread"
+
 // verbFlags are the flags that the verbs share.
 type verbFlags struct {
 	key, reason string
@@ -208,7 +211,7 @@ func (a *app) settled(ctx context.Context, s *apiv1.Session, wait bool, ready fu
 }
 
 func (a *app) forkCommand() *cobra.Command {
-	var name, key, from string
+	var name, key, from, strategy string
 	var count int
 	var wait bool
 	c := a.command("fork SESSION", "Make new sessions that begin with a checkpoint of another one", exactly(1), brief, func(ctx context.Context, args []string) error {
@@ -219,8 +222,11 @@ func (a *app) forkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if strategy == "" && count > 1 {
+			strategy = spreadStrategy
+		}
 		for i := range count {
-			req := &apiv1.ForkSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Sequence: sequence, Name: name, IdempotencyKey: key}
+			req := &apiv1.ForkSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Sequence: sequence, Name: name, IdempotencyKey: key, Strategy: strategy}
 			if count > 1 {
 				req.Name, req.IdempotencyKey = numbered(name, i), numbered(key, i)
 			}
@@ -231,12 +237,13 @@ func (a *app) forkCommand() *cobra.Command {
 		return err
 	})
 	c.Long = `Make new sessions that begin with a checkpoint of another one: with its files, its messages that were not answered then, and its
-output. No byte is copied. The other session goes on as it is.`
+output. No byte is copied. The other session goes on as it is. Several forks are spread over the nodes, unless --strategy says otherwise.`
 	c.Example = `  orchctl sessions checkpoint --wait ledger && orchctl sessions fork ledger --name what-if
   orchctl sessions fork ledger --count 8 --name attempt --from 12    # attempt-1 … attempt-8`
 	fl := c.Flags()
 	fl.StringVar(&name, "name", "", "the new session's name; with --count NAME-1, NAME-2, …")
 	fl.IntVar(&count, "count", 1, "how many")
+	fl.StringVar(&strategy, "strategy", "", "the placement strategy of the new sessions (default: that of the other one, and "+spreadStrategy+" with --count above 1)")
 	fl.StringVar(&from, "from", "", "the checkpoint: its sequence, a time, or how long ago (default: the last one)")
 	fl.StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same fork")
 	fl.BoolVar(&wait, "wait", false, "wait until they run")
