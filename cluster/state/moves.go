@@ -277,7 +277,7 @@ func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, e
 	if id := a.holderOf(s.Spec.Namespace, s.Spec.Name); s.Phase.Ended() && id != "" && id != s.ID {
 		return nil, fault.New(fault.AlreadyExists, "rewind: the name %q is held by session %s by now; terminate it, or fork the checkpoint", s.Spec.Name, id)
 	}
-	s.EndTime, s.Exit, s.Restarts = 0, nil, 0
+	s.EndTime, s.Exit, s.RestartsForgiven = 0, nil, s.Restarts // somebody wants it to try again
 	a.rewound(&s, from)
 	s.NotBefore = a.meta.time
 	a.enterBy(&s, session.Rewind, c.GetActor(), why)

@@ -162,7 +162,7 @@ func checkpointsText(spec *apiv1.SessionSpec) string {
 // restartsText is how often it was started again, and what decides that.
 func restartsText(s *apiv1.Session) string {
 	if policy := s.GetSpec().GetRestart(); policy != string(session.RestartNever) {
-		return fmt.Sprintf("%d (%s, at most %d)", s.GetRestarts(), policy, s.GetSpec().GetMaxRestarts())
+		return fmt.Sprintf("%d (%s, at most %d in a row)", s.GetRestarts(), policy, s.GetSpec().GetMaxRestarts())
 	}
 	return fmt.Sprintf("%d (never)", s.GetRestarts())
 }

@@ -58,7 +58,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.StringSliceVar(&f.secrets, "secret", nil, "the name of a secret that the node puts into the environment")
 	fl.StringVar(&f.protocol, "protocol", session.ProtocolLines, "how it takes messages: lines, json, raw (a terminal) or none")
 	fl.StringVar(&f.restart, "restart", string(session.RestartNever), "never, on-failure or always")
-	fl.Uint32Var(&f.maxRestarts, "max-restarts", 0, "restarts before it fails for good (default 5 with a restart policy)")
+	fl.Uint32Var(&f.maxRestarts, "max-restarts", 0, "restarts in a row before it fails for good; after a run of 10 minutes they are counted anew (default 5 with a restart policy)")
 	fl.DurationVar(&f.ttl, "ttl", 0, "the time after which it is ended; 0 for never")
 	fl.DurationVar(&f.grace, "grace", session.DefaultGrace, "the time between SIGTERM and SIGKILL")
 	fl.DurationVar(&f.turnIdle, "turn-idle", session.DefaultTurnIdle, "for --protocol raw: the quiet time that ends a turn")
