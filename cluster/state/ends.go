@@ -8,12 +8,15 @@ import (
 	"github.com/neolith/orchestrator/session"
 )
 
-// end moves a session into a phase it never leaves. What waits in its mailbox becomes dead letters; results stay.
+// end moves a session into a phase that only a rewind leaves. What waits in its mailbox becomes dead letters; results stay. Messages
+// that were answered after its last checkpoint are kept as long as the session is, for whoever restores it from there.
 func (a *applier) end(old, s *session.Session, phase session.Phase, reason string) {
 	s.EndTime = a.meta.time
 	s.Captured, s.Left, s.Move, s.RewindTo = nil, false, 0, 0
 	a.migrated(s, session.MigrationFailed, "the session ended: "+reason)
-	a.release(s.ID, ^uint64(0))
+	if s.Head() == nil || a.meta.stats.MessageBytes > a.limits.MessageBytes/2 {
+		a.release(s.ID, ^uint64(0)) // nothing to restore it from; or what lives needs the room
+	}
 	a.enter(s, phase, reason)
 	a.save(old, s)
 	a.buryAll(s, fmt.Sprintf("session ended: %s: %s", phase, s.Reason))

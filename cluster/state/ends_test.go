@@ -3,11 +3,14 @@
 package state
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -104,4 +107,93 @@ func TestARestoredSessionMayRestartAgain(t *testing.T) {
 	if s := l.fails(0); s.Phase != session.Pending || s.Restarts != session.DefaultRestarts+1 || s.RestartsInRow() != 1 {
 		t.Errorf("%s after %d restarts, %d in a row", s.Phase, s.Restarts, s.RestartsInRow())
 	}
+}
+
+func TestAnEndedSessionIsRestoredWithWhatItsCheckpointHasNotSeen(t *testing.T) {
+	end := func(t *testing.T, limits ...func(*Limits)) *machine {
+		m := newMachine(t, limits...)
+		m.node("a")
+		m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.CheckpointEvery = "5m" }))
+		m.ok(m.facts("a", started("s", 1)))
+		m.turns("a", 1, 2)
+		m.save("a", 1, 0)
+		m.turns("a", 1, 2)
+		m.ok(send("s", "never answered"))
+		m.ok(m.facts("a", exited("s", 1, 3, 0)))
+		checkInvariants(t, m.View())
+		return m
+	}
+	restored := func(m *machine, sequence uint64, turns uint64, want ...uint64) {
+		t.Helper()
+		m.ok(&clusterv1.RewindSession{SessionId: "s", Sequence: sequence})
+		s := m.phase(session.Pending, "", m.session("s").Epoch)
+		if got := m.queued("s"); !slices.Equal(got, want) || s.Turns != turns || s.LagTurns() != 0 {
+			t.Errorf("messages %v come again at turn %d, lag %d; want %v at %d", got, s.Turns, s.LagTurns(), want, turns)
+		}
+	}
+	t.Run("from its head", func(t *testing.T) {
+		m := end(t)
+		s, mb := m.session("s"), m.View().Mailbox("s")
+		if s.Phase != session.Failed || s.LagTurns() != 2 || mb.Kept != 2 || mb.Acked != 4 || mb.Dead != 1 {
+			t.Fatalf("%s with a lag of %d turns, %+v", s.Phase, s.LagTurns(), mb)
+		}
+		if err := m.Restore(bytes.NewReader(persisted(t, m.View()))); err != nil {
+			t.Fatal(err)
+		}
+		restored(m, 0, 2, 3, 4)
+		if mb := m.View().Mailbox("s"); mb.Acked != 2 || mb.Kept != 0 || m.View().Result("s", 3) != nil {
+			t.Errorf("%+v", mb)
+		}
+		if s := m.session("s"); len(s.Checkpoints) != 1 || s.LostLine != 9 || s.LostEpoch != 1 {
+			t.Errorf("goes on from %+v", s.Saved)
+		}
+		m.ok(&clusterv1.PlaceSession{SessionId: "s", Epoch: 1, NodeId: "id-a"})
+		m.ok(m.facts("a", started("s", 2), turn("s", 2, 3, "again")))
+		m.save("a", 2, 0)
+		m.ok(m.facts("a", exited("s", 2, 3, 0))) // the fourth was not answered this time
+		restored(m, 0, 3)
+	})
+	t.Run("from an earlier one", func(t *testing.T) {
+		m := end(t)
+		m.ok(&clusterv1.RewindSession{SessionId: "s"})
+		m.ok(&clusterv1.PlaceSession{SessionId: "s", Epoch: 1, NodeId: "id-a"})
+		m.ok(m.facts("a", started("s", 2), turn("s", 2, 3, "")))
+		m.save("a", 2, 0)
+		m.ok(m.facts("a", turn("s", 2, 4, ""), exited("s", 2, 3, 0)))
+		m.ok(&clusterv1.RewindSession{SessionId: "s", Sequence: 1})
+		if got := m.queued("s"); len(got) != 0 || m.View().Stats().MessageBytes != 0 {
+			t.Errorf("messages %v come again, %d bytes are kept", got, m.View().Stats().MessageBytes)
+		}
+		m.phase(session.Pending, "", 2)
+	})
+	t.Run("collected", func(t *testing.T) {
+		m := end(t)
+		if got := m.View().Stats().MessageBytes; got != 2 {
+			t.Fatalf("%d bytes are kept", got)
+		}
+		m.later(time.Hour)
+		m.ok(&clusterv1.CollectGarbage{Before: m.now})
+		if got := m.View().Stats().MessageBytes; got != 0 || m.View().Session("s") != nil {
+			t.Errorf("%d bytes are kept of a session that is gone", got)
+		}
+		checkInvariants(t, m.View())
+	})
+	t.Run("without a checkpoint", func(t *testing.T) {
+		m := newMachine(t)
+		m.node("a")
+		m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.CheckpointEvery = "5m" }))
+		m.ok(m.facts("a", started("s", 1)))
+		m.turns("a", 1, 2)
+		m.ok(m.facts("a", exited("s", 1, 3, 0)))
+		if got := m.View().Stats().MessageBytes; got != 0 || m.session("s").LagTurns() != 2 {
+			t.Errorf("%d bytes are kept, and there is nothing to restore it from", got)
+		}
+	})
+	t.Run("no room", func(t *testing.T) {
+		m := end(t, func(l *Limits) { l.MessageBytes = 20 }) // what waited is counted when it ends
+		if mb := m.View().Mailbox("s"); mb.Kept != 0 {
+			t.Errorf("%+v", mb)
+		}
+		restored(m, 0, 2)
+	})
 }

@@ -178,8 +178,8 @@ func checkMailbox(t fataler, v *View, s *session.Session, want *Stats) {
 		re.Kept++
 		re.Bytes += uint64(len(m.Text))
 	}
-	if s.Phase.Ended() && re.Kept > 0 {
-		t.Fatalf("session %s is %s and still keeps messages", s.ID, s.Phase)
+	if s.Phase.Ended() && s.Head() == nil && re.Kept > 0 {
+		t.Fatalf("session %s is %s without a checkpoint and still keeps messages", s.ID, s.Phase)
 	}
 	if s.Phase.Ended() && re.Queued+re.Delivered > 0 {
 		t.Fatalf("session %s is %s and still has messages", s.ID, s.Phase)

@@ -253,7 +253,8 @@ func noCheckpoint(verb string, s *session.Session, sequence uint64) error {
 }
 
 // rewindSession has a session go on from an earlier checkpoint, under a new epoch. What has ended goes on, too. Messages whose
-// turns have ended stay acked: to go back is to undo them.
+// turns have ended stay acked: to go back is to undo them. But an ended session that goes on from its head is restored, as after
+// the loss of a node: nobody wanted its last turns undone, and their messages come again.
 func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, error) {
 	old := a.sessions.get(a.base, c.GetSessionId())
 	if old == nil {
@@ -278,7 +279,11 @@ func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, e
 		return nil, fault.New(fault.AlreadyExists, "rewind: the name %q is held by session %s by now; terminate it, or fork the checkpoint", s.Spec.Name, id)
 	}
 	s.EndTime, s.Exit, s.RestartsForgiven = 0, nil, s.Restarts // somebody wants it to try again
-	a.rewound(&s, from)
+	if s.Phase.Ended() && from == s.Head() {
+		a.goBack(&s)
+	} else {
+		a.rewound(&s, from)
+	}
 	s.NotBefore = a.meta.time
 	a.enterBy(&s, session.Rewind, c.GetActor(), why)
 	a.save(old, &s)

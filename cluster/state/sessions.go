@@ -264,6 +264,7 @@ func (a *applier) removeSession(c *clusterv1.RemoveSession) error {
 
 // forget removes an ended session with its mailbox and results. Its dead letters stay until somebody purges them.
 func (a *applier) forget(s *session.Session) {
+	a.release(s.ID, ^uint64(0))
 	a.sessions.put(s.ID, nil)
 	a.account(s, nil)
 	if a.mailboxes.get(a.base, s.ID) != nil {

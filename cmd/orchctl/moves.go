@@ -352,9 +352,15 @@ func (a *app) restoreSessionCommand() *cobra.Command {
 			return fault.New(fault.FailedPrecondition, "the session has no checkpoint to go on from; spawn it again, with --checkpoint-every")
 		}
 		k := s.GetCheckpoint()
-		a.note(fmt.Sprintf("session/%s was %s; it is rewound to checkpoint %d of %s ago, turn %d", s.GetId(), s.GetPhase(), k.GetSequence(), a.age(k.GetCreateTime()), k.GetTurn()))
+		note := fmt.Sprintf("session/%s was %s; it is rewound to checkpoint %d of %s ago, turn %d", s.GetId(), s.GetPhase(), k.GetSequence(), a.age(k.GetCreateTime()), k.GetTurn())
+		if n := s.GetLag().GetMessages(); n > 0 {
+			note += ", and gets " + several(n, "message") + " again"
+		}
+		a.note(note)
 		return a.rewind(ctx, s, 0, f.key, f.wait)
 	})
-	c.Long = `Have a session that has ended, failed or not, go on from its last checkpoint: it is rewound to that, under a new epoch.`
+	c.Long = `Have a session that has ended, failed or not, go on from its last checkpoint, under a new epoch. Messages that it answered after that
+checkpoint are delivered again, as after the loss of a node; 'sessions get' shows under Lag how many. Those that it had not answered
+became dead letters, and 'dlq retry' sends them.`
 	return c
 }
