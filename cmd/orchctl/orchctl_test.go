@@ -197,6 +197,10 @@ func TestSpawnSaysWhatThereIs(t *testing.T) {
 	if got := r.must("sessions spawn -o name --idempotency-key k -- run"); got != clienttest.ID("session", 2) {
 		t.Fatal("the same key is another session", got)
 	}
+	r.must("sessions terminate " + clienttest.ID("session", 2) + " --wait")
+	if res := r.run("sessions spawn --wait --idempotency-key k -- run"); res.code != exitcode.Failed || !strings.Contains(res.err, "the session was ended: terminated") {
+		t.Errorf("a spawn of what was ended since: %+v", res)
+	}
 	r.must("nodes cordon node-1")
 	if got := r.must("sessions spawn -- run"); !strings.HasSuffix(got, " spawned, pending: no node fits") {
 		t.Fatal(got)

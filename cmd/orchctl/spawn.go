@@ -68,7 +68,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.StringVar(&f.state, "state", "", "what a checkpoint keeps beside messages: files, or memory for the process's memory, too, where nodes can (default files)")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
-	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
+	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed, or was ended by somebody")
 	fl.BoolVar(&f.attach, "attach", false, "join its terminal once it runs")
 	a.complete(c, "type", session.TypeProcess, session.TypeClaudeCode, session.TypeClaudeFlow, session.TypeACP)
 	a.complete(c, "priority", "critical", "high", "normal", "low")
@@ -156,8 +156,16 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 	if err := a.printDone(s, s.GetId(), sentence); err != nil {
 		return err
 	}
-	if s.GetPhase() == apiv1.Session_FAILED && (f.wait || f.attach) {
-		return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
+	if !f.wait && !f.attach {
+		return nil
 	}
-	return nil
+	how := "failed"
+	switch s.GetPhase() {
+	case apiv1.Session_FAILED:
+	case apiv1.Session_TERMINATED: // by somebody, or by its time to live
+		how = "was ended"
+	default:
+		return nil
+	}
+	return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session %s: %s; see 'orchctl sessions logs %s'", how, first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
 }
