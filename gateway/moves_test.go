@@ -217,8 +217,15 @@ func TestWhatASessionShowsOfItsMoves(t *testing.T) {
 	if c := p.GetCheckpoint(); c.GetSequence() != 4 || c.GetTurn() != 7 || c.GetBytesSent() != 30 || c.GetChunks() != 2 || !strings.HasPrefix(c.GetManifest(), "ab00") {
 		t.Errorf("checkpoint %v", c)
 	}
-	if l := p.GetLag(); l.GetTurns() != 2 || l.GetSeconds() != 2.5 {
+	if l := p.GetLag(); l.GetTurns() != 2 || l.GetSeconds() < 2.5 {
 		t.Errorf("lag %v", l)
+	}
+	s.UnsavedSince = time.Now().UnixNano() - ms(60_000) // nothing was committed since, and it has grown
+	if l := lagProto(v, s, nil); l.GetSeconds() < 60 || l.GetSeconds() > 600 {
+		t.Errorf("lag of a minute: %v", l)
+	}
+	if s.UnsavedSince = now - ms(2500); v.Time() != now {
+		t.Fatal("the state has another time")
 	}
 	m := p.GetMigration()
 	if m.GetSource() != "one" || m.GetTarget() != "two" || m.GetMode() != "live" || m.GetState() != apiv1.Session_Migration_COPYING || m.GetBlackoutMs() != 0 || m.GetTotalMs() != 700 {

@@ -40,9 +40,6 @@ func (a *applier) keepAcked(s *session.Session, mb *mailboxRow, m *session.Messa
 	mb.Kept++
 	mb.Bytes += uint64(len(k.Text))
 	a.meta.stats.MessageBytes += uint64(len(k.Text))
-	if s.UnsavedSince == 0 {
-		s.UnsavedSince = a.meta.time
-	}
 	// Half full of what only a checkpoint lets go: time for one.
 	if int(mb.Kept) >= a.limits.MailboxMessages/2 && s.CheckpointRequest == s.CheckpointAnswered {
 		s.CheckpointRequest++

@@ -146,3 +146,26 @@ func TestARemovedSessionHasNoCheckpointsToCollect(t *testing.T) {
 	}
 	checkInvariants(t, m.View())
 }
+
+// The lag of a session without any checkpoint grows from its first turn on; one that has seen everything ends it.
+func TestTheLagBeginsWithTheFirstTurn(t *testing.T) {
+	m := newMachine(t)
+	m.node("a")
+	m.ok(spawn("s", "id-a"))
+	m.ok(m.facts("a", started("s", 1)))
+	m.later(time.Hour)
+	if s := m.session("s"); s.UnsavedSince != 0 {
+		t.Errorf("a lag since %d without a turn", s.UnsavedSince)
+	}
+	m.turns("a", 1, 1)
+	first := m.now
+	m.later(time.Hour)
+	m.turns("a", 1, 1)
+	if s := m.session("s"); s.UnsavedSince != first || s.LagTurns() != 2 {
+		t.Errorf("a lag of %d turns since %d, want 2 since %d", s.LagTurns(), s.UnsavedSince, first)
+	}
+	m.save("a", 1, 0)
+	if s := m.session("s"); s.UnsavedSince != 0 || s.LagTurns() != 0 {
+		t.Errorf("a lag of %d turns since %d after a checkpoint", s.LagTurns(), s.UnsavedSince)
+	}
+}

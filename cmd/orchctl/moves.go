@@ -91,11 +91,11 @@ func (a *app) headText(k *apiv1.Session_Checkpoint) string {
 
 func (a *app) checkpointsCommand() *cobra.Command {
 	c := a.command("checkpoints SESSION", "List the checkpoints that are kept of a session, oldest first", exactly(1), brief, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
+		s, err := a.findSession(ctx, args[0]) // for what none of them holds
 		if err != nil {
 			return err
 		}
-		r, err := cl.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: a.namespace(), Id: args[0]})
+		r, err := a.client.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: s.GetNamespace(), Id: s.GetId()})
 		if err != nil {
 			return err
 		}
@@ -110,7 +110,19 @@ func (a *app) checkpointsCommand() *cobra.Command {
 			},
 			name: func(k *apiv1.Session_Checkpoint) string { return number(k.GetSequence()) },
 		}
-		return printList(a, k, r.GetCheckpoints(), r)
+		if err := printList(a, k, r.GetCheckpoints(), r); err != nil {
+			return err
+		}
+		if o := a.flags.output; o != "table" && o != "wide" {
+			return nil
+		}
+		if lag := lagText(s.GetLag()); lag != "" {
+			a.note("not in the last one: " + lag)
+		}
+		if why := s.GetCheckpointError(); why != "" {
+			a.note("the next one could not be made: " + why)
+		}
+		return nil
 	})
 	c.ValidArgsFunction = a.completeSessions
 	return c

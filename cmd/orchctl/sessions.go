@@ -38,12 +38,21 @@ func (a *app) sessionKind() kind[*apiv1.Session] {
 			return []string{
 				s.GetId(), s.GetName(), s.GetPhase().String(), s.GetNode(), number(s.GetEpoch()), number(s.GetRestarts()), number(m.GetQueued() + m.GetDelivered()),
 				number(m.GetAcked()), number(m.GetDead()), a.age(s.GetCreateTime()), s.GetType(), priorityText(s.GetPriority()), s.GetNamespace(),
-				pairsText(s.GetLabels()), some(s.GetCheckpoint().GetSequence()), lagText(s.GetLag()), s.GetReason(),
+				pairsText(s.GetLabels()), checkpointCell(s), lagText(s.GetLag()), s.GetReason(),
 			}
 		},
 		name:    (*apiv1.Session).GetId,
 		watched: map[string]int{"ID": sessionIDLength, "PHASE": len("TERMINATING"), "NODE": len("node-10")},
 	}
+}
+
+// checkpointCell is the number of a session's last checkpoint, and whether the attempt at the next one failed.
+func checkpointCell(s *apiv1.Session) string {
+	out := some(s.GetCheckpoint().GetSequence())
+	if s.GetCheckpointError() != "" {
+		out = strings.TrimSpace(out + " failing")
+	}
+	return out
 }
 
 func priorityText(p apiv1.Priority_Level) string {
@@ -84,7 +93,7 @@ func (a *app) sessionsListCommand() *cobra.Command {
 		return nil
 	})
 	c.Aliases = []string{"ls"}
-	l.add(c, "terms joined by commas: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, label.KEY=VALUE; != negates")
+	l.add(c, "terms joined by commas: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, checkpoint=made|none|failing, label.KEY=VALUE; != negates")
 	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "the sessions of every namespace that the token may see")
 	return c
 }
@@ -123,6 +132,7 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "Mailbox", value: fmt.Sprintf("%d queued, %d delivered, %d acked, %d dead", m.GetQueued(), m.GetDelivered(), m.GetAcked(), m.GetDead())},
 		{label: "Output", value: fmt.Sprintf("%d lines", s.GetOutputLine())},
 		{label: "Checkpoint", value: a.headText(s.GetCheckpoint())}, {label: "Keeps", value: keepsText(s)},
+		{label: "Saving fails", value: s.GetCheckpointError()},
 		{label: "Lag", value: first(lagText(s.GetLag()), "none")}, {label: "Migration", value: a.migrationText(s.GetMigration())},
 		{label: "Command", value: strings.Join(spec.GetCommand(), " ")}, {label: "Protocol", value: spec.GetProtocol()},
 	}

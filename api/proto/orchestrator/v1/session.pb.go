@@ -1239,7 +1239,8 @@ type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty means every namespace the caller may see.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Terms joined by commas, all of which must hold: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, label.KEY=VALUE; != negates.
+	// Terms joined by commas, all of which must hold: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, checkpoint=made|none|failing,
+	// label.KEY=VALUE; != negates.
 	Filter string `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
 	// At most this many; 100 when 0, at most 1000.
 	PageSize      int32             `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
