@@ -173,6 +173,9 @@ func (o *Operations) Spawn(ctx context.Context, req *apiv1.SpawnSessionRequest) 
 	if err := checkKey(req.GetIdempotencyKey()); err != nil {
 		return nil, err
 	}
+	if spec.State == session.StateMemory {
+		return nil, fault.New(fault.FailedPrecondition, "spec.state: %s", state.NoMemory(o.State.View().Nodes())).WithField("spec.state")
+	}
 	if err := knownCapabilities(o.State.View(), spec.Require); err != nil {
 		return nil, err
 	}

@@ -59,9 +59,10 @@ type Session struct {
 	Spec            []byte // orchestrator.v1.SessionSpec, binary
 	NodeID          string // where it runs
 	Epoch           uint32
-	Sequence        uint64 // of the checkpoint
-	Turn            uint64 // ended turns that it has seen, by the node's own count
-	OutputLine      uint64 // the last line that belongs to it
+	Sequence        uint64   // of the checkpoint
+	Turn            uint64   // ended turns that it has seen, by the node's own count
+	OutputLine      uint64   // the last line that belongs to it
+	Keeps           []string // what a checkpoint keeps of such a session: messages, transcript, workspace
 }
 
 // Sent is what went to the store, in bytes.

@@ -81,7 +81,7 @@ func (c *Cluster) checkpoint(n *sessionState) {
 	number := uint64(len(n.checkpoints)) + 1
 	k := &apiv1.Session_Checkpoint{
 		Sequence: number, CreateTime: c.stamp(), Bytes: int64(number) << 20, Chunks: uint32(number) * 3, Epoch: n.GetEpoch(),
-		Turn: uint64(n.GetMailbox().GetAcked()), OutputLine: n.GetOutputLine(), Keeps: []string{"messages", "transcript", "workspace"},
+		Turn: uint64(n.GetMailbox().GetAcked()), OutputLine: n.GetOutputLine(), Keeps: n.GetKeeps(),
 		Manifest: strings.Repeat(ID("manifest", int(number)), 4), BytesSent: 1 << 20, BytesReused: int64(number-1) << 20,
 	}
 	n.checkpoints = append(n.checkpoints, k)
@@ -236,10 +236,13 @@ func (s *sessions) ForkSession(_ context.Context, req *apiv1.ForkSessionRequest)
 	}
 	spec := proto.CloneOf(n.GetSpec())
 	spec.Name = req.GetName()
+	if req.GetStrategy() != "" {
+		spec.Strategy = req.GetStrategy()
+	}
 	made := &sessionState{checkpoints: []*apiv1.Session_Checkpoint{proto.CloneOf(k)}, Session: &apiv1.Session{
 		Id: ID("session", len(c.sessions)+1), Namespace: n.GetNamespace(), Name: req.GetName(), Type: n.GetType(), Priority: n.GetPriority(),
 		Labels: n.GetLabels(), CreateTime: c.stamp(), Spec: spec, Mailbox: &apiv1.Session_Mailbox{}, Reason: fmt.Sprintf("forked from %s", n.GetId()),
-		Checkpoint: proto.CloneOf(k),
+		Checkpoint: proto.CloneOf(k), Keeps: n.GetKeeps(),
 	}}
 	c.sessions[made.GetId()] = made
 	c.keys[req.GetIdempotencyKey()] = made

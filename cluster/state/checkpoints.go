@@ -40,9 +40,6 @@ func (a *applier) keepAcked(s *session.Session, mb *mailboxRow, m *session.Messa
 	mb.Kept++
 	mb.Bytes += uint64(len(k.Text))
 	a.meta.stats.MessageBytes += uint64(len(k.Text))
-	if s.UnsavedSince == 0 {
-		s.UnsavedSince = a.meta.time
-	}
 	// Half full of what only a checkpoint lets go: time for one.
 	if int(mb.Kept) >= a.limits.MailboxMessages/2 && s.CheckpointRequest == s.CheckpointAnswered {
 		s.CheckpointRequest++
@@ -116,7 +113,7 @@ func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 		CreateTime: at.Time, Chunks: c.GetChunks(), Bytes: c.GetBytes(), BytesSent: c.GetBytesSent(), BytesReused: c.GetBytesReused(),
 		Keeps: a.keeps(c.GetKeeps()),
 	}
-	s.Checkpoints = chain(s.Checkpoints, head)
+	a.extend(&s, head)
 	s.Captured, s.CheckpointError = nil, ""
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	if s.UnsavedSince != 0 {
@@ -141,10 +138,33 @@ func (a *applier) keeps(words []string) []string {
 	return kept
 }
 
-// chain appends a head and lets the oldest go.
-func chain(all []*session.Checkpoint, head *session.Checkpoint) []*session.Checkpoint {
-	keep := all[max(0, len(all)+1-session.CheckpointsMax):]
-	return append(slices.Clip(slices.Clone(keep)), head)
+// extend appends a head to the chain of a session, not shared yet, and lets those go that it is not to keep.
+func (a *applier) extend(s *session.Session, head *session.Checkpoint) {
+	all := make([]*session.Checkpoint, len(s.Checkpoints), len(s.Checkpoints)+1)
+	copy(all, s.Checkpoints)
+	s.Checkpoints = append(all, head)
+	s.Checkpoints = s.Kept(a.meta.time)
+}
+
+// collectCheckpoints lets checkpoints go that are too old, of at most so many sessions, and returns how many went. Sessions
+// of which one will be are in a set, by when: the others cost nothing.
+func (a *applier) collectCheckpoints(limit int) (gone int) {
+	for due, id := range (setID{kind: setAging}).all(a.base) {
+		if gone >= limit || due > timeKey(a.meta.time)+"\xff" {
+			break
+		}
+		old := a.sessions.get(a.base, id)
+		if old == nil {
+			continue // it was removed a moment ago
+		}
+		s := *old
+		if s.Checkpoints = old.Kept(a.meta.time); len(s.Checkpoints) == len(old.Checkpoints) {
+			continue
+		}
+		gone += len(old.Checkpoints) - len(s.Checkpoints)
+		a.save(old, &s)
+	}
+	return gone
 }
 
 // checkpointFailed is told that no checkpoint could be made. What was under way for its sake goes on where it is.

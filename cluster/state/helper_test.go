@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -387,6 +388,10 @@ func (h *history) spawn(node *Node) any {
 			s.Command = nil
 		}
 		s.CheckpointEvery = pick(h, []string{"", "turn", "5m"})
+		s.KeepCheckpoints = pick(h, []uint32{0, 1, 2, 3})
+		if h.rng.IntN(3) == 0 {
+			s.KeepCheckpointsFor = durationpb.New(time.Duration(1+h.rng.IntN(20)) * time.Second)
+		}
 	})
 	if h.rng.IntN(4) > 0 {
 		c.NodeId = node.ID

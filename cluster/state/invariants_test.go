@@ -27,7 +27,7 @@ func checkInvariants(t fataler, v *View) {
 	}
 	nodes := map[string]held{}
 	moving := map[string]uint32{} // to the node
-	pending, ended := map[string]bool{}, map[string]bool{}
+	pending, ended, aging := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for s := range v.Sessions("") {
 		want.Phases[s.Phase]++
 		if s.Spec.Name != "" && !s.Phase.Ended() {
@@ -61,6 +61,9 @@ func checkInvariants(t fataler, v *View) {
 			t.Fatalf("session %s is %s and its move is under way: %+v", s.ID, s.Phase, s.Migration)
 		}
 		checkSaved(t, s)
+		if s.KeptUntil() != 0 {
+			aging[s.ID] = true
+		}
 		if s.Phase == session.Pending {
 			pending[s.ID] = true
 		}
@@ -121,6 +124,7 @@ func checkInvariants(t fataler, v *View) {
 	checkOrder(t, "pending", v.Pending(), pending, func(a, b *session.Session) bool {
 		return a.Spec.Priority < b.Spec.Priority || a.Spec.Priority == b.Spec.Priority && a.CreateIndex <= b.CreateIndex
 	})
+	checkOrder(t, "aging", v.sessionsOf(setID{kind: setAging}), aging, func(a, b *session.Session) bool { return a.KeptUntil() <= b.KeptUntil() })
 	checkOrder(t, "ended", v.Ended(), ended, func(a, b *session.Session) bool { return a.EndTime <= b.EndTime })
 	want.Tokens = uint64(len(slices.Collect(v.Tokens())))
 	checkEvents(t, v, &want)
@@ -174,8 +178,8 @@ func checkMailbox(t fataler, v *View, s *session.Session, want *Stats) {
 		re.Kept++
 		re.Bytes += uint64(len(m.Text))
 	}
-	if s.Phase.Ended() && re.Kept > 0 {
-		t.Fatalf("session %s is %s and still keeps messages", s.ID, s.Phase)
+	if s.Phase.Ended() && s.Head() == nil && re.Kept > 0 {
+		t.Fatalf("session %s is %s without a checkpoint and still keeps messages", s.ID, s.Phase)
 	}
 	if s.Phase.Ended() && re.Queued+re.Delivered > 0 {
 		t.Fatalf("session %s is %s and still has messages", s.ID, s.Phase)
@@ -201,8 +205,10 @@ func checkSaved(t fataler, s *session.Session) {
 		last = c.Sequence
 	}
 	switch {
-	case len(s.Checkpoints) > session.CheckpointsMax:
-		t.Fatalf("session %s keeps %d checkpoints", s.ID, len(s.Checkpoints))
+	case s.RewindTo == 0 && len(s.Checkpoints) > s.Spec.KeepCount()+1: // one may be left of a rewind that was given up
+		t.Fatalf("session %s keeps %d checkpoints of %d", s.ID, len(s.Checkpoints), s.Spec.KeepCount())
+	case s.RewindTo != 0 && s.Checkpoint(s.RewindTo) == nil:
+		t.Fatalf("session %s is to go back to checkpoint %d, which is gone", s.ID, s.RewindTo)
 	case s.Phase == session.Restoring && s.Head() == nil, s.Phase == session.Starting && s.Head() != nil && s.Epoch > 1 && s.Head().Epoch < s.Epoch && s.PID != 0:
 		t.Fatalf("session %s is %s with the head %+v", s.ID, s.Phase, s.Head())
 	case s.Left && s.Phase != session.Migrating && s.Phase != session.Pausing && s.Phase != session.Terminating:

@@ -219,6 +219,9 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 	}
 	spec := *of.Spec
 	spec.Name = c.GetName()
+	if c.GetStrategy() != "" {
+		spec.Strategy = c.GetStrategy()
+	}
 	spawn := &clusterv1.SpawnSession{SessionId: c.GetNewSessionId(), IdempotencyKey: c.GetIdempotencyKey()}
 	if err := a.checkSpawn(spawn, &spec); err != nil {
 		return Result{Err: err}
@@ -250,7 +253,8 @@ func noCheckpoint(verb string, s *session.Session, sequence uint64) error {
 }
 
 // rewindSession has a session go on from an earlier checkpoint, under a new epoch. What has ended goes on, too. Messages whose
-// turns have ended stay acked: to go back is to undo them.
+// turns have ended stay acked: to go back is to undo them. But an ended session that goes on from its head is restored, as after
+// the loss of a node: nobody wanted its last turns undone, and their messages come again.
 func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, error) {
 	old := a.sessions.get(a.base, c.GetSessionId())
 	if old == nil {
@@ -274,8 +278,12 @@ func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, e
 	if id := a.holderOf(s.Spec.Namespace, s.Spec.Name); s.Phase.Ended() && id != "" && id != s.ID {
 		return nil, fault.New(fault.AlreadyExists, "rewind: the name %q is held by session %s by now; terminate it, or fork the checkpoint", s.Spec.Name, id)
 	}
-	s.EndTime, s.Exit, s.Restarts = 0, nil, 0
-	a.rewound(&s, from)
+	s.EndTime, s.Exit, s.RestartsForgiven = 0, nil, s.Restarts // somebody wants it to try again
+	if s.Phase.Ended() && from == s.Head() {
+		a.goBack(&s)
+	} else {
+		a.rewound(&s, from)
+	}
 	s.NotBefore = a.meta.time
 	a.enterBy(&s, session.Rewind, c.GetActor(), why)
 	a.save(old, &s)
@@ -287,8 +295,8 @@ func (a *applier) rewound(s *session.Session, from *session.Checkpoint) {
 	head := *from
 	head.Sequence, head.Turn = s.Head().Sequence+1, s.Turns
 	a.release(s.ID, s.Turns)
-	s.Checkpoints = chain(s.Checkpoints, &head)
 	s.RewindTo = 0
+	a.extend(s, &head)
 	a.goBack(s)
 }
 

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -289,6 +290,11 @@ func TestForkAndRewind(t *testing.T) {
 	m.ok(&clusterv1.ForkSession{SessionId: "s", NewSessionId: "f", Name: "branch", Sequence: 1, Actor: "ann"})
 	m.refused(fault.AlreadyExists, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "g", Name: "branch"})
 	m.refused(fault.NotFound, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "g", Sequence: 9})
+	m.ok(&clusterv1.ForkSession{SessionId: "s", NewSessionId: "h", Strategy: "spread"})
+	if h := m.session("h"); h.Spec.Strategy != "spread" || m.session("f").Spec.Strategy != "" || m.session("s").Spec.Strategy != "" {
+		t.Errorf("the forks are placed by %q and %q", h.Spec.Strategy, m.session("f").Spec.Strategy)
+	}
+	m.refused(fault.Invalid, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "i", Strategy: strings.Repeat("x", session.MaxSpecBytes+1)})
 	if f := m.session("f"); f.Head().Manifest != m.session("s").Checkpoint(1).Manifest || f.Turns != 2 || f.OutputLine != 2 || f.Phase != session.Pending {
 		t.Errorf("the fork is %+v", f)
 	}

@@ -70,7 +70,9 @@ func TestGoldenMoves(t *testing.T) {
 	r.must("sessions checkpoint ledger")
 	r.must("sessions send ledger two")
 	r.must("sessions checkpoint ledger")
-	r.c.Change(id, func(s *apiv1.Session) { s.Lag = &apiv1.Session_Lag{Turns: 1, Messages: 3, Seconds: 12.5} })
+	r.c.Change(id, func(s *apiv1.Session) {
+		s.Lag, s.CheckpointError = &apiv1.Session_Lag{Turns: 1, Messages: 3, Seconds: 12.5}, "no room in the store"
+	})
 	goldenForms(t, r, "sessions-checkpoints", "sessions checkpoints ledger")
 	r.must("sessions migrate ledger --to node-2 --wait")
 	goldenForms(t, r, "sessions-get-moved", "sessions get ledger")

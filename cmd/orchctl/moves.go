@@ -20,6 +20,9 @@ import (
 // forksMax is how many sessions one command forks.
 const forksMax = 1000
 
+// spreadStrategy is how several forks are placed: who forks many wants many machines at work.
+const spreadStrategy = "spread"
+
 // verbFlags are the flags that the verbs share.
 type verbFlags struct {
 	key, reason string
@@ -88,11 +91,11 @@ func (a *app) headText(k *apiv1.Session_Checkpoint) string {
 
 func (a *app) checkpointsCommand() *cobra.Command {
 	c := a.command("checkpoints SESSION", "List the checkpoints that are kept of a session, oldest first", exactly(1), brief, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
+		s, err := a.findSession(ctx, args[0]) // for what none of them holds
 		if err != nil {
 			return err
 		}
-		r, err := cl.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: a.namespace(), Id: args[0]})
+		r, err := a.client.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: s.GetNamespace(), Id: s.GetId()})
 		if err != nil {
 			return err
 		}
@@ -107,13 +110,26 @@ func (a *app) checkpointsCommand() *cobra.Command {
 			},
 			name: func(k *apiv1.Session_Checkpoint) string { return number(k.GetSequence()) },
 		}
-		return printList(a, k, r.GetCheckpoints(), r)
+		if err := printList(a, k, r.GetCheckpoints(), r); err != nil {
+			return err
+		}
+		if o := a.flags.output; o != "table" && o != "wide" {
+			return nil
+		}
+		if lag := lagText(s.GetLag()); lag != "" {
+			a.note("not in the last one: " + lag)
+		}
+		if why := s.GetCheckpointError(); why != "" {
+			a.note("the next one could not be made: " + why)
+		}
+		return nil
 	})
 	c.ValidArgsFunction = a.completeSessions
 	return c
 }
 
-func keepsText(k *apiv1.Session_Checkpoint) string { return strings.Join(k.GetKeeps(), " · ") }
+// keepsText is what a checkpoint keeps of a session, or what one does keep.
+func keepsText(k interface{ GetKeeps() []string }) string { return strings.Join(k.GetKeeps(), " · ") }
 
 // lagText is what a loss of the session's node would cost now; empty when nothing.
 func lagText(l *apiv1.Session_Lag) string {
@@ -207,7 +223,7 @@ func (a *app) settled(ctx context.Context, s *apiv1.Session, wait bool, ready fu
 }
 
 func (a *app) forkCommand() *cobra.Command {
-	var name, key, from string
+	var name, key, from, strategy string
 	var count int
 	var wait bool
 	c := a.command("fork SESSION", "Make new sessions that begin with a checkpoint of another one", exactly(1), brief, func(ctx context.Context, args []string) error {
@@ -218,8 +234,11 @@ func (a *app) forkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if strategy == "" && count > 1 {
+			strategy = spreadStrategy
+		}
 		for i := range count {
-			req := &apiv1.ForkSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Sequence: sequence, Name: name, IdempotencyKey: key}
+			req := &apiv1.ForkSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Sequence: sequence, Name: name, IdempotencyKey: key, Strategy: strategy}
 			if count > 1 {
 				req.Name, req.IdempotencyKey = numbered(name, i), numbered(key, i)
 			}
@@ -230,12 +249,13 @@ func (a *app) forkCommand() *cobra.Command {
 		return err
 	})
 	c.Long = `Make new sessions that begin with a checkpoint of another one: with its files, its messages that were not answered then, and its
-output. No byte is copied. The other session goes on as it is.`
+output. No byte is copied. The other session goes on as it is. Several forks are spread over the nodes, unless --strategy says otherwise.`
 	c.Example = `  orchctl sessions checkpoint --wait ledger && orchctl sessions fork ledger --name what-if
   orchctl sessions fork ledger --count 8 --name attempt --from 12    # attempt-1 … attempt-8`
 	fl := c.Flags()
 	fl.StringVar(&name, "name", "", "the new session's name; with --count NAME-1, NAME-2, …")
 	fl.IntVar(&count, "count", 1, "how many")
+	fl.StringVar(&strategy, "strategy", "", "the placement strategy of the new sessions (default: that of the other one, and "+spreadStrategy+" with --count above 1)")
 	fl.StringVar(&from, "from", "", "the checkpoint: its sequence, a time, or how long ago (default: the last one)")
 	fl.StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same fork")
 	fl.BoolVar(&wait, "wait", false, "wait until they run")
@@ -344,9 +364,15 @@ func (a *app) restoreSessionCommand() *cobra.Command {
 			return fault.New(fault.FailedPrecondition, "the session has no checkpoint to go on from; spawn it again, with --checkpoint-every")
 		}
 		k := s.GetCheckpoint()
-		a.note(fmt.Sprintf("session/%s was %s; it is rewound to checkpoint %d of %s ago, turn %d", s.GetId(), s.GetPhase(), k.GetSequence(), a.age(k.GetCreateTime()), k.GetTurn()))
+		note := fmt.Sprintf("session/%s was %s; it is rewound to checkpoint %d of %s ago, turn %d", s.GetId(), s.GetPhase(), k.GetSequence(), a.age(k.GetCreateTime()), k.GetTurn())
+		if n := s.GetLag().GetMessages(); n > 0 {
+			note += ", and gets " + several(n, "message") + " again"
+		}
+		a.note(note)
 		return a.rewind(ctx, s, 0, f.key, f.wait)
 	})
-	c.Long = `Have a session that has ended, failed or not, go on from its last checkpoint: it is rewound to that, under a new epoch.`
+	c.Long = `Have a session that has ended, failed or not, go on from its last checkpoint, under a new epoch. Messages that it answered after that
+checkpoint are delivered again, as after the loss of a node; 'sessions get' shows under Lag how many. Those that it had not answered
+became dead letters, and 'dlq retry' sends them.`
 	return c
 }

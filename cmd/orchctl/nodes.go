@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -123,6 +125,7 @@ func (a *app) nodeFields(n *apiv1.Node) []field {
 		{label: "Memory", value: fmt.Sprintf("%.1f%%", h.GetMemoryUsage())}, {label: "Sessions", value: sessionsOf(n)},
 		{label: "Reserved", value: fmt.Sprintf("%dm of %dm CPU, %s of %s memory", n.GetReservedCpuMilli(), c.GetCpuMilli(), bytesText(n.GetReservedMemoryBytes()), bytesText(c.GetMemoryBytes()))},
 		{label: "Types", value: strings.Join(c.GetSupportedSessionTypes(), ",")}, {label: "Capabilities", value: capabilityText(c)},
+		{label: "Absent", value: absentText(c)},
 		{label: "Labels", value: pairsText(n.GetLabels())}, {label: "Created", value: a.at(n.GetCreateTime())},
 		{label: "Version", value: n.GetVersion(), wide: true}, {label: "PID", value: some(n.GetPid()), wide: true},
 		{label: "Uptime", value: fmt.Sprintf("%.0f s", h.GetUptimeSeconds()), wide: true},
@@ -142,6 +145,15 @@ func capabilityText(c *apiv1.Capabilities) string {
 		m["high-memory"] = true
 	}
 	return pairsText(m)
+}
+
+// absentText is why the node lacks capabilities that it could have.
+func absentText(c *apiv1.Capabilities) string {
+	var out []string
+	for _, key := range slices.Sorted(maps.Keys(c.GetAbsent())) {
+		out = append(out, key+": "+c.GetAbsent()[key])
+	}
+	return strings.Join(out, "; ")
 }
 
 // nodeChange makes a command that does something to each node that is named.

@@ -20,11 +20,12 @@ import (
 
 // spawnFlags are the flags as they were typed.
 type spawnFlags struct {
-	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, strategy, key string
-	require, labels, selector, env, secrets                                                      []string
-	maxRestarts                                                                                  uint32
-	ttl, grace, turnIdle                                                                         time.Duration
-	wait, attach                                                                                 bool
+	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, state, strategy, key string
+	require, labels, selector, env, secrets                                                             []string
+	maxRestarts                                                                                         uint32
+	keep                                                                                                uint32
+	ttl, grace, turnIdle, keepFor                                                                       time.Duration
+	wait, attach                                                                                        bool
 }
 
 func (a *app) spawnCommand() *cobra.Command {
@@ -57,19 +58,23 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.StringSliceVar(&f.secrets, "secret", nil, "the name of a secret that the node puts into the environment")
 	fl.StringVar(&f.protocol, "protocol", session.ProtocolLines, "how it takes messages: lines, json, raw (a terminal) or none")
 	fl.StringVar(&f.restart, "restart", string(session.RestartNever), "never, on-failure or always")
-	fl.Uint32Var(&f.maxRestarts, "max-restarts", 0, "restarts before it fails for good (default 5 with a restart policy)")
+	fl.Uint32Var(&f.maxRestarts, "max-restarts", 0, "restarts in a row before it fails for good; after a run of 10 minutes they are counted anew (default 5 with a restart policy)")
 	fl.DurationVar(&f.ttl, "ttl", 0, "the time after which it is ended; 0 for never")
 	fl.DurationVar(&f.grace, "grace", session.DefaultGrace, "the time between SIGTERM and SIGKILL")
 	fl.DurationVar(&f.turnIdle, "turn-idle", session.DefaultTurnIdle, "for --protocol raw: the quiet time that ends a turn")
 	fl.StringVar(&f.checkpointEvery, "checkpoint-every", "", "when it is checkpointed by itself: \"turn\", or a time such as 5m (default: only when asked)")
+	fl.Uint32Var(&f.keep, "keep-checkpoints", 0, fmt.Sprintf("how many checkpoints are kept, at most %d; the oldest go first (default %d)", session.CheckpointsMax, session.CheckpointsDefault))
+	fl.DurationVar(&f.keepFor, "keep-checkpoints-for", 0, "how long checkpoints are kept, the newest one always; 0 for as long as there are not too many")
+	fl.StringVar(&f.state, "state", "", "what a checkpoint keeps beside messages: files, or memory for the process's memory, too, where nodes can (default files)")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
-	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
+	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed, or was ended by somebody")
 	fl.BoolVar(&f.attach, "attach", false, "join its terminal once it runs")
 	a.complete(c, "type", session.TypeProcess, session.TypeClaudeCode, session.TypeClaudeFlow, session.TypeACP)
 	a.complete(c, "priority", "critical", "high", "normal", "low")
 	a.complete(c, "protocol", session.ProtocolLines, session.ProtocolJSON, session.ProtocolRaw, session.ProtocolNone)
 	a.complete(c, "checkpoint-every", session.EveryTurn, "30s", "5m", "1h")
+	a.complete(c, "state", session.StateFiles, session.StateMemory)
 	a.complete(c, "restart", string(session.RestartNever), string(session.RestartOnFailure), string(session.RestartAlways))
 	return c
 }
@@ -84,7 +89,11 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 	p := &apiv1.SessionSpec{
 		Type: f.typ, Name: f.name, Namespace: a.namespace(), Priority: apiv1.Priority_Level(priority), Command: command,
 		Secrets: f.secrets, Require: f.require, MemoryProfile: f.profile, Protocol: f.protocol, Restart: f.restart,
-		MaxRestarts: f.maxRestarts, Strategy: f.strategy, CheckpointEvery: f.checkpointEvery, Grace: durationpb.New(f.grace),
+		MaxRestarts: f.maxRestarts, Strategy: f.strategy, CheckpointEvery: f.checkpointEvery, KeepCheckpoints: f.keep,
+		State: f.state, Grace: durationpb.New(f.grace),
+	}
+	if f.keepFor != 0 {
+		p.KeepCheckpointsFor = durationpb.New(f.keepFor)
 	}
 	if f.ttl != 0 {
 		p.Ttl = durationpb.New(f.ttl)
@@ -147,8 +156,16 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 	if err := a.printDone(s, s.GetId(), sentence); err != nil {
 		return err
 	}
-	if s.GetPhase() == apiv1.Session_FAILED && (f.wait || f.attach) {
-		return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session failed: %s; see 'orchctl sessions logs %s'", first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
+	if !f.wait && !f.attach {
+		return nil
 	}
-	return nil
+	how := "failed"
+	switch s.GetPhase() {
+	case apiv1.Session_FAILED:
+	case apiv1.Session_TERMINATED: // by somebody, or by its time to live
+		how = "was ended"
+	default:
+		return nil
+	}
+	return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session %s: %s; see 'orchctl sessions logs %s'", how, first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
 }

@@ -414,8 +414,10 @@ type SessionRow struct {
 	CapturedTime    int64  `protobuf:"varint,37,opt,name=captured_time,json=capturedTime,proto3" json:"captured_time,omitempty"`
 	// Why the last attempt at a checkpoint failed.
 	CheckpointError string `protobuf:"bytes,38,opt,name=checkpoint_error,json=checkpointError,proto3" json:"checkpoint_error,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How many of the restarts came before the last healthy run: they do not count against the limit any more.
+	RestartsForgiven uint32 `protobuf:"varint,39,opt,name=restarts_forgiven,json=restartsForgiven,proto3" json:"restarts_forgiven,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SessionRow) Reset() {
@@ -712,6 +714,13 @@ func (x *SessionRow) GetCheckpointError() string {
 		return x.CheckpointError
 	}
 	return ""
+}
+
+func (x *SessionRow) GetRestartsForgiven() uint32 {
+	if x != nil {
+		return x.RestartsForgiven
+	}
+	return 0
 }
 
 type CheckpointRow struct {
@@ -2082,7 +2091,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
-	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xde\v\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\x8b\f\n" +
 	"\n" +
 	"SessionRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -2130,7 +2139,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\trewind_to\x18# \x01(\x04R\brewindTo\x12\x12\n" +
 	"\x04move\x18$ \x01(\x04R\x04move\x12#\n" +
 	"\rcaptured_time\x18% \x01(\x03R\fcapturedTime\x12)\n" +
-	"\x10checkpoint_error\x18& \x01(\tR\x0fcheckpointError\x1a\x8b\x01\n" +
+	"\x10checkpoint_error\x18& \x01(\tR\x0fcheckpointError\x12+\n" +
+	"\x11restarts_forgiven\x18' \x01(\rR\x10restartsForgiven\x1a\x8b\x01\n" +
 	"\aHistory\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
