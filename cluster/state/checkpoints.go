@@ -64,6 +64,12 @@ func (a *applier) release(id string, turn uint64) {
 	a.mailboxes.put(id, mb)
 }
 
+// keepNone lets go of what was kept for a first checkpoint that did not come.
+func (a *applier) keepNone(s *session.Session) {
+	a.release(s.ID, ^uint64(0))
+	s.UnsavedSince = 0
+}
+
 // giveBack queues again every message whose turn is undone with the epoch: those that were kept.
 func (a *applier) giveBack(id string) {
 	mb := a.mailboxes.get(a.base, id)
@@ -151,6 +157,9 @@ func chain(all []*session.Checkpoint, head *session.Checkpoint) []*session.Check
 func (a *applier) checkpointFailed(old *session.Session, c *nodev1.CheckpointFailed) {
 	s := *old
 	s.Captured = nil
+	if !s.Saves() {
+		a.keepNone(&s)
+	}
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	why := a.reason(c.GetCause())
 	s.CheckpointError = why
@@ -184,8 +193,9 @@ func (a *applier) goBack(s *session.Session) {
 		s.OutputLine, s.Turns = head.OutputLine, head.Turn
 	case s.Saves():
 		s.Turns = 0
-	default:
-		return // it keeps what its directory holds, and counts on
+	default: // it keeps what its directory holds, and counts on
+		a.keepNone(s)
+		return
 	}
 	s.UnsavedSince = 0
 	a.giveBack(s.ID)
