@@ -81,7 +81,7 @@ func (a *applier) giveBack(id string) {
 	again := map[uint64]bool{}
 	for _, m := range mb.mail.cutKept(^uint64(0)) {
 		q := *m
-		q.Turn = 0
+		q.Turn, q.Attempts = 0, 0 // its turn came to its end: no process failed at it
 		again[q.Sequence] = true
 		mb.Kept--
 		mb.Acked--

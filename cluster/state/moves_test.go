@@ -151,6 +151,22 @@ func TestTheFirstCheckpointGivesBackWhatItHasNotSeen(t *testing.T) {
 	}
 }
 
+// TestTurnsThatWereUndoneAreNoAttempts: a message whose turns ended, each undone with its epoch, is none that no process could take.
+func TestTurnsThatWereUndoneAreNoAttempts(t *testing.T) {
+	m := saving(t)
+	m.ok(send("s", "x"))
+	for epoch := uint32(1); epoch <= 5; epoch++ {
+		m.ok(m.facts("a", turn("s", epoch, 1, "r")))
+		m.ok(m.facts("a", exited("s", epoch, 1, 0)))
+		m.now += 60 * second
+		m.ok(&clusterv1.PlaceSession{SessionId: "s", Epoch: epoch, NodeId: "id-a"})
+		m.ok(m.facts("a", started("s", epoch+1)))
+	}
+	if x := m.View().Message("s", 1); x == nil || x.Attempts != 0 {
+		t.Errorf("the message is %+v", x)
+	}
+}
+
 func TestAFullMailboxAsksForACheckpoint(t *testing.T) {
 	m := newMachine(t, func(l *Limits) { l.MailboxMessages = 10 })
 	m.node("a")
