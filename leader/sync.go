@@ -310,11 +310,16 @@ func (r *reign) prepare(s *session.Session) {
 
 // forgetElsewhere tells the node of an earlier epoch that it may drop the session's directory.
 func (r *reign) forgetElsewhere(s *session.Session) {
+	view := r.opts.State.View()
 	for _, h := range s.History {
-		if h.Node == "" || h.Node == s.NodeID || h.Epoch >= s.Epoch {
+		if h.Node == "" || h.Epoch >= s.Epoch {
 			continue
 		}
-		if n := r.nodes[h.Node]; n != nil && n.synced {
+		row := view.NodeByName(h.Node) // a history names nodes as people do
+		if row == nil || row.ID == s.NodeID {
+			continue
+		}
+		if n := r.nodes[row.ID]; n != nil && n.synced {
 			r.tell(n, &nodev1.DesiredSession{SessionId: s.ID, Epoch: h.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is elsewhere now"})
 		}
 	}

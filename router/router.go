@@ -198,6 +198,17 @@ func (r *Router) Settle(p *Placement, index uint64) {
 	e.settled = append(e.settled, settledDemand{index, p.demand})
 }
 
+// Reservations returns how many placements are neither released nor shown by their node's row.
+func (r *Router) Reservations() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := uint32(0)
+	for _, e := range r.entries {
+		n += e.reserved.sessions
+	}
+	return int(n)
+}
+
 // filter returns the nodes that could take the session, with r.ids holding their ids, and counts why the others cannot.
 func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candidate, *rejections) {
 	r.scratch, r.ids = r.scratch[:0], r.ids[:0]

@@ -30,6 +30,9 @@ func (w *World) Check() {
 	w.checkTrees(v)
 	w.checkAcknowledged(v)
 	w.checkMailboxes(v)
+	for s := range v.Sessions("") {
+		w.checkChain(v, s)
+	}
 }
 
 // truth is a state that holds everything that was acknowledged: that of the leader. nil when nobody leads, or only one who
@@ -96,7 +99,7 @@ func describe(s *session.Session) string {
 func (w *World) checkAcknowledged(v *state.View) {
 	byKey := map[string]string{}
 	for s := range v.Sessions("") {
-		key, _ := session.Lookup(s.Spec.Labels, keyLabel)
+		key := keyOf(s)
 		if other, twice := byKey[key]; twice {
 			w.fail("a request twice: sessions %s and %s were both made by %s", other, s.ID, key)
 		}
@@ -113,7 +116,7 @@ func (w *World) checkAcknowledged(v *state.View) {
 			continue
 		case byKey[s.key] != s.id:
 			w.fail("a session changed: %s was acknowledged as %s and is %s", s.name, s.id, byKey[s.key])
-		case s.ended && !row.Phase.Ended() && row.Phase != session.Terminating:
+		case s.ended && !s.revived && !row.Phase.Ended() && row.Phase != session.Terminating:
 			w.fail("a termination vanished: %s is %s", s.name, row.Phase)
 		}
 		w.checkSent(v, &s)
@@ -208,13 +211,26 @@ func (w *World) CheckQuiet() {
 	v := first.store.View()
 	trees := w.watch.liveTrees()
 	for s := range v.Sessions("") {
-		if s.Phase == session.Running && len(trees[s.ID]) != 1 {
-			w.fail("a session does not run: %s is %s at epoch %d on %s, and %d trees of it live", s.ID, s.Phase, s.Epoch, s.NodeID, len(trees[s.ID]))
+		live := len(trees[s.ID])
+		delete(trees, s.ID)
+		switch {
+		case s.Phase == session.Running && live != 1:
+			w.fail("a session does not run: %s is %s at epoch %d on %s, and %d trees of it live", s.ID, s.Phase, s.Epoch, s.NodeID, live)
+		case s.Phase != session.Running && live != 0:
+			w.fail("a session runs that should not: %s is %s", s.ID, s.Phase)
+		case s.Phase == session.Running:
+			if row := v.Node(s.NodeID); row != nil {
+				w.checkLog(s, w.node(row.Name))
+			}
 		}
-		if s.Phase.Ended() && len(trees[s.ID]) != 0 {
-			w.fail("an ended session runs: %s is %s", s.ID, s.Phase)
+		if s.Phase == session.Running && s.Saves() {
+			w.checkComplete(v, s)
 		}
 	}
+	for id := range trees {
+		w.fail("a stray process: session %s, which nobody knows, runs", id)
+	}
+	w.checkLeftovers(v)
 }
 
 // quietFor is how long it must have been quiet for nothing to be on its way: a node that has just linked reports what
@@ -262,6 +278,12 @@ func (w *World) quiet() string {
 	}
 	for _, n := range w.nodes {
 		row := v.NodeByName(n.id)
+		if n.isGone() {
+			if row != nil && !row.Lost {
+				return n.id + " is gone, and nobody knows"
+			}
+			continue
+		}
 		if row == nil || row.Lost {
 			return n.id + " is not there"
 		}
@@ -270,10 +292,10 @@ func (w *World) quiet() string {
 		}
 	}
 	for s := range v.Sessions("") {
-		if s.Phase != session.Running && !s.Phase.Ended() {
+		if s.Phase != session.Running && s.Phase != session.Paused && !s.Phase.Ended() {
 			return "session " + s.ID + " is " + describe(s)
 		}
-		if s.Phase == session.Running && !w.idle(v, s.ID) {
+		if !s.Phase.Ended() && !w.idle(v, s.ID) {
 			return "session " + s.ID + " has messages"
 		}
 	}

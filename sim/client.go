@@ -46,6 +46,7 @@ type spawned struct {
 	restart   string
 	sent      []*sent
 	ended     bool // termination was acknowledged
+	revived   bool // somebody may have had it go on since
 }
 
 // sent is a message that was sent.
@@ -124,7 +125,7 @@ func (n *network) losing() float64 {
 	return n.lost
 }
 
-// spawn asks for a session. Options are key=value: restart, command.
+// spawn asks for a session. Options are key=value: restart, command, every.
 func (c *client) spawn(name string, options map[string]string) {
 	s := &spawned{name: name, key: c.newKey("spawn"), restart: options["restart"]}
 	c.mu.Lock()
@@ -133,7 +134,7 @@ func (c *client) spawn(name string, options map[string]string) {
 	c.mu.Unlock()
 	spec := &apiv1.SessionSpec{
 		Type: session.TypeProcess, Command: []string{"toy"}, Labels: map[string]string{keyLabel: s.key},
-		Restart: s.restart,
+		Restart: s.restart, CheckpointEvery: options["every"],
 	}
 	if command := options["command"]; command != "" {
 		spec.Command = []string{command}

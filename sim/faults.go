@@ -43,7 +43,28 @@ func (t *teller) faultVerb(verb string) func(args []string) error {
 	case "kill":
 		return one(w.kill)
 	case "start":
-		return one(w.start)
+		return func(args []string) error {
+			if len(args) == 1 && args[0] == "all" {
+				return w.startAll()
+			}
+			return one(w.start)(args)
+		}
+	case "die":
+		return func(args []string) error {
+			for _, name := range args {
+				for _, n := range w.nodes {
+					n.machine.Kill(w.client.id(name))
+				}
+			}
+			return nil
+		}
+	case "store":
+		return func(args []string) error {
+			w.vault.SetDown(len(args) > 0 && args[0] == "down")
+			return nil
+		}
+	case "destroy":
+		return onNode(func(n *node, _ []string) error { n.destroy(); return nil })
 	case "crash":
 		return onNode(func(n *node, _ []string) error { n.crash(); return nil })
 	case "stop":
@@ -111,10 +132,20 @@ func (w *World) kill(id string) error {
 	return nil
 }
 
+// startAll starts everything that does not run.
+func (w *World) startAll() error {
+	for _, id := range w.machines() {
+		if err := w.start(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // start starts what does not run.
 func (w *World) start(id string) error {
 	if n := w.node(id); n != nil {
-		if n.alive() {
+		if n.alive() || n.isGone() {
 			return nil
 		}
 		return n.start()

@@ -26,6 +26,7 @@ const (
 // wire decides about the frames of one node link.
 type wire struct {
 	net          *network
+	steps        *steps
 	node, server string
 
 	mu      sync.Mutex
@@ -52,7 +53,7 @@ func (w *wire) verdict(d nodelink.Direction, f *nodev1.Frame) nodelink.Verdict {
 		return nodelink.Verdict{Drop: true}
 	}
 	now, suffers := time.Now(), w.net.trouble(w.node)
-	at := now.Add(w.net.latency() + suffers.delay)
+	at := now.Add(w.net.latency() + suffers.delay + w.steps.frame(d, f))
 	for _, id := range []string{from, to} {
 		if thaw := w.net.thaw(id); thaw.After(at) {
 			at = thaw
@@ -94,7 +95,7 @@ func (w *World) dial(ctx context.Context, n *node, server string) (nodelink.Conn
 	if inst == nil {
 		return nil, fault.New(fault.Unavailable, "dial %s: connection refused", server)
 	}
-	wire := &wire{net: w.net, node: n.id, server: server}
+	wire := &wire{net: w.net, steps: w.steps, node: n.id, server: server}
 	near, far := nodelink.FaultyPipe(wire.verdict)
 	inst.keep(near)
 	n.keep(near)

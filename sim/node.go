@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/agent"
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/driver"
 	"github.com/neolith/orchestrator/agent/driver/fake"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -28,6 +29,7 @@ type node struct {
 	stop  context.CancelFunc // of the agent; nil when none runs
 	ended chan struct{}      // closed once the last agent is gone
 	slow  time.Duration      // how long starting a process takes
+	gone  bool               // for good
 }
 
 func newNode(w *World, id string) *node {
@@ -54,6 +56,7 @@ func (n *node) start() error {
 		Dial:         func(ctx context.Context, server string) (nodelink.Conn, error) { return n.w.dial(ctx, n, server) },
 		Drivers:      map[string]driver.Driver{session.TypeProcess: &slowDriver{n.machine.Driver(), life}},
 		Capabilities: &apiv1.Capabilities{CanSpawnSessions: true},
+		Checkpoints:  func() (checkpoint.Keeper, error) { return &keeper{n.machine.Keeper(n.w.vault), life}, nil },
 		Lease:        &leaseWriter{life}, Boottime: n.machine.Now, Logger: n.w.log.With("node", n.id),
 	})
 	if err != nil {
@@ -92,6 +95,20 @@ func (n *node) kill() {
 func (n *node) crash() {
 	n.kill()
 	n.machine.Crash()
+}
+
+// destroy ends the machine for good.
+func (n *node) destroy() {
+	n.mu.Lock()
+	n.gone = true
+	n.mu.Unlock()
+	n.crash()
+}
+
+func (n *node) isGone() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gone
 }
 
 func (n *node) alive() bool {
@@ -159,7 +176,7 @@ func (d *slowDriver) Start(ctx context.Context, s driver.Start) (driver.Process,
 	if err != nil {
 		return nil, err
 	}
-	return &slowProcess{p, d.life}, nil
+	return &slowProcess{p, d.life, s.SessionID}, nil
 }
 
 // Adopt implements driver.Driver.
@@ -171,13 +188,14 @@ func (d *slowDriver) Adopt(ctx context.Context, s driver.Start) (driver.Process,
 	if err != nil {
 		return nil, err
 	}
-	return &slowProcess{p, d.life}, nil
+	return &slowProcess{p, d.life, s.SessionID}, nil
 }
 
 // slowProcess is a process as a frozen agent has it: not at all.
 type slowProcess struct {
 	driver.Process
 	life *life
+	id   string
 }
 
 // Send implements driver.Process.
@@ -190,14 +208,29 @@ func (p *slowProcess) Send(ctx context.Context, in driver.Input) error {
 
 // Stop implements driver.Process.
 func (p *slowProcess) Stop(grace time.Duration, exit session.Exit) {
-	if p.life.act() {
-		p.Process.Stop(grace, exit)
-	}
+	p.end(func() { p.Process.Stop(grace, exit) })
 }
 
 // Kill implements driver.Process.
 func (p *slowProcess) Kill(exit session.Exit) {
-	if p.life.act() {
-		p.Process.Kill(exit)
+	p.end(func() { p.Process.Kill(exit) })
+}
+
+// end sends a signal, later when a story wants to see that.
+func (p *slowProcess) end(signal func()) {
+	if !p.life.act() {
+		return
 	}
+	w := p.life.n.w
+	held := w.steps.reach(stepStopping, p.id)
+	if held == 0 {
+		signal()
+		return
+	}
+	w.client.background(func() {
+		time.Sleep(held)
+		if p.life.act() {
+			signal()
+		}
+	})
 }

@@ -53,6 +53,7 @@ type instance struct {
 	store  *state.Store
 	hub    *nodelink.Hub
 	leader *leader.Leader
+	router *router.Router
 	ops    *gateway.Operations
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -83,6 +84,7 @@ func (s *server) start() error {
 	if err != nil {
 		return err
 	}
+	i.router = route
 	later := &proposals{}
 	i.leader = leader.New(leader.Options{
 		ServerID: s.id, Lease: s.w.opts.Lease, Retention: retention, Log: later, State: i.store, Hub: i.hub, Router: route,

@@ -1,14 +1,18 @@
 // Stories: what happens to a world, as text, one thing a line.
 //
 //	cluster servers=3 nodes=3 turn=0s lease=12s the first line, with the defaults
-//	spawn NAME [restart=always] [command=fail-start]
+//	spawn NAME [restart=always] [command=fail-start] [every=turn|5s]
 //	send NAME COUNT [critical|high|normal|low]  messages, one after the other
 //	say NAME TEXT…                              one message; package fake says what the words mean
 //	terminate NAME
+//	checkpoint NAME, migrate NAME [to NODE] [cold], cancel NAME, pause NAME, resume NAME
+//	fork NAME NEW; rewind NAME [2]              to its head; to the checkpoint that is so many before
 //	… &                                         the story goes on before the clients have their answers
 //
-//	kill WHO        SIGKILL to a server or a node's agent      start WHO
-//	crash NODE      the machine, with all that runs on it
+//	kill WHO        SIGKILL to a server or a node's agent      start WHO, start all
+//	crash NODE      the machine, with all that runs on it      destroy NODE: for good
+//	die NAME        SIGKILL to a session's process
+//	store down      nobody reaches the chunks                  store up
 //	stop NODE 20s   SIGSTOP to the agent, SIGCONT after
 //	partition WHO   from everybody                             heal
 //	cut A B         between two, both ways; A > B one way
@@ -20,15 +24,18 @@
 //	lose-answers P  clients do not get their answers with this probability, until heal
 //	transfer        the leadership to another server
 //
+//	arm NAME|* STEP   the session's next STEP of a move (steps.go) is noticed, and held up for a moment
+//	await [60s]       until it was
 //	sleep 5s
 //	wait NAME PHASE [60s]                       until a session is in a phase
 //	wait leader|quiet [60s]                     until a server leads; until nothing is on its way
+//	expect NAME move DONE|FAILED|CANCELLED
 //	expect NAME PHASE|epoch N|restarts N|acked N|dead N|on NODE|cause C|order 1 3 2
 //	remember NAME, expect NAME moved|stayed     whether it runs where, and as, it ran
 //	check quiet                                 what must hold when nothing is on its way
 //
 // WHO is a server's or a node's name, or leader, follower (one that is not the leader), or holder:NAME for the node where a
-// session runs. With a question mark behind it, nothing is done when there is nobody.
+// session runs, source:NAME and target:NAME for those of its last move. With a question mark behind it, nothing is done when there is nobody.
 
 package sim
 
@@ -162,15 +169,10 @@ func (t *teller) do(words []string) error {
 		args = args[:len(args)-1]
 	}
 	if f, err := t.clientVerb(verb, args); f != nil || err != nil {
-		switch {
-		case err != nil:
-			return err
-		case background:
-			t.w.client.background(f)
-		default:
-			t.during(f)
-		}
-		return nil
+		return t.perform(f, err, background)
+	}
+	if f, err := t.w.client.moveVerb(verb, args); f != nil || err != nil {
+		return t.perform(f, err, background)
 	}
 	if f := t.faultVerb(verb); f != nil {
 		return f(args)
@@ -185,6 +187,13 @@ func (t *teller) do(words []string) error {
 		return nil
 	case "wait":
 		return t.wait(args)
+	case "arm":
+		if len(args) < 2 {
+			return fmt.Errorf("arm: which step of which session?")
+		}
+		return t.w.steps.arm(t.w.client.id(args[0]), args[1]) // the id of * is empty
+	case "await":
+		return t.await(args)
 	case "remember":
 		return t.remember(args)
 	case "expect":
@@ -194,6 +203,47 @@ func (t *teller) do(words []string) error {
 		return nil
 	}
 	return fmt.Errorf("%q is no verb of a story", verb)
+}
+
+// perform does what a client does, and waits for its answers or not.
+func (t *teller) perform(f func(), err error, background bool) error {
+	switch {
+	case err != nil:
+		return err
+	case background:
+		t.w.client.background(f)
+	default:
+		t.during(f)
+	}
+	return nil
+}
+
+// await waits until the armed step was reached.
+func (t *teller) await(args []string) error {
+	limit, err := duration(args, 0, waitDefault)
+	if err != nil {
+		return err
+	}
+	reached := t.w.steps.waiting()
+	if reached == nil {
+		return fmt.Errorf("await: no step is armed")
+	}
+	tick := time.NewTicker(waitStep)
+	defer tick.Stop()
+	for until := time.Now().Add(limit); ; {
+		select {
+		case <-reached:
+			return nil
+		case <-tick.C:
+		}
+		t.w.Check()
+		if len(t.w.Failures()) > 0 {
+			return nil
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("await: the step was not reached within %s", limit)
+		}
+	}
 }
 
 // during runs something that takes its time, and looks at the world meanwhile.
@@ -358,6 +408,11 @@ func (t *teller) expect(args []string) error {
 		is = fmt.Sprint(v.Mailbox(s.ID).Dead)
 	case "on":
 		is = v.Node(s.NodeID).Name
+	case "move":
+		is = "none"
+		if s.Migration != nil {
+			is = moveStates[s.Migration.State]
+		}
 	case "cause":
 		if s.Exit != nil {
 			is = s.Exit.Cause
@@ -375,6 +430,11 @@ func (t *teller) expect(args []string) error {
 		return fmt.Errorf("expect %s: it is %s; the session is %s", strings.Join(args, " "), is, describe(s))
 	}
 	return nil
+}
+
+var moveStates = [...]string{
+	session.MigrationCopying: "COPYING", session.MigrationMoving: "MOVING", session.MigrationDone: "DONE",
+	session.MigrationFailed: "FAILED", session.MigrationCancelled: "CANCELLED",
 }
 
 func duration(args []string, at int, otherwise time.Duration) (time.Duration, error) {
@@ -410,6 +470,20 @@ func (t *teller) who(name string) (string, error) {
 			return "", fmt.Errorf("%s: it has no node", name)
 		}
 		return v.Node(s.NodeID).Name, nil
+	case strings.HasPrefix(name, "source:"), strings.HasPrefix(name, "target:"):
+		end, of, _ := strings.Cut(name, ":")
+		v, s := t.session(of)
+		if s == nil || s.Migration == nil {
+			return "", fmt.Errorf("%s: it has never moved", name)
+		}
+		id := s.Migration.Source
+		if end == "target" {
+			id = s.Migration.Target
+		}
+		if n := v.Node(id); n != nil {
+			return n.Name, nil
+		}
+		return "", fmt.Errorf("%s: it is not known any more", name)
 	case !slices.Contains(t.w.machines(), name):
 		return "", fmt.Errorf("there is no %s", name)
 	}

@@ -5,6 +5,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,9 @@ type seen struct {
 	texts map[uint64]string
 	last  map[session.Priority]uint64 // given to the present epoch
 	order []uint64                    // given to the present epoch
+	from  *[32]byte                   // the checkpoint that the present epoch began with; nil for none
+	base  []fake.Seen                 // what that has seen
+	has   map[uint64]bool             // the same, of this session's own messages
 }
 
 type owner struct {
@@ -74,6 +78,16 @@ func (w *watch) tree(e fake.Event) {
 	s.live[e.Node] = owner{e.Epoch, time.Now()}
 	s.epoch, s.node = e.Epoch, e.Node
 	s.last, s.order = map[session.Priority]uint64{}, nil
+	s.from, s.base, s.has = e.Restored, e.Seen, map[uint64]bool{}
+	for _, m := range e.Seen {
+		if m.SessionID != e.SessionID {
+			continue
+		}
+		if s.has[m.Sequence] {
+			w.fail("a checkpoint has seen a message twice: %d of session %s", m.Sequence, e.SessionID)
+		}
+		s.has[m.Sequence] = true
+	}
 }
 
 // given is told of a message that a process takes. A process takes a message once (invariant 3).
@@ -85,6 +99,9 @@ func (w *watch) given(g fake.Given) {
 		if e == g.Epoch {
 			w.fail("a message twice: %d of session %s was given to epoch %d on %s before", g.Sequence, g.SessionID, g.Epoch, g.Node)
 		}
+	}
+	if s.has[g.Sequence] {
+		w.fail("a message twice: the checkpoint that epoch %d of session %s began with has seen message %d, and it is given to it", g.Epoch, g.SessionID, g.Sequence)
 	}
 	if w.acked(g.SessionID, g.Sequence) {
 		w.fail("a message twice: %d of session %s is acked, and is given to epoch %d on %s", g.Sequence, g.SessionID, g.Epoch, g.Node)
@@ -112,6 +129,21 @@ func (w *watch) orderOf(id string) []uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append([]uint64(nil), w.of(id).order...)
+}
+
+// process is what is known of a session's latest process.
+type process struct {
+	epoch uint32
+	from  *[32]byte
+	base  []fake.Seen
+	order []uint64
+}
+
+func (w *watch) process(id string) process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.of(id)
+	return process{s.epoch, s.from, s.base, slices.Clone(s.order)}
 }
 
 // wasGiven reports whether any process was given the message, and its text.

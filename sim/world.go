@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/neolith/orchestrator/agent/driver/fake"
 	"github.com/neolith/orchestrator/leader"
 )
 
@@ -35,10 +36,13 @@ type World struct {
 	net     *network
 	raft    *raftNetwork
 	watch   *watch
+	steps   *steps
+	vault   *fake.Vault // where all nodes' checkpoints are
 	client  *client
 	servers []*server
 	nodes   []*node
 	ghosts  map[ghost]time.Time // what runs and is not desired, since when
+	chains  map[string]*chain   // by session: what is known of its checkpoints
 
 	mu       sync.Mutex
 	failures []string
@@ -54,7 +58,7 @@ func New(o Options) (*World, error) {
 	if o.Lease.Duration == 0 {
 		o.Lease = leader.DefaultLease()
 	}
-	w := &World{opts: o, log: o.Log, net: newNetwork(o.Seed), ghosts: map[ghost]time.Time{}}
+	w := &World{opts: o, log: o.Log, net: newNetwork(o.Seed), ghosts: map[ghost]time.Time{}, chains: map[string]*chain{}, steps: newSteps(), vault: fake.NewVault(vaultTimes())}
 	w.raft = &raftNetwork{net: w.net, all: map[string]*raft.InmemTransport{}}
 	w.watch = newWatch(w.fail)
 	w.watch.acked = func(id string, sequence uint64) bool {

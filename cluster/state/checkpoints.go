@@ -61,6 +61,12 @@ func (a *applier) release(id string, turn uint64) {
 	a.mailboxes.put(id, mb)
 }
 
+// keepNone lets go of what was kept for a first checkpoint that did not come.
+func (a *applier) keepNone(s *session.Session) {
+	a.release(s.ID, ^uint64(0))
+	s.UnsavedSince = 0
+}
+
 // giveBack queues again every message whose turn is undone with the epoch: those that were kept.
 func (a *applier) giveBack(id string) {
 	mb := a.mailboxes.get(a.base, id)
@@ -72,7 +78,7 @@ func (a *applier) giveBack(id string) {
 	again := map[uint64]bool{}
 	for _, m := range mb.mail.cutKept(^uint64(0)) {
 		q := *m
-		q.Turn = 0
+		q.Turn, q.Attempts = 0, 0 // its turn came to its end: no process failed at it
 		again[q.Sequence] = true
 		mb.Kept--
 		mb.Acked--
@@ -171,6 +177,9 @@ func (a *applier) collectCheckpoints(limit int) (gone int) {
 func (a *applier) checkpointFailed(old *session.Session, c *nodev1.CheckpointFailed) {
 	s := *old
 	s.Captured = nil
+	if !s.Saves() {
+		a.keepNone(&s)
+	}
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	why := a.reason(c.GetCause())
 	s.CheckpointError = why
@@ -204,8 +213,9 @@ func (a *applier) goBack(s *session.Session) {
 		s.OutputLine, s.Turns = head.OutputLine, head.Turn
 	case s.Saves():
 		s.Turns = 0
-	default:
-		return // it keeps what its directory holds, and counts on
+	default: // it keeps what its directory holds, and counts on
+		a.keepNone(s)
+		return
 	}
 	s.UnsavedSince = 0
 	a.giveBack(s.ID)

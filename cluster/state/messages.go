@@ -182,7 +182,7 @@ func (a *applier) turnEnded(old *session.Session, t *nodev1.TurnEnded) {
 	}
 	a.unlist(mb, m)
 	mb.Acked++
-	if s.Saves() {
+	if s.Saves() || s.Captured != nil { // the first checkpoint, once it is stored, will not have seen this turn
 		a.keepAcked(&s, mb, m)
 	}
 	a.save(old, &s)

@@ -114,6 +114,60 @@ func TestWithoutACheckpointEverythingComesAgain(t *testing.T) {
 	m.phase(session.Pending, "", 1)
 }
 
+// TestTheFirstCheckpointGivesBackWhatItHasNotSeen: without a policy nothing is kept, but for what ends while the first checkpoint is
+// on its way to the store.
+func TestTheFirstCheckpointGivesBackWhatItHasNotSeen(t *testing.T) {
+	for name, c := range map[string]struct {
+		then   []*nodev1.Fact
+		queued []uint64
+	}{
+		"stored":           {[]*nodev1.Fact{checkpointed("s", 1, 1, 0)}, []uint64{3, 4}},
+		"stored, and more": {[]*nodev1.Fact{checkpointed("s", 1, 1, 0), turn("s", 1, 4, "r4")}, []uint64{3, 4}},
+		"failed": {[]*nodev1.Fact{{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_CheckpointFailed{
+			CheckpointFailed: &nodev1.CheckpointFailed{Cause: "the store is full"}}}}, []uint64{4}},
+		"neither":          {nil, []uint64{4}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			m.node("a")
+			m.node("b")
+			m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.Restart = "on-failure" }))
+			m.ok(m.facts("a", started("s", 1)))
+			m.turns("a", 1, 2)
+			m.ok(m.facts("a", captured("s", 1, 1, 2)))
+			m.turns("a", 1, 1)
+			m.ok(send("s", "waits"))
+			for _, f := range c.then {
+				m.ok(m.facts("a", f))
+			}
+			m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1, Reason: "test"})
+			s := m.phase(session.Pending, "", 1)
+			if got := m.queued("s"); !slices.Equal(got, c.queued) {
+				t.Errorf("messages %v come again, want %v", got, c.queued)
+			}
+			if box := m.View().Mailbox("s"); box.Kept != 0 || s.UnsavedSince != 0 {
+				t.Errorf("%d messages are kept, since %d", box.Kept, s.UnsavedSince)
+			}
+		})
+	}
+}
+
+// TestTurnsThatWereUndoneAreNoAttempts: a message whose turns ended, each undone with its epoch, is none that no process could take.
+func TestTurnsThatWereUndoneAreNoAttempts(t *testing.T) {
+	m := saving(t)
+	m.ok(send("s", "x"))
+	for epoch := uint32(1); epoch <= 5; epoch++ {
+		m.ok(m.facts("a", turn("s", epoch, 1, "r")))
+		m.ok(m.facts("a", exited("s", epoch, 1, 0)))
+		m.now += 60 * second
+		m.ok(&clusterv1.PlaceSession{SessionId: "s", Epoch: epoch, NodeId: "id-a"})
+		m.ok(m.facts("a", started("s", epoch+1)))
+	}
+	if x := m.View().Message("s", 1); x == nil || x.Attempts != 0 {
+		t.Errorf("the message is %+v", x)
+	}
+}
+
 func TestAFullMailboxAsksForACheckpoint(t *testing.T) {
 	m := newMachine(t, func(l *Limits) { l.MailboxMessages = 10 })
 	m.node("a")

@@ -29,6 +29,8 @@ import (
 	"sync"
 	"time"
 
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+
 	"github.com/neolith/orchestrator/agent/driver"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
@@ -49,6 +51,16 @@ type Event struct {
 	End       bool
 	Exit      session.Exit // with End
 	Time      time.Time
+	// Of a start that goes on from a checkpoint: which one, and what its process has seen, in order; nil of one from nothing.
+	Restored *[32]byte
+	Seen     []Seen
+}
+
+// Seen is a message that a process tree took, in this epoch or in one that it goes on from. Of a fork, the first ones are
+// another session's.
+type Seen struct {
+	SessionID string
+	Sequence  uint64
 }
 
 // Given is a message that a process tree took.
@@ -175,6 +187,25 @@ func (m *Machine) Live() map[string]uint32 {
 	return out
 }
 
+// Kill ends a session's process from outside, as the kernel or a person may.
+func (m *Machine) Kill(sessionID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := m.trees[sessionID]; t != nil && t.exit == nil {
+		t.end(session.Exit{Code: 137, Signal: "SIGKILL", Cause: session.CauseFailed, Message: "killed by SIGKILL"})
+	}
+}
+
+// Log returns the numbered lines that are kept of a session, oldest first.
+func (m *Machine) Log(sessionID string) []*apiv1.LogLine {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := m.trees[sessionID]; t != nil {
+		return slices.Clone(t.lines)
+	}
+	return nil
+}
+
 // Forget drops what is kept of an ended session, as removing its directory does.
 func (m *Machine) Forget(sessionID string) {
 	m.mu.Lock()
@@ -200,6 +231,8 @@ func (m *Machine) observe(t *tree, end bool) {
 	e := Event{Node: m.node, SessionID: t.s.SessionID, Epoch: t.s.Epoch, End: end, Time: time.Now()}
 	if end {
 		e.Exit = *t.exit
+	} else {
+		e.Restored, e.Seen = t.restored, t.before
 	}
 	m.opt.Observer(e)
 }

@@ -203,7 +203,7 @@ func TestVault(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if given, ok := v.Given(st.Manifest); !ok || !slices.Equal(given, []uint64{1, 2}) {
+		if given, ok := v.Given(st.Manifest); !ok || !slices.Equal(given, []Seen{{"s", 1}, {"s", 2}}) {
 			t.Errorf("the checkpoint has seen %v", given)
 		}
 		if err := p.Send(t.Context(), driver.Input{Sequence: 4, Text: []byte("hang")}); err != nil {

@@ -28,7 +28,8 @@ type tree struct {
 	order       []uint64 // of given, oldest first
 	outstanding uint64
 	turns       []driver.Turn  // the latest turnsMax that ended
-	before      []uint64       // sequences given to the epochs that it goes on from
+	before      []Seen         // what the epochs were given that it goes on from
+	restored    *[32]byte      // the checkpoint that it began with; nil for none
 	notice      *apiv1.LogLine // stands behind line noticeAt; nil for none
 	noticeAt    uint64
 	count       int // messages given

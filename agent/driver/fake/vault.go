@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ import (
 	"github.com/neolith/orchestrator/internal/fault"
 )
 
-// beforeMax bounds the sequences that a tree remembers of the epochs that it goes on from; the oldest go first.
+// beforeMax bounds the messages that a tree remembers of the epochs that it goes on from; the oldest go first.
 const beforeMax = 1 << 16
 
 // VaultOptions say how long a Vault takes. All of it passes in the caller's goroutine.
@@ -44,7 +45,7 @@ type Vault struct {
 type image struct {
 	session checkpoint.Session
 	lines   []*apiv1.LogLine
-	order   []uint64 // sequences given, of all its epochs
+	order   []Seen // of all its epochs
 	count   int
 	sum     int64
 }
@@ -64,9 +65,9 @@ func (v *Vault) SetDown(down bool) {
 	v.down = down
 }
 
-// Given returns the sequences that the checkpointed session had been given, in their order over all its epochs; false when there is
-// no such checkpoint.
-func (v *Vault) Given(manifest [32]byte) ([]uint64, bool) {
+// Given returns what the checkpointed session had been given, in its order over all its epochs; false when there is no such
+// checkpoint.
+func (v *Vault) Given(manifest [32]byte) ([]Seen, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	im := v.images[manifest]
@@ -106,11 +107,16 @@ func (v *Vault) reach(ctx context.Context, d time.Duration) error {
 }
 
 // Keeper is what an agent on the machine captures its sessions with, and restores them.
-func (m *Machine) Keeper(v *Vault) checkpoint.Keeper { return &keeper{m, v} }
+func (m *Machine) Keeper(v *Vault) checkpoint.Keeper {
+	return &keeper{m: m, v: v, staged: map[string]string{}}
+}
 
 type keeper struct {
 	m *Machine
 	v *Vault
+
+	mu     sync.Mutex
+	staged map[string]string // by session: the directory of what is ready
 }
 
 // Warm says whether anything of the session is stored.
@@ -137,13 +143,28 @@ func (k *keeper) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r chec
 	return r, nil
 }
 
-// Stage takes the time of a restore, and changes nothing.
-func (k *keeper) Stage(ctx context.Context, _, _ string, _ [32]byte) (int64, error) {
+// Stage takes the time of a restore, and leaves an empty directory.
+func (k *keeper) Stage(ctx context.Context, id, dir string, _ [32]byte) (int64, error) {
+	k.mu.Lock()
+	k.staged[id] = dir
+	k.mu.Unlock()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return 0, fmt.Errorf("fake: stage session %s: %w", id, err)
+	}
 	return k.v.opt.ImageBytes, k.v.reach(ctx, k.v.opt.RestoreTime)
 }
 
-// Unstage has nothing to do.
-func (k *keeper) Unstage(string) error { return nil }
+// Unstage removes the directory.
+func (k *keeper) Unstage(id string) error {
+	k.mu.Lock()
+	dir := k.staged[id]
+	delete(k.staged, id)
+	k.mu.Unlock()
+	if dir == "" {
+		return nil
+	}
+	return os.RemoveAll(dir)
+}
 
 // Capture takes the tree as it is. One that is at work, or works meanwhile, is an error: nobody may capture it then.
 func (k *keeper) Capture(ctx context.Context, s checkpoint.Session) (checkpoint.Capture, error) {
@@ -181,7 +202,10 @@ func (m *Machine) image(s checkpoint.Session) (*image, error) {
 	case t.outstanding != 0:
 		return nil, fault.New(fault.Internal, "fake: session %s was captured while the turn of message %d was under way", s.ID, t.outstanding)
 	}
-	im := &image{session: s, count: t.count, sum: t.sum, order: append(slices.Clone(t.before), t.order...)}
+	im := &image{session: s, count: t.count, sum: t.sum, order: slices.Clone(t.before)}
+	for _, sequence := range t.order {
+		im.order = append(im.order, Seen{s.ID, sequence})
+	}
 	im.order = im.order[max(0, len(im.order)-beforeMax):]
 	for _, l := range t.lines {
 		if l.GetNumber() <= s.OutputLine {
@@ -222,6 +246,9 @@ func (k *keeper) Restore(ctx context.Context, r checkpoint.Restore) (got checkpo
 	if err := k.v.reach(ctx, k.v.opt.RestoreTime); err != nil {
 		return got, err
 	}
+	if err := k.Unstage(r.SessionID); err != nil {
+		return got, err
+	}
 	k.v.mu.Lock()
 	im := k.v.images[r.Manifest]
 	k.v.mu.Unlock()
@@ -230,16 +257,17 @@ func (k *keeper) Restore(ctx context.Context, r checkpoint.Restore) (got checkpo
 	}
 	k.m.mu.Lock()
 	defer k.m.mu.Unlock()
-	k.m.restored[r.SessionID] = restored{epoch: r.Epoch, im: im, line: r.OutputLine, notice: r.Notice}
+	k.m.restored[r.SessionID] = restored{epoch: r.Epoch, manifest: r.Manifest, im: im, line: r.OutputLine, notice: r.Notice}
 	return checkpoint.Restored{Turn: im.session.Turn, Bytes: k.v.opt.ImageBytes, Fetched: k.v.opt.ImageBytes}, nil
 }
 
 // restored waits for the start of its epoch.
 type restored struct {
-	epoch  uint32
-	im     *image
-	line   uint64
-	notice string
+	epoch    uint32
+	manifest [32]byte
+	im       *image
+	line     uint64
+	notice   string
 }
 
 // goOn gives a new tree what was restored for it. The Machine's lock is held.
@@ -255,4 +283,5 @@ func (t *tree) goOn(r restored) {
 		t.noticeAt = r.line
 	}
 	t.count, t.sum, t.before = r.im.count, r.im.sum, slices.Clone(r.im.order)
+	t.restored = &r.manifest
 }

@@ -1,0 +1,82 @@
+// What must not be left behind once all is quiet: directories, processes, reservations, and moves without an end.
+
+package sim
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/session"
+)
+
+// checkLeftovers looks at all that is at rest.
+func (w *World) checkLeftovers(v *state.View) {
+	reserved := map[string]uint32{}
+	for s := range v.Sessions("") {
+		w.checkMove(v, s)
+		if s.Phase.Ended() && (s.Exit == nil || s.Exit.Cause == "") {
+			w.fail("an end without a cause: session %s is %s", s.ID, s.Phase)
+		}
+		if s.Phase == session.Paused && s.Head() == nil && s.Epoch > 0 {
+			w.fail("a pause without a checkpoint: session %s", s.ID)
+		}
+		if s.Phase.HoldsNode() {
+			reserved[s.NodeID]++
+		}
+	}
+	for n := range v.Nodes() {
+		if n.Sessions != reserved[n.ID] {
+			w.fail("a reservation held: %s counts %d sessions, and %d are there", n.Name, n.Sessions, reserved[n.ID])
+		}
+	}
+	if l := w.leading(); l != nil {
+		if n := l.router.Reservations(); n != 0 {
+			w.fail("a reservation held: the router of %s holds %d places that nobody takes", l.id, n)
+		}
+	}
+	for _, n := range w.nodes {
+		if row := v.NodeByName(n.id); row != nil && n.alive() {
+			w.checkDirectories(v, n, row.ID)
+		}
+	}
+}
+
+// checkMove: the record of a move says how it ended.
+func (w *World) checkMove(v *state.View, s *session.Session) {
+	m := s.Migration
+	switch {
+	case m == nil:
+	case m.Under():
+		w.fail("a move without an end: session %s is %s, and its move to %s is in state %d", s.ID, s.Phase, m.Target, m.State)
+	case m.State != session.MigrationDone && m.Error == "":
+		w.fail("a move that failed without a reason: session %s", s.ID)
+	case m.EndTime < m.StartTime:
+		w.fail("a move that ended before it began: session %s", s.ID)
+	case m.State == session.MigrationDone && m.Epoch > s.Epoch:
+		w.fail("a move to a future epoch: session %s is at %d, and moved at %d", s.ID, s.Epoch, m.Epoch)
+	}
+}
+
+// checkDirectories: nothing but what belongs to sessions whose last place this is.
+func (w *World) checkDirectories(v *state.View, n *node, id string) {
+	for _, dir := range []string{"restoring", "staged", "damaged", "trash"} {
+		for _, name := range entries(filepath.Join(n.dir, dir)) {
+			w.fail("left over: %s/%s on %s; %s", dir, name, n.id, describe(v.Session(name)))
+		}
+	}
+	for _, name := range entries(filepath.Join(n.dir, "sessions")) {
+		if s := v.Session(name); s == nil || s.NodeID != id {
+			w.fail("left over: sessions/%s on %s (%s); %s", name, n.id, id, describe(s))
+		}
+	}
+}
+
+func entries(dir string) []string {
+	list, _ := os.ReadDir(dir)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names
+}
