@@ -112,6 +112,9 @@ func (s *Spec) Validate() error {
 	if why := s.checkpointEvery(); why != "" {
 		return bad("checkpointEvery", "%s", why)
 	}
+	if why := s.pauseAfter(); why != "" {
+		return bad("pause_after", "%s", why)
+	}
 	for _, k := range s.Require {
 		if !labelRE.MatchString(k) || len(k) > MaxNameBytes {
 			return bad("require", "%q is not a capability's name", clip(k))

@@ -23,7 +23,7 @@ type spawnFlags struct {
 	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, strategy, key string
 	require, labels, selector, env, secrets                                                      []string
 	maxRestarts                                                                                  uint32
-	ttl, grace, turnIdle                                                                         time.Duration
+	ttl, grace, turnIdle, pauseAfter                                                             time.Duration
 	wait, attach                                                                                 bool
 }
 
@@ -62,6 +62,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.DurationVar(&f.grace, "grace", session.DefaultGrace, "the time between SIGTERM and SIGKILL")
 	fl.DurationVar(&f.turnIdle, "turn-idle", session.DefaultTurnIdle, "for --protocol raw: the quiet time that ends a turn")
 	fl.StringVar(&f.checkpointEvery, "checkpoint-every", "", "when it is checkpointed by itself: \"turn\", or a time such as 5m (default: only when asked)")
+	fl.DurationVar(&f.pauseAfter, "pause-after", 0, "pause it when no turn was under way and no message waited for so long; a message wakes it; 0 for never")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
@@ -88,6 +89,9 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 	}
 	if f.ttl != 0 {
 		p.Ttl = durationpb.New(f.ttl)
+	}
+	if f.pauseAfter != 0 {
+		p.PauseAfter = durationpb.New(f.pauseAfter)
 	}
 	if f.protocol == session.ProtocolRaw || f.turnIdle != session.DefaultTurnIdle {
 		p.TurnIdle = durationpb.New(f.turnIdle)
