@@ -82,6 +82,7 @@ func (r *rejections) noMove() error {
 			later = later || o.passing() && r.count[o] > 0
 		}
 	}
+	r.count[source] = 0 // everybody knows
 	switch {
 	case others == 0:
 		return fault.New(fault.FailedPrecondition, "there is no other node; start a node-agent and point it at this cluster")
