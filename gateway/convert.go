@@ -105,7 +105,7 @@ func nodeProto(n *state.Node, live leader.Live) *apiv1.Node {
 		Schedulable: n.Schedulable, Capabilities: n.Capabilities.Proto(), Labels: pbconv.MapFromPairs(n.Labels),
 		Sessions: n.Sessions, Version: n.Version, Pid: n.PID, Server: live.Server,
 		ReservedCpuMilli: n.ReservedCPUMilli, ReservedMemoryBytes: n.ReservedMemoryBytes, CreateTime: pbconv.Time(n.CreateTime),
-		Connection: connection(n, live),
+		Connection: connection(n, live), Drain: drainProto(n),
 		Health: &apiv1.NodeHealth{
 			CpuUsage: live.CPUUsage, MemoryUsage: live.MemoryUsage, ActiveSessions: live.Active,
 			ResponseTimeMs: live.ResponseMS, UptimeSeconds: live.UptimeSeconds,

@@ -185,6 +185,39 @@ func TestMovesRefused(t *testing.T) {
 	}
 }
 
+// TestAMoveThatWaitsSaysSo: the fifth from a node, of which four may be under way.
+func TestAMoveThatWaitsSaysSo(t *testing.T) {
+	a := startAlone(t)
+	a.addNode("one")
+	a.addNode("two")
+	c := apiv1.NewSessionServiceClient(a.conn)
+	var last *apiv1.Session_Migration
+	ids := []string{"s1", "s2", "s3", "s4", "s5"}
+	for _, id := range ids {
+		a.run(id, "one")
+		a.ops.Router.SetHealth("id-two", router.Health{Linked: true})
+		if _, err := c.MigrateSession(a.as(a.admin), &apiv1.MigrateSessionRequest{Id: id, Target: "two"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for giveUp := time.Now().Add(10 * time.Second); last.GetProgress().GetStep() != "waiting"; {
+		r, err := c.GetSession(a.as(a.admin), &apiv1.GetSessionRequest{Id: "s5"})
+		if err != nil || time.Now().After(giveUp) {
+			t.Fatalf("%v, %v", last, err)
+		}
+		last = r.GetSession().GetMigration()
+	}
+	r, err := c.ListSessions(a.as(a.admin), &apiv1.ListSessionsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range r.GetSessions() {
+		if waits := s.GetMigration().GetProgress().GetStep() == "waiting"; waits != (i == 4) {
+			t.Errorf("%s: %v", s.GetId(), s.GetMigration())
+		}
+	}
+}
+
 // TestMayMove: only what runs moves; everything else says what to do instead.
 func TestMayMove(t *testing.T) {
 	for p := session.Pending; p <= session.Terminated; p++ {

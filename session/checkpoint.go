@@ -20,6 +20,22 @@ const EveryTurn = "turn"
 // MinCheckpointEvery is the shortest time between checkpoints that a policy may ask for.
 const MinCheckpointEvery = time.Second
 
+// MinPauseAfter is the shortest idle time after which a session may ask to be paused.
+const MinPauseAfter = time.Second
+
+// pauseAfter says what is wrong with the idle time; empty when nothing is.
+func (s *Spec) pauseAfter() string {
+	switch {
+	case s.PauseAfter == 0:
+		return ""
+	case s.Protocol == ProtocolNone:
+		return "a session that takes no messages has no idle time, and nothing would wake it; give it a protocol, or pause it by hand"
+	case s.PauseAfter < MinPauseAfter:
+		return fmt.Sprintf("%s is below %s", s.PauseAfter, MinPauseAfter)
+	}
+	return ""
+}
+
 // ManifestID names a checkpoint's manifest in the chunk store.
 type ManifestID [32]byte
 

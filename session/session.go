@@ -3,6 +3,7 @@
 package session
 
 import (
+	"cmp"
 	"time"
 )
 
@@ -174,6 +175,11 @@ type Session struct {
 	StopCause   string
 	History     []HistoryEntry
 	Saved
+}
+
+// ByUrgency orders sessions that compete: the more urgent one first, of two alike the older one.
+func ByUrgency(a, b *Session) int {
+	return cmp.Or(cmp.Compare(a.Spec.Priority, b.Spec.Priority), cmp.Compare(a.CreateIndex, b.CreateIndex), cmp.Compare(a.ID, b.ID))
 }
 
 // Message is one message of a mailbox. Treat it as immutable.

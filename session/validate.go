@@ -120,6 +120,9 @@ func (s *Spec) Validate() error {
 	if field, why := s.keeping(); why != "" {
 		return bad(field, "%s", why)
 	}
+	if why := s.pauseAfter(); why != "" {
+		return bad("pause_after", "%s", why)
+	}
 	for _, k := range s.Require {
 		if !labelRE.MatchString(k) || len(k) > MaxNameBytes {
 			return bad("require", "%q is not a capability's name", clip(k))

@@ -40,6 +40,8 @@ type Cluster struct {
 	Tokens map[string]string
 	// StepMigrations leaves a migration copying until the test changes the session; else it is done at once.
 	StepMigrations bool
+	// StepDrains leaves a drain as it began until the test changes the node; else it is done at once.
+	StepDrains bool
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced with each change

@@ -151,6 +151,11 @@ func (s *nodes) set(id string, schedulable bool) (*apiv1.Node, error) {
 		return nil, err
 	}
 	n.Schedulable = schedulable
+	if d := n.GetDrain(); schedulable && d.GetState() == apiv1.Drain_DRAINING {
+		d.State, d.EndTime, d.Reason = apiv1.Drain_CANCELLED, s.c.stamp(), "uncordoned by admin"
+	} else if schedulable {
+		n.Drain = nil
+	}
 	s.c.change()
 	return proto.CloneOf(n), nil
 }

@@ -76,6 +76,10 @@ func cmd(m any) *clusterv1.Command {
 		return &clusterv1.Command{Kind: &clusterv1.Command_ForkSession{ForkSession: k}}
 	case *clusterv1.RewindSession:
 		return &clusterv1.Command{Kind: &clusterv1.Command_RewindSession{RewindSession: k}}
+	case *clusterv1.DrainNode:
+		return &clusterv1.Command{Kind: &clusterv1.Command_DrainNode{DrainNode: k}}
+	case *clusterv1.EndDrain:
+		return &clusterv1.Command{Kind: &clusterv1.Command_EndDrain{EndDrain: k}}
 	}
 	panic(fmt.Sprintf("no command %T", m))
 }
@@ -408,7 +412,17 @@ func (h *history) move(v *View, some *session.Session) any {
 	if target == nil {
 		target = &Node{ID: "id-none"}
 	}
-	switch h.rng.IntN(9) {
+	switch h.rng.IntN(12) {
+	case 9:
+		return &clusterv1.DrainNode{NodeId: target.ID, Deadline: h.now + h.rng.Int64N(20*second) - second, Force: h.rng.IntN(2) == 0, Actor: "ann"}
+	case 10:
+		end := &clusterv1.EndDrain{NodeId: target.ID, State: uint32(1 + h.rng.IntN(4)), Reason: "no room"}
+		if target.Drain != nil {
+			end.Number = target.Drain.Number
+		}
+		return end
+	case 11:
+		return &clusterv1.PauseSession{SessionId: some.ID, Reason: "idle", Idle: &clusterv1.Idle{Epoch: some.Epoch, Turns: some.Turns}}
 	case 0, 1, 2:
 		return &clusterv1.MigrateSession{SessionId: some.ID, Epoch: some.Epoch, NodeId: target.ID, Cold: h.rng.IntN(2) == 0, Actor: "ann"}
 	case 3:

@@ -103,6 +103,7 @@ func checkInvariants(t fataler, v *View) {
 		if on+moving[n.ID] != n.Sessions || n.Lost && on > 0 {
 			t.Fatalf("node %s (lost %v) lists %d sessions and counts %d", n.Name, n.Lost, on, n.Sessions)
 		}
+		checkDrain(t, n)
 		delete(nodes, n.ID)
 		if byName = append(byName, n.Name); v.NodeByName(n.Name) != n {
 			t.Fatalf("node %s is not found by its name", n.Name)
@@ -140,6 +141,18 @@ func checkInvariants(t fataler, v *View) {
 	want.DeadLettersDropped = v.Stats().DeadLettersDropped
 	if got := v.Stats(); got != want {
 		t.Fatalf("counts\n%+v, recounted\n%+v", got, want)
+	}
+}
+
+func checkDrain(t fataler, n *Node) {
+	t.Helper()
+	d := n.Drain
+	switch {
+	case d == nil:
+	case d.Under() && (n.Schedulable || d.EndTime != 0), !d.Under() && d.EndTime == 0:
+		t.Fatalf("node %s (schedulable %v) is in the drain %+v", n.Name, n.Schedulable, d)
+	case d.State != DrainCancelled && d.Moved+d.Paused+n.Sessions > d.Total:
+		t.Fatalf("node %s holds %d sessions in the drain %+v: some came meanwhile", n.Name, n.Sessions, d)
 	}
 }
 

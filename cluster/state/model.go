@@ -113,6 +113,7 @@ type Node struct {
 	Incarnation  uint64
 	FactIndex    uint64 // the last fact of this incarnation that was applied
 	Lost         bool   // its lease ended; only a registration brings it back
+	Drain        *Drain // under way, or the last one since the node was uncordoned; nil when there is none
 	// What the sessions that hold this node reserve.
 	Sessions            uint32
 	ReservedCPUMilli    int64

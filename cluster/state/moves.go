@@ -162,6 +162,8 @@ func (a *applier) pauseSession(c *clusterv1.PauseSession) (*session.Session, err
 		return nil, noSession(c.GetSessionId())
 	case old.Phase == session.Paused || old.Phase == session.Pausing && old.RewindTo == 0:
 		return old, nil
+	case c.GetIdle() != nil && !a.idle(old, c.GetIdle()):
+		return nil, fault.New(fault.Aborted, "pause: session %s is not idle any more", old.ID)
 	}
 	s := *old
 	to, ok := session.Next(s.Phase, session.Pause)
@@ -178,6 +180,12 @@ func (a *applier) pauseSession(c *clusterv1.PauseSession) (*session.Session, err
 	a.enterBy(&s, session.Pause, c.GetActor(), why)
 	a.save(old, &s)
 	return &s, nil
+}
+
+// idle reports whether nothing has happened to a session since it was found idle.
+func (a *applier) idle(s *session.Session, since *clusterv1.Idle) bool {
+	mb := a.mailboxes.get(a.base, s.ID)
+	return s.Phase == session.Running && s.Epoch == since.GetEpoch() && s.Turns == since.GetTurns() && (mb == nil || mb.Queued+mb.Delivered == 0)
 }
 
 // resumeSession has a paused session wait for a place.

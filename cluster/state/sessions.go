@@ -390,6 +390,7 @@ func (a *applier) account(old, s *session.Session) {
 	}
 	if was.node != is.node {
 		a.reserve(setOnNode, was.node, id, spec, false)
+		a.departed(was.node, s)
 		a.reserve(setOnNode, is.node, id, spec, true)
 	}
 	if was.target != is.target {

@@ -146,12 +146,18 @@ func lagText(l *apiv1.Session_Lag) string {
 	return strings.Join(parts, ", ")
 }
 
+// stepWaiting is what a move does that waits for others to end.
+const stepWaiting = "waiting"
+
 // migrationText is a move in a few words.
 func (a *app) migrationText(m *apiv1.Session_Migration) string {
 	if m == nil {
 		return ""
 	}
 	out := fmt.Sprintf("%s, %s, %s to %s", strings.ToLower(m.GetState().String()), m.GetMode(), m.GetSource(), m.GetTarget())
+	if m.GetProgress().GetStep() == stepWaiting {
+		out += ", waiting for its turn among other moves"
+	}
 	if m.GetRounds() > 0 {
 		out += fmt.Sprintf(", %s, %s sent, %s saved", several(m.GetRounds(), "round"), bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
 	}

@@ -24,7 +24,7 @@ type spawnFlags struct {
 	require, labels, selector, env, secrets                                                             []string
 	maxRestarts                                                                                         uint32
 	keep                                                                                                uint32
-	ttl, grace, turnIdle, keepFor                                                                       time.Duration
+	ttl, grace, turnIdle, keepFor, pauseAfter                                                           time.Duration
 	wait, attach                                                                                        bool
 }
 
@@ -66,6 +66,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.Uint32Var(&f.keep, "keep-checkpoints", 0, fmt.Sprintf("how many checkpoints are kept, at most %d; the oldest go first (default %d)", session.CheckpointsMax, session.CheckpointsDefault))
 	fl.DurationVar(&f.keepFor, "keep-checkpoints-for", 0, "how long checkpoints are kept, the newest one always; 0 for as long as there are not too many")
 	fl.StringVar(&f.state, "state", "", "what a checkpoint keeps beside messages: files, or memory for the process's memory, too, where nodes can (default files)")
+	fl.DurationVar(&f.pauseAfter, "pause-after", 0, "pause it when no turn was under way and no message waited for so long; a message wakes it; 0 for never")
 	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed, or was ended by somebody")
@@ -97,6 +98,9 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 	}
 	if f.ttl != 0 {
 		p.Ttl = durationpb.New(f.ttl)
+	}
+	if f.pauseAfter != 0 {
+		p.PauseAfter = durationpb.New(f.pauseAfter)
 	}
 	if f.protocol == session.ProtocolRaw || f.turnIdle != session.DefaultTurnIdle {
 		p.TurnIdle = durationpb.New(f.turnIdle)

@@ -589,9 +589,11 @@ type Drain struct {
 	Paused    uint32 `protobuf:"varint,8,opt,name=paused,proto3" json:"paused,omitempty"`
 	Remaining uint32 `protobuf:"varint,9,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// Why what remains does.
-	Reason        string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Reason string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The longest time for which one of its sessions answered nothing.
+	LongestBlackoutMs float64 `protobuf:"fixed64,11,opt,name=longest_blackout_ms,json=longestBlackoutMs,proto3" json:"longest_blackout_ms,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Drain) Reset() {
@@ -692,6 +694,13 @@ func (x *Drain) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Drain) GetLongestBlackoutMs() float64 {
+	if x != nil {
+		return x.LongestBlackoutMs
+	}
+	return 0
 }
 
 type ListNodesRequest struct {
@@ -1502,7 +1511,7 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\aHEALTHY\x10\x01\x12\f\n" +
 	"\bDEGRADED\x10\x02\x12\r\n" +
 	"\tUNHEALTHY\x10\x03\x12\v\n" +
-	"\aOFFLINE\x10\x04\"\xcf\x03\n" +
+	"\aOFFLINE\x10\x04\"\xff\x03\n" +
 	"\x05Drain\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.orchestrator.v1.Drain.StateR\x05state\x129\n" +
 	"\n" +
@@ -1515,7 +1524,8 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\x06paused\x18\b \x01(\rR\x06paused\x12\x1c\n" +
 	"\tremaining\x18\t \x01(\rR\tremaining\x12\x16\n" +
 	"\x06reason\x18\n" +
-	" \x01(\tR\x06reason\"X\n" +
+	" \x01(\tR\x06reason\x12.\n" +
+	"\x13longest_blackout_ms\x18\v \x01(\x01R\x11longestBlackoutMs\"X\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bDRAINING\x10\x01\x12\v\n" +
