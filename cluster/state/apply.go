@@ -137,6 +137,8 @@ func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 		return a.forkSession(k.ForkSession)
 	case *clusterv1.Command_RewindSession:
 		r.Session, r.Err = a.rewindSession(k.RewindSession)
+	case *clusterv1.Command_DeleteCheckpoint:
+		r.Session, r.Err = a.deleteCheckpoint(k.DeleteCheckpoint)
 	default:
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}
