@@ -151,9 +151,6 @@ func chain(all []*session.Checkpoint, head *session.Checkpoint) []*session.Check
 	return append(slices.Clip(slices.Clone(keep)), head)
 }
 
-// countMax bounds the numbers of a checkpoint that comes from elsewhere, so that what is counted on from them has room.
-const countMax = 1 << 53
-
 // firstCheckpoint reads what a spawned session begins with; nil for nothing.
 func (a *applier) firstCheckpoint(p *apiv1.Session_Checkpoint) (*session.Checkpoint, error) {
 	if p == nil {
@@ -165,8 +162,8 @@ func (a *applier) firstCheckpoint(p *apiv1.Session_Checkpoint) (*session.Checkpo
 		return nil, fault.New(fault.Invalid, "spawn: the checkpoint's manifest %q is not the id of a chunk", clip(p.GetManifest(), 80)).WithField("checkpoint.manifest")
 	case p.GetSequence() == 0:
 		return nil, fault.New(fault.Invalid, "spawn: the checkpoint has no sequence").WithField("checkpoint.sequence")
-	case p.GetSequence() > countMax || p.GetTurn() > countMax || p.GetOutputLine() > countMax:
-		return nil, fault.New(fault.Invalid, "spawn: checkpoint %d with turn %d and output line %d counts further than %d", p.GetSequence(), p.GetTurn(), p.GetOutputLine(), countMax).WithField("checkpoint")
+	case p.GetSequence() > session.CountMax || p.GetTurn() > session.CountMax || p.GetOutputLine() > session.CountMax:
+		return nil, fault.New(fault.Invalid, "spawn: checkpoint %d with turn %d and output line %d counts further than %d", p.GetSequence(), p.GetTurn(), p.GetOutputLine(), uint64(session.CountMax)).WithField("checkpoint")
 	case p.GetBytes() < 0:
 		return nil, fault.New(fault.Invalid, "spawn: the checkpoint has %d bytes", p.GetBytes()).WithField("checkpoint.bytes")
 	}
