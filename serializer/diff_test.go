@@ -28,8 +28,8 @@ func TestDiff(t *testing.T) {
 	link := func(path, target string) serializer.Entry {
 		return serializer.Entry{Path: path, Type: serializer.Symlink, Target: target}
 	}
-	old := file("old", at(0, 0, 5))
-	old.ModTime = 9
+	old := file("old", at(1, 0, 5))
+	old.ModTime = 9 // and nothing else
 	a := &serializer.Manifest{Chunks: []serializer.ChunkRef{{ID: one, Bytes: 100}, {ID: two, Bytes: 100}}, Roots: []serializer.Tree{
 		{Name: "workspace", Entries: []serializer.Entry{dir(".", 0o755), file("cut", at(0, 0, 10), serializer.Hole(8)), dir("d", 0o755), file("d/x", at(1, 0, 4)), file("d-y", at(1, 4, 4)),
 			file("hole", serializer.Hole(3)), link("l", "a"), file("moved", at(0, 0, 5)), file("old", at(0, 0, 5)), file("swapped", at(0, 0, 5))}},
