@@ -24,7 +24,9 @@ func TestDiff(t *testing.T) {
 	at := func(chunk, offset uint32, length int64) serializer.Extent {
 		return serializer.Extent{Chunk: chunk, Offset: offset, Length: length}
 	}
-	dir := func(path string, mode uint32) serializer.Entry { return serializer.Entry{Path: path, Type: serializer.Dir, Mode: mode, ModTime: 7} }
+	dir := func(path string, mode uint32) serializer.Entry {
+		return serializer.Entry{Path: path, Type: serializer.Dir, Mode: mode, ModTime: 7}
+	}
 	link := func(path, target string) serializer.Entry {
 		return serializer.Entry{Path: path, Type: serializer.Symlink, Target: target}
 	}

@@ -202,7 +202,8 @@ func (c *Cluster) commit(ctx context.Context, req *apiv1.ImportSessionRequest_Co
 		CreateTime: c.stamp(), Spec: pbconv.SpecToProto(spec), Mailbox: &apiv1.Session_Mailbox{}, Checkpoint: first, OutputLine: m.OutputLine, Reason: "imported",
 	}}
 	if req.GetDryRun() {
-		made.Id, made.Phase, made.Reason = "", apiv1.Session_PENDING, ""
+		c.again(made)
+		made.Id, made.Phase, made.Reason, made.Epoch = "", apiv1.Session_PENDING, "", 0
 		return made.Session, nil
 	}
 	c.sessions[made.GetId()] = made

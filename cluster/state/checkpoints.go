@@ -167,9 +167,13 @@ func (a *applier) firstCheckpoint(p *apiv1.Session_Checkpoint) (*session.Checkpo
 	case p.GetBytes() < 0:
 		return nil, fault.New(fault.Invalid, "spawn: the checkpoint has %d bytes", p.GetBytes()).WithField("checkpoint.bytes")
 	}
+	at := pbconv.Nanos(p.GetCreateTime())
+	if at == 0 { // made for this
+		at = a.meta.time
+	}
 	return &session.Checkpoint{
 		Sequence: p.GetSequence(), Manifest: session.ManifestID(id), Turn: p.GetTurn(), OutputLine: p.GetOutputLine(),
-		CreateTime: pbconv.Nanos(p.GetCreateTime()), Chunks: p.GetChunks(), Bytes: p.GetBytes(), Keeps: a.keeps(p.GetKeeps()),
+		CreateTime: at, Chunks: p.GetChunks(), Bytes: p.GetBytes(), Keeps: a.keeps(p.GetKeeps()),
 	}, nil
 }
 

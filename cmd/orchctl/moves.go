@@ -86,33 +86,6 @@ func (a *app) headText(k *apiv1.Session_Checkpoint) string {
 	return fmt.Sprintf("%d, epoch %d, turn %d, %s in %s (%s ago)", k.GetSequence(), k.GetEpoch(), k.GetTurn(), bytesText(k.GetBytes()), several(k.GetChunks(), "chunk"), a.age(k.GetCreateTime()))
 }
 
-func (a *app) checkpointsCommand() *cobra.Command {
-	c := a.command("checkpoints SESSION", "List the checkpoints that are kept of a session, oldest first", exactly(1), brief, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
-		if err != nil {
-			return err
-		}
-		r, err := cl.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: a.namespace(), Id: args[0]})
-		if err != nil {
-			return err
-		}
-		k := kind[*apiv1.Session_Checkpoint]{
-			noun:    "checkpoints",
-			columns: []string{"SEQUENCE", "AGE", "EPOCH", "TURN", "BYTES", "SENT", "REUSED", "CHUNKS", "KEEPS", "+LINE", "+MANIFEST"},
-			row: func(k *apiv1.Session_Checkpoint) []string {
-				return []string{
-					number(k.GetSequence()), a.age(k.GetCreateTime()), number(k.GetEpoch()), number(k.GetTurn()), bytesText(k.GetBytes()), bytesText(k.GetBytesSent()),
-					bytesText(k.GetBytesReused()), number(k.GetChunks()), keepsText(k), number(k.GetOutputLine()), k.GetManifest(),
-				}
-			},
-			name: func(k *apiv1.Session_Checkpoint) string { return number(k.GetSequence()) },
-		}
-		return printList(a, k, r.GetCheckpoints(), r)
-	})
-	c.ValidArgsFunction = a.completeSessions
-	return c
-}
-
 func keepsText(k *apiv1.Session_Checkpoint) string { return strings.Join(k.GetKeeps(), " · ") }
 
 // lagText is what a loss of the session's node would cost now; empty when nothing.
