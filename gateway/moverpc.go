@@ -78,3 +78,8 @@ func (s *sessionService) RewindSession(ctx context.Context, req *apiv1.RewindSes
 	p, err := s.shown(s.ops.Rewind(ctx, req))
 	return &apiv1.RewindSessionResponse{Session: p}, err
 }
+
+func (s *sessionService) DeleteCheckpoint(ctx context.Context, req *apiv1.DeleteCheckpointRequest) (*apiv1.DeleteCheckpointResponse, error) {
+	p, err := s.shown(s.ops.DeleteCheckpoint(ctx, req))
+	return &apiv1.DeleteCheckpointResponse{Session: p}, err
+}

@@ -1,4 +1,4 @@
-// What moves sessions: checkpoint, migrate, pause, resume, fork, rewind. Each commits a decision; the nodes carry it out.
+// What moves sessions: checkpoint, migrate, pause, resume, fork, rewind, and letting a checkpoint go. Each commits a decision; the nodes carry it out.
 
 package gateway
 
@@ -313,16 +313,21 @@ func (o *Operations) Resume(ctx context.Context, req *apiv1.ResumeSessionRequest
 
 // kept returns a checkpoint of a session, its head for 0.
 func kept(s *session.Session, sequence uint64) (*session.Checkpoint, error) {
-	c := s.Checkpoint(sequence)
-	switch {
-	case c != nil:
+	if c := s.Checkpoint(sequence); c != nil {
 		return c, nil
-	case len(s.Checkpoints) == 0 && s.Phase.Ended():
-		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint to go on from; spawn it again, with --checkpoint-every", s.ID)
-	case len(s.Checkpoints) == 0:
-		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint yet; make one with `orchctl sessions checkpoint --wait %s`", s.ID, s.ID)
+	}
+	return nil, notKept(s.ID, s.Phase.Ended(), len(s.Checkpoints), sequence)
+}
+
+// notKept says why a session has no such checkpoint.
+func notKept(id string, ended bool, has int, sequence uint64) error {
+	switch {
+	case has == 0 && ended:
+		return fault.New(fault.FailedPrecondition, "session %s: has no checkpoint to go on from; spawn it again, with --checkpoint-every", id)
+	case has == 0:
+		return fault.New(fault.FailedPrecondition, "session %s: has no checkpoint yet; make one with `orchctl sessions checkpoint --wait %s`", id, id)
 	default:
-		return nil, fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints %s`", s.ID, sequence, s.ID)
+		return fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints %s`", id, sequence, id)
 	}
 }
 
@@ -389,4 +394,19 @@ func (o *Operations) Rewind(ctx context.Context, req *apiv1.RewindSessionRequest
 		// A repetition may come when the new epoch runs already.
 		return s.Phase == session.Running && (s.Epoch > before || res.Duplicate && s.RewindTo == 0), nil
 	})
+}
+
+// DeleteCheckpoint lets a checkpoint of a session go.
+func (o *Operations) DeleteCheckpoint(ctx context.Context, req *apiv1.DeleteCheckpointRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if req.GetSequence() == 0 {
+		return nil, fault.New(fault.Invalid, "sequence: name the checkpoint to delete; see `orchctl sessions checkpoints %s`", s.ID).WithField("sequence")
+	}
+	res, err := o.decide(ctx, s, apiv1.SessionService_DeleteCheckpoint_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_DeleteCheckpoint{
+		DeleteCheckpoint: &clusterv1.DeleteCheckpoint{SessionId: s.ID, Sequence: req.GetSequence(), Actor: caller(ctx).String()},
+	}})
+	return res.Session, err
 }

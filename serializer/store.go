@@ -117,6 +117,15 @@ func LoadManifest(ctx context.Context, src Source, id chunk.ID) (*Manifest, Stor
 	return m, Stored{ID: id, Parts: append(parts, id), Bytes: int64(len(data))}, nil
 }
 
+// FurtherParts returns in how many chunks a manifest is kept besides the one that names it, by the content of that one. It is
+// no promise that these are good: LoadManifest says so.
+func FurtherParts(content []byte) int {
+	if len(content) < listHeaderBytes || string(content[:4]) != listMagic {
+		return 0
+	}
+	return min(len(content)-listHeaderBytes, MaxManifestBytes/chunk.MaxContentBytes*len(chunk.ID{})) / len(chunk.ID{})
+}
+
 func loadParts(ctx context.Context, src Source, id chunk.ID) (data []byte, parts []chunk.ID, err error) {
 	root, err := fetch(ctx, src, nil, id)
 	if err != nil || len(root) < listHeaderBytes || string(root[:4]) != listMagic {

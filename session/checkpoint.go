@@ -14,6 +14,16 @@ const (
 	CheckpointsMax     = 100 // that a spec may ask for
 )
 
+// The trees of a checkpoint of a process session: what it works on, and its numbered output.
+const (
+	RootWorkspace = "workspace"
+	RootLog       = "log"
+)
+
+// CountMax bounds the sequence, the turn and the output line of a checkpoint that comes from another cluster: what is counted
+// on from them has room.
+const CountMax = 1 << 53
+
 // EveryTurn is the policy of a checkpoint at the end of each turn.
 const EveryTurn = "turn"
 

@@ -23,12 +23,13 @@ import (
 	"context"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
 )
 
 // The names of what is captured, and of the directories below a session's own.
 const (
-	Workspace = "workspace"
-	Log       = "log"
+	Workspace = session.RootWorkspace
+	Log       = session.RootLog
 )
 
 // Keeper captures sessions and restores them. Its methods may be called concurrently for different sessions, and one at a

@@ -141,6 +141,8 @@ func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 		r.Node, r.Err = a.drainNode(k.DrainNode)
 	case *clusterv1.Command_EndDrain:
 		r.Node, r.Err = a.endDrain(k.EndDrain)
+	case *clusterv1.Command_DeleteCheckpoint:
+		r.Session, r.Err = a.deleteCheckpoint(k.DeleteCheckpoint)
 	default:
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}

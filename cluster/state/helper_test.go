@@ -80,6 +80,8 @@ func cmd(m any) *clusterv1.Command {
 		return &clusterv1.Command{Kind: &clusterv1.Command_DrainNode{DrainNode: k}}
 	case *clusterv1.EndDrain:
 		return &clusterv1.Command{Kind: &clusterv1.Command_EndDrain{EndDrain: k}}
+	case *clusterv1.DeleteCheckpoint:
+		return &clusterv1.Command{Kind: &clusterv1.Command_DeleteCheckpoint{DeleteCheckpoint: k}}
 	}
 	panic(fmt.Sprintf("no command %T", m))
 }
@@ -397,6 +399,9 @@ func (h *history) spawn(node *Node) any {
 			s.KeepCheckpointsFor = durationpb.New(time.Duration(1+h.rng.IntN(20)) * time.Second)
 		}
 	})
+	if h.rng.IntN(8) == 0 { // imported
+		c.Checkpoint = &apiv1.Session_Checkpoint{Sequence: uint64(h.rng.IntN(4)), Manifest: fmt.Sprintf("%064x", h.count), Turn: 2, OutputLine: 5, Bytes: 9, Chunks: 1}
+	}
 	if h.rng.IntN(4) > 0 {
 		c.NodeId = node.ID
 	}

@@ -236,11 +236,8 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 	}
 	s := &session.Session{
 		ID: c.GetNewSessionId(), Spec: a.intern.spec(&spec), Phase: session.Pending, CreateTime: a.meta.time, CreateIndex: a.meta.index,
-		OutputLine: from.OutputLine,
 	}
-	first := *from
-	first.Epoch = 0 // not one of this session's
-	s.Checkpoints, s.Turns = []*session.Checkpoint{&first}, from.Turn
+	begin(s, from)
 	why := fmt.Sprintf("forked from checkpoint %d of session %s", from.Sequence, of.ID)
 	if c.GetActor() != "" {
 		why += " by " + c.GetActor()
@@ -253,11 +250,18 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 	return Result{Session: s}
 }
 
+// begin makes a checkpoint from elsewhere the first of a new session's chain: its turns and its output go on from it.
+func begin(s *session.Session, from *session.Checkpoint) {
+	first := *from
+	first.Epoch = 0 // not one of this session's
+	s.Checkpoints, s.Turns, s.OutputLine = []*session.Checkpoint{&first}, from.Turn, from.OutputLine
+}
+
 func noCheckpoint(verb string, s *session.Session, sequence uint64) error {
 	if len(s.Checkpoints) == 0 {
 		return fault.New(fault.FailedPrecondition, "%s: session %s has no checkpoint; make one with: orchctl sessions checkpoint %s", verb, s.ID, s.ID)
 	}
-	return fault.New(fault.NotFound, "%s: session %s keeps no checkpoint %d; it keeps %d to %d", verb, s.ID, sequence, s.Checkpoints[0].Sequence, s.Head().Sequence)
+	return fault.New(fault.NotFound, "%s: session %s keeps no checkpoint %d; it keeps %s", verb, s.ID, sequence, sequences(s.Checkpoints))
 }
 
 // rewindSession has a session go on from an earlier checkpoint, under a new epoch. What has ended goes on, too. Messages whose

@@ -45,13 +45,21 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 	if err := a.checkSpawn(c, spec); err != nil {
 		return Result{Err: err}
 	}
+	first, err := a.firstCheckpoint(c.GetCheckpoint())
+	if err != nil {
+		return Result{Err: err}
+	}
 	s := &session.Session{
 		ID: c.GetSessionId(), Spec: a.intern.spec(spec), Phase: session.Pending,
 		CreateTime: a.meta.time, CreateIndex: a.meta.index, ModifyIndex: a.meta.index,
 	}
 	by := "spawned"
+	if first != nil {
+		begin(s, first)
+		by = "imported"
+	}
 	if c.GetActor() != "" {
-		by = "spawned by " + c.GetActor()
+		by += " by " + c.GetActor()
 	}
 	var node *Node
 	var misfit error

@@ -89,45 +89,6 @@ func (a *app) headText(k *apiv1.Session_Checkpoint) string {
 	return fmt.Sprintf("%d, epoch %d, turn %d, %s in %s (%s ago)", k.GetSequence(), k.GetEpoch(), k.GetTurn(), bytesText(k.GetBytes()), several(k.GetChunks(), "chunk"), a.age(k.GetCreateTime()))
 }
 
-func (a *app) checkpointsCommand() *cobra.Command {
-	c := a.command("checkpoints SESSION", "List the checkpoints that are kept of a session, oldest first", exactly(1), brief, func(ctx context.Context, args []string) error {
-		s, err := a.findSession(ctx, args[0]) // for what none of them holds
-		if err != nil {
-			return err
-		}
-		r, err := a.client.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: s.GetNamespace(), Id: s.GetId()})
-		if err != nil {
-			return err
-		}
-		k := kind[*apiv1.Session_Checkpoint]{
-			noun:    "checkpoints",
-			columns: []string{"SEQUENCE", "AGE", "EPOCH", "TURN", "BYTES", "SENT", "REUSED", "CHUNKS", "KEEPS", "+LINE", "+MANIFEST"},
-			row: func(k *apiv1.Session_Checkpoint) []string {
-				return []string{
-					number(k.GetSequence()), a.age(k.GetCreateTime()), number(k.GetEpoch()), number(k.GetTurn()), bytesText(k.GetBytes()), bytesText(k.GetBytesSent()),
-					bytesText(k.GetBytesReused()), number(k.GetChunks()), keepsText(k), number(k.GetOutputLine()), k.GetManifest(),
-				}
-			},
-			name: func(k *apiv1.Session_Checkpoint) string { return number(k.GetSequence()) },
-		}
-		if err := printList(a, k, r.GetCheckpoints(), r); err != nil {
-			return err
-		}
-		if o := a.flags.output; o != "table" && o != "wide" {
-			return nil
-		}
-		if lag := lagText(s.GetLag()); lag != "" {
-			a.note("not in the last one: " + lag)
-		}
-		if why := s.GetCheckpointError(); why != "" {
-			a.note("the next one could not be made: " + why)
-		}
-		return nil
-	})
-	c.ValidArgsFunction = a.completeSessions
-	return c
-}
-
 // keepsText is what a checkpoint keeps of a session, or what one does keep.
 func keepsText(k interface{ GetKeeps() []string }) string { return strings.Join(k.GetKeeps(), " · ") }
 

@@ -115,8 +115,9 @@ func TestVerbsRefuse(t *testing.T) {
 		{"sessions restore web", "has not ended; 'orchctl sessions rewind", 4},
 		{"sessions restore idle", "is paused; 'orchctl sessions resume", 4},
 		{"sessions restore done", "has no checkpoint to go on from; spawn it again, with --checkpoint-every", 4},
-		{"sessions export web", "exporting sessions: not in this release", 1},
-		{"sessions import file", "importing sessions: not in this release", 1},
+		{"sessions export bare", "has no checkpoint yet; make one with", 4},
+		{"sessions export web --checkpoint 9", "keeps no checkpoint 9", 3},
+		{"sessions import file", "read the archive", 2},
 	} {
 		res := r.run(c.line)
 		if res.code != c.code || !strings.Contains(res.err, c.want) {

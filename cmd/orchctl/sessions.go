@@ -23,8 +23,8 @@ func (a *app) sessionsCommand() *cobra.Command {
 		a.spawnCommand(), a.sessionsListCommand(), a.sessionsGetCommand(), a.sessionsWatchCommand(), a.terminateCommand(),
 		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(), a.migrateCommand(),
 		a.checkpointCommand(), a.checkpointsCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.rewindCommand(), a.restoreSessionCommand(),
+		a.exportCommand(), a.importCommand(),
 	)
-	g.AddCommand(a.laterSessions()...)
 	g.Aliases = []string{"session", "s"}
 	return g
 }

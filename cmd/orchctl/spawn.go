@@ -20,21 +20,17 @@ import (
 
 // spawnFlags are the flags as they were typed.
 type spawnFlags struct {
-	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, state, strategy, key string
-	require, labels, selector, env, secrets                                                             []string
-	maxRestarts                                                                                         uint32
-	keep                                                                                                uint32
-	ttl, grace, turnIdle, keepFor, pauseAfter                                                           time.Duration
-	wait, attach                                                                                        bool
+	typ, name, priority, cpu, memory, profile, protocol, restart, checkpointEvery, state, strategy, key, workspace string
+	require, labels, selector, env, secrets                                                                        []string
+	maxRestarts                                                                                                    uint32
+	keep                                                                                                           uint32
+	ttl, grace, turnIdle, keepFor, pauseAfter                                                                      time.Duration
+	wait, attach                                                                                                   bool
 }
 
 func (a *app) spawnCommand() *cobra.Command {
 	var f spawnFlags
-	var notThere func() error
 	c := a.command("spawn [flags] -- COMMAND ARGS...", "Start a session", atLeast(0), brief, func(ctx context.Context, args []string) error {
-		if err := notThere(); err != nil {
-			return err
-		}
 		spec, err := a.spec(&f, args)
 		if err != nil {
 			return err
@@ -42,8 +38,8 @@ func (a *app) spawnCommand() *cobra.Command {
 		return a.spawn(ctx, &f, spec)
 	})
 	c.Example = `  orchctl sessions spawn --name ledger -- ./ledger --file book.txt
-  orchctl sessions spawn --cpu 500m --memory 512Mi --require gpu --wait -- python3 train.py`
-	notThere = laterFlags(c)
+  orchctl sessions spawn --cpu 500m --memory 512Mi --require gpu --wait -- python3 train.py
+  orchctl sessions spawn --workspace . --wait -- make test`
 	fl := c.Flags()
 	fl.StringVar(&f.typ, "type", session.TypeProcess, "process, claude-code, claude-flow or acp")
 	fl.StringVar(&f.name, "name", "", "a name, unique among the namespace's sessions that have not ended")
@@ -54,6 +50,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.StringVar(&f.cpu, "cpu", "", "CPU to reserve: thousandths of a core as 500 or 500m; cores with a point, as 0.5 or 2.0")
 	fl.StringVar(&f.memory, "memory", "", "memory to reserve, and its limit where the node can: bytes, or 512Mi, 1GiB, 2G")
 	fl.StringVar(&f.profile, "memory-profile", "", "the name of a memory profile")
+	fl.StringVar(&f.workspace, "workspace", "", "what its workspace begins with: a directory, an archive (.tar, .tar.gz, .tar.zst, .zip; a file or a URL), or a git repository with #REF")
 	fl.StringArrayVar(&f.env, "env", nil, "an environment variable as KEY=VALUE")
 	fl.StringSliceVar(&f.secrets, "secret", nil, "the name of a secret that the node puts into the environment")
 	fl.StringVar(&f.protocol, "protocol", session.ProtocolLines, "how it takes messages: lines, json, raw (a terminal) or none")
@@ -135,11 +132,17 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 	if err != nil {
 		return err
 	}
-	r, err := cl.Sessions.SpawnSession(ctx, &apiv1.SpawnSessionRequest{Spec: spec, IdempotencyKey: f.key})
+	var s *apiv1.Session
+	if f.workspace != "" {
+		s, err = a.spawnWithFiles(ctx, f, spec)
+	} else {
+		var r *apiv1.SpawnSessionResponse
+		r, err = cl.Sessions.SpawnSession(ctx, &apiv1.SpawnSessionRequest{Spec: spec, IdempotencyKey: f.key})
+		s = r.GetSession()
+	}
 	if err != nil {
 		return err
 	}
-	s := r.GetSession()
 	if f.attach || f.wait {
 		// Watched from here rather than waited for there, so that the id is known whatever happens.
 		s, err = a.await(ctx, s, func(p session.Phase) bool { return p == session.Running || p.Ended() })
@@ -150,7 +153,12 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 	if f.attach && !session.Phase(s.GetPhase()).Ended() {
 		return a.attach(ctx, s)
 	}
-	sentence := "session/" + s.GetId() + " spawned"
+	return a.printSpawned(s, "spawned", f.wait || f.attach)
+}
+
+// printSpawned tells of a session that was made, and whether it failed where that was waited for.
+func (a *app) printSpawned(s *apiv1.Session, how string, waited bool) error {
+	sentence := "session/" + s.GetId() + " " + how
 	switch {
 	case s.GetNode() != "":
 		sentence += " on " + s.GetNode()
@@ -160,7 +168,7 @@ func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec)
 	if err := a.printDone(s, s.GetId(), sentence); err != nil {
 		return err
 	}
-	if !f.wait && !f.attach {
+	if !waited {
 		return nil
 	}
 	how := "failed"

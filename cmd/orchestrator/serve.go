@@ -208,7 +208,7 @@ func (s *server) build() error {
 		return err
 	}
 	s.ops = gateway.NewOperations(gateway.Options{
-		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers,
+		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
 	s.metrics, s.registry = newMetrics(s, build)
