@@ -12,6 +12,8 @@
 //	deliver.go  messages
 //	place.go    sessions that wait for a node
 //	expire.go   times to live, deadlines of messages, garbage
+//	peer.go     which node may fetch chunks from which other one
+//	progress.go how far moves are
 //	follow.go   what becomes of this server's links while another one leads
 package leader
 
@@ -85,6 +87,10 @@ type Leader struct {
 	present *reign
 	live    map[string]Live
 	stats   Stats
+	// progress by session, progressSeq the number of what was told last, progressTold closed when more is.
+	progress     map[string]progress
+	progressSeq  uint64
+	progressTold chan struct{}
 
 	hub     sync.Mutex // held while the hub changes hands; see Follow
 	leads   bool
@@ -109,7 +115,9 @@ type Stats struct {
 }
 
 // New makes a Leader.
-func New(o Options) *Leader { return &Leader{opts: o, live: map[string]Live{}} }
+func New(o Options) *Leader {
+	return &Leader{opts: o, live: map[string]Live{}, progress: map[string]progress{}, progressTold: make(chan struct{})}
+}
 
 // Run leads until ctx ends.
 func (l *Leader) Run(ctx context.Context, term uint64) {
@@ -120,7 +128,7 @@ func (l *Leader) Run(ctx context.Context, term uint64) {
 	l.mu.Unlock()
 	r.run(ctx)
 	l.mu.Lock()
-	l.present, l.live = nil, map[string]Live{}
+	l.present, l.live, l.progress = nil, map[string]Live{}, map[string]progress{}
 	l.mu.Unlock()
 }
 

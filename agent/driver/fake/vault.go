@@ -138,12 +138,18 @@ func (k *keeper) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r chec
 }
 
 // Stage takes the time of a restore, and changes nothing.
-func (k *keeper) Stage(ctx context.Context, _, _ string, _ [32]byte) (int64, error) {
+func (k *keeper) Stage(ctx context.Context, _ checkpoint.Staging) (int64, error) {
 	return k.v.opt.ImageBytes, k.v.reach(ctx, k.v.opt.RestoreTime)
 }
 
 // Unstage has nothing to do.
 func (k *keeper) Unstage(string) error { return nil }
+
+// Lend has nothing to lend: there are no chunks.
+func (k *keeper) Lend(string, string) {}
+
+// Recall has nothing to do.
+func (k *keeper) Recall(string, time.Duration) {}
 
 // Capture takes the tree as it is. One that is at work, or works meanwhile, is an error: nobody may capture it then.
 func (k *keeper) Capture(ctx context.Context, s checkpoint.Session) (checkpoint.Capture, error) {
