@@ -77,7 +77,10 @@ type Config struct {
 	} `yaml:"sessions"`
 
 	Chunks struct {
-		MaxBytes config.Bytes `yaml:"max_bytes" help:"how much of checkpoints this server keeps in its data directory; 0 leaves the bound to the disk"`
+		Store                string       `yaml:"store" help:"dir: in the servers' data directories; s3: in a bucket, the same for all servers"`
+		MaxBytes             config.Bytes `yaml:"max_bytes" help:"how much of checkpoints this server keeps in its data directory; 0 leaves the bound to the disk"`
+		RepairBytesPerSecond config.Bytes `yaml:"repair_bytes_per_second" help:"how fast copies that servers lack are made, in the background"`
+		S3                   bucketConfig `yaml:"s3"`
 	} `yaml:"chunks"`
 
 	Log struct {
@@ -118,6 +121,7 @@ func defaults() Config {
 	c.Raft.RemoveDeadAfter, c.Raft.MinVoters = p.RemoveAfter, int(p.MinVoters)
 	c.Placement.Strategy = "least-connections"
 	c.Sessions.Retention = time.Hour
+	c.Chunks.Store, c.Chunks.RepairBytesPerSecond = storeDir, defaultRepairBytes
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
 	return c
 }
@@ -150,6 +154,9 @@ func (c *Config) Validate() error {
 		if _, _, err := net.SplitHostPort(l.address); err != nil {
 			return config.Bad(l.key, "%q is not host:port", l.address)
 		}
+	}
+	if err := c.validateChunks(); err != nil {
+		return err
 	}
 	return c.validateTimes()
 }
