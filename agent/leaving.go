@@ -43,12 +43,14 @@ type leaving struct {
 	// copiedAt is when enough was copied and the wait for the target began.
 	copiedAt time.Time
 	held     time.Time // since when messages are held; zero while they are not
+	tells    *teller
 }
 
 // nextForLeave copies, or holds the session for the last checkpoint.
 func (s *serving) nextForLeave(ctx context.Context, p plan) {
 	l := s.leaving
 	if !l.ready && !l.cold {
+		l.tells.begin(stepCopying, l.move, l.rounds+1)
 		s.work(ctx, copying, p)
 		return
 	}
@@ -58,10 +60,12 @@ func (s *serving) nextForLeave(ctx context.Context, p plan) {
 		}
 		if l.waited && l.rounds <= maxRounds {
 			l.waited = false // what was written meanwhile
+			l.tells.begin(stepCopying, l.move, l.rounds+1)
 			s.work(ctx, copying, p)
 			return
 		}
 		l.held = time.Now()
+		l.tells.begin(stepHolding, l.move, l.rounds)
 	}
 	s.captureWhenQuiet(ctx, p)
 }

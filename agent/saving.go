@@ -126,7 +126,7 @@ func (s *serving) save(ctx context.Context) {
 	}
 	if s.leaving == nil && leave {
 		s.drop() // an ordinary checkpoint under way: the move brings a newer one
-		s.leaving = &leaving{move: p.move, cold: p.cold}
+		s.leaving = &leaving{move: p.move, cold: p.cold, tells: newTeller(s.progress, s.id, s.epoch)}
 	}
 	if s.doing != idle {
 		return
@@ -282,8 +282,12 @@ func (s *serving) subject() (checkpoint.Session, error) {
 	if err != nil {
 		return checkpoint.Session{}, fault.New(fault.Internal, "write the session's spec: %w", err)
 	}
-	return checkpoint.Session{Dir: s.dir(), ID: s.id, Namespace: s.spec.Namespace, Name: s.spec.Name, Spec: raw, NodeID: s.nodeID, Epoch: s.epoch,
-		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line, Keeps: s.spec.Keeps()}, nil
+	cs := checkpoint.Session{Dir: s.dir(), ID: s.id, Namespace: s.spec.Namespace, Name: s.spec.Name, Spec: raw, NodeID: s.nodeID, Epoch: s.epoch,
+		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line, Keeps: s.spec.Keeps()}
+	if s.leaving != nil {
+		cs.Progress = s.leaving.tells.bytes
+	}
+	return cs, nil
 }
 
 func (s *serving) dir() string { return s.store.dir(s.id) }
@@ -320,7 +324,9 @@ func (s *serving) finished(ctx context.Context, o outcome) {
 		s.metrics.checkpointHold.Observe(time.Since(s.at.began).Seconds())
 		s.report(&nodev1.Fact{Kind: &nodev1.Fact_Captured{Captured: &nodev1.Captured{Sequence: s.at.sequence, OutputLine: s.at.line}}})
 		s.at.capture = o.capture
-		s.hold = s.leaving != nil
+		if s.hold = s.leaving != nil; s.hold {
+			s.leaving.tells.begin(stepSaving, s.leaving.move, s.leaving.rounds)
+		}
 		s.work(ctx, storing, plan{})
 	default:
 		s.stored(o.stored)

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	"github.com/neolith/orchestrator/internal/fault"
 )
@@ -20,10 +21,13 @@ const stagedKept = 10 * time.Minute
 type staging struct {
 	epoch  uint32
 	want   [32]byte // what is to be ready
-	busy   bool     // somebody is at work
+	peer   *checkpoint.Peer
+	busy   bool // somebody is at work
 	cancel context.CancelFunc
 	gone   bool // nobody expects it any more
 	since  time.Time
+	rounds uint32 // that were begun
+	teller *teller
 }
 
 // staged: the work on a session's staging is over.
@@ -49,7 +53,7 @@ func (s *supervisor) wantPrepared(d *nodev1.DesiredSession) error {
 		st = &staging{}
 		s.staging[id] = st
 	}
-	st.since, st.gone, st.epoch = time.Now(), false, d.GetEpoch()
+	st.since, st.gone, st.epoch, st.peer = time.Now(), false, d.GetEpoch(), peerOf(d)
 	if next := [32]byte(manifest); st.want != next {
 		st.want = next
 		s.stage(id, st)
@@ -72,11 +76,17 @@ func (s *supervisor) stage(id string, st *staging) {
 	}
 	ctx, cancel := context.WithCancel(s.runCtx)
 	st.busy, st.cancel = true, cancel
-	manifest, dir := st.want, s.host.store.stagedPath(id)
+	order := checkpoint.Staging{SessionID: id, Dir: s.host.store.stagedPath(id), Manifest: st.want, Peer: st.peer}
+	if st.teller == nil || st.teller.epoch != st.epoch {
+		st.teller = newTeller(s.progress, id, st.epoch)
+	}
+	st.rounds++
+	st.teller.begin(stepPreparing, 0, st.rounds)
+	order.Progress = st.teller.bytes
 	s.runs.Go(func() {
 		began := time.Now()
-		n := staged{id: id, manifest: manifest}
-		n.fetched, n.err = s.host.keeper.Stage(ctx, id, dir, manifest)
+		n := staged{id: id, manifest: order.Manifest}
+		n.fetched, n.err = s.host.keeper.Stage(ctx, order)
 		cancel()
 		n.took = time.Since(began)
 		s.notes <- n // the supervisor takes notes until all of these have ended

@@ -26,7 +26,9 @@ type vault struct {
 	warm      map[string]bool
 	rounds    []checkpoint.Round // what the next copies do; then nothing
 	copies    int
-	staged    []string // what was made ready, and what was let go of
+	staged    []string          // what was made ready, and what was let go of
+	lent      []string          // to whom, and what was called back
+	peers     []checkpoint.Peer // that restores were to ask
 	restores  int
 	spooled   int // captures that are neither stored nor given up
 	readTime  time.Duration
@@ -81,6 +83,11 @@ func (v *vault) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r check
 		return r, errDown
 	}
 	v.copies++
+	if s.Progress != nil {
+		for i := range int64(1000) {
+			s.Progress(i+1, 1000)
+		}
+	}
 	v.warm[s.ID] = true
 	if len(v.rounds) > 0 {
 		r, v.rounds = v.rounds[0], v.rounds[1:]
@@ -88,7 +95,7 @@ func (v *vault) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r check
 	return r, nil
 }
 
-func (v *vault) Stage(ctx context.Context, id, dir string, manifest [32]byte) (int64, error) {
+func (v *vault) Stage(ctx context.Context, s checkpoint.Staging) (int64, error) {
 	_, _, d := v.times()
 	if err := sleep(ctx, d); err != nil {
 		return 0, err
@@ -98,13 +105,24 @@ func (v *vault) Stage(ctx context.Context, id, dir string, manifest [32]byte) (i
 	if v.down {
 		return 0, errDown
 	}
-	v.staged = append(v.staged, fmt.Sprint(id, " ", manifest[0]))
+	v.staged = append(v.staged, fmt.Sprint(s.SessionID, " ", s.Manifest[0]))
+	if s.Peer != nil {
+		v.peers = append(v.peers, *s.Peer)
+	}
 	return 1, nil
 }
 
 func (v *vault) Unstage(id string) error {
 	v.locked(func() { v.staged = append(v.staged, id+" gone") })
 	return nil
+}
+
+func (v *vault) Lend(id, token string) {
+	v.locked(func() { v.lent = append(v.lent, id+" "+token) })
+}
+
+func (v *vault) Recall(id string, after time.Duration) {
+	v.locked(func() { v.lent = append(v.lent, fmt.Sprint(id, " back after ", after)) })
 }
 
 func ledgerOf(dir string) string {
@@ -162,6 +180,9 @@ func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoi
 	}
 	v.mu.Lock()
 	im, ok := v.kept[r.Manifest]
+	if r.Peer != nil {
+		v.peers = append(v.peers, *r.Peer)
+	}
 	v.restores++
 	v.mu.Unlock()
 	if !ok {

@@ -155,6 +155,7 @@ type capture struct {
 	window      []byte
 	small       []byte
 	total, done int64
+	told        int64 // of done, by Progress
 	stats       Stats
 }
 

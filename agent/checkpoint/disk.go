@@ -13,6 +13,7 @@ import (
 
 	"github.com/neolith/orchestrator/agent/outputlog"
 	"github.com/neolith/orchestrator/chunks"
+	"github.com/neolith/orchestrator/chunks/peer"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
@@ -44,7 +45,11 @@ type Options struct {
 	Parallel   int    // chunks moved at a time, of one session
 	Captures   int    // sessions being read at one time
 	Release    string // of this program
-	Logger     *slog.Logger
+	// Lender lends to other nodes what sessions that leave are made of, from the cache; nil lends nothing. Borrow reaches the
+	// lender of another node; nil asks the store alone.
+	Lender *peer.Lender
+	Borrow func(Peer) (*peer.Borrower, error)
+	Logger *slog.Logger
 }
 
 // Disk captures sessions from the disk, and restores them to it. It implements Keeper.
@@ -57,6 +62,7 @@ type Disk struct {
 	copies chan struct{}
 
 	staged stages
+	from   Sources
 
 	mu    sync.Mutex
 	known map[string]map[chunk.ID]struct{} // by session: chunks that the store had when it was last asked
@@ -98,11 +104,14 @@ func (d *Disk) knownOf(id string) map[chunk.ID]struct{} {
 	return d.known[id]
 }
 
-// learn notes that the store has chunks that the session is made of.
-func (d *Disk) learn(id string, refs []serializer.ChunkRef) {
-	set := make(map[chunk.ID]struct{}, len(refs))
+// learn notes that the store has the chunks that the session is made of, and those that its manifest is.
+func (d *Disk) learn(id string, refs []serializer.ChunkRef, manifest []chunk.ID) {
+	set := make(map[chunk.ID]struct{}, len(refs)+len(manifest))
 	for _, r := range refs {
 		set[r.ID] = struct{}{}
+	}
+	for _, id := range manifest {
+		set[id] = struct{}{}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -139,7 +148,7 @@ func (d *Disk) read(ctx context.Context, s Session, slots chan struct{}, sink se
 		d.log.Warn("an index of a session's files is of no use; all of them are read", "session", s.ID, "error", err)
 		previous = nil
 	}
-	got, err := serializer.Capture(ctx, sink, serializer.CaptureOptions{Previous: previous, Live: live, Parallel: d.o.Parallel, Roots: []serializer.Root{
+	got, err := serializer.Capture(ctx, sink, serializer.CaptureOptions{Previous: previous, Live: live, Parallel: d.o.Parallel, Progress: s.Progress, Roots: []serializer.Root{
 		{Name: Workspace, Dir: filepath.Join(s.Dir, Workspace)}, {Name: Log, Dir: filepath.Join(s.Dir, Log)}}})
 	if err != nil {
 		return nil, err
@@ -158,7 +167,7 @@ func (d *Disk) Copy(ctx context.Context, s Session, manifest bool) (Round, error
 	if err != nil {
 		return Round{}, err
 	}
-	d.keepIndex(s, got)
+	d.keepIndex(s, got, nil)
 	out := Round{Sent: Sent{got.Stats.BytesSent, got.Stats.ContentSent}, Bytes: got.Stats.ChunkBytes}
 	if manifest {
 		st, err := serializer.StoreManifest(ctx, sink, d.manifest(s, at, got))
@@ -166,6 +175,7 @@ func (d *Disk) Copy(ctx context.Context, s Session, manifest bool) (Round, error
 			return out, err
 		}
 		out.Manifest, out.Sent.Sent = st.ID, out.Sent.Sent+st.Sent
+		d.learn(s.ID, got.Chunks, st.Parts)
 	}
 	return out, nil
 }
@@ -178,11 +188,11 @@ func (d *Disk) manifest(s Session, at time.Time, got *serializer.Captured) *seri
 }
 
 // keepIndex writes down what the store has of the session by now.
-func (d *Disk) keepIndex(s Session, got *serializer.Captured) {
+func (d *Disk) keepIndex(s Session, got *serializer.Captured, manifest []chunk.ID) {
 	if err := got.Index.Save(indexPath(s.Dir)); err != nil {
 		d.log.Warn("an index of a session's files could not be written; the next checkpoint reads them again", "session", s.ID, "error", err)
 	}
-	d.learn(s.ID, got.Chunks)
+	d.learn(s.ID, got.Chunks, manifest)
 }
 
 // Capture implements Keeper. Of a session that writes files though it is held, files are taken as they were read.
@@ -232,15 +242,16 @@ func (c *capture) Store(ctx context.Context) (Stored, error) {
 		return out, err
 	}
 	out.Manifest, out.Bytes, out.Chunks = st.ID, m.ContentBytes(), uint32(len(m.Chunks))
-	c.d.keepIndex(c.s, c.got)
+	c.d.keepIndex(c.s, c.got, st.Parts)
 	c.held.close()
 	return out, nil
 }
 
 // Restore implements Keeper.
 func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
-	src := &counted{src: through{d.o.Store, d.o.Cache}}
-	m, _, err := serializer.LoadManifest(ctx, src, chunk.ID(r.Manifest))
+	src := d.source(r.Peer)
+	defer src.close()
+	m, stored, err := serializer.LoadManifest(ctx, src, chunk.ID(r.Manifest))
 	if err != nil {
 		return Restored{}, err
 	}
@@ -253,11 +264,12 @@ func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
 	}()
 	var parts []*serializer.Restored
 	var bytes int64
+	far := roots{tell: r.Progress}
 	for _, root := range []string{Workspace, Log} {
 		if m.Root(root) == nil {
 			continue // imported from somewhere that had none
 		}
-		o := serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root)}
+		o := serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root), Progress: far.next()}
 		got, err := serializer.Restore(ctx, src, m, root, filepath.Join(r.Dir, root), o)
 		if err != nil && o.Staged != nil && ctx.Err() == nil {
 			d.log.Warn("what was ready for a session is of no use; it is restored from nothing", "session", r.SessionID, "error", err)
@@ -278,8 +290,8 @@ func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
 			return Restored{}, err
 		}
 	}
-	d.learn(r.SessionID, m.Chunks)
-	return Restored{Turn: m.Turn, Bytes: bytes, Fetched: src.store.Load()}, nil
+	d.learn(r.SessionID, m.Chunks, stored.Parts)
+	return Restored{Turn: m.Turn, Bytes: bytes, Fetched: src.fetched()}, nil
 }
 
 // rewriteLog makes the log end where the new epoch begins.

@@ -5,7 +5,6 @@ package checkpoint
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 
 	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/internal/fault"
@@ -40,41 +39,28 @@ func (t through) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 
 // Get takes from the cache what it has.
 func (t through) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
-	frame, _, err := t.get(ctx, id)
+	if frame, ok := t.cached(ctx, id); ok {
+		return frame, nil
+	}
+	frame, err := t.store.Get(ctx, id)
+	if err == nil {
+		t.remember(ctx, id, frame)
+	}
 	return frame, err
 }
 
-func (t through) get(ctx context.Context, id chunk.ID) (frame []byte, cached bool, err error) {
-	if t.cache != nil {
-		if frame, err := t.cache.Get(ctx, id); err == nil {
-			return frame, true, nil
-		}
+func (t through) cached(ctx context.Context, id chunk.ID) ([]byte, bool) {
+	if t.cache == nil {
+		return nil, false
 	}
-	if frame, err = t.store.Get(ctx, id); err != nil {
-		return nil, false, err
-	}
-	t.remember(ctx, id, frame)
-	return frame, false, nil
+	frame, err := t.cache.Get(ctx, id)
+	return frame, err == nil
 }
 
 func (t through) remember(ctx context.Context, id chunk.ID, frame []byte) {
 	if t.cache != nil {
 		_ = t.cache.Put(ctx, id, frame) // a cache may be full, or its disk broken: then it has less
 	}
-}
-
-// counted is a source that counts what came from the store.
-type counted struct {
-	src   through
-	store atomic.Int64 // bytes
-}
-
-func (c *counted) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
-	frame, cached, err := c.src.get(ctx, id)
-	if err == nil && !cached {
-		c.store.Add(int64(len(frame)))
-	}
-	return frame, err
 }
 
 // spoolSink takes the chunks of a session that is held: nobody far away is asked while there is room here.
@@ -135,7 +121,7 @@ func (r *Sent) add(frame []byte) {
 	r.Sent, r.Content = r.Sent+int64(len(frame)), r.Content+int64(n)
 }
 
-// upload stores those chunks of the capture that the store lacks. A store that lacks what it had, and what is not here
+// upload stores those chunks of the capture that the store lacks, and tells how far it is. A store that lacks what it had, and what is not here
 // either, has the capture given up: the next one reads everything.
 func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error) {
 	ids := make([]chunk.ID, len(c.got.Chunks))
@@ -146,6 +132,11 @@ func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error)
 	if err != nil {
 		return sent, err
 	}
+	var done, total int64
+	for _, id := range missing {
+		total += int64(c.held.bytes(id))
+	}
+	c.s.Progress.tell(0, total)
 	for len(missing) > 0 {
 		var batch []chunks.Frame
 		for bytes := 0; len(missing) > 0 && len(batch) < batchFrames && bytes < batchBytes; missing = missing[1:] {
@@ -166,7 +157,9 @@ func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error)
 			}
 			sent.add(batch[i].Bytes)
 			to.remember(ctx, batch[i].ID, batch[i].Bytes)
+			done += int64(len(batch[i].Bytes))
 		}
+		c.s.Progress.tell(done, total)
 	}
 	return sent, nil
 }

@@ -37,7 +37,7 @@ func TestMovesAmongKills(t *testing.T) {
 	t.Parallel()
 	watch := newObserver(t)
 	disks := smallDisks(t, 3)
-	s := startSmallOn(t, 3, 3*time.Second, disks)
+	s := startSmallWith(t, 3, 3*time.Second, nil, disks)
 	row := s.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping(), CheckpointEvery: "turn", Restart: "on-failure", MaxRestarts: 10_000})
 	id := row.GetId()
 	var stop atomic.Bool
