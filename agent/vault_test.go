@@ -163,7 +163,11 @@ func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoi
 	v.mu.Lock()
 	im, ok := v.kept[r.Manifest]
 	v.restores++
+	down := v.down
 	v.mu.Unlock()
+	if down {
+		return got, errDown
+	}
 	if !ok {
 		return got, fault.New(fault.NotFound, "there is no such checkpoint")
 	}
