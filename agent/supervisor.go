@@ -433,6 +433,7 @@ func (s *supervisor) event(e event) {
 	}
 	s.answerWaiters(ent)
 	if e.ended {
+		s.unrestored(e.run)
 		s.keep(ent)
 		s.advance(ent)
 	}
