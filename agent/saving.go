@@ -283,7 +283,7 @@ func (s *serving) subject() (checkpoint.Session, error) {
 		return checkpoint.Session{}, fault.New(fault.Internal, "write the session's spec: %w", err)
 	}
 	return checkpoint.Session{Dir: s.dir(), ID: s.id, Namespace: s.spec.Namespace, Name: s.spec.Name, Spec: raw, NodeID: s.nodeID, Epoch: s.epoch,
-		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line}, nil
+		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line, Keeps: s.spec.Keeps()}, nil
 }
 
 func (s *serving) dir() string { return s.store.dir(s.id) }

@@ -190,6 +190,23 @@ func (r *retrier) progress() { r.attempt, r.streak = 0, time.Time{} }
 
 // pause waits before the next attempt. It returns the error to give up with when there is to be none.
 func (r *retrier) pause(ctx context.Context, err error) error {
+	wait, giveUp := r.next(ctx, err)
+	if giveUp != nil {
+		return giveUp
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		r.last = time.Now()
+		return nil
+	case <-ctx.Done():
+		return r.giveUp(ctx, err)
+	}
+}
+
+// next returns how long to wait before the next attempt, or the error to give up with when there is to be none.
+func (r *retrier) next(ctx context.Context, err error) (time.Duration, error) {
 	now := time.Now()
 	if now.Sub(r.last) > r.c.cfg.Timeout/2 {
 		r.progress() // the attempt lived long: this is another trouble than the one before
@@ -201,39 +218,31 @@ func (r *retrier) pause(ctx context.Context, err error) error {
 	wait, ok := r.wait(err)
 	if !ok {
 		if r.before != nil && fault.Is(err, fault.Timeout) {
-			return fault.New(fault.Timeout, "%w (the attempt before: %v)", err, r.before)
+			return 0, fault.New(fault.Timeout, "%w (the attempt before: %v)", err, r.before)
 		}
-		return err
+		return 0, err
 	}
 	if ctx.Err() != nil {
 		if r.before != nil {
 			err = r.before // the last attempt was cut off; the one before says more
 		}
-		return r.giveUp(ctx, err)
+		return 0, r.giveUp(ctx, err)
 	}
 	r.before = err
 	var nobody *unreachable
 	if reach := r.c.cfg.ReachTimeout; reach > 0 && errors.As(err, &nobody) && now.Add(wait).Sub(r.streak) > reach {
-		return r.giveUp(ctx, err)
+		return 0, r.giveUp(ctx, err)
 	}
 	if _, bounded := ctx.Deadline(); !bounded && now.Add(wait).Sub(r.streak) > r.c.cfg.Timeout {
-		return r.giveUp(ctx, err)
+		return 0, r.giveUp(ctx, err)
 	}
 	if d, bounded := ctx.Deadline(); bounded && now.Add(wait).After(d) {
-		return r.giveUp(ctx, err)
+		return 0, r.giveUp(ctx, err)
 	}
 	if r.c.cfg.OnRetry != nil {
 		r.c.cfg.OnRetry(Retry{Method: r.method, Attempt: r.attempt, Err: err, Wait: wait})
 	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		r.last = time.Now()
-		return nil
-	case <-ctx.Done():
-		return r.giveUp(ctx, err)
-	}
+	return wait, nil
 }
 
 // wait is the pause that an error asks for; false when the call must not be repeated.

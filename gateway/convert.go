@@ -25,7 +25,7 @@ func sessionProto(v *state.View, s *session.Session) *apiv1.Session {
 		EndTime: pbconv.Time(s.EndTime), Restarts: s.Restarts, Exit: pbconv.ExitToProto(s.Exit), Spec: pbconv.SpecToProto(spec),
 		Placement: s.Placement, ModifyIndex: s.ModifyIndex, Pid: s.PID, OutputLine: s.OutputLine, CheckpointError: s.CheckpointError,
 		Node: nodeName(v, s.NodeID), Mailbox: &apiv1.Session_Mailbox{}, Checkpoint: pbconv.CheckpointToProto(s.Head()),
-		Migration: migrationProto(v, s.Migration),
+		Migration: migrationProto(v, s.Migration), Keeps: spec.Keeps(),
 	}
 	box := v.Mailbox(s.ID)
 	if box != nil {
@@ -36,7 +36,8 @@ func sessionProto(v *state.View, s *session.Session) *apiv1.Session {
 }
 
 // lagProto is what a loss of the session's node would cost now: the turns whose effects its last checkpoint does not hold, the
-// messages that the next epoch would be given, and how long the oldest such turn has been ended. The messages are those
+// messages that the next epoch would be given, and how long the oldest such turn has been ended; of a session that has ended, what a
+// restore would cost. The messages are those
 // that wait, those that are with the process, and those of ended turns that are kept to be delivered again; where nothing is kept,
 // for no checkpoint is made, the turns are lost.
 func lagProto(v *state.View, s *session.Session, box *session.Mailbox) *apiv1.Session_Lag {
@@ -45,7 +46,11 @@ func lagProto(v *state.View, s *session.Session, box *session.Mailbox) *apiv1.Se
 		out.Messages = box.Queued + box.Delivered + box.Kept
 	}
 	if s.UnsavedSince != 0 {
-		out.Seconds = span(s.UnsavedSince, until(v, s.EndTime, s.Phase.Ended())).Seconds()
+		now := max(v.Time(), time.Now().UnixNano()) // a lag grows while nothing happens, and the state's clock stands still then
+		if s.Phase.Ended() {
+			now = s.EndTime
+		}
+		out.Seconds = span(s.UnsavedSince, now).Seconds()
 	}
 	return out
 }
@@ -100,7 +105,7 @@ func nodeProto(n *state.Node, live leader.Live) *apiv1.Node {
 		Schedulable: n.Schedulable, Capabilities: n.Capabilities.Proto(), Labels: pbconv.MapFromPairs(n.Labels),
 		Sessions: n.Sessions, Version: n.Version, Pid: n.PID, Server: live.Server,
 		ReservedCpuMilli: n.ReservedCPUMilli, ReservedMemoryBytes: n.ReservedMemoryBytes, CreateTime: pbconv.Time(n.CreateTime),
-		Connection: connection(n, live),
+		Connection: connection(n, live), Drain: drainProto(n),
 		Health: &apiv1.NodeHealth{
 			CpuUsage: live.CPUUsage, MemoryUsage: live.MemoryUsage, ActiveSessions: live.Active,
 			ResponseTimeMs: live.ResponseMS, UptimeSeconds: live.UptimeSeconds,

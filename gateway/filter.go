@@ -62,7 +62,7 @@ func newSessionFilter(who auth.Identity, namespace, text string) (*sessionFilter
 			return nil, err
 		}
 	}
-	terms, err := parseTerms(text, "phase", "node", "type", "name", "priority", "id", "label.")
+	terms, err := parseTerms(text, "phase", "node", "type", "name", "priority", "id", "checkpoint", "label.")
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +93,8 @@ func (f *sessionFilter) session(v *state.View, s *session.Session) bool {
 			value = spec.Priority.String()
 		case "id":
 			value = s.ID
+		case "checkpoint":
+			value = checkpointWord(s)
 		default:
 			value, _ = session.Lookup(spec.Labels, strings.TrimPrefix(t.key, "label."))
 		}
@@ -101,6 +103,18 @@ func (f *sessionFilter) session(v *state.View, s *session.Session) bool {
 		}
 	}
 	return true
+}
+
+// checkpointWord is how a session's checkpoints do, in a word of a filter.
+func checkpointWord(s *session.Session) string {
+	switch {
+	case s.CheckpointError != "":
+		return "failing" // the last attempt at one
+	case s.Head() == nil:
+		return "none"
+	default:
+		return "made"
+	}
 }
 
 // nodeFilter matches nodes.

@@ -46,11 +46,13 @@ func TestSessionFilter(t *testing.T) {
 	row := &session.Session{ID: "abc", Phase: session.Running, Spec: &session.Spec{
 		Namespace: "films", Name: "ledger", Type: "process", Priority: session.High, Labels: []session.Pair{{Key: "team", Value: "books"}},
 	}}
+	row.Checkpoints = []*session.Checkpoint{{Sequence: 1}}
 	v := state.New(state.DefaultLimits()).View()
 	for filter, want := range map[string]bool{
 		"": true, "phase=RUNNING": true, "phase=running": false, "phase!=RUNNING": false, "name=led*": true, "name=led": false,
 		"label.team=books": true, "label.team!=books": false, "label.none=": true, "label.none=x": false, "priority=high": true,
 		"type=process,id=abc": true, "type=process,id=abd": false, "node=": true, "phase=RUNNING , name=* ,": true,
+		"checkpoint=made": true, "checkpoint=failing": false, "checkpoint!=none": true,
 	} {
 		f, err := newSessionFilter(auth.Identity{Role: auth.Admin}, "", filter)
 		if err != nil {
@@ -58,6 +60,13 @@ func TestSessionFilter(t *testing.T) {
 		}
 		if got := f.session(v, row); got != want {
 			t.Errorf("%q matches: %v, want %v", filter, got, want)
+		}
+	}
+	for want, s := range map[string]session.Saved{
+		"none": {}, "made": {Checkpoints: row.Checkpoints}, "failing": {Checkpoints: row.Checkpoints, CheckpointError: "no room"},
+	} {
+		if got := checkpointWord(&session.Session{Saved: s}); got != want {
+			t.Errorf("%+v is %s, want %s", s, got, want)
 		}
 	}
 	if _, err := newSessionFilter(auth.Identity{Role: auth.Viewer, Namespace: "books"}, "films", ""); !fault.Is(err, fault.PermissionDenied) {

@@ -19,6 +19,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/chunks/dir"
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/leader"
@@ -32,6 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // alone is a server, mostly a cluster of one.
 type alone struct {
 	t     *testing.T
+	store *dir.Store // of chunks; one for all servers
 	ops   *Operations
 	conn  *grpc.ClientConn
 	admin string // a token
@@ -66,9 +68,14 @@ func startServers(t *testing.T, count int) []*alone {
 			o.Connect(voters[i].Address, transports[i])
 		}
 	}
+	store, err := dir.Open(t.TempDir(), dir.Options{MaxBytes: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() }) // after the servers
 	servers := make([]*alone, count)
 	for i := range servers {
-		servers[i] = startServer(t, listeners[i], transports[i], voters)
+		servers[i] = startServer(t, listeners[i], transports[i], voters, store)
 	}
 	giveUp := time.After(20 * time.Second)
 	for {
@@ -90,9 +97,9 @@ func startServers(t *testing.T, count int) []*alone {
 	}
 }
 
-func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, voters []raft.Server) *alone {
+func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, voters []raft.Server, chunks *dir.Store) *alone {
 	t.Helper()
-	a := &alone{t: t}
+	a := &alone{t: t, store: chunks}
 	id := l.Addr().String()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	store := state.New(state.DefaultLimits())
@@ -122,7 +129,7 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 	}
 	later.Node = node
 	authenticator := auth.NewAuthenticator(TokenStore{State: store}, time.Now)
-	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Now: time.Now, Logger: log})
+	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Chunks: chunks, Now: time.Now, Logger: log})
 	api := NewServer(a.ops, ServerOptions{Hub: hub, PeerSecret: "secret", Observe: func(string, codes.Code, time.Duration) {}})
 	ctx, cancel := context.WithCancel(context.Background())
 	var background sync.WaitGroup

@@ -1,4 +1,4 @@
-// What moves sessions: checkpoint, migrate, pause, resume, fork, rewind. Each commits a decision; the nodes carry it out.
+// What moves sessions: checkpoint, migrate, pause, resume, fork, rewind, and letting a checkpoint go. Each commits a decision; the nodes carry it out.
 
 package gateway
 
@@ -9,6 +9,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/loadbalancer"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/session"
 )
@@ -37,6 +38,15 @@ func (o *Operations) find(ctx context.Context, req moved) (*session.Session, err
 // again reports whether a request is a repetition of one that had its effect: what stands in its way now did not then.
 func (o *Operations) again(ctx context.Context, method string, req keyed) bool {
 	return req.GetIdempotencyKey() != "" && o.State.View().Remembers(onceScope(ctx, method), req.GetIdempotencyKey())
+}
+
+// joined keeps the key of a request that finds its effect there, or under way. A repetition is the same request then, and has no
+// effect of its own, also when what it found is over.
+func (o *Operations) joined(ctx context.Context, method string, req keyed, s *session.Session) (*session.Session, error) {
+	if _, _, err := o.remember(ctx, method, req, s.ID); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // decide commits a command about a session, once for the request's key. The result's session is as it is after the command; after
@@ -83,7 +93,7 @@ func (o *Operations) Checkpoint(ctx context.Context, req *apiv1.CheckpointSessio
 	case s.Phase == session.Terminating:
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is being ended; it is too late for a checkpoint", s.ID)
 	case s.Phase == session.Paused:
-		return s, nil // it lives in its checkpoint
+		return o.joined(ctx, apiv1.SessionService_CheckpointSession_FullMethodName, req, s) // it lives in its checkpoint
 	}
 	res, err := o.decide(ctx, s, apiv1.SessionService_CheckpointSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_CheckpointSession{
 		CheckpointSession: &clusterv1.CheckpointSession{SessionId: s.ID, Actor: caller(ctx).String()},
@@ -142,6 +152,8 @@ func (o *Operations) Migrate(ctx context.Context, req *apiv1.MigrateSessionReque
 		}
 	} else if target != "" && target != m.Target { // whoever asks for what is under way has it
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is moving to %s; wait for that, or cancel it with `orchctl sessions migrate %s --cancel`", s.ID, nodeName(v, m.Target), s.ID)
+	} else if _, err := o.joined(ctx, apiv1.SessionService_MigrateSession_FullMethodName, req, s); err != nil {
+		return nil, err
 	}
 	if !req.GetWait() || !s.Migration.Under() {
 		return s, nil
@@ -217,7 +229,7 @@ func (o *Operations) CancelMigration(ctx context.Context, req *apiv1.CancelMigra
 	m := s.Migration
 	switch {
 	case m != nil && m.State == session.MigrationCancelled:
-		return s, nil
+		return o.joined(ctx, apiv1.SessionService_CancelMigration_FullMethodName, req, s)
 	case !m.Under():
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is not moving; there is nothing to cancel", s.ID)
 	case m.State == session.MigrationMoving:
@@ -231,27 +243,30 @@ func (o *Operations) CancelMigration(ctx context.Context, req *apiv1.CancelMigra
 
 // Pause has a session checkpointed and stopped.
 func (o *Operations) Pause(ctx context.Context, req *apiv1.PauseSessionRequest) (*session.Session, error) {
+	const method = apiv1.SessionService_PauseSession_FullMethodName
 	s, err := o.find(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	switch {
 	case s.Phase.Ended(), s.Phase == session.Terminating:
+		if o.again(ctx, method, req) {
+			return s, nil
+		}
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s; there is nothing to pause", s.ID, s.Phase)
-	case s.Phase == session.Paused:
-		return s, nil
-	case s.Phase == session.Pausing && s.RewindTo == 0: // it is under way
+	case s.Phase == session.Paused, s.Phase == session.Pausing && s.RewindTo == 0:
+		s, err = o.joined(ctx, method, req, s)
 	default:
-		res, err := o.decide(ctx, s, apiv1.SessionService_PauseSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_PauseSession{PauseSession: &clusterv1.PauseSession{
+		var res state.Result
+		res, err = o.decide(ctx, s, method, req, &clusterv1.Command{Kind: &clusterv1.Command_PauseSession{PauseSession: &clusterv1.PauseSession{
 			SessionId: s.ID, Reason: clip(req.GetReason()), Actor: caller(ctx).String(),
 		}}})
-		if err != nil {
-			return nil, err
+		if s = res.Session; err == nil && res.Duplicate && s.Phase != session.Pausing {
+			return s, nil // it was paused, and goes on since
 		}
-		s = res.Session
 	}
-	if !req.GetWait() {
-		return s, nil
+	if err != nil || !req.GetWait() {
+		return s, err
 	}
 	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
 		if s.Phase == session.Running {
@@ -263,27 +278,33 @@ func (o *Operations) Pause(ctx context.Context, req *apiv1.PauseSessionRequest) 
 
 // Resume has a paused session go on.
 func (o *Operations) Resume(ctx context.Context, req *apiv1.ResumeSessionRequest) (*session.Session, error) {
+	const method = apiv1.SessionService_ResumeSession_FullMethodName
 	s, err := o.find(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	switch s.Phase {
-	case session.Completed, session.Failed, session.Terminated:
+	case session.Completed, session.Failed, session.Terminated, session.Terminating:
+		switch {
+		case o.again(ctx, method, req):
+			return s, nil
+		case s.Phase == session.Terminating:
+			return nil, fault.New(fault.FailedPrecondition, "session %s: is being ended; there is nothing to resume", s.ID)
+		}
 		return nil, fault.New(fault.FailedPrecondition, "session %s: is %s, not paused; `orchctl sessions restore` has it go on from its last checkpoint", s.ID, s.Phase)
-	case session.Terminating:
-		return nil, fault.New(fault.FailedPrecondition, "session %s: is being ended; there is nothing to resume", s.ID)
 	case session.Paused, session.Pausing:
-		res, err := o.decide(ctx, s, apiv1.SessionService_ResumeSession_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_ResumeSession{ResumeSession: &clusterv1.ResumeSession{
+		var res state.Result
+		res, err = o.decide(ctx, s, method, req, &clusterv1.Command{Kind: &clusterv1.Command_ResumeSession{ResumeSession: &clusterv1.ResumeSession{
 			SessionId: s.ID, Actor: caller(ctx).String(),
 		}}})
-		if err != nil {
-			return nil, err
+		if s = res.Session; err == nil && res.Duplicate && (s.Phase == session.Paused || s.Phase == session.Pausing) {
+			return s, nil // it was resumed, and paused since
 		}
-		s = res.Session
 	default: // it is on its way, or runs
+		s, err = o.joined(ctx, method, req, s)
 	}
-	if !req.GetWait() {
-		return s, nil
+	if err != nil || !req.GetWait() {
+		return s, err
 	}
 	return o.waitSession(ctx, s.ID, func(s *session.Session) (bool, error) {
 		return s.Phase == session.Running || s.Phase.Ended(), nil
@@ -292,16 +313,21 @@ func (o *Operations) Resume(ctx context.Context, req *apiv1.ResumeSessionRequest
 
 // kept returns a checkpoint of a session, its head for 0.
 func kept(s *session.Session, sequence uint64) (*session.Checkpoint, error) {
-	c := s.Checkpoint(sequence)
-	switch {
-	case c != nil:
+	if c := s.Checkpoint(sequence); c != nil {
 		return c, nil
-	case len(s.Checkpoints) == 0 && s.Phase.Ended():
-		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint to go on from; spawn it again, with --checkpoint-every", s.ID)
-	case len(s.Checkpoints) == 0:
-		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint yet; make one with `orchctl sessions checkpoint --wait %s`", s.ID, s.ID)
+	}
+	return nil, notKept(s.ID, s.Phase.Ended(), len(s.Checkpoints), sequence)
+}
+
+// notKept says why a session has no such checkpoint.
+func notKept(id string, ended bool, has int, sequence uint64) error {
+	switch {
+	case has == 0 && ended:
+		return fault.New(fault.FailedPrecondition, "session %s: has no checkpoint to go on from; spawn it again, with --checkpoint-every", id)
+	case has == 0:
+		return fault.New(fault.FailedPrecondition, "session %s: has no checkpoint yet; make one with `orchctl sessions checkpoint --wait %s`", id, id)
 	default:
-		return nil, fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints %s`", s.ID, sequence, s.ID)
+		return fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints %s`", id, sequence, id)
 	}
 }
 
@@ -317,14 +343,20 @@ func (o *Operations) Fork(ctx context.Context, req *apiv1.ForkSessionRequest) (*
 	}
 	spec := *s.Spec
 	spec.Name = req.GetName()
+	if req.GetStrategy() != "" {
+		if _, err := loadbalancer.Named(req.GetStrategy()); err != nil {
+			return nil, err
+		}
+	}
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
 	cmd := &clusterv1.ForkSession{
 		SessionId: s.ID, NewSessionId: newID(), Sequence: c.Sequence, Name: req.GetName(), IdempotencyKey: req.GetIdempotencyKey(), Actor: caller(ctx).String(),
+		Strategy: req.GetStrategy(),
 	}
 	// The head may be another one when the request is repeated, and it is the same request.
-	cmd.RequestHash = hashRequest(&apiv1.ForkSessionRequest{Id: s.ID, Sequence: req.GetSequence(), Name: req.GetName()})
+	cmd.RequestHash = hashRequest(&apiv1.ForkSessionRequest{Id: s.ID, Sequence: req.GetSequence(), Name: req.GetName(), Strategy: req.GetStrategy()})
 	res, err := o.one(ctx, &clusterv1.Command{Kind: &clusterv1.Command_ForkSession{ForkSession: cmd}})
 	if err != nil {
 		return nil, err
@@ -362,4 +394,19 @@ func (o *Operations) Rewind(ctx context.Context, req *apiv1.RewindSessionRequest
 		// A repetition may come when the new epoch runs already.
 		return s.Phase == session.Running && (s.Epoch > before || res.Duplicate && s.RewindTo == 0), nil
 	})
+}
+
+// DeleteCheckpoint lets a checkpoint of a session go.
+func (o *Operations) DeleteCheckpoint(ctx context.Context, req *apiv1.DeleteCheckpointRequest) (*session.Session, error) {
+	s, err := o.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if req.GetSequence() == 0 {
+		return nil, fault.New(fault.Invalid, "sequence: name the checkpoint to delete; see `orchctl sessions checkpoints %s`", s.ID).WithField("sequence")
+	}
+	res, err := o.decide(ctx, s, apiv1.SessionService_DeleteCheckpoint_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_DeleteCheckpoint{
+		DeleteCheckpoint: &clusterv1.DeleteCheckpoint{SessionId: s.ID, Sequence: req.GetSequence(), Actor: caller(ctx).String()},
+	}})
+	return res.Session, err
 }

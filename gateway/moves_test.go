@@ -185,6 +185,39 @@ func TestMovesRefused(t *testing.T) {
 	}
 }
 
+// TestAMoveThatWaitsSaysSo: the fifth from a node, of which four may be under way.
+func TestAMoveThatWaitsSaysSo(t *testing.T) {
+	a := startAlone(t)
+	a.addNode("one")
+	a.addNode("two")
+	c := apiv1.NewSessionServiceClient(a.conn)
+	var last *apiv1.Session_Migration
+	ids := []string{"s1", "s2", "s3", "s4", "s5"}
+	for _, id := range ids {
+		a.run(id, "one")
+		a.ops.Router.SetHealth("id-two", router.Health{Linked: true})
+		if _, err := c.MigrateSession(a.as(a.admin), &apiv1.MigrateSessionRequest{Id: id, Target: "two"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for giveUp := time.Now().Add(10 * time.Second); last.GetProgress().GetStep() != "waiting"; {
+		r, err := c.GetSession(a.as(a.admin), &apiv1.GetSessionRequest{Id: "s5"})
+		if err != nil || time.Now().After(giveUp) {
+			t.Fatalf("%v, %v", last, err)
+		}
+		last = r.GetSession().GetMigration()
+	}
+	r, err := c.ListSessions(a.as(a.admin), &apiv1.ListSessionsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range r.GetSessions() {
+		if waits := s.GetMigration().GetProgress().GetStep() == "waiting"; waits != (i == 4) {
+			t.Errorf("%s: %v", s.GetId(), s.GetMigration())
+		}
+	}
+}
+
 // TestMayMove: only what runs moves; everything else says what to do instead.
 func TestMayMove(t *testing.T) {
 	for p := session.Pending; p <= session.Terminated; p++ {
@@ -217,8 +250,15 @@ func TestWhatASessionShowsOfItsMoves(t *testing.T) {
 	if c := p.GetCheckpoint(); c.GetSequence() != 4 || c.GetTurn() != 7 || c.GetBytesSent() != 30 || c.GetChunks() != 2 || !strings.HasPrefix(c.GetManifest(), "ab00") {
 		t.Errorf("checkpoint %v", c)
 	}
-	if l := p.GetLag(); l.GetTurns() != 2 || l.GetSeconds() != 2.5 {
+	if l := p.GetLag(); l.GetTurns() != 2 || l.GetSeconds() < 2.5 {
 		t.Errorf("lag %v", l)
+	}
+	s.UnsavedSince = time.Now().UnixNano() - ms(60_000) // nothing was committed since, and it has grown
+	if l := lagProto(v, s, nil); l.GetSeconds() < 60 || l.GetSeconds() > 600 {
+		t.Errorf("lag of a minute: %v", l)
+	}
+	if s.UnsavedSince = now - ms(2500); v.Time() != now {
+		t.Fatal("the state has another time")
 	}
 	m := p.GetMigration()
 	if m.GetSource() != "one" || m.GetTarget() != "two" || m.GetMode() != "live" || m.GetState() != apiv1.Session_Migration_COPYING || m.GetBlackoutMs() != 0 || m.GetTotalMs() != 700 {
@@ -355,6 +395,16 @@ func TestMovesWaitForWhatTheyCameTo(t *testing.T) {
 	}
 	if again, err := c.ForkSession(ctx, fork); err != nil || again.GetSession().GetId() != first.GetSession().GetId() {
 		t.Errorf("the same fork: %v %v", again, err)
+	}
+	fork.Strategy = "bin-pack"
+	if _, err := c.ForkSession(ctx, fork); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("another fork under the key of the first: %v", err)
+	}
+	if r, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "bin-pack"}); err != nil || r.GetSession().GetSpec().GetStrategy() != "bin-pack" {
+		t.Errorf("fork with a strategy: %v %v", r, err)
+	}
+	if _, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "darts"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "use least-connections") {
+		t.Errorf("fork with a strategy that is none: %v", err)
 	}
 	rewinding := func() (*apiv1.Session, error) {
 		r, err := c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: "s", Sequence: 1, Wait: true, IdempotencyKey: "r"})

@@ -18,7 +18,11 @@ type nodeService struct {
 
 func (s *nodeService) proto(n *state.Node) *apiv1.Node {
 	live, _ := s.ops.Leader.Live(n.ID)
-	return nodeProto(n, live)
+	p := nodeProto(n, live)
+	if n.Drain.Under() {
+		p.Drain.Reason = s.ops.Leader.DrainReason(n.ID)
+	}
+	return p
 }
 
 // minNodePrefix is how much of an id names a node. Ids begin with node-, as names often do: with less, a mistyped node-9

@@ -16,6 +16,7 @@ import (
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
@@ -27,12 +28,14 @@ import (
 
 // Options are what the gateway works with.
 type Options struct {
-	Node    *cluster.Node
-	State   *state.Store
-	Leader  *leader.Leader
-	Router  *router.Router
-	Auth    *auth.Authenticator
-	Peers   *Peers
+	Node   *cluster.Node
+	State  *state.Store
+	Leader *leader.Leader
+	Router *router.Router
+	Auth   *auth.Authenticator
+	Peers  *Peers
+	// Chunks is the cluster's chunk store; nil for none, and then nothing is exported, imported or compared.
+	Chunks  chunks.Store
 	Version string
 	PID     int
 	Now     func() time.Time
@@ -42,12 +45,13 @@ type Options struct {
 // Operations do what clients ask for. They must run on the leader, but for stale reads.
 type Operations struct {
 	Options
-	waiters waiters
+	waiters  waiters
+	exchange exchange
 }
 
 // NewOperations makes the operations; Run must be running for those that wait.
 func NewOperations(o Options) *Operations {
-	return &Operations{Options: o, waiters: waiters{byID: map[string]chan struct{}{}}}
+	return &Operations{Options: o, waiters: waiters{byID: map[string]chan struct{}{}}, exchange: newExchange()}
 }
 
 // Run wakes waiting calls until ctx ends.
@@ -157,28 +161,50 @@ const maxPrefixMatches = 16
 
 // Spawn creates a session, placed at once where a node fits.
 func (o *Operations) Spawn(ctx context.Context, req *apiv1.SpawnSessionRequest) (*session.Session, error) {
-	who := caller(ctx)
 	if req.GetSpec() == nil {
 		return nil, fault.New(fault.Invalid, "spec: is missing").WithField("spec")
 	}
-	spec := pbconv.SpecFromProto(req.GetSpec())
+	return o.spawn(ctx, start{
+		spec: pbconv.SpecFromProto(req.GetSpec()), key: req.GetIdempotencyKey(), hash: hashRequest(req.GetSpec()), wait: req.GetWait(),
+	})
+}
+
+// start is a session to be made.
+type start struct {
+	spec       *session.Spec
+	checkpoint *apiv1.Session_Checkpoint // what it begins with; nil for nothing
+	key        string
+	hash       uint64 // of the request
+	wait       bool
+}
+
+// checkSpec completes a spec for whoever asks, and says why it cannot be run.
+func (o *Operations) checkSpec(who auth.Identity, spec *session.Spec) error {
 	spec.Namespace = namespaceOr(spec.Namespace, who)
 	spec.Normalize()
 	if err := who.CheckNamespace(spec.Namespace); err != nil {
-		return nil, err
+		return err
 	}
 	if err := spec.Validate(); err != nil {
+		return err
+	}
+	if spec.State == session.StateMemory {
+		return fault.New(fault.FailedPrecondition, "spec.state: %s", state.NoMemory(o.State.View().Nodes())).WithField("spec.state")
+	}
+	return knownCapabilities(o.State.View(), spec.Require)
+}
+
+// spawn commits a new session.
+func (o *Operations) spawn(ctx context.Context, n start) (*session.Session, error) {
+	who, spec := caller(ctx), n.spec
+	if err := o.checkSpec(who, spec); err != nil {
 		return nil, err
 	}
-	if err := checkKey(req.GetIdempotencyKey()); err != nil {
-		return nil, err
-	}
-	if err := knownCapabilities(o.State.View(), spec.Require); err != nil {
+	if err := checkKey(n.key); err != nil {
 		return nil, err
 	}
 	cmd := &clusterv1.SpawnSession{
-		SessionId: newID(), Spec: pbconv.SpecToProto(spec), IdempotencyKey: req.GetIdempotencyKey(),
-		RequestHash: hashRequest(req.GetSpec()), Actor: who.String(),
+		SessionId: newID(), Spec: pbconv.SpecToProto(spec), IdempotencyKey: n.key, RequestHash: n.hash, Actor: who.String(), Checkpoint: n.checkpoint,
 	}
 	placement, err := o.Router.Place(spec, "")
 	switch {
@@ -200,7 +226,7 @@ func (o *Operations) Spawn(ctx context.Context, req *apiv1.SpawnSessionRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if req.GetWait() {
+	if n.wait {
 		return o.waitStarted(ctx, res.Session.ID)
 	}
 	return res.Session, nil

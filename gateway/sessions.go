@@ -45,7 +45,7 @@ func (s *sessionService) SpawnSession(ctx context.Context, req *apiv1.SpawnSessi
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.SpawnSessionResponse{Session: sessionProto(s.ops.State.View(), row)}, nil
+	return &apiv1.SpawnSessionResponse{Session: s.proto(s.ops.State.View(), row)}, nil
 }
 
 func (s *sessionService) GetSession(ctx context.Context, req *apiv1.GetSessionRequest) (*apiv1.GetSessionResponse, error) {
@@ -57,7 +57,7 @@ func (s *sessionService) GetSession(ctx context.Context, req *apiv1.GetSessionRe
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.GetSessionResponse{Session: sessionProto(v, row)}, nil
+	return &apiv1.GetSessionResponse{Session: s.proto(v, row)}, nil
 }
 
 func (s *sessionService) ListSessions(ctx context.Context, req *apiv1.ListSessionsRequest) (*apiv1.ListSessionsResponse, error) {
@@ -79,7 +79,7 @@ func (s *sessionService) ListSessions(ctx context.Context, req *apiv1.ListSessio
 			out.NextPageToken = out.Sessions[size-1].GetId()
 			break
 		}
-		out.Sessions = append(out.Sessions, sessionProto(v, row))
+		out.Sessions = append(out.Sessions, s.proto(v, row))
 	}
 	switch {
 	case req.GetPageToken() == "" && out.NextPageToken == "":
@@ -111,7 +111,7 @@ func (s *sessionService) WatchSessions(req *apiv1.WatchSessionsRequest, stream g
 	defer sub.Close()
 	for row := range v.Sessions("") {
 		if match.session(v, row) {
-			if err := stream.Send(&apiv1.WatchSessionsResponse{Session: sessionProto(v, row)}); err != nil {
+			if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.proto(v, row)}); err != nil {
 				return err
 			}
 		}
@@ -150,7 +150,7 @@ func (s *sessionService) sendChange(stream grpc.ServerStreamingServer[apiv1.Watc
 		if row == nil || !match.session(v, row) {
 			continue
 		}
-		if err := stream.Send(&apiv1.WatchSessionsResponse{Session: sessionProto(v, row)}); err != nil {
+		if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.proto(v, row)}); err != nil {
 			return err
 		}
 	}
@@ -170,7 +170,7 @@ func (s *sessionService) TerminateSession(ctx context.Context, req *apiv1.Termin
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.TerminateSessionResponse{Session: sessionProto(s.ops.State.View(), row)}, nil
+	return &apiv1.TerminateSessionResponse{Session: s.proto(s.ops.State.View(), row)}, nil
 }
 
 func (s *sessionService) SendMessage(ctx context.Context, req *apiv1.SendMessageRequest) (*apiv1.SendMessageResponse, error) {

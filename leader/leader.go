@@ -11,6 +11,9 @@
 //	sync.go     registration, inventory, desired sets, facts
 //	deliver.go  messages
 //	place.go    sessions that wait for a node
+//	moves.go    how many sessions move at once
+//	drain.go    nodes that get rid of their sessions
+//	idle.go     sessions that are paused when they are idle
 //	expire.go   times to live, deadlines of messages, garbage
 //	follow.go   what becomes of this server's links while another one leads
 package leader
@@ -67,10 +70,13 @@ type Options struct {
 	Lease    Lease
 	// Retention is how long ended sessions are kept.
 	Retention time.Duration
-	Log       Log
-	State     *state.Store
-	Hub       Hub
-	Router    *router.Router
+	// Moves and Restores bound what is under way at once; the defaults where they are zero.
+	Moves    MoveLimits
+	Restores RestoreLimits
+	Log      Log
+	State    *state.Store
+	Hub      Hub
+	Router   *router.Router
 	// LinkAddresses are told to nodes, so that they know every server.
 	LinkAddresses func() []string
 	Now           func() time.Time
@@ -85,6 +91,9 @@ type Leader struct {
 	present *reign
 	live    map[string]Live
 	stats   Stats
+	// What a reign tells of moves and drains: who waits for its turn, and why a drain waits, by node.
+	waiting      map[string]bool
+	drainReasons map[string]string
 
 	hub     sync.Mutex // held while the hub changes hands; see Follow
 	leads   bool
@@ -109,7 +118,15 @@ type Stats struct {
 }
 
 // New makes a Leader.
-func New(o Options) *Leader { return &Leader{opts: o, live: map[string]Live{}} }
+func New(o Options) *Leader {
+	if o.Moves == (MoveLimits{}) {
+		o.Moves = DefaultMoveLimits()
+	}
+	if o.Restores == (RestoreLimits{}) {
+		o.Restores = DefaultRestoreLimits()
+	}
+	return &Leader{opts: o, live: map[string]Live{}, drainReasons: map[string]string{}}
+}
 
 // Run leads until ctx ends.
 func (l *Leader) Run(ctx context.Context, term uint64) {
@@ -120,7 +137,7 @@ func (l *Leader) Run(ctx context.Context, term uint64) {
 	l.mu.Unlock()
 	r.run(ctx)
 	l.mu.Lock()
-	l.present, l.live = nil, map[string]Live{}
+	l.present, l.live, l.waiting, l.drainReasons = nil, map[string]Live{}, nil, map[string]string{}
 	l.mu.Unlock()
 }
 

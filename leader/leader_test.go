@@ -123,6 +123,12 @@ func (l *fakeLink) take() []*nodev1.Frame {
 // reigning runs a leader over one server's state in simulated time.
 func reigning(t *testing.T, f func(t *testing.T, log *soleLog, hub *soleHub, l *Leader)) {
 	t.Helper()
+	reigningWith(t, func(*Options) {}, f)
+}
+
+// reigningWith is reigning with other options.
+func reigningWith(t *testing.T, change func(*Options), f func(t *testing.T, log *soleLog, hub *soleHub, l *Leader)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		log := &soleLog{store: state.New(state.DefaultLimits())}
 		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_InitCluster{InitCluster: &clusterv1.InitCluster{ClusterId: "c"}}})
@@ -131,10 +137,12 @@ func reigning(t *testing.T, f func(t *testing.T, log *soleLog, hub *soleHub, l *
 			t.Fatal(err)
 		}
 		hub := &soleHub{}
-		l := New(Options{
+		o := Options{
 			ServerID: "server-1", Lease: DefaultLease(), Retention: time.Hour, Log: log, State: log.store, Hub: hub, Router: route,
 			LinkAddresses: func() []string { return []string{"10.0.0.1:8078"} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
-		})
+		}
+		change(&o)
+		l := New(o)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); l.Run(ctx, 5) }()

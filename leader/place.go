@@ -3,10 +3,9 @@
 package leader
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -22,7 +21,8 @@ const (
 	maxReasonsPerRound = 256
 )
 
-// place gives waiting sessions nodes, as far as there are any that fit.
+// place gives waiting sessions nodes, as far as there are any that fit. Those that start again, after a loss above all, are placed at
+// a bounded rate, and no node is given more of them than it may start at once.
 func (r *reign) place(now time.Time) {
 	queue := r.eligible(now)
 	refused := map[string]string{} // shape → why, for this round: what does not fit once does not fit the next alike
@@ -33,26 +33,56 @@ func (r *reign) place(now time.Time) {
 			return
 		}
 		key := shape(s.Spec)
+		if startsAgain(s) {
+			key = "again " + key
+		}
 		why, known := refused[key]
 		if !known {
-			p, err := r.opts.Router.Place(s.Spec, lastLost(s))
+			p, err := r.placement(s, now)
 			if err == nil {
 				placed++
 				r.proposePlace(s, p)
 				continue
 			}
 			why = err.Error()
+			if errors.Is(err, errItsTurn) {
+				why = r.restores.waitText()
+			}
 			if fault.Is(err, fault.Exhausted) {
 				refused[key] = why
 			}
 		}
-		if s.Reason != why && reasons < maxReasonsPerRound {
+		if s.Reason != why && reasons < maxReasonsPerRound && !r.restores.newcomer(s, why, now) {
 			reasons++
 			r.propose(r.logFailures("why a session waits"), &clusterv1.Command{Kind: &clusterv1.Command_SetPendingReason{
 				SetPendingReason: &clusterv1.SetPendingReason{SessionId: s.ID, Epoch: s.Epoch, Reason: why},
 			}})
 		}
 	}
+}
+
+// placement chooses a node for a session that waits.
+func (r *reign) placement(s *session.Session, now time.Time) (*router.Placement, error) {
+	if !startsAgain(s) {
+		return r.opts.Router.Place(s.Spec, lastLost(s))
+	}
+	if !r.restores.turn(now) {
+		return nil, errItsTurn
+	}
+	spared := false
+	p, err := r.opts.Router.Restore(s.Spec, lastLost(s), func(nodeID string) bool {
+		busy := r.restores.busy(nodeID)
+		spared = spared || busy
+		return busy
+	})
+	switch {
+	case err != nil && spared:
+		return nil, errItsTurn // there is room, and it is to be had in a moment
+	case err != nil:
+		return nil, err
+	}
+	r.restores.begin(s.ID, p.NodeID, now)
+	return p, nil
 }
 
 // eligible returns the sessions that may be placed now, in order.
@@ -63,9 +93,7 @@ func (r *reign) eligible(now time.Time) []*session.Session {
 			queue = append(queue, s)
 		}
 	}
-	slices.SortFunc(queue, func(a, b *session.Session) int {
-		return cmp.Or(cmp.Compare(a.Spec.Priority, b.Spec.Priority), cmp.Compare(a.CreateIndex, b.CreateIndex), strings.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(queue, session.ByUrgency)
 	return queue
 }
 
@@ -77,6 +105,7 @@ func (r *reign) proposePlace(s *session.Session, p *router.Placement) {
 			err = results[0].Err
 		}
 		if err != nil {
+			r.restores.done(s.ID)
 			r.opts.Router.Release(p) // the next tick tries again: a log that refuses at once would be asked without pause
 			r.log.Debug("a placement was not committed", "session", s.ID, "error", err)
 			return

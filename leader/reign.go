@@ -33,23 +33,31 @@ type reign struct {
 	term uint64
 	ctx  context.Context
 
-	nodes      map[string]*node
-	nodesDue   time.Time // when one of them may need attention, at the earliest
-	unsent     []*node   // that something is to be sent to
-	pending    map[string]*session.Session
-	placing    map[string]bool
-	placeDirty bool
-	deliveries map[string]*delivery
-	preparing  map[string]session.ManifestID // what targets of moves were told to have ready
-	told       map[string]told               // what nodes were told beside to run a session or to end it
-	toDeliver  map[string]bool
-	expiries   expiryHeap
-	buried     map[messageKey]bool
-	beats      []beat
-	verifying  bool      // the leadership is being confirmed, or soon will be
-	verified   time.Time // when that was last begun
-	nextGC     time.Time
-	collecting bool
+	nodes       map[string]*node
+	nodesDue    time.Time // when one of them may need attention, at the earliest
+	unsent      []*node   // that something is to be sent to
+	pending     map[string]*session.Session
+	placing     map[string]bool
+	placeDirty  bool
+	restores    restores
+	moves       map[string]*session.Session // that are moving, or being restored on their targets
+	admitted    map[string]uint64           // the moves that go on, by session
+	movesDirty  bool
+	drains      map[string]*drain // by node
+	drainRoom   bool              // one of them may go on before the next tick
+	idle        expiryHeap        // when sessions may have been idle for long enough
+	idleWatched map[string]bool   // those that are in it
+	deliveries  map[string]*delivery
+	preparing   map[string]session.ManifestID // what targets of moves were told to have ready
+	told        map[string]told               // what nodes were told beside to run a session or to end it
+	toDeliver   map[string]bool
+	expiries    expiryHeap
+	buried      map[messageKey]bool
+	beats       []beat
+	verifying   bool      // the leadership is being confirmed, or soon will be
+	verified    time.Time // when that was last begun
+	nextGC      time.Time
+	collecting  bool
 
 	changes chan *state.Change
 	wait    sync.WaitGroup
@@ -91,6 +99,7 @@ func newReign(l *Leader, term uint64) *reign {
 		l: l, opts: l.opts, log: l.opts.Logger.With("term", term), term: term,
 		nodes: map[string]*node{}, pending: map[string]*session.Session{}, placing: map[string]bool{},
 		deliveries: map[string]*delivery{}, told: map[string]told{}, preparing: map[string]session.ManifestID{}, toDeliver: map[string]bool{}, buried: map[messageKey]bool{},
+		restores: newRestores(l.opts.Restores), moves: map[string]*session.Session{}, drains: map[string]*drain{}, idleWatched: map[string]bool{},
 		changes: make(chan *state.Change, changesAhead), ended: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -168,6 +177,7 @@ func (r *reign) load(v *state.View) {
 	now := r.opts.Now()
 	r.opts.Router.Reset(v)
 	for row := range v.Nodes() {
+		r.watchDrain(row)
 		n := r.node(row.ID)
 		n.settled = 0
 		if n.expiry.IsZero() {
@@ -182,12 +192,17 @@ func (r *reign) load(v *state.View) {
 	r.pending = map[string]*session.Session{}
 	r.told, r.preparing = map[string]told{}, map[string]session.ManifestID{}
 	r.deliveries = map[string]*delivery{} // what was acked meanwhile is not known; nodes know what they were given
-	r.expiries = nil
+	r.expiries, r.idle, r.idleWatched = nil, nil, map[string]bool{}
+	r.moves = map[string]*session.Session{}
+	r.restores.reset()
 	for s := range v.Sessions("") {
 		if s.Phase.Ended() {
 			continue
 		}
 		r.watchTTL(s)
+		r.watchMove(s)
+		r.watchIdle(s)
+		r.restores.watch(s)
 		if s.Phase == session.Pending {
 			r.pending[s.ID] = s
 			continue
@@ -197,6 +212,7 @@ func (r *reign) load(v *state.View) {
 		}
 		r.loadMessages(v, s.ID)
 	}
+	r.admitMoves() // before a node shows its inventory, and is told what it does not know
 	r.placeDirty = true
 }
 
@@ -212,6 +228,7 @@ func (r *reign) observe(c *state.Change) {
 	r.opts.Router.Observe(c)
 	for _, row := range c.Nodes {
 		r.placeDirty = true
+		r.watchDrain(row)
 		n := r.node(row.ID)
 		n.settled = 0
 		if n.expiry.IsZero() {
@@ -221,6 +238,7 @@ func (r *reign) observe(c *state.Change) {
 		}
 	}
 	for _, id := range c.RemovedNodes {
+		delete(r.drains, id)
 		r.removeNode(id)
 	}
 	for _, s := range c.Sessions {
@@ -231,6 +249,7 @@ func (r *reign) observe(c *state.Change) {
 		delete(r.deliveries, s.ID)
 		delete(r.told, s.ID)
 		delete(r.preparing, s.ID)
+		r.restores.done(s.ID)
 		if n := r.nodes[s.NodeID]; n != nil && n.synced {
 			r.tell(n, &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is no longer kept"})
 		}
@@ -247,6 +266,11 @@ func (r *reign) observeSession(s *session.Session) {
 		r.placeDirty = true
 	} else {
 		delete(r.pending, s.ID)
+	}
+	r.watchMove(s)
+	r.watchIdle(s)
+	if !r.placing[s.ID] && r.restores.watch(s) && len(r.pending) > 0 {
+		r.placeDirty = true
 	}
 	if d := r.deliveries[s.ID]; d != nil && (d.epoch != s.Epoch || s.Phase.Ended() || s.Phase == session.Pending) {
 		delete(r.deliveries, s.ID)
@@ -290,6 +314,8 @@ func (r *reign) tick() {
 	now := r.opts.Now()
 	r.checkNodes(now)
 	r.expire(now)
+	r.pauseIdle(now)
+	r.drainNodes(now)
 	r.resend(now)
 	r.collect(now)
 	r.placeDirty = r.placeDirty || len(r.pending) > 0
@@ -301,6 +327,12 @@ func (r *reign) flush() {
 	if r.placeDirty {
 		r.placeDirty = false
 		r.place(r.opts.Now())
+	}
+	if r.drainRoom {
+		r.drainMoves()
+	}
+	if r.movesDirty {
+		r.admitMoves()
 	}
 	r.pullMessages()
 	index := r.opts.State.Index()

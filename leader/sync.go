@@ -224,10 +224,10 @@ type told struct {
 // tellOf is what a session's node has to know beyond that the session is to run.
 func (r *reign) tellOf(s *session.Session) told {
 	t := told{epoch: s.Epoch}
-	if s.Phase == session.Migrating || s.Phase == session.Pausing {
+	if s.Phase == session.Migrating && r.mayLeave(s) || s.Phase == session.Pausing {
 		t.move = s.Move
 	}
-	if s.Phase == session.Migrating && !s.Migration.Cold && !s.Migration.Prepared {
+	if s.Phase == session.Migrating && t.move != 0 && !s.Migration.Cold && !s.Migration.Prepared {
 		target := r.nodes[s.Migration.Target]
 		t.holdOff = target != nil && target.synced
 	}
@@ -270,6 +270,7 @@ func (r *reign) desired(s *session.Session) *nodev1.DesiredSession {
 	case s.Phase == session.Pausing && s.RewindTo != 0:
 		d.Action, d.Grace, d.Reason = nodev1.DesiredSession_STOP, durationpb.New(s.Spec.Grace), session.CauseEvicted
 		return d
+	case s.Phase == session.Migrating && !r.mayLeave(s): // it works on until its turn comes
 	case s.Phase == session.Migrating, s.Phase == session.Pausing:
 		d.Action, d.Move = nodev1.DesiredSession_LEAVE, s.Move
 		d.Cold = s.Phase == session.Migrating && s.Migration.Cold

@@ -28,19 +28,20 @@ const (
 	noMemory
 	avoided
 	source
+	busy
 	obstacles
 )
 
 var obstacleText = [obstacles]string{
 	away: "lost or offline", unlinked: "not linked", cordoned: "cordoned", unhealthy: "unhealthy", noSpawn: "takes no sessions",
 	wrongType: "does not run type", lacks: "lacks capability", wrongLabel: "lacks label", full: "full",
-	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided", source: "is its source",
+	noCPU: "too little CPU free", noMemory: "too little memory free", avoided: "avoided", source: "is its source", busy: "restores as many as it may at once",
 }
 
 // passing reports whether an obstacle may go away without anybody's doing: a move may be asked for again.
 func (o obstacle) passing() bool {
 	switch o {
-	case away, unlinked, unhealthy, full, noCPU, noMemory:
+	case away, unlinked, unhealthy, full, noCPU, noMemory, busy:
 		return true
 	default:
 		return false
@@ -52,7 +53,7 @@ var remedyText = [obstacles]string{
 	away: "start its agent, or name another node", unlinked: "see `orchctl nodes get`, or name another node",
 	cordoned: "uncordon it with `orchctl nodes uncordon`, or name another node", unhealthy: "see `orchctl nodes get`, or name another node",
 	noSpawn: "name another node", wrongType: "name another node", lacks: "name a node that has it", wrongLabel: "name a node that has it",
-	full: "name another node, or try again", noCPU: "name another node, or try again", noMemory: "name another node, or try again",
+	full: "name another node, or try again", noCPU: "name another node, or try again", noMemory: "name another node, or try again", busy: "try again",
 }
 
 // rejections counts obstacles.

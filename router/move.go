@@ -24,7 +24,26 @@ func (r *Router) Move(spec *session.Spec, from, target string) (*Placement, erro
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	candidates, rejected := r.filterMove(spec, from)
+	candidates, rejected := r.filterMove(spec, from, "")
+	if len(candidates) == 0 {
+		return nil, rejected.noMove()
+	}
+	return r.reserve(spec, name, strategy, candidates, rejected)
+}
+
+// MoveAgain is Move to a node of the router's choice for a session whose last move failed: avoid, the target of that one, is chosen
+// only where nothing else fits.
+func (r *Router) MoveAgain(spec *session.Spec, from, avoid string) (*Placement, error) {
+	name, strategy, err := r.strategyOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	candidates, rejected := r.filterMove(spec, from, avoid)
+	if len(candidates) == 0 {
+		candidates, rejected = r.filterMove(spec, from, "")
+	}
 	if len(candidates) == 0 {
 		return nil, rejected.noMove()
 	}
@@ -32,7 +51,7 @@ func (r *Router) Move(spec *session.Spec, from, target string) (*Placement, erro
 }
 
 // filterMove is filter for a session that runs on a node.
-func (r *Router) filterMove(spec *session.Spec, from string) ([]loadbalancer.Candidate, *rejections) {
+func (r *Router) filterMove(spec *session.Spec, from, avoid string) ([]loadbalancer.Candidate, *rejections) {
 	r.scratch, r.ids = r.scratch[:0], r.ids[:0]
 	rejected := &rejections{}
 	for _, id := range r.order {
@@ -40,6 +59,9 @@ func (r *Router) filterMove(spec *session.Spec, from string) ([]loadbalancer.Can
 		why, what := source, ""
 		if id != from {
 			why, what = e.obstacle(spec, health)
+		}
+		if why == fits && id == avoid {
+			why = avoided
 		}
 		if why != fits {
 			rejected.add(why, e.row.Name, what)
@@ -60,6 +82,7 @@ func (r *rejections) noMove() error {
 			later = later || o.passing() && r.count[o] > 0
 		}
 	}
+	r.count[source] = 0 // everybody knows
 	switch {
 	case others == 0:
 		return fault.New(fault.FailedPrecondition, "there is no other node; start a node-agent and point it at this cluster")

@@ -140,15 +140,21 @@ func (r *Router) SetHealth(nodeID string, h Health) {
 // fitting node the error is of kind fault.Exhausted when one may come (all are full or away), and says why not for each
 // kind of obstacle; avoid, when not empty, is chosen only if nothing else fits.
 func (r *Router) Place(spec *session.Spec, avoid string) (*Placement, error) {
+	return r.Restore(spec, avoid, nil)
+}
+
+// Restore is Place for a session that goes on from a checkpoint: it is given no node of which isBusy says that it restores as many
+// as it may. isBusy must not call the router; nil is for none.
+func (r *Router) Restore(spec *session.Spec, avoid string, isBusy func(nodeID string) bool) (*Placement, error) {
 	name, strategy, err := r.strategyOf(spec)
 	if err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	candidates, rejected := r.filter(spec, avoid)
+	candidates, rejected := r.filter(spec, avoid, isBusy)
 	if len(candidates) == 0 && avoid != "" {
-		candidates, rejected = r.filter(spec, "")
+		candidates, rejected = r.filter(spec, "", isBusy)
 	}
 	if len(candidates) == 0 {
 		return nil, fault.New(fault.Exhausted, "no node fits: %s", rejected.explain(len(r.order))).WithRetry(retryPlace)
@@ -210,7 +216,7 @@ func (r *Router) Reservations() int {
 }
 
 // filter returns the nodes that could take the session, with r.ids holding their ids, and counts why the others cannot.
-func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candidate, *rejections) {
+func (r *Router) filter(spec *session.Spec, avoid string, isBusy func(nodeID string) bool) ([]loadbalancer.Candidate, *rejections) {
 	r.scratch, r.ids = r.scratch[:0], r.ids[:0]
 	rejected := &rejections{}
 	for _, id := range r.order {
@@ -222,6 +228,10 @@ func (r *Router) filter(spec *session.Spec, avoid string) ([]loadbalancer.Candid
 		}
 		if id == avoid {
 			rejected.add(avoided, e.row.Name, "")
+			continue
+		}
+		if isBusy != nil && isBusy(id) {
+			rejected.add(busy, e.row.Name, "")
 			continue
 		}
 		r.candidate(spec, e, health)

@@ -4,6 +4,7 @@ package serializer
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,6 +57,16 @@ func (k Keeps) List() (names []string) {
 		}
 	}
 	return names
+}
+
+// KeepsOf is the inverse of List; names that are none are left out.
+func KeepsOf(names []string) (k Keeps) {
+	for _, n := range names {
+		if i := slices.Index(keepsNames, n); i >= 0 {
+			k |= 1 << i
+		}
+	}
+	return k
 }
 
 // String returns the names as users see them.

@@ -46,12 +46,18 @@ type Stored struct {
 	Sent  int64 // bytes of frames that were not there yet
 }
 
-// StoreManifest puts the manifest into the sink: when it returns, everything of it is durable. Its chunks must be stored
-// before.
-func StoreManifest(ctx context.Context, sink Sink, m *Manifest) (Stored, error) {
+// Piece is one of the chunks that a manifest itself is kept in.
+type Piece struct {
+	ID    chunk.ID
+	Frame []byte
+}
+
+// SealManifest returns the chunks that a manifest is kept in, in the order in which they are to be stored: what a piece names is before it,
+// so that the last one names the manifest. Of the result of storing it all but Sent is known.
+func SealManifest(m *Manifest) ([]Piece, Stored, error) {
 	data, err := m.Encode()
 	if err != nil {
-		return Stored{}, err
+		return nil, Stored{}, err
 	}
 	contents := [][]byte{data}
 	if len(data) > chunk.MaxContentBytes {
@@ -66,17 +72,30 @@ func StoreManifest(ctx context.Context, sink Sink, m *Manifest) (Stored, error) 
 			list = append(list, id[:]...)
 			contents = append(contents, part)
 		}
-		contents = append(contents, list) // last: what it names is there before
+		contents = append(contents, list)
 	}
 	s := Stored{Bytes: int64(len(data))}
-	for _, content := range contents {
-		s.ID = chunk.Sum(content)
-		s.Parts = append(s.Parts, s.ID)
-		missing, err := sink.Missing(ctx, []chunk.ID{s.ID})
+	pieces := make([]Piece, len(contents))
+	for i, content := range contents {
+		pieces[i] = Piece{chunk.Sum(content), chunk.Seal(content)}
+		s.Parts = append(s.Parts, pieces[i].ID)
+		s.ID = pieces[i].ID
+	}
+	return pieces, s, nil
+}
+
+// StoreManifest puts the manifest into the sink: when it returns, everything of it is durable. Its chunks must be stored
+// before.
+func StoreManifest(ctx context.Context, sink Sink, m *Manifest) (Stored, error) {
+	pieces, s, err := SealManifest(m)
+	if err != nil {
+		return Stored{}, err
+	}
+	for _, p := range pieces {
+		missing, err := sink.Missing(ctx, []chunk.ID{p.ID})
 		if err == nil && len(missing) > 0 {
-			frame := chunk.Seal(content)
-			s.Sent += int64(len(frame))
-			err = sink.Put(ctx, s.ID, frame)
+			s.Sent += int64(len(p.Frame))
+			err = sink.Put(ctx, p.ID, p.Frame)
 		}
 		if err != nil {
 			return Stored{}, fmt.Errorf("store the manifest of %s: %w", m.SessionID, err)
@@ -96,6 +115,15 @@ func LoadManifest(ctx context.Context, src Source, id chunk.ID) (*Manifest, Stor
 		return nil, Stored{}, fmt.Errorf("load the manifest %s: %w", id, err)
 	}
 	return m, Stored{ID: id, Parts: append(parts, id), Bytes: int64(len(data))}, nil
+}
+
+// FurtherParts returns in how many chunks a manifest is kept besides the one that names it, by the content of that one. It is
+// no promise that these are good: LoadManifest says so.
+func FurtherParts(content []byte) int {
+	if len(content) < listHeaderBytes || string(content[:4]) != listMagic {
+		return 0
+	}
+	return min(len(content)-listHeaderBytes, MaxManifestBytes/chunk.MaxContentBytes*len(chunk.ID{})) / len(chunk.ID{})
 }
 
 func loadParts(ctx context.Context, src Source, id chunk.ID) (data []byte, parts []chunk.ID, err error) {

@@ -4,17 +4,47 @@ package session
 
 import (
 	"fmt"
+	"math"
 	"time"
 )
 
-// CheckpointsMax bounds a session's chain, in checkpoints; the oldest go first.
-const CheckpointsMax = 10
+// How many checkpoints a session keeps; the oldest go first.
+const (
+	CheckpointsDefault = 10  // when its spec says nothing
+	CheckpointsMax     = 100 // that a spec may ask for
+)
+
+// The trees of a checkpoint of a process session: what it works on, and its numbered output.
+const (
+	RootWorkspace = "workspace"
+	RootLog       = "log"
+)
+
+// CountMax bounds the sequence, the turn and the output line of a checkpoint that comes from another cluster: what is counted
+// on from them has room.
+const CountMax = 1 << 53
 
 // EveryTurn is the policy of a checkpoint at the end of each turn.
 const EveryTurn = "turn"
 
 // MinCheckpointEvery is the shortest time between checkpoints that a policy may ask for.
 const MinCheckpointEvery = time.Second
+
+// MinPauseAfter is the shortest idle time after which a session may ask to be paused.
+const MinPauseAfter = time.Second
+
+// pauseAfter says what is wrong with the idle time; empty when nothing is.
+func (s *Spec) pauseAfter() string {
+	switch {
+	case s.PauseAfter == 0:
+		return ""
+	case s.Protocol == ProtocolNone:
+		return "a session that takes no messages has no idle time, and nothing would wake it; give it a protocol, or pause it by hand"
+	case s.PauseAfter < MinPauseAfter:
+		return fmt.Sprintf("%s is below %s", s.PauseAfter, MinPauseAfter)
+	}
+	return ""
+}
 
 // ManifestID names a checkpoint's manifest in the chunk store.
 type ManifestID [32]byte
@@ -89,6 +119,104 @@ func (s *Saved) Checkpoint(sequence uint64) *Checkpoint {
 		}
 	}
 	return nil
+}
+
+// KeepCount returns how many checkpoints of the session are kept, the head among them.
+func (s *Spec) KeepCount() int {
+	if s.KeepCheckpoints == 0 {
+		return CheckpointsDefault
+	}
+	return int(min(s.KeepCheckpoints, CheckpointsMax))
+}
+
+// outlived reports whether a checkpoint has been kept for as long as the spec says, at a time in Unix nanoseconds.
+func (s *Spec) outlived(c *Checkpoint, now int64) bool {
+	return s.KeepCheckpointsFor > 0 && now-c.CreateTime >= int64(s.KeepCheckpointsFor)
+}
+
+// Kept returns which checkpoints of a session are kept at a time in Unix nanoseconds: those that are not too old, and of
+// these the newest. The head is kept always, and so is the one that a rewind under way goes back to. What it returns is the
+// session's own list where nothing goes.
+func (s *Session) Kept(now int64) []*Checkpoint {
+	most := s.Spec.KeepCount()
+	goes := func(i int) bool {
+		c := s.Checkpoints[i]
+		if i == len(s.Checkpoints)-1 || s.RewindTo != 0 && c.Sequence == s.RewindTo {
+			return false
+		}
+		return len(s.Checkpoints)-i > most || s.Spec.outlived(c, now)
+	}
+	for i := range s.Checkpoints {
+		if !goes(i) {
+			continue
+		}
+		kept := make([]*Checkpoint, 0, len(s.Checkpoints)-1)
+		for j, c := range s.Checkpoints {
+			if !goes(j) {
+				kept = append(kept, c)
+			}
+		}
+		return kept
+	}
+	return s.Checkpoints
+}
+
+// KeptUntil returns when the first checkpoint goes for its age, in Unix nanoseconds; 0 when none ever will.
+func (s *Session) KeptUntil() int64 {
+	if s.Spec.KeepCheckpointsFor <= 0 || len(s.Checkpoints) < 2 {
+		return 0
+	}
+	until := int64(math.MaxInt64)
+	for _, c := range s.Checkpoints[:len(s.Checkpoints)-1] {
+		if c.Sequence == s.RewindTo {
+			continue
+		}
+		if due := c.CreateTime + int64(s.Spec.KeepCheckpointsFor); due > c.CreateTime { // else it is beyond the end of time
+			until = min(until, due)
+		}
+	}
+	if until == math.MaxInt64 {
+		return 0
+	}
+	return until
+}
+
+// What a checkpoint may keep of a session; Spec.State asks for more than the files.
+const (
+	KeepsMessages   = "messages"   // what it has not seen of its mailbox is delivered after a restore
+	KeepsTranscript = "transcript" // an agent's own record of its conversation
+	KeepsWorkspace  = "workspace"  // its files, with its output
+	KeepsMemory     = "memory"     // its process's memory
+
+	StateFiles  = "files"
+	StateMemory = "memory"
+)
+
+// Keeps returns what a checkpoint of such a session keeps of it.
+func (s *Spec) Keeps() []string {
+	keeps := make([]string, 0, 4)
+	if s.Protocol != ProtocolNone {
+		keeps = append(keeps, KeepsMessages)
+	}
+	if s.Type != TypeProcess {
+		keeps = append(keeps, KeepsTranscript)
+	}
+	keeps = append(keeps, KeepsWorkspace)
+	if s.State == StateMemory {
+		keeps = append(keeps, KeepsMemory)
+	}
+	return keeps
+}
+
+// keeping says what is wrong with how long checkpoints are kept, and of which field; empty when nothing is.
+func (s *Spec) keeping() (field, why string) {
+	switch {
+	case s.KeepCheckpoints > CheckpointsMax:
+		return "keep_checkpoints", fmt.Sprintf("%d is above %d; a checkpoint that is to stay can be exported", s.KeepCheckpoints, CheckpointsMax)
+	case s.KeepCheckpointsFor < 0:
+		return "keep_checkpoints_for", fmt.Sprintf("%s is negative; give a time such as 24h, or 0 for as long as there are not too many", s.KeepCheckpointsFor)
+	}
+	return "", ""
 }
 
 // LagTurns returns how many ended turns the head has not seen; without one, all.

@@ -3,6 +3,7 @@
 package session
 
 import (
+	"cmp"
 	"time"
 )
 
@@ -149,20 +150,22 @@ type HistoryEntry struct {
 // Session is a session as the replicated state holds it. Treat it as immutable: readers share it. Times are Unix
 // nanoseconds, 0 for not yet.
 type Session struct {
-	ID          string
-	Spec        *Spec
-	Phase       Phase
-	Reason      string
-	NodeID      string // where it is placed, or was last
-	Epoch       uint32
-	CreateTime  int64
-	StartTime   int64
-	EndTime     int64
-	Restarts    uint32
-	Exit        *Exit
-	Placement   string
-	CreateIndex uint64
-	ModifyIndex uint64
+	ID         string
+	Spec       *Spec
+	Phase      Phase
+	Reason     string
+	NodeID     string // where it is placed, or was last
+	Epoch      uint32
+	CreateTime int64
+	StartTime  int64
+	EndTime    int64
+	Restarts   uint32 // over its whole life
+	// RestartsForgiven is how many of them came before the last healthy run: they do not count any more.
+	RestartsForgiven uint32
+	Exit             *Exit
+	Placement        string
+	CreateIndex      uint64
+	ModifyIndex      uint64
 	// PlacedIndex is the raft index at which this epoch was placed.
 	PlacedIndex uint64
 	PID         int32
@@ -172,6 +175,11 @@ type Session struct {
 	StopCause   string
 	History     []HistoryEntry
 	Saved
+}
+
+// ByUrgency orders sessions that compete: the more urgent one first, of two alike the older one.
+func ByUrgency(a, b *Session) int {
+	return cmp.Or(cmp.Compare(a.Spec.Priority, b.Spec.Priority), cmp.Compare(a.CreateIndex, b.CreateIndex), cmp.Compare(a.ID, b.ID))
 }
 
 // Message is one message of a mailbox. Treat it as immutable.

@@ -112,6 +112,17 @@ func (s *Spec) Validate() error {
 	if why := s.checkpointEvery(); why != "" {
 		return bad("checkpointEvery", "%s", why)
 	}
+	switch s.State {
+	case "", StateFiles, StateMemory:
+	default:
+		return bad("state", "%q is not what a checkpoint can keep; use %s or %s", clip(s.State), StateFiles, StateMemory)
+	}
+	if field, why := s.keeping(); why != "" {
+		return bad(field, "%s", why)
+	}
+	if why := s.pauseAfter(); why != "" {
+		return bad("pause_after", "%s", why)
+	}
 	for _, k := range s.Require {
 		if !labelRE.MatchString(k) || len(k) > MaxNameBytes {
 			return bad("require", "%q is not a capability's name", clip(k))
@@ -202,7 +213,16 @@ func (s *Spec) ValidateMessage(text []byte) error {
 	return nil
 }
 
-// RestartDelay is how long to wait before the n-th restart (from 1): 1 s, doubling to 1 min.
+// HealthyRun is how long a process must have run for its session's restarts to be counted anew: ten times the longest delay.
+// Kubernetes takes the same time, so what is seldom started again is started at once, and what dies every few minutes is not
+// started for ever.
+const HealthyRun = 10 * restartDelayMax
+
+// RestartsInRow returns how many restarts there were since the last healthy run. They decide how long the next one waits, and
+// whether there is one.
+func (s *Session) RestartsInRow() uint32 { return s.Restarts - min(s.RestartsForgiven, s.Restarts) }
+
+// RestartDelay is how long to wait before the n-th restart in a row (from 1): 1 s, doubling to 1 min.
 func RestartDelay(n uint32) time.Duration {
 	if n == 0 {
 		return 0

@@ -6,9 +6,31 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/neolith/orchestrator/internal/fault"
 )
+
+func TestPauseAfter(t *testing.T) {
+	for _, c := range []struct {
+		after    time.Duration
+		protocol string
+		ok       bool
+	}{
+		{0, ProtocolNone, true},
+		{MinPauseAfter, "", true},
+		{MinPauseAfter - 1, "", false},
+		{-1, "", false},
+		{time.Hour, ProtocolRaw, true},
+		{time.Hour, ProtocolNone, false},
+	} {
+		s := Spec{Command: []string{"a"}, PauseAfter: c.after, Protocol: c.protocol}
+		s.Normalize()
+		if f := fault.As(s.Validate()); (f == nil) != c.ok || f != nil && f.Field != "spec.pause_after" {
+			t.Errorf("%s with protocol %q: %v", c.after, c.protocol, f)
+		}
+	}
+}
 
 // Of several mistakes always the same one is named.
 func TestTheFirstMistakeIsNamed(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
@@ -29,9 +28,6 @@ const (
 	CRIU       = "criu"
 )
 
-// criuTimeout bounds "criu check".
-const criuTimeout = 5 * time.Second
-
 // Declared is what an operator says of a node.
 type Declared struct {
 	// Custom are keys that are so because the operator says so, also against what is found.
@@ -50,6 +46,7 @@ type Machine struct {
 	CPUMilli    int64 // thousandths of a core
 	MemoryBytes int64
 	Keys        map[string]bool
+	Absent      map[string]string // why, of keys that could be had: criu
 }
 
 // Detect looks at this machine.
@@ -73,7 +70,10 @@ func Detect(ctx context.Context) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, criuTimeout)
 	defer cancel()
 	m.Keys[Bubblewrap] = inPath("bwrap")
-	m.Keys[CRIU] = criuWorks(ctx)
+	why := criu(ctx)
+	if m.Keys[CRIU] = why == ""; why != "" {
+		m.Absent = map[string]string{CRIU: why}
+	}
 	return m, nil
 }
 
@@ -92,6 +92,17 @@ func Merge(d Declared, m *Machine) *apiv1.Capabilities {
 	maps.Copy(c.CustomCapabilities, m.Keys)
 	c.CustomCapabilities[HighMemory] = c.MemoryBytes >= HighMemoryBytes
 	maps.Copy(c.CustomCapabilities, d.Custom)
+	for key, why := range m.Absent {
+		if declared, ok := d.Custom[key]; ok && declared {
+			continue
+		} else if ok {
+			why = "the node's configuration says so"
+		}
+		if c.Absent == nil {
+			c.Absent = map[string]string{}
+		}
+		c.Absent[key] = why
+	}
 	c.HasGpuAccess, c.HasHighMemory = c.CustomCapabilities[GPU], c.CustomCapabilities[HighMemory]
 	return c
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -100,27 +101,57 @@ func TestDeclaredWins(t *testing.T) {
 	}
 }
 
-func TestCRIUThatHangsIsAbsent(t *testing.T) {
+func TestCRIU(t *testing.T) {
 	dir := t.TempDir()
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	script := func(body string) {
-		if err := os.WriteFile(filepath.Join(dir, "criu"), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
-			t.Fatal(err)
+	t.Setenv("PATH", dir)
+	if why := criu(t.Context()); !strings.Contains(why, "not in the PATH") {
+		t.Errorf("without the program: %q", why)
+	}
+	for name, c := range map[string]struct{ version, check, want string }{
+		"works":       {"echo 'Version: 4.1.1'; echo 'GitID: v4.1.1'", "echo Looks good.", ""},
+		"later":       {"echo 'Version: 5.0'", "exit 0", ""},
+		"development": {"echo 'Version: 4.2-dev'", "exit 0", ""},
+		"Debian 12":   {"echo 'Version: 3.17.1'", "exit 0", "criu is at version 3.17, and 4.1 is the oldest that works on new kernels"},
+		"4.0":         {"echo 'Version: 4.0'", "exit 0", "criu is at version 4.0, and 4.1"},
+		"no version":  {"echo hello", "exit 0", "criu --version does not tell a version: hello"},
+		"check fails": {"echo 'Version: 4.1'", "echo noise; echo 'Error: no CAP_SYS_ADMIN' >&2; exit 1", "criu check failed (exit status 1): Error: no CAP_SYS_ADMIN"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			script(t, dir, c.version, c.check)
+			if why := criu(t.Context()); !strings.HasPrefix(why, c.want) || c.want == "" && why != "" {
+				t.Errorf("%q, want %q", why, c.want)
+			}
+		})
+	}
+	t.Run("check hangs", func(t *testing.T) {
+		script(t, dir, "echo 'Version: 4.1'", "exec /bin/sleep 60")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if why := criu(ctx); !strings.HasPrefix(why, "criu check did not end") {
+			t.Errorf("%q", why)
 		}
+	})
+}
+
+// script makes a criu that does this when it is asked for its version, and that when it is to check the kernel.
+func script(t *testing.T, dir, version, check string) {
+	t.Helper()
+	body := "#!/bin/sh\nif [ \"$1\" = --version ]; then\n" + version + "\nelse\n" + check + "\nfi\n"
+	if err := os.WriteFile(filepath.Join(dir, "criu"), []byte(body), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	script(`[ "$1" = check ]`)
-	if !criuWorks(t.Context()) {
-		t.Error("criu check succeeded, and criu does not count")
-	}
-	script("exit 1")
-	if criuWorks(t.Context()) {
-		t.Error("criu check failed, and criu counts")
-	}
-	script("exec sleep 60")
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if criuWorks(ctx) {
-		t.Error("criu check hung, and criu counts")
+}
+
+func TestWhyACapabilityIsAbsent(t *testing.T) {
+	m := &Machine{Keys: map[string]bool{CRIU: false}, Absent: map[string]string{CRIU: "too old"}}
+	for want, d := range map[string]Declared{
+		"too old":                          {},
+		"":                                 {Custom: map[string]bool{CRIU: true}},
+		"the node's configuration says so": {Custom: map[string]bool{CRIU: false}},
+	} {
+		if got := Merge(d, m).GetAbsent()[CRIU]; got != want {
+			t.Errorf("%v: %q, want %q", d.Custom, got, want)
+		}
 	}
 }
 

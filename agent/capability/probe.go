@@ -3,7 +3,6 @@
 package capability
 
 import (
-	"context"
 	"math"
 	"os"
 	"os/exec"
@@ -110,15 +109,4 @@ func (p probe) cpuLimitMilli() int64 {
 func inPath(program string) bool {
 	_, err := exec.LookPath(program)
 	return err == nil
-}
-
-// criuWorks runs "criu check", which says whether the kernel has what criu needs.
-func criuWorks(ctx context.Context) bool {
-	path, err := exec.LookPath("criu")
-	if err != nil {
-		return false
-	}
-	cmd := exec.CommandContext(ctx, path, "check")
-	cmd.WaitDelay = criuTimeout
-	return cmd.Run() == nil
 }

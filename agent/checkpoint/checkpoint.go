@@ -23,12 +23,13 @@ import (
 	"context"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
 )
 
 // The names of what is captured, and of the directories below a session's own.
 const (
-	Workspace = "workspace"
-	Log       = "log"
+	Workspace = session.RootWorkspace
+	Log       = session.RootLog
 )
 
 // Keeper captures sessions and restores them. Its methods may be called concurrently for different sessions, and one at a
@@ -59,9 +60,10 @@ type Session struct {
 	Spec            []byte // orchestrator.v1.SessionSpec, binary
 	NodeID          string // where it runs
 	Epoch           uint32
-	Sequence        uint64 // of the checkpoint
-	Turn            uint64 // ended turns that it has seen, by the node's own count
-	OutputLine      uint64 // the last line that belongs to it
+	Sequence        uint64   // of the checkpoint
+	Turn            uint64   // ended turns that it has seen, by the node's own count
+	OutputLine      uint64   // the last line that belongs to it
+	Keeps           []string // what a checkpoint keeps of such a session: messages, transcript, workspace
 }
 
 // Sent is what went to the store, in bytes.

@@ -30,8 +30,6 @@ const (
 	DefaultCaptures = 4
 	// maxKnown bounds the sessions of which it is remembered what the store has; the others are asked about again.
 	maxKnown = 4096
-
-	keeps = serializer.KeepsMessages | serializer.KeepsTranscript | serializer.KeepsWorkspace
 )
 
 // Options of a Disk; zero values of the numbers mean their defaults.
@@ -176,7 +174,7 @@ func (d *Disk) Copy(ctx context.Context, s Session, manifest bool) (Round, error
 func (d *Disk) manifest(s Session, at time.Time, got *serializer.Captured) *serializer.Manifest {
 	return &serializer.Manifest{SessionID: s.ID, Namespace: s.Namespace, Name: s.Name, Spec: s.Spec, SerializedAt: at.UTC(),
 		NodeID: s.NodeID, Release: d.o.Release, Epoch: uint64(s.Epoch), Sequence: s.Sequence, Turn: s.Turn, OutputLine: s.OutputLine,
-		Keeps: keeps, Roots: got.Roots, Chunks: got.Chunks, PathMap: []serializer.PathPair{{Source: filepath.Join(s.Dir, Workspace), Root: Workspace}}}
+		Keeps: serializer.KeepsOf(s.Keeps), Roots: got.Roots, Chunks: got.Chunks, PathMap: []serializer.PathPair{{Source: filepath.Join(s.Dir, Workspace), Root: Workspace}}}
 }
 
 // keepIndex writes down what the store has of the session by now.
@@ -219,7 +217,7 @@ func (c *capture) Discard() { c.held.close() }
 
 // Store implements Capture.
 func (c *capture) Store(ctx context.Context) (Stored, error) {
-	out := Stored{Sent: c.direct, Keeps: keeps.List()}
+	out := Stored{Sent: c.direct, Keeps: c.s.Keeps}
 	c.direct = Sent{}
 	sink := through{c.d.o.Store, c.d.o.Cache}
 	sent, err := c.upload(ctx, sink)

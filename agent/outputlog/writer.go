@@ -31,7 +31,7 @@ type Writer struct {
 	// The kept segments, oldest first; the last one is open.
 	kept  []kept
 	total int64 // bytes of all but the open one
-	err   error // of the last Flush that failed, until a notice says what was lost
+	err   error // of the last write that failed, until a notice says what was lost
 	lost  uint64
 }
 
@@ -40,8 +40,12 @@ type kept struct {
 	bytes   int64
 }
 
-// batchBytesMax bounds what waits in memory before it is written.
-const batchBytesMax = 256 << 10
+const (
+	// batchBytesMax bounds what waits in memory before it is written.
+	batchBytesMax = 256 << 10
+	// waitingBytesMax bounds what waits in memory while nothing can be written, such as on a full disk.
+	waitingBytesMax = 1 << 20
+)
 
 // Open opens the log in dir, which must exist, for appending; it cuts off a torn tail. Numbers go on from the last
 // record or from opt.Base, whichever is higher.
@@ -177,7 +181,11 @@ func (w *Writer) Mark(sequence uint64, nanos int64) error {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], sequence)
 	w.add(&Record{Kind: Input, Number: w.last, Time: nanos, Data: b[:]})
-	return w.Flush()
+	err := w.Flush()
+	if err != nil {
+		w.batch = w.batch[:0] // only the marker, which nobody may find later
+	}
+	return err
 }
 
 // Notice adds a text about the log itself.
@@ -193,28 +201,33 @@ func (w *Writer) add(r *Record) {
 	}
 }
 
-// Flush writes what waits, in one write. When it cannot be written it is lost: a process must not stand still because
-// its log's disk is full. The numbers stay used, readers see a hole, and a notice says why once writing works again.
+// Flush writes what waits, in one write. What cannot be written waits on, for another Flush, until it is too much; then it is lost: a
+// process must not stand still because its log's disk is full. The numbers stay used, readers see a hole, and a notice
+// says why once writing works again.
 func (w *Writer) Flush() error {
 	if len(w.batch) == 0 {
 		return nil
 	}
 	batch := w.batch
-	if w.batch = w.batch[:0]; cap(w.batch) > readBytes { // a burst must not cost its memory for ever
-		w.batch = nil
-	}
-	if w.err != nil {
-		text := fmt.Sprintf("output was lost in %d writes: %v", w.lost, w.err)
+	if w.lost > 0 {
+		text := fmt.Sprintf("output was lost, %d times what fits into memory: %v", w.lost, w.err)
 		batch = append(appendRecord(nil, &Record{Kind: Notice, Epoch: w.opt.Epoch, Number: w.lastBefore(batch), Time: time.Now().UnixNano(), Data: []byte(text)}), batch...)
 	}
 	err := w.write(batch)
-	if err != nil {
+	switch {
+	case err == nil:
+		w.err, w.lost = nil, 0
+	case len(w.batch) <= waitingBytesMax:
+		w.err = err
+		return err
+	default:
 		w.err = err
 		w.lost++
-		return err
 	}
-	w.err, w.lost = nil, 0
-	return nil
+	if w.batch = w.batch[:0]; cap(w.batch) > readBytes { // a burst must not cost its memory for ever
+		w.batch = nil
+	}
+	return err
 }
 
 func (w *Writer) write(batch []byte) error {

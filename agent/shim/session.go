@@ -16,9 +16,10 @@ import (
 const (
 	stdinBytesMax = 1 << 20 // that wait for the process to read them
 	readBytes     = 32 << 10
-	drainPatience = time.Second // for output that something outside the tree holds open
-	tellPatience  = time.Second // for peers to take the news of the end
-	exitRetry     = time.Second // between attempts to write the exit record to a full disk
+	drainPatience = time.Second            // for output that something outside the tree holds open
+	tellPatience  = time.Second            // for peers to take the news of the end
+	exitRetry     = time.Second            // between attempts to write the exit record to a full disk
+	relogEvery    = 250 * time.Millisecond // while the log cannot be written
 	killWaitMin   = 2 * time.Millisecond
 	killWaitMax   = 100 * time.Millisecond
 )
@@ -64,6 +65,7 @@ type session struct {
 	grace     *time.Timer
 	killTimer *time.Timer
 	relisten  *time.Timer
+	relog     *time.Timer // output waits for the log's disk
 	killWait  time.Duration
 	killing   bool
 	gone      bool // the main process has ended
@@ -79,7 +81,7 @@ func newSession(p *Params, control *conn, watch *lease.Watch) *session {
 		output: make(chan chunk), requests: make(chan request), peers: make(chan *conn), lapsed: make(chan error, 1),
 		written: make(chan error, 1), mainEnded: make(chan unix.WaitStatus, 1),
 		none: make(chan struct{}), stop: make(chan struct{}),
-		flush: stopped(), grace: stopped(), killTimer: stopped(), relisten: stopped(), killWait: killWaitMin,
+		flush: stopped(), grace: stopped(), killTimer: stopped(), relisten: stopped(), relog: stopped(), killWait: killWaitMin,
 	}
 }
 
@@ -114,6 +116,8 @@ func (s *session) run() {
 			}
 		case <-s.grace.C:
 			s.kill(s.cause, s.message)
+		case <-s.relog.C:
+			s.flushLog(0)
 		case <-s.relisten.C:
 			s.listenOrRetry()
 		case <-s.killTimer.C:
@@ -244,8 +248,12 @@ func (s *session) flushOpenLine() {
 	s.flushLog(before)
 }
 
+// flushLog writes the log, and tells of lines after before. What cannot be written waits, for a turn may end with it; what is lost is told
+// in the log itself, by a notice and a hole.
 func (s *session) flushLog(before uint64) {
-	_ = s.log.Flush() // what is lost is told in the log itself, by a notice and a hole
+	if s.log.Flush() != nil {
+		s.relog.Reset(relogEvery)
+	}
 	if last := s.log.Last(); last > before {
 		for peer := range s.conns {
 			if peer.subscribed {

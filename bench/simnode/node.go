@@ -22,11 +22,11 @@ const resultBytes = 16
 
 // Counts are of all nodes of a process.
 type Counts struct {
-	Linked, Heartbeats, Acked, Started, Ended, Turns, LinksLost int64
+	Linked, Heartbeats, Acked, Started, Ended, Moved, Turns, LinksLost int64
 }
 
 type counters struct {
-	linked, heartbeats, acked, started, ended, turns, linksLost atomic.Int64
+	linked, heartbeats, acked, started, ended, moved, turns, linksLost atomic.Int64
 }
 
 // node is one simulated node. Frames come from one goroutine, heartbeats from another.
@@ -40,6 +40,7 @@ type node struct {
 	facts     []*nodev1.Fact // not acked yet
 	next      uint64         // the next fact's number
 	sessions  map[string]running
+	copied    map[string]uint64 // the move for which a session was copied, until it left
 	heartbeat time.Duration
 	linked    bool
 	wake      chan struct{} // the interval of heartbeats is known, or another link is up
@@ -54,7 +55,7 @@ const incarnation = 1
 
 func newNode(name string, servers []string, dial func(context.Context, string) (nodelink.Conn, error), counts *counters) (*node, error) {
 	n := &node{
-		id: "id-" + name, name: name, counts: counts, began: time.Now(), next: 1, sessions: map[string]running{},
+		id: "id-" + name, name: name, counts: counts, began: time.Now(), next: 1, sessions: map[string]running{}, copied: map[string]uint64{},
 		wake: make(chan struct{}, 1),
 	}
 	var err error
@@ -205,11 +206,44 @@ func (n *node) desired(d *nodev1.Desired) {
 			facts = append(facts, n.fact(s.GetSessionId(), has.epoch, &nodev1.Fact{Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{
 				Exit: &apiv1.Session_Exit{Signal: "SIGTERM", Cause: session.CauseTerminated},
 			}}}))
+		case nodev1.DesiredSession_LEAVE:
+			if known && !has.ended && has.epoch == s.GetEpoch() {
+				facts = append(facts, n.leave(s)...)
+			}
+		case nodev1.DesiredSession_PREPARE:
+			facts = append(facts, n.fact(s.GetSessionId(), s.GetEpoch(), &nodev1.Fact{Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{
+				Manifest: s.GetRestore().GetManifest(),
+			}}}))
 		case nodev1.DesiredSession_FORGET:
 			delete(n.sessions, s.GetSessionId())
 		}
 	}
 	n.sendFacts(facts)
+}
+
+// leave copies a session, or has it held, stored and ended, as fast as a node could that has nothing to do for it.
+func (n *node) leave(s *nodev1.DesiredSession) []*nodev1.Fact {
+	id, epoch := s.GetSessionId(), s.GetEpoch()
+	manifest := make([]byte, len(session.ManifestID{}))
+	copy(manifest, id)
+	if s.GetHoldOff() {
+		if n.copied[id] == s.GetMove() {
+			return nil // its target is not ready yet
+		}
+		n.copied[id] = s.GetMove()
+		return []*nodev1.Fact{n.fact(id, epoch, &nodev1.Fact{Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: s.GetMove(), Round: 1, Manifest: manifest}}})}
+	}
+	delete(n.copied, id)
+	n.sessions[id] = running{epoch: epoch, ended: true}
+	n.counts.moved.Add(1)
+	sequence := s.GetCheckpointSequence() + 1
+	return []*nodev1.Fact{
+		n.fact(id, epoch, &nodev1.Fact{Kind: &nodev1.Fact_Captured{Captured: &nodev1.Captured{Sequence: sequence}}}),
+		n.fact(id, epoch, &nodev1.Fact{Kind: &nodev1.Fact_Checkpointed{Checkpointed: &nodev1.Checkpointed{
+			Sequence: sequence, Manifest: manifest, Move: s.GetMove(), Rounds: 1, HeldTime: timestamppb.Now(), Keeps: []string{"messages"},
+		}}}),
+		n.fact(id, epoch, &nodev1.Fact{Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{Exit: &apiv1.Session_Exit{Cause: session.CauseEvicted, Message: "moved"}}}}),
+	}
 }
 
 // deliver takes messages in, and ends their turns.
@@ -251,7 +285,7 @@ func (n *node) send(f *nodev1.Frame) { _ = n.client.Send(f) }
 func (c *counters) get() Counts {
 	return Counts{
 		Linked: c.linked.Load(), Heartbeats: c.heartbeats.Load(), Acked: c.acked.Load(), Started: c.started.Load(),
-		Ended: c.ended.Load(), Turns: c.turns.Load(), LinksLost: c.linksLost.Load(),
+		Ended: c.ended.Load(), Moved: c.moved.Load(), Turns: c.turns.Load(), LinksLost: c.linksLost.Load(),
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/serializer/serializertest"
 )
 
 // Cluster is the state that all servers share. Its exported fields are set before the first server starts.
@@ -40,6 +41,10 @@ type Cluster struct {
 	Tokens map[string]string
 	// StepMigrations leaves a migration copying until the test changes the session; else it is done at once.
 	StepMigrations bool
+	// StepDrains leaves a drain as it began until the test changes the node; else it is done at once.
+	StepDrains bool
+	// Chunks is the chunk store.
+	Chunks serializertest.Store
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced with each change
@@ -70,7 +75,7 @@ type Fault struct {
 	Err error
 	// After lets the call have its effect first, so that only the answer is lost.
 	After bool
-	// AfterMessages breaks a stream after it has sent that many messages.
+	// AfterMessages breaks a stream after it has sent that many messages; with After, 0 loses the first answer.
 	AfterMessages int
 }
 
@@ -178,7 +183,7 @@ func (c *Cluster) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerI
 	switch {
 	case f.Err == nil:
 		return toStatus(handler(srv, ss))
-	case f.AfterMessages == 0:
+	case f.AfterMessages == 0 && !f.After:
 		return f.Err
 	}
 	err = handler(srv, &breaking{ss, f.AfterMessages, f.Err})
@@ -215,7 +220,7 @@ func (c *Cluster) enter(ctx context.Context, method string) (f Fault, err error)
 		if !ok {
 			return f, status.Error(codes.Unauthenticated, "the token is not known")
 		}
-		looks := strings.HasPrefix(method, "Get") || strings.HasPrefix(method, "List") || strings.HasPrefix(method, "Watch") || strings.HasPrefix(method, "Read")
+		looks := strings.HasPrefix(method, "Get") || strings.HasPrefix(method, "List") || strings.HasPrefix(method, "Watch") || strings.HasPrefix(method, "Read") || strings.HasPrefix(method, "Diff")
 		if role == "viewer" && !looks {
 			return f, status.Errorf(codes.PermissionDenied, "role viewer may not call %s; use a token of role client or above", method)
 		}

@@ -78,10 +78,13 @@ func (s *sessions) CheckpointSession(_ context.Context, req *apiv1.CheckpointSes
 
 // checkpoint makes one; mu is held. Each holds 1 MiB more than the one before, which is all that is sent of it.
 func (c *Cluster) checkpoint(n *sessionState) {
-	number := uint64(len(n.checkpoints)) + 1
+	number := uint64(1)
+	if len(n.checkpoints) > 0 {
+		number = n.checkpoints[len(n.checkpoints)-1].GetSequence() + 1
+	}
 	k := &apiv1.Session_Checkpoint{
 		Sequence: number, CreateTime: c.stamp(), Bytes: int64(number) << 20, Chunks: uint32(number) * 3, Epoch: n.GetEpoch(),
-		Turn: uint64(n.GetMailbox().GetAcked()), OutputLine: n.GetOutputLine(), Keeps: []string{"messages", "transcript", "workspace"},
+		Turn: uint64(n.GetMailbox().GetAcked()), OutputLine: n.GetOutputLine(), Keeps: n.GetKeeps(),
 		Manifest: strings.Repeat(ID("manifest", int(number)), 4), BytesSent: 1 << 20, BytesReused: int64(number-1) << 20,
 	}
 	n.checkpoints = append(n.checkpoints, k)
@@ -208,10 +211,13 @@ func (n *sessionState) kept(sequence uint64) (*apiv1.Session_Checkpoint, error) 
 		return nil, fault.New(fault.FailedPrecondition, "session %s: has no checkpoint yet; make one with `orchctl sessions checkpoint`", n.GetId())
 	case sequence == 0:
 		return n.checkpoints[len(n.checkpoints)-1], nil
-	case sequence > uint64(len(n.checkpoints)):
-		return nil, fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints`", n.GetId(), sequence)
 	}
-	return n.checkpoints[sequence-1], nil
+	for _, k := range n.checkpoints {
+		if k.GetSequence() == sequence {
+			return k, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "session %s: keeps no checkpoint %d; see `orchctl sessions checkpoints`", n.GetId(), sequence)
 }
 
 func (s *sessions) ForkSession(_ context.Context, req *apiv1.ForkSessionRequest) (*apiv1.ForkSessionResponse, error) {
@@ -236,10 +242,13 @@ func (s *sessions) ForkSession(_ context.Context, req *apiv1.ForkSessionRequest)
 	}
 	spec := proto.CloneOf(n.GetSpec())
 	spec.Name = req.GetName()
+	if req.GetStrategy() != "" {
+		spec.Strategy = req.GetStrategy()
+	}
 	made := &sessionState{checkpoints: []*apiv1.Session_Checkpoint{proto.CloneOf(k)}, Session: &apiv1.Session{
 		Id: ID("session", len(c.sessions)+1), Namespace: n.GetNamespace(), Name: req.GetName(), Type: n.GetType(), Priority: n.GetPriority(),
 		Labels: n.GetLabels(), CreateTime: c.stamp(), Spec: spec, Mailbox: &apiv1.Session_Mailbox{}, Reason: fmt.Sprintf("forked from %s", n.GetId()),
-		Checkpoint: proto.CloneOf(k),
+		Checkpoint: proto.CloneOf(k), Keeps: n.GetKeeps(),
 	}}
 	c.sessions[made.GetId()] = made
 	c.keys[req.GetIdempotencyKey()] = made

@@ -28,7 +28,8 @@ func (c *Cluster) AddNode(name string) {
 		Id: ID("node", len(c.nodes)+1), Name: name, Address: "10.0.1.1", Status: apiv1.Node_HEALTHY, Schedulable: true, Connection: "connected",
 		Version: "1.0.0", Pid: 2000, Server: "server-1", CreateTime: c.stamp(), Labels: map[string]string{"zone": "a", "arch": "amd64"},
 		Capabilities: &apiv1.Capabilities{CanSpawnSessions: true, MaxConcurrentSessions: 100, SupportedSessionTypes: []string{"process"},
-			CustomCapabilities: map[string]bool{"pty": true}, CpuMilli: 4000, MemoryBytes: 8 << 30},
+			CustomCapabilities: map[string]bool{"pty": true, "criu": false}, Absent: map[string]string{"criu": "criu is not in the PATH of the node-agent"},
+			CpuMilli: 4000, MemoryBytes: 8 << 30},
 		Health: &apiv1.NodeHealth{CpuUsage: 12.5, MemoryUsage: 40, ResponseTimeMs: 0.8, LastHeartbeat: c.stamp(), UptimeSeconds: 3600},
 	})
 	c.change()
@@ -150,6 +151,11 @@ func (s *nodes) set(id string, schedulable bool) (*apiv1.Node, error) {
 		return nil, err
 	}
 	n.Schedulable = schedulable
+	if d := n.GetDrain(); schedulable && d.GetState() == apiv1.Drain_DRAINING {
+		d.State, d.EndTime, d.Reason = apiv1.Drain_CANCELLED, s.c.stamp(), "uncordoned by admin"
+	} else if schedulable {
+		n.Drain = nil
+	}
 	s.c.change()
 	return proto.CloneOf(n), nil
 }

@@ -89,7 +89,7 @@ func (s *sessions) SpawnSession(_ context.Context, req *apiv1.SpawnSessionReques
 	n := &sessionState{Session: &apiv1.Session{
 		Id: ID("session", len(c.sessions)+1), Namespace: spec.Namespace, Name: spec.Name, Type: spec.Type, Epoch: 1,
 		Priority: apiv1.Priority_Level(spec.Priority), Labels: req.GetSpec().GetLabels(), CreateTime: c.stamp(),
-		Spec: pbconv.SpecToProto(spec), Mailbox: &apiv1.Session_Mailbox{}, ModifyIndex: c.index + 1,
+		Spec: pbconv.SpecToProto(spec), Mailbox: &apiv1.Session_Mailbox{}, ModifyIndex: c.index + 1, Keeps: spec.Keeps(),
 	}}
 	c.place(n)
 	c.sessions[n.Id] = n
@@ -129,11 +129,14 @@ func (s *sessions) GetSession(_ context.Context, req *apiv1.GetSessionRequest) (
 	return &apiv1.GetSessionResponse{Session: proto.CloneOf(n.Session)}, nil
 }
 
-// match returns copies of the sessions that match, ordered by id; mu is held. Of the filter's terms it knows phase.
+// match returns copies of the sessions that match, ordered by id; mu is held. Of the filter's terms it knows phase and checkpoint=failing.
 func (c *Cluster) match(namespace, filter, id string) (out []*apiv1.Session) {
 	for _, s := range c.sessions {
 		phase, filtered := strings.CutPrefix(filter, "phase=")
 		if namespace != "" && s.GetNamespace() != namespace || filtered && s.GetPhase().String() != phase || id != "" && s.GetId() != id {
+			continue
+		}
+		if filter == "checkpoint=failing" && s.GetCheckpointError() == "" {
 			continue
 		}
 		out = append(out, proto.CloneOf(s.Session))

@@ -6,6 +6,8 @@
 //	    addresses: [127.0.0.1:8077, 127.0.0.1:8087]
 //	    token_file: /home/me/.orchestrator/admin.token
 //	    tls_ca: /home/me/.orchestrator/ca.pem
+//	trusted_signers:
+//	  - SHA256:uNiVztksCsDhcc0u9e8BrFoHiUqsQrKDcB1YLF6GmyY
 //
 // The file is $XDG_CONFIG_HOME/orchctl/config.yaml, or ~/.config/orchctl/config.yaml. It may hold tokens, so it is
 // readable by its owner only, and it is replaced as a whole, so that a reader never sees half of it.
@@ -47,6 +49,8 @@ type Context struct {
 type File struct {
 	Current  string    `yaml:"current"`
 	Contexts []Context `yaml:"contexts"`
+	// TrustedSigners are fingerprints (SHA256:…) of those whose exported sessions are imported.
+	TrustedSigners []string `yaml:"trusted_signers,omitempty"`
 }
 
 // DefaultPath is where the file is, by the environment.

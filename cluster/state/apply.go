@@ -137,6 +137,12 @@ func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 		return a.forkSession(k.ForkSession)
 	case *clusterv1.Command_RewindSession:
 		r.Session, r.Err = a.rewindSession(k.RewindSession)
+	case *clusterv1.Command_DrainNode:
+		r.Node, r.Err = a.drainNode(k.DrainNode)
+	case *clusterv1.Command_EndDrain:
+		r.Node, r.Err = a.endDrain(k.EndDrain)
+	case *clusterv1.Command_DeleteCheckpoint:
+		r.Session, r.Err = a.deleteCheckpoint(k.DeleteCheckpoint)
 	default:
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}

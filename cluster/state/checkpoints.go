@@ -3,12 +3,16 @@
 package state
 
 import (
+	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -40,9 +44,6 @@ func (a *applier) keepAcked(s *session.Session, mb *mailboxRow, m *session.Messa
 	mb.Kept++
 	mb.Bytes += uint64(len(k.Text))
 	a.meta.stats.MessageBytes += uint64(len(k.Text))
-	if s.UnsavedSince == 0 {
-		s.UnsavedSince = a.meta.time
-	}
 	// Half full of what only a checkpoint lets go: time for one.
 	if int(mb.Kept) >= a.limits.MailboxMessages/2 && s.CheckpointRequest == s.CheckpointAnswered {
 		s.CheckpointRequest++
@@ -122,7 +123,7 @@ func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 		CreateTime: at.Time, Chunks: c.GetChunks(), Bytes: c.GetBytes(), BytesSent: c.GetBytesSent(), BytesReused: c.GetBytesReused(),
 		Keeps: a.keeps(c.GetKeeps()),
 	}
-	s.Checkpoints = chain(s.Checkpoints, head)
+	a.extend(&s, head)
 	s.Captured, s.CheckpointError = nil, ""
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	if s.UnsavedSince != 0 {
@@ -147,10 +148,100 @@ func (a *applier) keeps(words []string) []string {
 	return kept
 }
 
-// chain appends a head and lets the oldest go.
-func chain(all []*session.Checkpoint, head *session.Checkpoint) []*session.Checkpoint {
-	keep := all[max(0, len(all)+1-session.CheckpointsMax):]
-	return append(slices.Clip(slices.Clone(keep)), head)
+// extend appends a head to the chain of a session, not shared yet, and lets those go that it is not to keep.
+func (a *applier) extend(s *session.Session, head *session.Checkpoint) {
+	all := make([]*session.Checkpoint, len(s.Checkpoints), len(s.Checkpoints)+1)
+	copy(all, s.Checkpoints)
+	s.Checkpoints = append(all, head)
+	s.Checkpoints = s.Kept(a.meta.time)
+}
+
+// collectCheckpoints lets checkpoints go that are too old, of at most so many sessions, and returns how many went. Sessions
+// of which one will be are in a set, by when: the others cost nothing.
+func (a *applier) collectCheckpoints(limit int) (gone int) {
+	for due, id := range (setID{kind: setAging}).all(a.base) {
+		if gone >= limit || due > timeKey(a.meta.time)+"\xff" {
+			break
+		}
+		old := a.sessions.get(a.base, id)
+		if old == nil {
+			continue // it was removed a moment ago
+		}
+		s := *old
+		if s.Checkpoints = old.Kept(a.meta.time); len(s.Checkpoints) == len(old.Checkpoints) {
+			continue
+		}
+		gone += len(old.Checkpoints) - len(s.Checkpoints)
+		a.save(old, &s)
+	}
+	return gone
+}
+
+// firstCheckpoint reads what a spawned session begins with; nil for nothing.
+func (a *applier) firstCheckpoint(p *apiv1.Session_Checkpoint) (*session.Checkpoint, error) {
+	if p == nil {
+		return nil, nil
+	}
+	id, err := hex.DecodeString(p.GetManifest())
+	switch {
+	case err != nil || len(id) != len(session.ManifestID{}):
+		return nil, fault.New(fault.Invalid, "spawn: the checkpoint's manifest %q is not the id of a chunk", clip(p.GetManifest(), 80)).WithField("checkpoint.manifest")
+	case p.GetSequence() == 0:
+		return nil, fault.New(fault.Invalid, "spawn: the checkpoint has no sequence").WithField("checkpoint.sequence")
+	case p.GetSequence() > session.CountMax || p.GetTurn() > session.CountMax || p.GetOutputLine() > session.CountMax:
+		return nil, fault.New(fault.Invalid, "spawn: checkpoint %d with turn %d and output line %d counts further than %d", p.GetSequence(), p.GetTurn(), p.GetOutputLine(), uint64(session.CountMax)).WithField("checkpoint")
+	case p.GetBytes() < 0:
+		return nil, fault.New(fault.Invalid, "spawn: the checkpoint has %d bytes", p.GetBytes()).WithField("checkpoint.bytes")
+	}
+	at := pbconv.Nanos(p.GetCreateTime())
+	if at == 0 { // made for this
+		at = a.meta.time
+	}
+	return &session.Checkpoint{
+		Sequence: p.GetSequence(), Manifest: session.ManifestID(id), Turn: p.GetTurn(), OutputLine: p.GetOutputLine(),
+		CreateTime: at, Chunks: p.GetChunks(), Bytes: p.GetBytes(), Keeps: a.keeps(p.GetKeeps()),
+	}, nil
+}
+
+// deleteCheckpoint lets one checkpoint of a chain go. Its chunks are collected once no other one names them.
+func (a *applier) deleteCheckpoint(c *clusterv1.DeleteCheckpoint) (*session.Session, error) {
+	old := a.sessions.get(a.base, c.GetSessionId())
+	if old == nil {
+		return nil, noSession(c.GetSessionId())
+	}
+	i := slices.IndexFunc(old.Checkpoints, func(k *session.Checkpoint) bool { return k.Sequence == c.GetSequence() })
+	switch {
+	case i < 0:
+		return nil, fault.New(fault.NotFound, "delete: session %s keeps no checkpoint %d; it keeps %s", old.ID, c.GetSequence(), sequences(old.Checkpoints))
+	case i == len(old.Checkpoints)-1:
+		return nil, fault.New(fault.FailedPrecondition, "delete: checkpoint %d is the newest of session %s, which goes on from it; make another one first", c.GetSequence(), old.ID)
+	case old.RewindTo == c.GetSequence():
+		return nil, fault.New(fault.FailedPrecondition, "delete: session %s is going back to checkpoint %d", old.ID, c.GetSequence()).WithRetry(a.limits.RetryAfter)
+	}
+	s := *old
+	s.Checkpoints = slices.Delete(slices.Clone(old.Checkpoints), i, i+1)
+	a.save(old, &s)
+	why := fmt.Sprintf("checkpoint %d was deleted", c.GetSequence())
+	if c.GetActor() != "" {
+		why += " by " + c.GetActor()
+	}
+	a.sessionEvent("session.checkpoint-deleted", &s, why)
+	return &s, nil
+}
+
+// sequences lists a chain for people.
+func sequences(all []*session.Checkpoint) string {
+	if len(all) == 0 {
+		return "none"
+	}
+	var b []byte
+	for i, c := range all {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = strconv.AppendUint(b, c.Sequence, 10)
+	}
+	return string(b)
 }
 
 // checkpointFailed is told that no checkpoint could be made. What was under way for its sake goes on where it is.

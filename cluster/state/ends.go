@@ -11,12 +11,15 @@ import (
 	"github.com/neolith/orchestrator/session"
 )
 
-// end moves a session into a phase it never leaves. What waits in its mailbox becomes dead letters; results stay.
+// end moves a session into a phase that only a rewind leaves. What waits in its mailbox becomes dead letters; results stay. Messages
+// that were answered after its last checkpoint are kept as long as the session is, for whoever restores it from there.
 func (a *applier) end(old, s *session.Session, phase session.Phase, reason string) {
 	s.EndTime = a.meta.time
 	s.Captured, s.Left, s.Move, s.RewindTo = nil, false, 0, 0
 	a.migrated(s, session.MigrationFailed, "the session ended: "+reason)
-	a.release(s.ID, ^uint64(0))
+	if s.Head() == nil || a.meta.stats.MessageBytes > a.limits.MessageBytes/2 {
+		a.release(s.ID, ^uint64(0)) // nothing to restore it from; or what lives needs the room
+	}
 	a.enter(s, phase, reason)
 	a.save(old, s)
 	a.buryAll(s, fmt.Sprintf("session ended: %s: %s", phase, s.Reason))
@@ -26,6 +29,7 @@ func (a *applier) end(old, s *session.Session, phase session.Phase, reason strin
 func (a *applier) exited(old *session.Session, e *nodev1.Exited) {
 	exit := a.exitOf(pbconv.ExitFromProto(e.GetExit()))
 	s := *old
+	a.forgive(&s)
 	s.PID = 0
 	s.OutputLine = max(s.OutputLine, e.GetOutputLine())
 	a.takeBack(&s, e.GetOutstanding(), exit)
@@ -42,21 +46,30 @@ func (a *applier) exited(old *session.Session, e *nodev1.Exited) {
 	s.Exit = &exit
 	clean := exit.Cause == session.CauseCompleted
 	again := s.Spec.Restart == session.RestartAlways || s.Spec.Restart == session.RestartOnFailure && !clean
-	spent := s.Restarts >= s.Spec.MaxRestarts
+	row := s.RestartsInRow()
 	switch {
-	case again && !spent:
+	case again && row < s.Spec.MaxRestarts:
 		s.Restarts++
-		delay := session.RestartDelay(s.Restarts)
+		delay := session.RestartDelay(row + 1)
 		s.NotBefore = a.meta.time + int64(delay)
-		a.retry(old, &s, fmt.Sprintf("%s; restart %d of %d in %s", how, s.Restarts, s.Spec.MaxRestarts, delay))
+		a.retry(old, &s, fmt.Sprintf("%s; restart %d of %d in %s", how, row+1, s.Spec.MaxRestarts, delay))
 	case clean && again:
-		a.endWith(old, &s, session.Complete, fmt.Sprintf("%s; its %d restarts are used up", how, s.Restarts))
+		a.endWith(old, &s, session.Complete, fmt.Sprintf("%s; its %d restarts are used up", how, row))
 	case clean:
 		a.endWith(old, &s, session.Complete, how)
 	case again:
-		a.endWith(old, &s, session.Fail, fmt.Sprintf("%s; its %d restarts are used up", how, s.Restarts))
+		a.endWith(old, &s, session.Fail, fmt.Sprintf("%s; its %d restarts are used up", how, row))
 	default:
 		a.endWith(old, &s, session.Fail, how)
+	}
+}
+
+// forgive counts the restarts of a session, not shared yet, anew when the epoch that ends was a healthy run. One that moves or
+// pauses is one, too.
+func (a *applier) forgive(s *session.Session) {
+	ran := s.Phase != session.Starting && s.Phase != session.Restoring // else StartTime is of an epoch before
+	if ran && a.meta.time-s.StartTime >= int64(session.HealthyRun) {
+		s.RestartsForgiven = s.Restarts
 	}
 }
 
@@ -65,6 +78,7 @@ func (a *applier) exited(old *session.Session, e *nodev1.Exited) {
 func (a *applier) lost(old *session.Session, node, reason string) {
 	exit := session.Exit{Code: -1, Cause: session.CauseLost, Message: a.reason("node " + node + " was lost: " + reason)}
 	s := *old
+	a.forgive(&s)
 	s.PID = 0
 	a.takeBack(&s, 0, exit)
 	if s.Phase == session.Terminating {

@@ -102,6 +102,7 @@ func (a *applier) started(old *session.Session, pid int32) {
 		}
 		if s.Migration.Under() {
 			a.migrated(&s, session.MigrationDone, "")
+			a.arrived(s.Migration)
 		}
 		a.enter(&s, to, why)
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -75,6 +76,12 @@ func cmd(m any) *clusterv1.Command {
 		return &clusterv1.Command{Kind: &clusterv1.Command_ForkSession{ForkSession: k}}
 	case *clusterv1.RewindSession:
 		return &clusterv1.Command{Kind: &clusterv1.Command_RewindSession{RewindSession: k}}
+	case *clusterv1.DrainNode:
+		return &clusterv1.Command{Kind: &clusterv1.Command_DrainNode{DrainNode: k}}
+	case *clusterv1.EndDrain:
+		return &clusterv1.Command{Kind: &clusterv1.Command_EndDrain{EndDrain: k}}
+	case *clusterv1.DeleteCheckpoint:
+		return &clusterv1.Command{Kind: &clusterv1.Command_DeleteCheckpoint{DeleteCheckpoint: k}}
 	}
 	panic(fmt.Sprintf("no command %T", m))
 }
@@ -387,7 +394,14 @@ func (h *history) spawn(node *Node) any {
 			s.Command = nil
 		}
 		s.CheckpointEvery = pick(h, []string{"", "turn", "5m"})
+		s.KeepCheckpoints = pick(h, []uint32{0, 1, 2, 3})
+		if h.rng.IntN(3) == 0 {
+			s.KeepCheckpointsFor = durationpb.New(time.Duration(1+h.rng.IntN(20)) * time.Second)
+		}
 	})
+	if h.rng.IntN(8) == 0 { // imported
+		c.Checkpoint = &apiv1.Session_Checkpoint{Sequence: uint64(h.rng.IntN(4)), Manifest: fmt.Sprintf("%064x", h.count), Turn: 2, OutputLine: 5, Bytes: 9, Chunks: 1}
+	}
 	if h.rng.IntN(4) > 0 {
 		c.NodeId = node.ID
 	}
@@ -403,7 +417,17 @@ func (h *history) move(v *View, some *session.Session) any {
 	if target == nil {
 		target = &Node{ID: "id-none"}
 	}
-	switch h.rng.IntN(9) {
+	switch h.rng.IntN(12) {
+	case 9:
+		return &clusterv1.DrainNode{NodeId: target.ID, Deadline: h.now + h.rng.Int64N(20*second) - second, Force: h.rng.IntN(2) == 0, Actor: "ann"}
+	case 10:
+		end := &clusterv1.EndDrain{NodeId: target.ID, State: uint32(1 + h.rng.IntN(4)), Reason: "no room"}
+		if target.Drain != nil {
+			end.Number = target.Drain.Number
+		}
+		return end
+	case 11:
+		return &clusterv1.PauseSession{SessionId: some.ID, Reason: "idle", Idle: &clusterv1.Idle{Epoch: some.Epoch, Turns: some.Turns}}
 	case 0, 1, 2:
 		return &clusterv1.MigrateSession{SessionId: some.ID, Epoch: some.Epoch, NodeId: target.ID, Cold: h.rng.IntN(2) == 0, Actor: "ann"}
 	case 3:

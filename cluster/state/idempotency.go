@@ -106,7 +106,7 @@ func (a *applier) oldestKey() *idempotencyRow {
 	return a.meta.keys.at(a.meta.keys.first)
 }
 
-// collectGarbage removes what is old: sessions that ended before a time, idempotency keys and tokens by their age.
+// collectGarbage removes what is old: sessions that ended before a time; checkpoints, idempotency keys and tokens by their age.
 func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 	limit := int(c.GetLimit())
 	if limit <= 0 || limit > a.limits.CollectRows {
@@ -122,6 +122,7 @@ func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 		a.forget(s)
 		n++
 	}
+	n += a.collectCheckpoints(limit - n)
 	for r := a.oldestKey(); r != nil && n < limit && time.Duration(a.meta.time-r.time) >= a.limits.IdempotencyKeep; r = a.oldestKey() {
 		a.dropKey()
 		n++

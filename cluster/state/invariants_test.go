@@ -27,7 +27,7 @@ func checkInvariants(t fataler, v *View) {
 	}
 	nodes := map[string]held{}
 	moving := map[string]uint32{} // to the node
-	pending, ended := map[string]bool{}, map[string]bool{}
+	pending, ended, aging := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for s := range v.Sessions("") {
 		want.Phases[s.Phase]++
 		if s.Spec.Name != "" && !s.Phase.Ended() {
@@ -61,6 +61,9 @@ func checkInvariants(t fataler, v *View) {
 			t.Fatalf("session %s is %s and its move is under way: %+v", s.ID, s.Phase, s.Migration)
 		}
 		checkSaved(t, s)
+		if s.KeptUntil() != 0 {
+			aging[s.ID] = true
+		}
 		if s.Phase == session.Pending {
 			pending[s.ID] = true
 		}
@@ -100,6 +103,7 @@ func checkInvariants(t fataler, v *View) {
 		if on+moving[n.ID] != n.Sessions || n.Lost && on > 0 {
 			t.Fatalf("node %s (lost %v) lists %d sessions and counts %d", n.Name, n.Lost, on, n.Sessions)
 		}
+		checkDrain(t, n)
 		delete(nodes, n.ID)
 		if byName = append(byName, n.Name); v.NodeByName(n.Name) != n {
 			t.Fatalf("node %s is not found by its name", n.Name)
@@ -121,6 +125,7 @@ func checkInvariants(t fataler, v *View) {
 	checkOrder(t, "pending", v.Pending(), pending, func(a, b *session.Session) bool {
 		return a.Spec.Priority < b.Spec.Priority || a.Spec.Priority == b.Spec.Priority && a.CreateIndex <= b.CreateIndex
 	})
+	checkOrder(t, "aging", v.sessionsOf(setID{kind: setAging}), aging, func(a, b *session.Session) bool { return a.KeptUntil() <= b.KeptUntil() })
 	checkOrder(t, "ended", v.Ended(), ended, func(a, b *session.Session) bool { return a.EndTime <= b.EndTime })
 	want.Tokens = uint64(len(slices.Collect(v.Tokens())))
 	checkEvents(t, v, &want)
@@ -136,6 +141,18 @@ func checkInvariants(t fataler, v *View) {
 	want.DeadLettersDropped = v.Stats().DeadLettersDropped
 	if got := v.Stats(); got != want {
 		t.Fatalf("counts\n%+v, recounted\n%+v", got, want)
+	}
+}
+
+func checkDrain(t fataler, n *Node) {
+	t.Helper()
+	d := n.Drain
+	switch {
+	case d == nil:
+	case d.Under() && (n.Schedulable || d.EndTime != 0), !d.Under() && d.EndTime == 0:
+		t.Fatalf("node %s (schedulable %v) is in the drain %+v", n.Name, n.Schedulable, d)
+	case d.State != DrainCancelled && d.Moved+d.Paused+n.Sessions > d.Total:
+		t.Fatalf("node %s holds %d sessions in the drain %+v: some came meanwhile", n.Name, n.Sessions, d)
 	}
 }
 
@@ -174,8 +191,8 @@ func checkMailbox(t fataler, v *View, s *session.Session, want *Stats) {
 		re.Kept++
 		re.Bytes += uint64(len(m.Text))
 	}
-	if s.Phase.Ended() && re.Kept > 0 {
-		t.Fatalf("session %s is %s and still keeps messages", s.ID, s.Phase)
+	if s.Phase.Ended() && s.Head() == nil && re.Kept > 0 {
+		t.Fatalf("session %s is %s without a checkpoint and still keeps messages", s.ID, s.Phase)
 	}
 	if s.Phase.Ended() && re.Queued+re.Delivered > 0 {
 		t.Fatalf("session %s is %s and still has messages", s.ID, s.Phase)
@@ -201,8 +218,10 @@ func checkSaved(t fataler, s *session.Session) {
 		last = c.Sequence
 	}
 	switch {
-	case len(s.Checkpoints) > session.CheckpointsMax:
-		t.Fatalf("session %s keeps %d checkpoints", s.ID, len(s.Checkpoints))
+	case s.RewindTo == 0 && len(s.Checkpoints) > s.Spec.KeepCount()+1: // one may be left of a rewind that was given up
+		t.Fatalf("session %s keeps %d checkpoints of %d", s.ID, len(s.Checkpoints), s.Spec.KeepCount())
+	case s.RewindTo != 0 && s.Checkpoint(s.RewindTo) == nil:
+		t.Fatalf("session %s is to go back to checkpoint %d, which is gone", s.ID, s.RewindTo)
 	case s.Phase == session.Restoring && s.Head() == nil, s.Phase == session.Starting && s.Head() != nil && s.Epoch > 1 && s.Head().Epoch < s.Epoch && s.PID != 0:
 		t.Fatalf("session %s is %s with the head %+v", s.ID, s.Phase, s.Head())
 	case s.Left && s.Phase != session.Migrating && s.Phase != session.Pausing && s.Phase != session.Terminating:

@@ -173,6 +173,9 @@ func (a *applier) turnEnded(old *session.Session, t *nodev1.TurnEnded) {
 		return
 	}
 	s.Turns++
+	if s.UnsavedSince == 0 {
+		s.UnsavedSince = a.meta.time // also where no checkpoint will be made: then all of it is at stake
+	}
 	mb := a.openMailbox(old.ID)
 	if !m.Delivered {
 		m = a.handOver(mb, old, m) // the fact of the delivery did not come

@@ -38,6 +38,12 @@ type Flag struct {
 	Value bool
 }
 
+// The bounds of Capabilities.Absent.
+const (
+	absentMax   = 16  // keys
+	absentBytes = 256 // of each reason
+)
+
 // Capabilities is what a node can run. A bound of 0 was not declared and is not enforced.
 type Capabilities struct {
 	CanSpawnSessions      bool
@@ -46,8 +52,10 @@ type Capabilities struct {
 	HasGPUAccess          bool
 	HasHighMemory         bool
 	Custom                []Flag // sorted by key
-	CPUMilli              int64
-	MemoryBytes           int64
+	// Absent says of some keys why the node does not have them; sorted by key.
+	Absent      []session.Pair
+	CPUMilli    int64
+	MemoryBytes int64
 }
 
 // CapabilitiesFromProto returns the capabilities; nil gives none.
@@ -61,6 +69,10 @@ func CapabilitiesFromProto(p *apiv1.Capabilities) Capabilities {
 	for _, k := range slices.Sorted(maps.Keys(custom)) {
 		c.Custom = append(c.Custom, Flag{Key: k, Value: custom[k]})
 	}
+	absent := p.GetAbsent()
+	for _, k := range slices.Sorted(maps.Keys(absent))[:min(len(absent), absentMax)] {
+		c.Absent = append(c.Absent, session.Pair{Key: clip(k, session.MaxNameBytes), Value: clip(absent[k], absentBytes)})
+	}
 	return c
 }
 
@@ -70,6 +82,12 @@ func (c Capabilities) Proto() *apiv1.Capabilities {
 		CanSpawnSessions: c.CanSpawnSessions, MaxConcurrentSessions: c.MaxConcurrentSessions,
 		SupportedSessionTypes: c.SupportedSessionTypes, HasGpuAccess: c.HasGPUAccess, HasHighMemory: c.HasHighMemory,
 		CpuMilli: c.CPUMilli, MemoryBytes: c.MemoryBytes,
+	}
+	if len(c.Absent) > 0 {
+		p.Absent = make(map[string]string, len(c.Absent))
+		for _, e := range c.Absent {
+			p.Absent[e.Key] = e.Value
+		}
 	}
 	if len(c.Custom) > 0 {
 		p.CustomCapabilities = make(map[string]bool, len(c.Custom))
@@ -95,6 +113,7 @@ type Node struct {
 	Incarnation  uint64
 	FactIndex    uint64 // the last fact of this incarnation that was applied
 	Lost         bool   // its lease ended; only a registration brings it back
+	Drain        *Drain // under way, or the last one since the node was uncordoned; nil when there is none
 	// What the sessions that hold this node reserve.
 	Sessions            uint32
 	ReservedCPUMilli    int64

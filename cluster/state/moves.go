@@ -162,6 +162,8 @@ func (a *applier) pauseSession(c *clusterv1.PauseSession) (*session.Session, err
 		return nil, noSession(c.GetSessionId())
 	case old.Phase == session.Paused || old.Phase == session.Pausing && old.RewindTo == 0:
 		return old, nil
+	case c.GetIdle() != nil && !a.idle(old, c.GetIdle()):
+		return nil, fault.New(fault.Aborted, "pause: session %s is not idle any more", old.ID)
 	}
 	s := *old
 	to, ok := session.Next(s.Phase, session.Pause)
@@ -178,6 +180,12 @@ func (a *applier) pauseSession(c *clusterv1.PauseSession) (*session.Session, err
 	a.enterBy(&s, session.Pause, c.GetActor(), why)
 	a.save(old, &s)
 	return &s, nil
+}
+
+// idle reports whether nothing has happened to a session since it was found idle.
+func (a *applier) idle(s *session.Session, since *clusterv1.Idle) bool {
+	mb := a.mailboxes.get(a.base, s.ID)
+	return s.Phase == session.Running && s.Epoch == since.GetEpoch() && s.Turns == since.GetTurns() && (mb == nil || mb.Queued+mb.Delivered == 0)
 }
 
 // resumeSession has a paused session wait for a place.
@@ -219,17 +227,17 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 	}
 	spec := *of.Spec
 	spec.Name = c.GetName()
+	if c.GetStrategy() != "" {
+		spec.Strategy = c.GetStrategy()
+	}
 	spawn := &clusterv1.SpawnSession{SessionId: c.GetNewSessionId(), IdempotencyKey: c.GetIdempotencyKey()}
 	if err := a.checkSpawn(spawn, &spec); err != nil {
 		return Result{Err: err}
 	}
 	s := &session.Session{
 		ID: c.GetNewSessionId(), Spec: a.intern.spec(&spec), Phase: session.Pending, CreateTime: a.meta.time, CreateIndex: a.meta.index,
-		OutputLine: from.OutputLine,
 	}
-	first := *from
-	first.Epoch = 0 // not one of this session's
-	s.Checkpoints, s.Turns = []*session.Checkpoint{&first}, from.Turn
+	begin(s, from)
 	why := fmt.Sprintf("forked from checkpoint %d of session %s", from.Sequence, of.ID)
 	if c.GetActor() != "" {
 		why += " by " + c.GetActor()
@@ -242,15 +250,23 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 	return Result{Session: s}
 }
 
+// begin makes a checkpoint from elsewhere the first of a new session's chain: its turns and its output go on from it.
+func begin(s *session.Session, from *session.Checkpoint) {
+	first := *from
+	first.Epoch = 0 // not one of this session's
+	s.Checkpoints, s.Turns, s.OutputLine = []*session.Checkpoint{&first}, from.Turn, from.OutputLine
+}
+
 func noCheckpoint(verb string, s *session.Session, sequence uint64) error {
 	if len(s.Checkpoints) == 0 {
 		return fault.New(fault.FailedPrecondition, "%s: session %s has no checkpoint; make one with: orchctl sessions checkpoint %s", verb, s.ID, s.ID)
 	}
-	return fault.New(fault.NotFound, "%s: session %s keeps no checkpoint %d; it keeps %d to %d", verb, s.ID, sequence, s.Checkpoints[0].Sequence, s.Head().Sequence)
+	return fault.New(fault.NotFound, "%s: session %s keeps no checkpoint %d; it keeps %s", verb, s.ID, sequence, sequences(s.Checkpoints))
 }
 
 // rewindSession has a session go on from an earlier checkpoint, under a new epoch. What has ended goes on, too. Messages whose
-// turns have ended stay acked: to go back is to undo them.
+// turns have ended stay acked: to go back is to undo them. But an ended session that goes on from its head is restored, as after
+// the loss of a node: nobody wanted its last turns undone, and their messages come again.
 func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, error) {
 	old := a.sessions.get(a.base, c.GetSessionId())
 	if old == nil {
@@ -274,8 +290,12 @@ func (a *applier) rewindSession(c *clusterv1.RewindSession) (*session.Session, e
 	if id := a.holderOf(s.Spec.Namespace, s.Spec.Name); s.Phase.Ended() && id != "" && id != s.ID {
 		return nil, fault.New(fault.AlreadyExists, "rewind: the name %q is held by session %s by now; terminate it, or fork the checkpoint", s.Spec.Name, id)
 	}
-	s.EndTime, s.Exit, s.Restarts = 0, nil, 0
-	a.rewound(&s, from)
+	s.EndTime, s.Exit, s.RestartsForgiven = 0, nil, s.Restarts // somebody wants it to try again
+	if s.Phase.Ended() && from == s.Head() {
+		a.goBack(&s)
+	} else {
+		a.rewound(&s, from)
+	}
 	s.NotBefore = a.meta.time
 	a.enterBy(&s, session.Rewind, c.GetActor(), why)
 	a.save(old, &s)
@@ -287,8 +307,8 @@ func (a *applier) rewound(s *session.Session, from *session.Checkpoint) {
 	head := *from
 	head.Sequence, head.Turn = s.Head().Sequence+1, s.Turns
 	a.release(s.ID, s.Turns)
-	s.Checkpoints = chain(s.Checkpoints, &head)
 	s.RewindTo = 0
+	a.extend(s, &head)
 	a.goBack(s)
 }
 

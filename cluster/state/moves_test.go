@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -385,6 +386,11 @@ func TestForkAndRewind(t *testing.T) {
 	m.ok(&clusterv1.ForkSession{SessionId: "s", NewSessionId: "f", Name: "branch", Sequence: 1, Actor: "ann"})
 	m.refused(fault.AlreadyExists, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "g", Name: "branch"})
 	m.refused(fault.NotFound, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "g", Sequence: 9})
+	m.ok(&clusterv1.ForkSession{SessionId: "s", NewSessionId: "h", Strategy: "spread"})
+	if h := m.session("h"); h.Spec.Strategy != "spread" || m.session("f").Spec.Strategy != "" || m.session("s").Spec.Strategy != "" {
+		t.Errorf("the forks are placed by %q and %q", h.Spec.Strategy, m.session("f").Spec.Strategy)
+	}
+	m.refused(fault.Invalid, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "i", Strategy: strings.Repeat("x", session.MaxSpecBytes+1)})
 	if f := m.session("f"); f.Head().Manifest != m.session("s").Checkpoint(1).Manifest || f.Turns != 2 || f.OutputLine != 2 || f.Phase != session.Pending {
 		t.Errorf("the fork is %+v", f)
 	}
@@ -424,5 +430,68 @@ func TestSavedSurvivesASnapshot(t *testing.T) {
 	m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1})
 	if got := m.queued("s"); !slices.Equal(got, []uint64{3, 4, 5}) {
 		t.Errorf("messages %v come again", got)
+	}
+}
+
+// TestASessionMayBeginWithACheckpoint: one that was imported goes on from what it brought.
+func TestASessionMayBeginWithACheckpoint(t *testing.T) {
+	m := newMachine(t)
+	m.node("a")
+	first := func(change ...func(*apiv1.Session_Checkpoint)) *clusterv1.SpawnSession {
+		c := spawn("s", "id-a", func(p *apiv1.SessionSpec) { p.Name, p.Restart = "brought", "on-failure" })
+		c.Checkpoint = &apiv1.Session_Checkpoint{Sequence: 7, Manifest: strings.Repeat("ab", 32), Turn: 3, OutputLine: 9, Epoch: 4, Bytes: 100, Chunks: 2,
+			Keeps: []string{"messages", "workspace"}}
+		for _, f := range change {
+			f(c.Checkpoint)
+		}
+		return c
+	}
+	for _, bad := range []func(*apiv1.Session_Checkpoint){
+		func(c *apiv1.Session_Checkpoint) { c.Manifest = "ab" },
+		func(c *apiv1.Session_Checkpoint) { c.Manifest = strings.Repeat("x", 64) },
+		func(c *apiv1.Session_Checkpoint) { c.Sequence = 0 },
+		func(c *apiv1.Session_Checkpoint) { c.Turn = 1 << 60 },
+		func(c *apiv1.Session_Checkpoint) { c.Bytes = -1 },
+	} {
+		m.refused(fault.Invalid, first(bad))
+	}
+	m.ok(first())
+	s := m.phase(session.Restoring, "a", 1)
+	if h := s.Head(); h.Epoch != 0 || h.Sequence != 7 || h.Manifest[0] != 0xab || len(h.Keeps) != 2 {
+		t.Errorf("the head is %+v", h)
+	}
+	if s.Turns != 3 || s.OutputLine != 9 || s.LagTurns() != 0 {
+		t.Errorf("goes on from turn %d, line %d, and lags by %d", s.Turns, s.OutputLine, s.LagTurns())
+	}
+	if h := s.History[0]; !strings.HasPrefix(h.Reason, "imported by ann") {
+		t.Errorf("the history says %q", h.Reason)
+	}
+	m.ok(m.facts("a", started("s", 1)))
+	m.turns("a", 1, 2)
+	m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1})
+	if s = m.session("s"); s.Turns != 3 {
+		t.Errorf("after the loss of its node it goes on from turn %d", s.Turns)
+	}
+	if got := m.queued("s"); !slices.Equal(got, []uint64{1, 2}) {
+		t.Errorf("messages %v come again", got)
+	}
+}
+
+// TestDeleteCheckpoint: any but the newest.
+func TestDeleteCheckpoint(t *testing.T) {
+	m := saving(t)
+	m.refused(fault.NotFound, &clusterv1.DeleteCheckpoint{SessionId: "s", Sequence: 1})
+	for range 3 {
+		m.turns("a", 1, 1)
+		m.save("a", 1, 0)
+	}
+	m.refused(fault.NotFound, &clusterv1.DeleteCheckpoint{SessionId: "nobody", Sequence: 1})
+	m.refused(fault.FailedPrecondition, &clusterv1.DeleteCheckpoint{SessionId: "s", Sequence: 3})
+	m.ok(&clusterv1.DeleteCheckpoint{SessionId: "s", Sequence: 2, Actor: "ann"})
+	if s := m.session("s"); len(s.Checkpoints) != 2 || s.Checkpoint(2) != nil || s.Head().Sequence != 3 {
+		t.Errorf("it keeps %s", sequences(s.Checkpoints))
+	}
+	if err := m.refusal(fault.NotFound, &clusterv1.DeleteCheckpoint{SessionId: "s", Sequence: 2}); !strings.Contains(err.Error(), "it keeps 1, 3") {
+		t.Error(err)
 	}
 }

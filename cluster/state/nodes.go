@@ -141,7 +141,7 @@ func (a *applier) loseNode(c *clusterv1.LoseNode) (*Node, uint32, error) {
 	for _, id := range ids {
 		a.lost(a.sessions.get(a.base, id), n.Name, reason)
 	}
-	a.loseTarget(n, reason)
+	a.turnAway(n.ID, session.MigrationFailed, "the target "+n.Name+" was lost: "+reason)
 	m := *a.nodes.get(a.base, n.ID)
 	m.Lost, m.Status, m.Reason, m.ModifyIndex = true, Unhealthy, reason, a.meta.index
 	a.nodes.put(m.ID, &m)
@@ -149,13 +149,13 @@ func (a *applier) loseNode(c *clusterv1.LoseNode) (*Node, uint32, error) {
 	return &m, uint32(len(ids)), nil
 }
 
-// loseTarget ends the moves to a node that is lost, as far as they have not stopped their sessions yet.
-func (a *applier) loseTarget(n *Node, reason string) {
+// turnAway ends the moves to a node, as far as they have not stopped their sessions yet.
+func (a *applier) turnAway(nodeID string, state session.MigrationState, why string) {
 	if len(a.ops) > 0 {
 		a.flush()
 	}
 	var ids []string
-	for id := range (setID{setMovingTo, n.ID}).all(a.base) {
+	for id := range (setID{setMovingTo, nodeID}).all(a.base) {
 		ids = append(ids, id)
 	}
 	for _, id := range ids {
@@ -164,12 +164,12 @@ func (a *applier) loseTarget(n *Node, reason string) {
 			continue // it is restored elsewhere, once its process has ended
 		}
 		s := *old
-		a.stay(&s, session.MigrationFailed, "the target "+n.Name+" was lost: "+reason)
+		a.stay(&s, state, why)
 		a.save(old, &s)
 	}
 }
 
-// setNodeSchedulable cordons a node or undoes it.
+// setNodeSchedulable cordons a node or undoes it, and with it a drain.
 func (a *applier) setNodeSchedulable(c *clusterv1.SetNodeSchedulable) (*Node, error) {
 	old := a.nodes.get(a.base, c.GetNodeId())
 	if old == nil {
@@ -180,7 +180,6 @@ func (a *applier) setNodeSchedulable(c *clusterv1.SetNodeSchedulable) (*Node, er
 	}
 	n := *old
 	n.Schedulable, n.ModifyIndex = c.GetSchedulable(), a.meta.index
-	a.nodes.put(n.ID, &n)
 	kind := "node.cordoned"
 	if n.Schedulable {
 		kind = "node.uncordoned"
@@ -189,6 +188,12 @@ func (a *applier) setNodeSchedulable(c *clusterv1.SetNodeSchedulable) (*Node, er
 	if c.GetActor() != "" {
 		by = "by " + a.reason(c.GetActor())
 	}
+	if n.Schedulable {
+		a.drainUndone(&n, by)
+	} else {
+		n.Drain = nil // one that was cancelled
+	}
+	a.nodes.put(n.ID, &n)
 	a.nodeEvent(kind, &n, by)
 	return &n, nil
 }

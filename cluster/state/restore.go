@@ -160,6 +160,9 @@ func (l *loader) session(b []byte, _ int) error {
 	if st.ended != "" {
 		l.set(setEnded, "", st.ended, s.ID)
 	}
+	if st.aging != "" {
+		l.set(setAging, "", st.aging, s.ID)
+	}
 	if st.endedName != "" {
 		l.set(setEndedNames, s.Spec.Namespace, st.endedName, s.ID)
 	}

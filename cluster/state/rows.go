@@ -66,6 +66,7 @@ func nodeToRow(n *Node) *clusterv1.NodeRow {
 		Capabilities: n.Capabilities.Proto(), Labels: pbconv.MapFromPairs(n.Labels), Version: n.Version, Pid: n.PID,
 		Incarnation: n.Incarnation, FactIndex: n.FactIndex, Lost: n.Lost, Sessions: n.Sessions,
 		ReservedCpuMilli: n.ReservedCPUMilli, ReservedMemoryBytes: n.ReservedMemoryBytes, CreateTime: n.CreateTime, ModifyIndex: n.ModifyIndex,
+		Drain: drainToRow(n.Drain),
 	}
 }
 
@@ -75,7 +76,28 @@ func nodeFromRow(r *clusterv1.NodeRow, in *interner) *Node {
 		Schedulable: r.GetSchedulable(), Capabilities: CapabilitiesFromProto(r.GetCapabilities()), Labels: in.pairs(pbconv.PairsFromMap(r.GetLabels())),
 		Version: in.str(r.GetVersion()), PID: r.GetPid(), Incarnation: r.GetIncarnation(), FactIndex: r.GetFactIndex(), Lost: r.GetLost(),
 		Sessions: r.GetSessions(), ReservedCPUMilli: r.GetReservedCpuMilli(), ReservedMemoryBytes: r.GetReservedMemoryBytes(),
-		CreateTime: r.GetCreateTime(), ModifyIndex: r.GetModifyIndex(),
+		CreateTime: r.GetCreateTime(), ModifyIndex: r.GetModifyIndex(), Drain: drainFromRow(r.GetDrain(), in),
+	}
+}
+
+func drainToRow(d *Drain) *clusterv1.DrainRow {
+	if d == nil {
+		return nil
+	}
+	return &clusterv1.DrainRow{
+		Number: d.Number, State: uint32(d.State), StartTime: d.StartTime, Deadline: d.Deadline, EndTime: d.EndTime, Force: d.Force,
+		Total: d.Total, Moved: d.Moved, Paused: d.Paused, Reason: d.Reason, LongestBlackout: d.LongestBlackout,
+	}
+}
+
+func drainFromRow(r *clusterv1.DrainRow, in *interner) *Drain {
+	if r == nil {
+		return nil
+	}
+	return &Drain{
+		Number: r.GetNumber(), State: DrainState(min(r.GetState(), 255)), StartTime: r.GetStartTime(), Deadline: r.GetDeadline(),
+		EndTime: r.GetEndTime(), Force: r.GetForce(), Total: r.GetTotal(), Moved: r.GetMoved(), Paused: r.GetPaused(),
+		Reason: in.str(r.GetReason()), LongestBlackout: r.GetLongestBlackout(),
 	}
 }
 

@@ -45,13 +45,21 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 	if err := a.checkSpawn(c, spec); err != nil {
 		return Result{Err: err}
 	}
+	first, err := a.firstCheckpoint(c.GetCheckpoint())
+	if err != nil {
+		return Result{Err: err}
+	}
 	s := &session.Session{
 		ID: c.GetSessionId(), Spec: a.intern.spec(spec), Phase: session.Pending,
 		CreateTime: a.meta.time, CreateIndex: a.meta.index, ModifyIndex: a.meta.index,
 	}
 	by := "spawned"
+	if first != nil {
+		begin(s, first)
+		by = "imported"
+	}
 	if c.GetActor() != "" {
-		by = "spawned by " + c.GetActor()
+		by += " by " + c.GetActor()
 	}
 	var node *Node
 	var misfit error
@@ -82,6 +90,10 @@ func (a *applier) checkSpawn(c *clusterv1.SpawnSession, spec *session.Spec) erro
 	}
 	if err := spec.Validate(); err != nil {
 		return err
+	}
+	if spec.State == session.StateMemory {
+		a.flush() // nodes may be among what is pending
+		return fault.New(fault.FailedPrecondition, "spawn: %s", NoMemory(func(yield func(*Node) bool) { prefixed(a.base, tableNodes, nil, yield) }))
 	}
 	if a.sessions.get(a.base, c.GetSessionId()) != nil {
 		return fault.New(fault.AlreadyExists, "spawn: session %s exists", c.GetSessionId())
@@ -260,6 +272,7 @@ func (a *applier) removeSession(c *clusterv1.RemoveSession) error {
 
 // forget removes an ended session with its mailbox and results. Its dead letters stay until somebody purges them.
 func (a *applier) forget(s *session.Session) {
+	a.release(s.ID, ^uint64(0))
 	a.sessions.put(s.ID, nil)
 	a.account(s, nil)
 	if a.mailboxes.get(a.base, s.ID) != nil {
@@ -319,18 +332,25 @@ func (a *applier) save(old, s *session.Session) {
 type standing struct {
 	name, node, pending, ended, endedName string
 	target                                string // of a move: a place is reserved there
+	aging                                 string // when a checkpoint goes for its age
 	phase                                 session.Phase
 }
+
+// timeKey writes a time so that keys are in its order.
+func timeKey(t int64) string { return string(binary.BigEndian.AppendUint64(nil, uint64(t))) }
 
 func standingOf(s *session.Session) standing {
 	st := standing{phase: s.Phase}
 	if !s.Phase.Ended() {
 		st.name = s.Spec.Name
 	} else {
-		st.ended = string(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(s.ID)), uint64(s.EndTime))) + s.ID
+		st.ended = timeKey(s.EndTime) + s.ID
 		if s.Spec.Name != "" {
 			st.endedName = s.Spec.Name + "\x00" + st.ended
 		}
+	}
+	if due := s.KeptUntil(); due != 0 {
+		st.aging = timeKey(due) + s.ID
 	}
 	if s.Phase.HoldsNode() {
 		st.node = s.NodeID
@@ -378,6 +398,7 @@ func (a *applier) account(old, s *session.Session) {
 	}
 	if was.node != is.node {
 		a.reserve(setOnNode, was.node, id, spec, false)
+		a.departed(was.node, s)
 		a.reserve(setOnNode, is.node, id, spec, true)
 	}
 	if was.target != is.target {
@@ -386,6 +407,7 @@ func (a *applier) account(old, s *session.Session) {
 	}
 	a.moveKey(setPending, "", was.pending, is.pending, id)
 	a.moveKey(setEnded, "", was.ended, is.ended, id)
+	a.moveKey(setAging, "", was.aging, is.aging, id)
 	a.moveKey(setEndedNames, spec.Namespace, was.endedName, is.endedName, id)
 }
 

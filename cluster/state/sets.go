@@ -28,6 +28,7 @@ const (
 	setMovingTo   setKind = 'v' // owner: node id; id → "" of the sessions that are moving to it and still hold another
 	setPending    setKind = 'p' // priority, create index, id → id
 	setEnded      setKind = 'e' // end time, id → id
+	setAging      setKind = 'a' // when a checkpoint goes for its age, id → id of the session
 	setEndedNames setKind = 'l' // owner: namespace; name, NUL, end time, id → id of the sessions that had it and have ended
 )
 

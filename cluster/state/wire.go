@@ -242,6 +242,8 @@ func sessionNumber(s *session.Session, num protowire.Number, v uint64) {
 		s.EndTime = int64(v)
 	case 10:
 		s.Restarts = uint32(v)
+	case 39:
+		s.RestartsForgiven = uint32(v)
 	case 13:
 		s.CreateIndex = v
 	case 14:

@@ -47,7 +47,8 @@ func appendSaved(b []byte, s *session.Session) ([]byte, error) {
 	b = appendNumber(b, 35, s.RewindTo)
 	b = appendNumber(b, 36, s.Move)
 	b = appendNumber(b, 37, uint64(at.Time))
-	return appendText(b, 38, s.CheckpointError), nil
+	b = appendText(b, 38, s.CheckpointError)
+	return appendNumber(b, 39, uint64(s.RestartsForgiven)), nil
 }
 
 // capturedOf is the capture of a session that is being read.

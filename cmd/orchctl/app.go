@@ -169,6 +169,9 @@ func (a *app) runner(h how, do func(ctx context.Context, args []string) error) f
 		if w := cmd.Flags().Lookup("wait"); w != nil && w.Changed && kind == brief {
 			kind = waits
 		}
+		if w := cmd.Flags().Lookup("workspace"); w != nil && w.Changed && kind == brief {
+			kind = streams // as long as its bytes take; it shows them
+		}
 		if w := cmd.Flags().Lookup("watch"); w != nil && w.Changed && kind == brief {
 			kind = follow
 		}

@@ -17,6 +17,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/exitcode"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
 )
 
 const (
@@ -27,6 +28,7 @@ const (
 	pendingWarn      = time.Minute
 	doctorPageMax    = 1000
 	doctorNamedNodes = 5
+	criu             = "criu" // a node's capability
 )
 
 // finding is one line of the doctor's.
@@ -61,7 +63,7 @@ func (d *doctor) fail(check, remedy, format string, args ...any) {
 func (a *app) doctorCommand() *cobra.Command {
 	return a.command("doctor", "Check everything between here and a running session; exit code 1 when something fails", exactly(0), brief, func(ctx context.Context, _ []string) error {
 		d := &doctor{a: a}
-		for _, check := range []func(context.Context) bool{d.config, d.addresses, d.transport, d.api, d.leader, d.members, d.clock, d.nodes, d.pending} {
+		for _, check := range []func(context.Context) bool{d.config, d.addresses, d.transport, d.api, d.leader, d.members, d.clock, d.nodes, d.pending, d.checkpoints} {
 			if !check(ctx) {
 				break // the rest would only say the same again
 			}
@@ -291,7 +293,23 @@ func (d *doctor) nodes(ctx context.Context) bool {
 	default:
 		d.ok("nodes", "%d of %d take sessions", usable, len(all))
 	}
+	d.memory(all)
 	return true
+}
+
+// memory says which nodes could checkpoint the memory of processes. None needs to.
+func (d *doctor) memory(nodes []*apiv1.Node) {
+	able, why := 0, ""
+	for _, n := range nodes {
+		if n.GetCapabilities().GetCustomCapabilities()[criu] {
+			able++
+		} else if reason := n.GetCapabilities().GetAbsent()[criu]; reason != "" {
+			why = first(why, fmt.Sprintf("; %s: %s", n.GetName(), reason))
+		}
+	}
+	if len(nodes) > 0 {
+		d.ok("memory", "%d of %d nodes have criu, which this release does not use yet%s", able, len(nodes), why)
+	}
 }
 
 func (d *doctor) pending(ctx context.Context) bool {
@@ -312,5 +330,35 @@ func (d *doctor) pending(ctx context.Context) bool {
 		return true
 	}
 	d.ok("pending", "%d sessions wait for a node", len(r.GetSessions()))
+	return true
+}
+
+// checkpoints looks for sessions whose last attempt at a checkpoint failed. They go on, and their lag grows.
+func (d *doctor) checkpoints(ctx context.Context) bool {
+	r, err := d.a.client.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{Filter: "checkpoint=failing", PageSize: doctorPageMax})
+	if err != nil {
+		d.fail("lag", "look at the servers' logs", "%v", err)
+		return false
+	}
+	var worst *apiv1.Session
+	failing := 0
+	for _, s := range r.GetSessions() {
+		if session.Phase(s.GetPhase()).Ended() {
+			continue
+		}
+		if failing++; worst == nil || s.GetLag().GetSeconds() > worst.GetLag().GetSeconds() {
+			worst = s
+		}
+	}
+	if failing == 0 {
+		d.ok("lag", "of no session the last attempt at a checkpoint failed")
+		return true
+	}
+	more := ""
+	if r.GetNextPageToken() != "" {
+		more = " or more"
+	}
+	d.warn("lag", "see 'orchctl sessions list --filter checkpoint=failing -o wide', and the room of the chunk store",
+		"%d%s sessions could not be checkpointed the last time; session/%s: %s; at stake: %s", failing, more, worst.GetId(), worst.GetCheckpointError(), first(lagText(worst.GetLag()), "nothing"))
 	return true
 }

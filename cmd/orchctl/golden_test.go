@@ -70,7 +70,9 @@ func TestGoldenMoves(t *testing.T) {
 	r.must("sessions checkpoint ledger")
 	r.must("sessions send ledger two")
 	r.must("sessions checkpoint ledger")
-	r.c.Change(id, func(s *apiv1.Session) { s.Lag = &apiv1.Session_Lag{Turns: 1, Messages: 3, Seconds: 12.5} })
+	r.c.Change(id, func(s *apiv1.Session) {
+		s.Lag, s.CheckpointError = &apiv1.Session_Lag{Turns: 1, Messages: 3, Seconds: 12.5}, "no room in the store"
+	})
 	goldenForms(t, r, "sessions-checkpoints", "sessions checkpoints ledger")
 	r.must("sessions migrate ledger --to node-2 --wait")
 	goldenForms(t, r, "sessions-get-moved", "sessions get ledger")
@@ -81,6 +83,23 @@ func TestGoldenMoves(t *testing.T) {
 		fmt.Fprintf(&got, "-- %s: exit code %d --\n%s%s", form, res.code, res.out, res.err)
 	}
 	golden(t, "sessions-migrate", got.Bytes())
+}
+
+// TestGoldenDrain holds the same of draining a node.
+func TestGoldenDrain(t *testing.T) {
+	r := newRig(t)
+	r.must("sessions spawn --name web -- run")
+	r.must("sessions spawn --name urgent --priority critical -- run")
+	goldenForms(t, r, "nodes-drain-short", "nodes drain node-1 --dry-run")
+	goldenForms(t, r, "nodes-drain-force", "nodes drain node-1 --dry-run --force")
+	r.c.AddNode("node-2")
+	goldenForms(t, r, "nodes-drain-plan", "nodes drain node-1 --dry-run")
+	goldenForms(t, r, "nodes-drain", "nodes drain node-1 --wait --quiet")
+	r.c.ChangeNode("node-1", func(n *apiv1.Node) {
+		n.Drain.State, n.Drain.Reason, n.Drain.Remaining, n.Drain.Moved = apiv1.Drain_DRAINING, "web: no other node fits: node-2 full", 1, 1
+	})
+	goldenForms(t, r, "nodes-get-draining", "nodes get node-1")
+	goldenForms(t, r, "nodes-list-draining", "nodes list")
 }
 
 func golden(t *testing.T, name string, got []byte) {

@@ -24,34 +24,7 @@ func notYet(what string) error {
 	return fault.New(fault.Unimplemented, "%s: not in this release; docs/STATUS.md says what is, and what comes next", what)
 }
 
-// laterSessions are the commands of sessions that checkpoints will bring.
-func (a *app) laterSessions() []*cobra.Command {
-	return []*cobra.Command{
-		a.later("export SESSION", "exporting sessions"),
-		a.later("import FILE", "importing sessions"),
-	}
-}
-
 // laterGroups are the commands that the model gateway will bring.
 func (a *app) laterGroups() []*cobra.Command {
 	return []*cobra.Command{a.later("providers list", "model providers"), a.later("daemons list", "daemons")}
-}
-
-// laterFlags adds the flags of spawn that are not there yet; the function says which of them was given.
-func laterFlags(c *cobra.Command) (given func() error) {
-	flags := []struct{ name, what string }{
-		{"workspace", "a workspace that begins with files (--workspace)"},
-	}
-	for _, f := range flags {
-		c.Flags().String(f.name, "", "not there yet")
-		_ = c.Flags().MarkHidden(f.name) // it only refuses unknown flags
-	}
-	return func() error {
-		for _, f := range flags {
-			if c.Flags().Changed(f.name) {
-				return notYet(f.what)
-			}
-		}
-		return nil
-	}
 }

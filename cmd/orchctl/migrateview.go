@@ -5,12 +5,10 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/text"
-	"golang.org/x/term"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 )
@@ -57,22 +55,22 @@ const barCells = 24
 
 // migrationView shows a move. Its methods belong to one goroutine.
 type migrationView struct {
-	a      *app
-	where  movePlace
-	s      *apiv1.Session
-	began  [movePhases + 1]time.Time // when each part was seen first; a part that was not seen has its successor's
-	at     movePhase
-	total  int64  // what there is to copy, as the last checkpoint tells; 0 when that is not known
-	said   string // below the phases
-	frame  int
-	height int // lines on the screen
+	a     *app
+	where movePlace
+	s     *apiv1.Session
+	began [movePhases + 1]time.Time // when each part was seen first; a part that was not seen has its successor's
+	at    movePhase
+	total int64  // what there is to copy, as the last checkpoint tells; 0 when that is not known
+	said  string // below the phases
+	frame int
+	panel panel
 
 	line     string // what was printed last as a line
 	lineTime time.Time
 }
 
 func (a *app) newMigrationView(s *apiv1.Session) *migrationView {
-	v := &migrationView{a: a, s: s, total: s.GetCheckpoint().GetBytes(), at: copying}
+	v := &migrationView{a: a, panel: panel{a: a}, s: s, total: s.GetCheckpoint().GetBytes(), at: copying}
 	switch {
 	case a.flags.quiet:
 	case isTerminal(a.stderr) && a.getenv("TERM") != "dumb":
@@ -125,31 +123,10 @@ func (v *migrationView) end(s *apiv1.Session) {
 func (v *migrationView) draw() {
 	switch v.where {
 	case asScreen:
-		v.redraw(v.lines())
+		v.panel.redraw(v.lines())
 	case asLines:
 		v.printLine()
 	}
-}
-
-// redraw writes the lines over those of before. What was shorter is cleared.
-func (v *migrationView) redraw(lines []string) {
-	width := 80
-	if f, ok := v.a.stderr.(*os.File); ok {
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 1 {
-			width = w
-		}
-	}
-	var b strings.Builder
-	if v.height > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", v.height)
-	}
-	for _, l := range lines {
-		// The terminal may be raw while a question is open.
-		b.WriteString("\r" + fit(l, width-1) + text.Reset.EscapeSeq() + clearLine + "\r\n")
-	}
-	b.WriteString(clearBelow)
-	v.height = len(lines)
-	_, _ = io.WriteString(v.a.stderr, b.String()) // decoration
 }
 
 // spinner turns while a part goes on.

@@ -20,6 +20,9 @@ import (
 // forksMax is how many sessions one command forks.
 const forksMax = 1000
 
+// spreadStrategy is how several forks are placed: who forks many wants many machines at work.
+const spreadStrategy = "spread"
+
 // verbFlags are the flags that the verbs share.
 type verbFlags struct {
 	key, reason string
@@ -86,34 +89,8 @@ func (a *app) headText(k *apiv1.Session_Checkpoint) string {
 	return fmt.Sprintf("%d, epoch %d, turn %d, %s in %s (%s ago)", k.GetSequence(), k.GetEpoch(), k.GetTurn(), bytesText(k.GetBytes()), several(k.GetChunks(), "chunk"), a.age(k.GetCreateTime()))
 }
 
-func (a *app) checkpointsCommand() *cobra.Command {
-	c := a.command("checkpoints SESSION", "List the checkpoints that are kept of a session, oldest first", exactly(1), brief, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
-		if err != nil {
-			return err
-		}
-		r, err := cl.Sessions.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Namespace: a.namespace(), Id: args[0]})
-		if err != nil {
-			return err
-		}
-		k := kind[*apiv1.Session_Checkpoint]{
-			noun:    "checkpoints",
-			columns: []string{"SEQUENCE", "AGE", "EPOCH", "TURN", "BYTES", "SENT", "REUSED", "CHUNKS", "KEEPS", "+LINE", "+MANIFEST"},
-			row: func(k *apiv1.Session_Checkpoint) []string {
-				return []string{
-					number(k.GetSequence()), a.age(k.GetCreateTime()), number(k.GetEpoch()), number(k.GetTurn()), bytesText(k.GetBytes()), bytesText(k.GetBytesSent()),
-					bytesText(k.GetBytesReused()), number(k.GetChunks()), keepsText(k), number(k.GetOutputLine()), k.GetManifest(),
-				}
-			},
-			name: func(k *apiv1.Session_Checkpoint) string { return number(k.GetSequence()) },
-		}
-		return printList(a, k, r.GetCheckpoints(), r)
-	})
-	c.ValidArgsFunction = a.completeSessions
-	return c
-}
-
-func keepsText(k *apiv1.Session_Checkpoint) string { return strings.Join(k.GetKeeps(), " · ") }
+// keepsText is what a checkpoint keeps of a session, or what one does keep.
+func keepsText(k interface{ GetKeeps() []string }) string { return strings.Join(k.GetKeeps(), " · ") }
 
 // lagText is what a loss of the session's node would cost now; empty when nothing.
 func lagText(l *apiv1.Session_Lag) string {
@@ -130,12 +107,18 @@ func lagText(l *apiv1.Session_Lag) string {
 	return strings.Join(parts, ", ")
 }
 
+// stepWaiting is what a move does that waits for others to end.
+const stepWaiting = "waiting"
+
 // migrationText is a move in a few words.
 func (a *app) migrationText(m *apiv1.Session_Migration) string {
 	if m == nil {
 		return ""
 	}
 	out := fmt.Sprintf("%s, %s, %s to %s", strings.ToLower(m.GetState().String()), m.GetMode(), m.GetSource(), m.GetTarget())
+	if m.GetProgress().GetStep() == stepWaiting {
+		out += ", waiting for its turn among other moves"
+	}
 	if m.GetRounds() > 0 {
 		out += fmt.Sprintf(", %s, %s sent, %s saved", several(m.GetRounds(), "round"), bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
 	}
@@ -207,7 +190,7 @@ func (a *app) settled(ctx context.Context, s *apiv1.Session, wait bool, ready fu
 }
 
 func (a *app) forkCommand() *cobra.Command {
-	var name, key, from string
+	var name, key, from, strategy string
 	var count int
 	var wait bool
 	c := a.command("fork SESSION", "Make new sessions that begin with a checkpoint of another one", exactly(1), brief, func(ctx context.Context, args []string) error {
@@ -218,8 +201,11 @@ func (a *app) forkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if strategy == "" && count > 1 {
+			strategy = spreadStrategy
+		}
 		for i := range count {
-			req := &apiv1.ForkSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Sequence: sequence, Name: name, IdempotencyKey: key}
+			req := &apiv1.ForkSessionRequest{Namespace: s.GetNamespace(), Id: s.GetId(), Sequence: sequence, Name: name, IdempotencyKey: key, Strategy: strategy}
 			if count > 1 {
 				req.Name, req.IdempotencyKey = numbered(name, i), numbered(key, i)
 			}
@@ -230,12 +216,13 @@ func (a *app) forkCommand() *cobra.Command {
 		return err
 	})
 	c.Long = `Make new sessions that begin with a checkpoint of another one: with its files, its messages that were not answered then, and its
-output. No byte is copied. The other session goes on as it is.`
+output. No byte is copied. The other session goes on as it is. Several forks are spread over the nodes, unless --strategy says otherwise.`
 	c.Example = `  orchctl sessions checkpoint --wait ledger && orchctl sessions fork ledger --name what-if
   orchctl sessions fork ledger --count 8 --name attempt --from 12    # attempt-1 … attempt-8`
 	fl := c.Flags()
 	fl.StringVar(&name, "name", "", "the new session's name; with --count NAME-1, NAME-2, …")
 	fl.IntVar(&count, "count", 1, "how many")
+	fl.StringVar(&strategy, "strategy", "", "the placement strategy of the new sessions (default: that of the other one, and "+spreadStrategy+" with --count above 1)")
 	fl.StringVar(&from, "from", "", "the checkpoint: its sequence, a time, or how long ago (default: the last one)")
 	fl.StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same fork")
 	fl.BoolVar(&wait, "wait", false, "wait until they run")
@@ -344,9 +331,15 @@ func (a *app) restoreSessionCommand() *cobra.Command {
 			return fault.New(fault.FailedPrecondition, "the session has no checkpoint to go on from; spawn it again, with --checkpoint-every")
 		}
 		k := s.GetCheckpoint()
-		a.note(fmt.Sprintf("session/%s was %s; it is rewound to checkpoint %d of %s ago, turn %d", s.GetId(), s.GetPhase(), k.GetSequence(), a.age(k.GetCreateTime()), k.GetTurn()))
+		note := fmt.Sprintf("session/%s was %s; it is rewound to checkpoint %d of %s ago, turn %d", s.GetId(), s.GetPhase(), k.GetSequence(), a.age(k.GetCreateTime()), k.GetTurn())
+		if n := s.GetLag().GetMessages(); n > 0 {
+			note += ", and gets " + several(n, "message") + " again"
+		}
+		a.note(note)
 		return a.rewind(ctx, s, 0, f.key, f.wait)
 	})
-	c.Long = `Have a session that has ended, failed or not, go on from its last checkpoint: it is rewound to that, under a new epoch.`
+	c.Long = `Have a session that has ended, failed or not, go on from its last checkpoint, under a new epoch. Messages that it answered after that
+checkpoint are delivered again, as after the loss of a node; 'sessions get' shows under Lag how many. Those that it had not answered
+became dead letters, and 'dlq retry' sends them.`
 	return c
 }

@@ -40,6 +40,16 @@ func TestVerbs(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.line, got, c.want)
 		}
 	}
+	for _, c := range []struct{ line, strategy string }{
+		{"sessions fork ledger", ""}, {"sessions fork ledger --strategy bin-pack", "bin-pack"},
+		{"sessions fork ledger --count 2", "spread"}, {"sessions fork ledger --count 2 --strategy bin-pack", "bin-pack"},
+	} {
+		for id := range strings.FieldsSeq(r.must(c.line + " -o name")) {
+			if got := r.must("sessions get " + id + " -o json"); !strings.Contains(got, `"strategy": "`+c.strategy+`"`) {
+				t.Errorf("%s is not placed by %q:\n%s", c.line, c.strategy, got)
+			}
+		}
+	}
 	res := r.run("sessions restore ledger --wait")
 	if res.code != 0 || res.out != "session/"+id+" is RUNNING on node-1\n" || res.err != "session/"+id+" was TERMINATED; it is rewound to checkpoint 1 of 5m ago, turn 0\n" {
 		t.Errorf("%+v", res)
@@ -105,8 +115,9 @@ func TestVerbsRefuse(t *testing.T) {
 		{"sessions restore web", "has not ended; 'orchctl sessions rewind", 4},
 		{"sessions restore idle", "is paused; 'orchctl sessions resume", 4},
 		{"sessions restore done", "has no checkpoint to go on from; spawn it again, with --checkpoint-every", 4},
-		{"sessions export web", "exporting sessions: not in this release", 1},
-		{"sessions import file", "importing sessions: not in this release", 1},
+		{"sessions export bare", "has no checkpoint yet; make one with", 4},
+		{"sessions export web --checkpoint 9", "keeps no checkpoint 9", 3},
+		{"sessions import file", "read the archive", 2},
 	} {
 		res := r.run(c.line)
 		if res.code != c.code || !strings.Contains(res.err, c.want) {

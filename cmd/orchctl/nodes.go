@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -28,7 +30,7 @@ func (a *app) nodesCommand() *cobra.Command {
 			_, err := a.client.Nodes.RemoveNode(ctx, &apiv1.RemoveNodeRequest{Id: n.GetId()})
 			return n, err
 		}),
-		a.later("drain NODE", "moving the sessions of a node elsewhere"),
+		a.drainCommand(),
 	)
 	g.Aliases = []string{"node"}
 	return g
@@ -41,13 +43,27 @@ func (a *app) nodeKind() kind[*apiv1.Node] {
 		row: func(n *apiv1.Node) []string {
 			h := n.GetHealth()
 			return []string{
-				n.GetName(), n.GetStatus().String(), fmt.Sprint(n.GetSchedulable()), sessionsOf(n), fmt.Sprintf("%.0f%%", h.GetCpuUsage()),
+				n.GetName(), n.GetStatus().String(), schedulableText(n), sessionsOf(n), fmt.Sprintf("%.0f%%", h.GetCpuUsage()),
 				fmt.Sprintf("%.0f%%", h.GetMemoryUsage()), a.age(h.GetLastHeartbeat()), a.age(n.GetCreateTime()), n.GetId(), n.GetAddress(),
 				n.GetConnection(), n.GetServer(), n.GetVersion(), some(n.GetPid()), pairsText(n.GetLabels()), n.GetReason(),
 			}
 		},
 		name:    (*apiv1.Node).GetName,
-		watched: map[string]int{"STATUS": len("UNHEALTHY"), "CPU": len("100%")},
+		watched: map[string]int{"STATUS": len("UNHEALTHY"), "SCHEDULABLE": len("drain incomplete"), "CPU": len("100%")},
+	}
+}
+
+// schedulableText says whether sessions may be placed on a node, or how far it is with getting rid of those that it has.
+func schedulableText(n *apiv1.Node) string {
+	switch n.GetDrain().GetState() {
+	case apiv1.Drain_DRAINING:
+		return "draining"
+	case apiv1.Drain_DRAINED:
+		return "drained"
+	case apiv1.Drain_INCOMPLETE:
+		return "drain incomplete"
+	default:
+		return fmt.Sprint(n.GetSchedulable())
 	}
 }
 
@@ -118,11 +134,13 @@ func (a *app) nodeFields(n *apiv1.Node) []field {
 	return []field{
 		{label: "ID", value: n.GetId()}, {label: "Name", value: n.GetName()}, {label: "Address", value: n.GetAddress()},
 		{label: "Status", value: n.GetStatus().String()}, {label: "Reason", value: n.GetReason()}, {label: "Schedulable", value: fmt.Sprint(n.GetSchedulable())},
+		{label: "Drain", value: a.drainText(n.GetDrain())},
 		{label: "Connection", value: n.GetConnection()}, {label: "Server", value: n.GetServer()}, {label: "Heartbeat", value: a.at(h.GetLastHeartbeat())},
 		{label: "Round trip", value: fmt.Sprintf("%.1f ms", h.GetResponseTimeMs())}, {label: "CPU", value: fmt.Sprintf("%.1f%%", h.GetCpuUsage())},
 		{label: "Memory", value: fmt.Sprintf("%.1f%%", h.GetMemoryUsage())}, {label: "Sessions", value: sessionsOf(n)},
 		{label: "Reserved", value: fmt.Sprintf("%dm of %dm CPU, %s of %s memory", n.GetReservedCpuMilli(), c.GetCpuMilli(), bytesText(n.GetReservedMemoryBytes()), bytesText(c.GetMemoryBytes()))},
 		{label: "Types", value: strings.Join(c.GetSupportedSessionTypes(), ",")}, {label: "Capabilities", value: capabilityText(c)},
+		{label: "Absent", value: absentText(c)},
 		{label: "Labels", value: pairsText(n.GetLabels())}, {label: "Created", value: a.at(n.GetCreateTime())},
 		{label: "Version", value: n.GetVersion(), wide: true}, {label: "PID", value: some(n.GetPid()), wide: true},
 		{label: "Uptime", value: fmt.Sprintf("%.0f s", h.GetUptimeSeconds()), wide: true},
@@ -142,6 +160,15 @@ func capabilityText(c *apiv1.Capabilities) string {
 		m["high-memory"] = true
 	}
 	return pairsText(m)
+}
+
+// absentText is why the node lacks capabilities that it could have.
+func absentText(c *apiv1.Capabilities) string {
+	var out []string
+	for _, key := range slices.Sorted(maps.Keys(c.GetAbsent())) {
+		out = append(out, key+": "+c.GetAbsent()[key])
+	}
+	return strings.Join(out, "; ")
 }
 
 // nodeChange makes a command that does something to each node that is named.

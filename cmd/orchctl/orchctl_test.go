@@ -118,11 +118,14 @@ func TestExitCodes(t *testing.T) {
 		{"--addr 10.1.2.3:8077 sessions list", "no TLS is configured", 2},
 		{"--token-file /nonexistent sessions list", "read the token file", 2},
 		{"cluster snapshot restore /nonexistent", "read the snapshot", 2},
-		{"sessions import f.tar.zst --dry-run", "not in this release", 1},
-		{"nodes drain node-1 --dry-run", "nodes drain node-1: ", 1},
+		{"nodes drain node-9", "there is no node", 3},
+		{"nodes drain node-1 --deadline -1s", "--deadline: -1s is no time", 2},
+		{"nodes drain node-1", "have no place elsewhere", 4},
+		{"sessions spawn --pause-after 1ms -- run", "spec.pause_after: 1ms is below 1s", 2},
+		{"sessions spawn --pause-after 5m --protocol none -- run", "takes no messages", 2},
+		{"sessions import f.tar.zst --dry-run", "read the archive", 2},
 		{"providers list -o json", "model providers: not in this release", 1},
 		{"daemons", "not in this release", 1},
-		{"sessions spawn --workspace /tmp -- run", "--workspace", 1},
 		{"sessions get nobody", `there is no session "nobody"`, 3},
 		{"sessions send nobody x", `sessions send nobody: there is no session`, 3},
 		{"nodes cordon nobody", `there is no node "nobody"`, 3},
@@ -196,6 +199,10 @@ func TestSpawnSaysWhatThereIs(t *testing.T) {
 	}
 	if got := r.must("sessions spawn -o name --idempotency-key k -- run"); got != clienttest.ID("session", 2) {
 		t.Fatal("the same key is another session", got)
+	}
+	r.must("sessions terminate " + clienttest.ID("session", 2) + " --wait")
+	if res := r.run("sessions spawn --wait --idempotency-key k -- run"); res.code != exitcode.Failed || !strings.Contains(res.err, "the session was ended: terminated") {
+		t.Errorf("a spawn of what was ended since: %+v", res)
 	}
 	r.must("nodes cordon node-1")
 	if got := r.must("sessions spawn -- run"); !strings.HasSuffix(got, " spawned, pending: no node fits") {
@@ -542,7 +549,7 @@ func TestVersionAndTop(t *testing.T) {
 		t.Error(res)
 	}
 	top := r.must("top")
-	for _, want := range []string{"leader server-1", "nodes    HEALTHY=1", "sessions RUNNING=1", "node-1", "web"} {
+	for _, want := range []string{"leader server-1", "nodes    HEALTHY=1", "sessions RUNNING=1", "node-1", "web", "LAG"} {
 		if !strings.Contains(top, want) {
 			t.Errorf("%s\nlacks %q", top, want)
 		}
@@ -557,7 +564,7 @@ func TestDoctor(t *testing.T) {
 	if good.code != 0 || strings.Count(good.out, "ok   ") != strings.Count(good.out, "\n") {
 		t.Errorf("%+v", good)
 	}
-	for _, check := range []string{"config", "address", "tls", "token", "leader", "members", "clock", "nodes", "pending"} {
+	for _, check := range []string{"config", "address", "tls", "token", "leader", "members", "clock", "nodes", "memory", "pending", "lag"} {
 		if !strings.Contains(good.out, "ok   "+check) {
 			t.Errorf("no check of %s in\n%s", check, good.out)
 		}
@@ -565,17 +572,21 @@ func TestDoctor(t *testing.T) {
 	r.c.Now = func() time.Time { return r.now }
 	r.c.SetNodeStatus("node-1", apiv1.Node_UNHEALTHY, "memory at 99 %")
 	r.must("sessions spawn -- run")
+	r.c.Change(clienttest.ID("session", 1), func(s *apiv1.Session) {
+		s.CheckpointError, s.Lag = "no room in the store", &apiv1.Session_Lag{Turns: 3, Seconds: 65}
+	})
 	bad := r.run("doctor")
 	for _, want := range []string{
 		"fail clock    server-1 and this machine are 5m0s apart; set the clocks",
 		"fail nodes    none of 1 takes sessions: node-1 is UNHEALTHY (memory at 99 %); start node-agents",
+		"warn lag      1 sessions could not be checkpointed the last time; session/" + clienttest.ID("session", 1) + ": no room in the store; at stake: 3 turns, 65s; see 'orchctl",
 		"warn pending  1 sessions have waited for a node for more than 1m0s: no node fits; add nodes",
 	} {
 		if !strings.Contains(bad.out, want) {
 			t.Errorf("%s\nlacks %q", bad.out, want)
 		}
 	}
-	if bad.code != exitcode.Failed || !strings.Contains(bad.err, "2 of 9 checks failed") {
+	if bad.code != exitcode.Failed || !strings.Contains(bad.err, "2 of 11 checks failed") {
 		t.Errorf("%d %s", bad.code, bad.err)
 	}
 	r.c.Tokens = map[string]string{"x": "admin"}

@@ -23,8 +23,8 @@ func (a *app) sessionsCommand() *cobra.Command {
 		a.spawnCommand(), a.sessionsListCommand(), a.sessionsGetCommand(), a.sessionsWatchCommand(), a.terminateCommand(),
 		a.sendCommand(), a.logsCommand(), a.attachCommand(), a.execCommand(), a.historyCommand(), a.migrateCommand(),
 		a.checkpointCommand(), a.checkpointsCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.rewindCommand(), a.restoreSessionCommand(),
+		a.exportCommand(), a.importCommand(),
 	)
-	g.AddCommand(a.laterSessions()...)
 	g.Aliases = []string{"session", "s"}
 	return g
 }
@@ -38,12 +38,21 @@ func (a *app) sessionKind() kind[*apiv1.Session] {
 			return []string{
 				s.GetId(), s.GetName(), s.GetPhase().String(), s.GetNode(), number(s.GetEpoch()), number(s.GetRestarts()), number(m.GetQueued() + m.GetDelivered()),
 				number(m.GetAcked()), number(m.GetDead()), a.age(s.GetCreateTime()), s.GetType(), priorityText(s.GetPriority()), s.GetNamespace(),
-				pairsText(s.GetLabels()), some(s.GetCheckpoint().GetSequence()), lagText(s.GetLag()), s.GetReason(),
+				pairsText(s.GetLabels()), checkpointCell(s), lagText(s.GetLag()), s.GetReason(),
 			}
 		},
 		name:    (*apiv1.Session).GetId,
 		watched: map[string]int{"ID": sessionIDLength, "PHASE": len("TERMINATING"), "NODE": len("node-10")},
 	}
+}
+
+// checkpointCell is the number of a session's last checkpoint, and whether the attempt at the next one failed.
+func checkpointCell(s *apiv1.Session) string {
+	out := some(s.GetCheckpoint().GetSequence())
+	if s.GetCheckpointError() != "" {
+		out = strings.TrimSpace(out + " failing")
+	}
+	return out
 }
 
 func priorityText(p apiv1.Priority_Level) string {
@@ -84,7 +93,7 @@ func (a *app) sessionsListCommand() *cobra.Command {
 		return nil
 	})
 	c.Aliases = []string{"ls"}
-	l.add(c, "terms joined by commas: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, label.KEY=VALUE; != negates")
+	l.add(c, "terms joined by commas: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, checkpoint=made|none|failing, label.KEY=VALUE; != negates")
 	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "the sessions of every namespace that the token may see")
 	return c
 }
@@ -122,7 +131,8 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "Restarts", value: restartsText(s)},
 		{label: "Mailbox", value: fmt.Sprintf("%d queued, %d delivered, %d acked, %d dead", m.GetQueued(), m.GetDelivered(), m.GetAcked(), m.GetDead())},
 		{label: "Output", value: fmt.Sprintf("%d lines", s.GetOutputLine())},
-		{label: "Checkpoint", value: a.headText(s.GetCheckpoint())}, {label: "Keeps", value: keepsText(s.GetCheckpoint())},
+		{label: "Checkpoint", value: a.headText(s.GetCheckpoint())}, {label: "Keeps", value: keepsText(s)},
+		{label: "Saving fails", value: s.GetCheckpointError()},
 		{label: "Lag", value: first(lagText(s.GetLag()), "none")}, {label: "Migration", value: a.migrationText(s.GetMigration())},
 		{label: "Command", value: strings.Join(spec.GetCommand(), " ")}, {label: "Protocol", value: spec.GetProtocol()},
 	}
@@ -132,7 +142,7 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 		{label: "CPU", value: amount(spec.GetCpuMilli(), fmt.Sprintf("%dm", spec.GetCpuMilli()))},
 		{label: "Memory", value: amount(spec.GetMemoryBytes(), bytesText(spec.GetMemoryBytes()))}, {label: "Memory profile", value: spec.GetMemoryProfile()},
 		{label: "TTL", value: spanText(spec.GetTtl())}, {label: "Grace", value: spanText(spec.GetGrace())}, {label: "Turn idle", value: spanText(spec.GetTurnIdle())},
-		{label: "Checkpoints", value: everyText(spec.GetCheckpointEvery())}, {label: "Manifest", value: s.GetCheckpoint().GetManifest()},
+		{label: "Checkpoints", value: checkpointsText(spec)}, {label: "Manifest", value: s.GetCheckpoint().GetManifest()},
 		{label: "Strategy", value: spec.GetStrategy()}, {label: "Modify index", value: number(s.GetModifyIndex())},
 	}
 	for _, f := range wide {
@@ -142,18 +152,27 @@ func (a *app) sessionFields(s *apiv1.Session) []field {
 	return fields
 }
 
-// everyText is when a session is checkpointed by itself.
-func everyText(policy string) string {
-	if policy == "" {
-		return ""
+// checkpointsText is when a session is checkpointed by itself, how many of its checkpoints are kept, and for how long.
+func checkpointsText(spec *apiv1.SessionSpec) string {
+	out := "on demand"
+	if every := spec.GetCheckpointEvery(); every != "" {
+		out = "every " + every
 	}
-	return "every " + policy
+	keep := spec.GetKeepCheckpoints()
+	if keep == 0 {
+		keep = session.CheckpointsDefault
+	}
+	out += fmt.Sprintf(", %d kept", keep)
+	if d := spec.GetKeepCheckpointsFor(); d != nil {
+		out += " for " + d.AsDuration().String()
+	}
+	return out
 }
 
 // restartsText is how often it was started again, and what decides that.
 func restartsText(s *apiv1.Session) string {
 	if policy := s.GetSpec().GetRestart(); policy != string(session.RestartNever) {
-		return fmt.Sprintf("%d (%s, at most %d)", s.GetRestarts(), policy, s.GetSpec().GetMaxRestarts())
+		return fmt.Sprintf("%d (%s, at most %d in a row)", s.GetRestarts(), policy, s.GetSpec().GetMaxRestarts())
 	}
 	return fmt.Sprintf("%d (never)", s.GetRestarts())
 }

@@ -75,7 +75,7 @@ type snapshotTable struct {
 
 func (a *app) inspectCommand() *cobra.Command {
 	c := a.command("inspect FILE|-", "Check a snapshot file, without a server, and say what it holds", exactly(1), streams, func(_ context.Context, args []string) error {
-		r, size, err := a.open(args[0])
+		r, size, err := a.openFile(args[0], "snapshot")
 		if err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func (a *app) printSummary(sum *snapshotSummary) error {
 func (a *app) restoreCommand() *cobra.Command {
 	var yes bool
 	c := a.command("restore FILE|-", "Replace the state of the whole cluster by a snapshot", exactly(1), streams, func(ctx context.Context, args []string) error {
-		r, size, err := a.open(args[0])
+		r, size, err := a.openFile(args[0], "snapshot")
 		if err != nil {
 			return err
 		}
@@ -158,19 +158,19 @@ func (a *app) restoreCommand() *cobra.Command {
 	return c
 }
 
-// open opens a snapshot file, or standard input; size is -1 when it is not known.
-func (a *app) open(name string) (r io.ReadCloser, size int64, err error) {
+// openFile opens a file, or standard input; size is -1 when it is not known.
+func (a *app) openFile(name, what string) (r io.ReadCloser, size int64, err error) {
 	if name == "-" {
 		return io.NopCloser(a.stdin), -1, nil
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, 0, fault.New(fault.Invalid, "read the snapshot: %w; name a readable file", err)
+		return nil, 0, fault.New(fault.Invalid, "read the %s: %w; name a readable file", what, err)
 	}
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
 		_ = f.Close() // it was only looked at
-		return nil, 0, fault.New(fault.Invalid, "read the snapshot %s: it is not a file; name one", name)
+		return nil, 0, fault.New(fault.Invalid, "read the %s %s: it is not a file; name one", what, name)
 	}
 	return f, st.Size(), nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,7 +82,9 @@ func (v view) lines(a *app) []string {
 	for _, n := range v.nodes {
 		nodes.add(a.nodeKind().row(n))
 	}
-	sessions := newTable(a, a.sessionKind().columns)
+	columns := slices.Clone(a.sessionKind().columns)
+	columns[slices.Index(columns, "+LAG")] = "LAG" // what a loss would cost is worth a column here
+	sessions := newTable(a, columns)
 	for _, s := range v.sessions {
 		sessions.add(a.sessionKind().row(s))
 	}

@@ -72,6 +72,16 @@ type Config struct {
 		Strategy string `yaml:"strategy" help:"how nodes are chosen for sessions that do not say"`
 	} `yaml:"placement"`
 
+	Migration struct {
+		MaxPerNode    int `yaml:"max_per_node" help:"how many moves one node may be the source or the target of at once; the others wait, and work on"`
+		MaxPerCluster int `yaml:"max_per_cluster" help:"how many moves there may be at once in the cluster"`
+	} `yaml:"migration"`
+
+	Failover struct {
+		RestoresPerSecond int `yaml:"restores_per_second" help:"how many sessions are started again in a second, the most urgent first"`
+		RestoresPerNode   int `yaml:"restores_per_node" help:"how many of them one node has in hand at once"`
+	} `yaml:"failover"`
+
 	Sessions struct {
 		Retention time.Duration `yaml:"retention" help:"how long ended sessions are kept"`
 	} `yaml:"sessions"`
@@ -117,6 +127,9 @@ func defaults() Config {
 	p := cluster.DefaultAutopilot()
 	c.Raft.RemoveDeadAfter, c.Raft.MinVoters = p.RemoveAfter, int(p.MinVoters)
 	c.Placement.Strategy = "least-connections"
+	m, f := leader.DefaultMoveLimits(), leader.DefaultRestoreLimits()
+	c.Migration.MaxPerNode, c.Migration.MaxPerCluster = m.PerNode, m.PerCluster
+	c.Failover.RestoresPerSecond, c.Failover.RestoresPerNode = f.PerSecond, f.PerNode
 	c.Sessions.Retention = time.Hour
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
 	return c
@@ -149,6 +162,17 @@ func (c *Config) Validate() error {
 	} {
 		if _, _, err := net.SplitHostPort(l.address); err != nil {
 			return config.Bad(l.key, "%q is not host:port", l.address)
+		}
+	}
+	for _, l := range []struct {
+		key   string
+		value int
+	}{
+		{"migration.max_per_node", c.Migration.MaxPerNode}, {"migration.max_per_cluster", c.Migration.MaxPerCluster},
+		{"failover.restores_per_second", c.Failover.RestoresPerSecond}, {"failover.restores_per_node", c.Failover.RestoresPerNode},
+	} {
+		if l.value < 1 {
+			return config.Bad(l.key, "%d is not positive; no session would ever move", l.value)
 		}
 	}
 	return c.validateTimes()

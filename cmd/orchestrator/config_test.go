@@ -16,20 +16,24 @@ func TestSampleIsTrue(t *testing.T) {
 
 func TestContradictionsAreRefused(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		"bootstrap_expect: 2 ":     func(c *Config) { c.BootstrapExpect = 2 },
-		"join: is empty":           func(c *Config) { c.BootstrapExpect = 3 },
-		"name: ":                   func(c *Config) { c.Name = "Not a name" },
-		"placement.strategy: ":     func(c *Config) { c.Placement.Strategy = "darts" },
-		"listen.grpc: ":            func(c *Config) { c.Listen.GRPC = "8077" },
-		"link.renew: ":             func(c *Config) { c.Link.Renew = c.Link.Lease },
-		"link.margin: ":            func(c *Config) { c.Link.Margin = time.Millisecond },
-		"link.offline: ":           func(c *Config) { c.Link.Offline = time.Second },
-		"raft.lease_timeout: ":     func(c *Config) { c.Raft.LeaseTimeout = time.Minute },
-		"raft.election_timeout: ":  func(c *Config) { c.Raft.ElectionTimeout = time.Millisecond },
-		"raft.remove_dead_after: ": func(c *Config) { c.Raft.RemoveDeadAfter = time.Second },
-		"raft.min_voters: ":        func(c *Config) { c.Raft.MinVoters = 0 },
-		"listen.gossip: ":          func(c *Config) { c.Listen = Addresses{} }, // the first of several
-		"sessions.retention: ":     func(c *Config) { c.Sessions.Retention = time.Second },
+		"bootstrap_expect: 2 ":           func(c *Config) { c.BootstrapExpect = 2 },
+		"join: is empty":                 func(c *Config) { c.BootstrapExpect = 3 },
+		"name: ":                         func(c *Config) { c.Name = "Not a name" },
+		"placement.strategy: ":           func(c *Config) { c.Placement.Strategy = "darts" },
+		"listen.grpc: ":                  func(c *Config) { c.Listen.GRPC = "8077" },
+		"link.renew: ":                   func(c *Config) { c.Link.Renew = c.Link.Lease },
+		"link.margin: ":                  func(c *Config) { c.Link.Margin = time.Millisecond },
+		"link.offline: ":                 func(c *Config) { c.Link.Offline = time.Second },
+		"raft.lease_timeout: ":           func(c *Config) { c.Raft.LeaseTimeout = time.Minute },
+		"raft.election_timeout: ":        func(c *Config) { c.Raft.ElectionTimeout = time.Millisecond },
+		"raft.remove_dead_after: ":       func(c *Config) { c.Raft.RemoveDeadAfter = time.Second },
+		"raft.min_voters: ":              func(c *Config) { c.Raft.MinVoters = 0 },
+		"listen.gossip: ":                func(c *Config) { c.Listen = Addresses{} }, // the first of several
+		"migration.max_per_node: 0 is":   func(c *Config) { c.Migration.MaxPerNode = 0 },
+		"migration.max_per_cluster: ":    func(c *Config) { c.Migration.MaxPerCluster = -1 },
+		"failover.restores_per_second: ": func(c *Config) { c.Failover.RestoresPerSecond = 0 },
+		"failover.restores_per_node: ":   func(c *Config) { c.Failover.RestoresPerNode = 0 },
+		"sessions.retention: ":           func(c *Config) { c.Sessions.Retention = time.Second },
 	} {
 		c := defaults()
 		c.Name = "server-1"

@@ -67,6 +67,10 @@ var (
 	descLost        = desc("nodes_lost_total", "Nodes whose lease ended.")
 	descSent        = desc("messages_sent_total", "Messages sent to nodes.")
 	descPlaced      = desc("sessions_placed_total", "Waiting sessions that were given a node.")
+
+	descExchanges       = desc("exchanges", "Exports, imports and comparisons of checkpoints that this server serves now.", "kind")
+	descExchangesTotal  = desc("exchanges_total", "Those that it has served.", "kind")
+	descExchangesDenied = desc("exchanges_refused_total", "Those that it refused because too many were under way.", "kind")
 )
 
 // Describe implements prometheus.Collector.
@@ -75,6 +79,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descLeader, descTerm, descApplied, descCommit, descEntries, descCommands, descProposeFull, descQueued, descWrites,
 		descWriteTime, descSessions, descNodes, descMessages, descMailBytes, descDead, descDeadDropped, descKeys, descLinks,
 		descRelayed, descFramesIn, descDropped, descOverflow, descHeartbeats, descFacts, descLost, descSent, descPlaced,
+		descExchanges, descExchangesTotal, descExchangesDenied,
 	} {
 		ch <- d
 	}
@@ -85,8 +90,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	counter := func(d *prometheus.Desc, v uint64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	s := m.s
 	leads := 0.0
@@ -136,4 +141,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(descLost, l.NodesLost)
 	counter(descSent, l.MessagesSent)
 	counter(descPlaced, l.Placed)
+	for _, x := range s.ops.ExchangeStats() {
+		gauge(descExchanges, float64(x.UnderWay), x.Kind)
+		counter(descExchangesTotal, x.Admitted, x.Kind)
+		counter(descExchangesDenied, x.Refused, x.Kind)
+	}
 }

@@ -179,6 +179,8 @@ func (s *server) build() error {
 	s.leader = leader.New(leader.Options{
 		ServerID:  cfg.Name,
 		Lease:     leader.Lease{Duration: cfg.Link.Lease, Margin: cfg.Link.Margin, Renew: cfg.Link.Renew, Heartbeat: cfg.Link.Heartbeat, Offline: cfg.Link.Offline},
+		Moves:     leader.MoveLimits{PerNode: cfg.Migration.MaxPerNode, PerCluster: cfg.Migration.MaxPerCluster},
+		Restores:  leader.RestoreLimits{PerSecond: cfg.Failover.RestoresPerSecond, PerNode: cfg.Failover.RestoresPerNode},
 		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
 		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
 	})
@@ -206,7 +208,7 @@ func (s *server) build() error {
 		return err
 	}
 	s.ops = gateway.NewOperations(gateway.Options{
-		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers,
+		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
 	s.metrics, s.registry = newMetrics(s, build)

@@ -5,16 +5,14 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/crash"
 )
 
 // moves is what was measured of them.
@@ -71,20 +69,18 @@ func (s *story) crash(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pids := []int{int(victim.GetPid())}
+	var pids []int
 	epochs := map[string]uint32{}
 	for _, row := range r.GetSessions() {
 		epochs[row.GetId()] = row.GetEpoch()
 		s.moves.lag = max(s.moves.lag, row.GetLag().GetTurns())
-		pids = append(pids, tree(int(row.GetPid()))...)
+		pids = append(pids, int(row.GetPid()))
 	}
 	s.moves.crashed, s.moves.lost = victim.GetName(), len(epochs)
 	say("killing all of %s with SIGKILL: its agent (pid %d), %d sessions and their shims", victim.GetName(), victim.GetPid(), len(epochs))
 	start := time.Now()
-	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
-			return fmt.Errorf("kill process %d: %w", pid, err)
-		}
+	if err := crash.Node(int(victim.GetPid()), pids); err != nil {
+		return err
 	}
 	err = poll(ctx, func() (bool, error) {
 		r, err := s.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
@@ -103,36 +99,6 @@ func (s *story) crash(ctx context.Context) error {
 		say("its %d sessions run again, %s after the kill", len(epochs), s.moves.recovered.Round(time.Millisecond))
 	}
 	return err
-}
-
-// tree is a session's process with its shim: the parent that is not the agent.
-func tree(pid int) []int {
-	if pid == 0 {
-		return nil
-	}
-	out := []int{pid}
-	if parent := parentOf(pid); parent > 1 && strings.Contains(commandOf(parent), "shim") {
-		out = append([]int{parent}, out...)
-	}
-	return out
-}
-
-func parentOf(pid int) int {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 2 {
-		return 0
-	}
-	ppid, _ := strconv.Atoi(fields[1])
-	return ppid
-}
-
-func commandOf(pid int) string {
-	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-	return string(b)
 }
 
 // report adds the moves to the table.

@@ -147,6 +147,9 @@ func start(t *testing.T, name, program string, args ...string) *process {
 		p.kill()
 		if t.Failed() {
 			b, _ := os.ReadFile(p.log)
+			if dir := os.Getenv("TEST_LOGS"); dir != "" { // all of it, for whoever looks for the cause
+				_ = os.WriteFile(filepath.Join(dir, name+".log"), b, 0o600)
+			}
 			if len(b) > 6000 {
 				b = b[len(b)-6000:]
 			}
@@ -268,6 +271,12 @@ type small struct {
 // startSmall starts it. Everything is on loopback and open to all.
 func startSmall(t *testing.T, agents int, lease time.Duration) *small {
 	t.Helper()
+	return startSmallOn(t, agents, lease, nil)
+}
+
+// startSmallOn is startSmall with the agents' data in those directories, where there are any.
+func startSmallOn(t *testing.T, agents int, lease time.Duration, disks []string) *small {
+	t.Helper()
 	s := &small{t: t}
 	base := ports(t, 5)
 	at := func(i int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(base+i)) }
@@ -286,8 +295,12 @@ func startSmall(t *testing.T, agents int, lease time.Duration) *small {
 	s.addr = at(2)
 	for i := range agents {
 		name := fmt.Sprintf("node-%d", i+1)
+		data := filepath.Join(dir, name)
+		if disks != nil {
+			data = filepath.Join(disks[i], name)
+		}
 		s.agents = append(s.agents, start(t, name, "node-agent", "run", "--config", writeYAML(t, dir, name+".yaml", map[string]any{
-			"name": name, "data_dir": filepath.Join(dir, name), "servers": []string{s.networks[i].addr()}, "insecure": true,
+			"name": name, "data_dir": data, "servers": []string{s.networks[i].addr()}, "insecure": true,
 			"log": map[string]string{"level": "debug"},
 		})))
 	}

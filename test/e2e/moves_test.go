@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -205,6 +206,42 @@ func TestPauseForkRewind(t *testing.T) {
 	}
 	if got := s.count(id); got != 3 {
 		t.Errorf("counts %d after the rewind to %d", got, back.GetSession().GetCheckpoint().GetSequence())
+	}
+	watch.check(t)
+}
+
+// TestRestoreOfWhatEnded: a session that was ended goes on from its last checkpoint, and is given again what it answered since. Of
+// its checkpoints as many are kept as it asked for.
+func TestRestoreOfWhatEnded(t *testing.T) {
+	t.Parallel()
+	watch := newObserver(t)
+	s := startSmall(t, 1, 5*time.Second)
+	id := s.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping(), KeepCheckpoints: 2}).GetId()
+	for range 3 {
+		s.count(id)
+		if _, err := s.c.Sessions.CheckpointSession(t.Context(), &apiv1.CheckpointSessionRequest{Id: id, Wait: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.count(id)
+	s.count(id)
+	if _, err := s.c.Sessions.TerminateSession(t.Context(), &apiv1.TerminateSessionRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the session has ended", func(context.Context) bool { return s.session(id).GetPhase() == apiv1.Session_TERMINATED })
+	if l := s.session(id).GetLag(); l.GetTurns() != 2 || l.GetMessages() != 2 {
+		t.Errorf("a restore would give back %v, want 2 turns by 2 messages", l)
+	}
+	r, err := s.c.Sessions.RewindSession(t.Context(), &apiv1.RewindSessionRequest{Id: id, Wait: true})
+	if err != nil || r.GetSession().GetPhase() != apiv1.Session_RUNNING {
+		t.Fatalf("%v: %v", r, err)
+	}
+	if got := s.count(id); got != 6 {
+		t.Errorf("counts %d after the restore, want 6: those two again, and this one", got)
+	}
+	k, err := s.c.Sessions.ListCheckpoints(t.Context(), &apiv1.ListCheckpointsRequest{Id: id})
+	if c := k.GetCheckpoints(); err != nil || len(c) != 2 || c[0].GetSequence() != 2 || c[1].GetSequence() != 3 || strings.Join(c[1].GetKeeps(), " ") != "messages workspace" {
+		t.Errorf("keeps %v (%v), want checkpoints 2 and 3", c, err)
 	}
 	watch.check(t)
 }

@@ -4,13 +4,17 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 )
@@ -32,7 +36,8 @@ func soakMoves(t *testing.T) int {
 func TestMovesAmongKills(t *testing.T) {
 	t.Parallel()
 	watch := newObserver(t)
-	s := startSmall(t, 3, 3*time.Second)
+	disks := smallDisks(t, 3)
+	s := startSmallOn(t, 3, 3*time.Second, disks)
 	row := s.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping(), CheckpointEvery: "turn", Restart: "on-failure", MaxRestarts: 10_000})
 	id := row.GetId()
 	var stop atomic.Bool
@@ -66,13 +71,14 @@ func TestMovesAmongKills(t *testing.T) {
 			moved <- err == nil && r.GetSession().GetMigration().GetState() == apiv1.Session_Migration_DONE
 		}()
 		if n%4 == 3 {
-			s.strike(n/4, before)
+			s.strike(n/4, before, disks)
 		}
 		if <-moved {
 			done++
 		} else {
 			failed++
 		}
+		empty(t, disks)
 	}
 	stop.Store(true)
 	if err := <-sent; err != nil {
@@ -99,8 +105,9 @@ func TestMovesAmongKills(t *testing.T) {
 	watch.check(t)
 }
 
-// strike kills something while the session moves: its agent, another agent, the session itself, the server.
-func (s *small) strike(n int, row *apiv1.Session) {
+// strike kills something while the session moves: its agent, the other agents, the session itself, the server; or fills the disks of the
+// other agents, where they have disks of their own.
+func (s *small) strike(n int, row *apiv1.Session, disks []string) {
 	s.t.Helper()
 	stages := []func(now *apiv1.Session) bool{ // another moment of the move each time
 		func(*apiv1.Session) bool { return true },
@@ -115,7 +122,11 @@ func (s *small) strike(n int, row *apiv1.Session) {
 		over := m.GetStartTime().AsTime().After(row.GetMigration().GetStartTime().AsTime()) && m.GetState() >= apiv1.Session_Migration_DONE
 		return stages[n%len(stages)](now) || now.GetEpoch() > row.GetEpoch() || over
 	})
-	what := n % 4
+	kinds := 4
+	if disks != nil {
+		kinds = 5
+	}
+	what := n % kinds
 	if what == 1 && n > 12 {
 		what = 0 // its restarts are put off ever longer
 	}
@@ -135,5 +146,60 @@ func (s *small) strike(n int, row *apiv1.Session) {
 	case 3:
 		s.server.kill()
 		s.server.run()
+	case 4:
+		for i, d := range disks {
+			if i != agent {
+				fill(s.t, d)
+			}
+		}
+	}
+}
+
+// diskBytes is how large a disk of an agent is: a node with less than 256 MiB free calls itself unhealthy.
+const diskBytes = 400 << 20
+
+// smallDisks makes file systems that can be filled; nil where this process may not.
+func smallDisks(t *testing.T, n int) (disks []string) {
+	t.Helper()
+	for range n {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "size="+strconv.Itoa(diskBytes)); err != nil {
+			t.Logf("NOTE: no disk is filled: a file system of its own cannot be mounted: %v", err)
+			return nil
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", dir, err)
+			}
+		})
+		disks = append(disks, dir)
+	}
+	return disks
+}
+
+// fill leaves nothing free of a disk.
+func fill(t *testing.T, disk string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(disk, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	block := make([]byte, 64<<10)
+	for err == nil {
+		_, err = f.Write(block)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("a disk of %d bytes was filled, and the error is %v", diskBytes, err)
+	}
+}
+
+// empty takes away what fill left.
+func empty(t *testing.T, disks []string) {
+	t.Helper()
+	for _, d := range disks {
+		if err := os.Remove(filepath.Join(d, "fill")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
 	}
 }

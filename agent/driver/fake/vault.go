@@ -238,7 +238,7 @@ func (c *captured) Store(ctx context.Context) (st checkpoint.Stored, err error) 
 	}
 	c.v.warm[c.im.session.ID] = true
 	return checkpoint.Stored{Manifest: id, Bytes: c.v.opt.ImageBytes, Sent: checkpoint.Sent{Sent: sent, Content: sent}, Chunks: 2,
-		Keeps: []string{"messages", "transcript", "workspace"}}, nil
+		Keeps: c.im.session.Keeps}, nil
 }
 
 // Restore has the session's next Start on this machine, of the epoch that begins with it, go on from the checkpoint.

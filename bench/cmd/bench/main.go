@@ -50,7 +50,10 @@ type part struct {
 var parts = []part{
 	{"send", "messages through the whole API, beside bare raft", (*suite.Bench).Send},
 	{"spawn", "sessions to RUNNING, beside the bare driver", (*suite.Bench).Spawn},
+	{"checkpoints", "captures of a workspace, beside tar and zstd", (*suite.Bench).Checkpoints},
 	{"moves", "sessions that move while they are busy", (*suite.Bench).Moves},
+	{"forks", "forks of a large session, and moves of a thousand simulated ones", (*suite.Bench).Forks},
+	{"nodeloss", "a node dies with a hundred sessions", (*suite.Bench).NodeLoss},
 	{"nodes", "what ten thousand linked nodes cost a server", (*suite.Bench).Nodes},
 	{"state", "a million sessions in the replicated state", (*suite.Bench).State},
 	{"failover", "the time without a leader, beside bare raft", (*suite.Bench).Failover},

@@ -202,8 +202,10 @@ type Capabilities struct {
 	CustomCapabilities map[string]bool `protobuf:"bytes,6,rep,name=custom_capabilities,json=customCapabilities,proto3" json:"custom_capabilities,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	CpuMilli           int64           `protobuf:"varint,7,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
 	MemoryBytes        int64           `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Why a capability is absent, by its key, where there is something to do about it: criu.
+	Absent        map[string]string `protobuf:"bytes,9,rep,name=absent,proto3" json:"absent,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Capabilities) Reset() {
@@ -290,6 +292,13 @@ func (x *Capabilities) GetMemoryBytes() int64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *Capabilities) GetAbsent() map[string]string {
+	if x != nil {
+		return x.Absent
+	}
+	return nil
 }
 
 // NodeHealth is what a node last said of itself. It is never written to raft.
@@ -580,9 +589,11 @@ type Drain struct {
 	Paused    uint32 `protobuf:"varint,8,opt,name=paused,proto3" json:"paused,omitempty"`
 	Remaining uint32 `protobuf:"varint,9,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// Why what remains does.
-	Reason        string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Reason string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The longest time for which one of its sessions answered nothing.
+	LongestBlackoutMs float64 `protobuf:"fixed64,11,opt,name=longest_blackout_ms,json=longestBlackoutMs,proto3" json:"longest_blackout_ms,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Drain) Reset() {
@@ -683,6 +694,13 @@ func (x *Drain) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Drain) GetLongestBlackoutMs() float64 {
+	if x != nil {
+		return x.LongestBlackoutMs
+	}
+	return 0
 }
 
 type ListNodesRequest struct {
@@ -1356,7 +1374,7 @@ type DrainNodeResponse_Step struct {
 
 func (x *DrainNodeResponse_Step) Reset() {
 	*x = DrainNodeResponse_Step{}
-	mi := &file_orchestrator_v1_node_proto_msgTypes[18]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1386,7 @@ func (x *DrainNodeResponse_Step) String() string {
 func (*DrainNodeResponse_Step) ProtoMessage() {}
 
 func (x *DrainNodeResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_node_proto_msgTypes[18]
+	mi := &file_orchestrator_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1455,7 @@ var File_orchestrator_v1_node_proto protoreflect.FileDescriptor
 
 const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1aorchestrator/v1/node.proto\x12\x0forchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dorchestrator/v1/session.proto\"\xe9\x03\n" +
+	"\x1aorchestrator/v1/node.proto\x12\x0forchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dorchestrator/v1/session.proto\"\xe7\x04\n" +
 	"\fCapabilities\x12,\n" +
 	"\x12can_spawn_sessions\x18\x01 \x01(\bR\x10canSpawnSessions\x126\n" +
 	"\x17max_concurrent_sessions\x18\x02 \x01(\rR\x15maxConcurrentSessions\x126\n" +
@@ -1446,10 +1464,14 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\x0fhas_high_memory\x18\x05 \x01(\bR\rhasHighMemory\x12f\n" +
 	"\x13custom_capabilities\x18\x06 \x03(\v25.orchestrator.v1.Capabilities.CustomCapabilitiesEntryR\x12customCapabilities\x12\x1b\n" +
 	"\tcpu_milli\x18\a \x01(\x03R\bcpuMilli\x12!\n" +
-	"\fmemory_bytes\x18\b \x01(\x03R\vmemoryBytes\x1aE\n" +
+	"\fmemory_bytes\x18\b \x01(\x03R\vmemoryBytes\x12A\n" +
+	"\x06absent\x18\t \x03(\v2).orchestrator.v1.Capabilities.AbsentEntryR\x06absent\x1aE\n" +
 	"\x17CustomCapabilitiesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\"\x89\x02\n" +
+	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\x1a9\n" +
+	"\vAbsentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x89\x02\n" +
 	"\n" +
 	"NodeHealth\x12\x1b\n" +
 	"\tcpu_usage\x18\x01 \x01(\x01R\bcpuUsage\x12!\n" +
@@ -1489,7 +1511,7 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\aHEALTHY\x10\x01\x12\f\n" +
 	"\bDEGRADED\x10\x02\x12\r\n" +
 	"\tUNHEALTHY\x10\x03\x12\v\n" +
-	"\aOFFLINE\x10\x04\"\xcf\x03\n" +
+	"\aOFFLINE\x10\x04\"\xff\x03\n" +
 	"\x05Drain\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.orchestrator.v1.Drain.StateR\x05state\x129\n" +
 	"\n" +
@@ -1502,7 +1524,8 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\x06paused\x18\b \x01(\rR\x06paused\x12\x1c\n" +
 	"\tremaining\x18\t \x01(\rR\tremaining\x12\x16\n" +
 	"\x06reason\x18\n" +
-	" \x01(\tR\x06reason\"X\n" +
+	" \x01(\tR\x06reason\x12.\n" +
+	"\x13longest_blackout_ms\x18\v \x01(\x01R\x11longestBlackoutMs\"X\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bDRAINING\x10\x01\x12\v\n" +
@@ -1587,7 +1610,7 @@ func file_orchestrator_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_orchestrator_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_orchestrator_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_orchestrator_v1_node_proto_goTypes = []any{
 	(Node_Status)(0),                   // 0: orchestrator.v1.Node.Status
 	(Drain_State)(0),                   // 1: orchestrator.v1.Drain.State
@@ -1609,54 +1632,56 @@ var file_orchestrator_v1_node_proto_goTypes = []any{
 	(*RemoveNodeRequest)(nil),          // 17: orchestrator.v1.RemoveNodeRequest
 	(*RemoveNodeResponse)(nil),         // 18: orchestrator.v1.RemoveNodeResponse
 	nil,                                // 19: orchestrator.v1.Capabilities.CustomCapabilitiesEntry
-	nil,                                // 20: orchestrator.v1.Node.LabelsEntry
-	(*DrainNodeResponse_Step)(nil),     // 21: orchestrator.v1.DrainNodeResponse.Step
-	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
-	(Consistency_Level)(0),             // 23: orchestrator.v1.Consistency.Level
-	(*durationpb.Duration)(nil),        // 24: google.protobuf.Duration
-	(Priority_Level)(0),                // 25: orchestrator.v1.Priority.Level
+	nil,                                // 20: orchestrator.v1.Capabilities.AbsentEntry
+	nil,                                // 21: orchestrator.v1.Node.LabelsEntry
+	(*DrainNodeResponse_Step)(nil),     // 22: orchestrator.v1.DrainNodeResponse.Step
+	(*timestamppb.Timestamp)(nil),      // 23: google.protobuf.Timestamp
+	(Consistency_Level)(0),             // 24: orchestrator.v1.Consistency.Level
+	(*durationpb.Duration)(nil),        // 25: google.protobuf.Duration
+	(Priority_Level)(0),                // 26: orchestrator.v1.Priority.Level
 }
 var file_orchestrator_v1_node_proto_depIdxs = []int32{
 	19, // 0: orchestrator.v1.Capabilities.custom_capabilities:type_name -> orchestrator.v1.Capabilities.CustomCapabilitiesEntry
-	22, // 1: orchestrator.v1.NodeHealth.last_heartbeat:type_name -> google.protobuf.Timestamp
-	0,  // 2: orchestrator.v1.Node.status:type_name -> orchestrator.v1.Node.Status
-	3,  // 3: orchestrator.v1.Node.capabilities:type_name -> orchestrator.v1.Capabilities
-	20, // 4: orchestrator.v1.Node.labels:type_name -> orchestrator.v1.Node.LabelsEntry
-	4,  // 5: orchestrator.v1.Node.health:type_name -> orchestrator.v1.NodeHealth
-	22, // 6: orchestrator.v1.Node.create_time:type_name -> google.protobuf.Timestamp
-	6,  // 7: orchestrator.v1.Node.drain:type_name -> orchestrator.v1.Drain
-	1,  // 8: orchestrator.v1.Drain.state:type_name -> orchestrator.v1.Drain.State
-	22, // 9: orchestrator.v1.Drain.start_time:type_name -> google.protobuf.Timestamp
-	22, // 10: orchestrator.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
-	22, // 11: orchestrator.v1.Drain.end_time:type_name -> google.protobuf.Timestamp
-	23, // 12: orchestrator.v1.ListNodesRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	5,  // 13: orchestrator.v1.ListNodesResponse.nodes:type_name -> orchestrator.v1.Node
-	23, // 14: orchestrator.v1.GetNodeRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	5,  // 15: orchestrator.v1.GetNodeResponse.node:type_name -> orchestrator.v1.Node
-	5,  // 16: orchestrator.v1.CordonNodeResponse.node:type_name -> orchestrator.v1.Node
-	5,  // 17: orchestrator.v1.UncordonNodeResponse.node:type_name -> orchestrator.v1.Node
-	24, // 18: orchestrator.v1.DrainNodeRequest.deadline:type_name -> google.protobuf.Duration
-	5,  // 19: orchestrator.v1.DrainNodeResponse.node:type_name -> orchestrator.v1.Node
-	21, // 20: orchestrator.v1.DrainNodeResponse.plan:type_name -> orchestrator.v1.DrainNodeResponse.Step
-	2,  // 21: orchestrator.v1.DrainNodeResponse.Step.action:type_name -> orchestrator.v1.DrainNodeResponse.Step.Action
-	25, // 22: orchestrator.v1.DrainNodeResponse.Step.priority:type_name -> orchestrator.v1.Priority.Level
-	7,  // 23: orchestrator.v1.NodeService.ListNodes:input_type -> orchestrator.v1.ListNodesRequest
-	9,  // 24: orchestrator.v1.NodeService.GetNode:input_type -> orchestrator.v1.GetNodeRequest
-	11, // 25: orchestrator.v1.NodeService.CordonNode:input_type -> orchestrator.v1.CordonNodeRequest
-	13, // 26: orchestrator.v1.NodeService.UncordonNode:input_type -> orchestrator.v1.UncordonNodeRequest
-	15, // 27: orchestrator.v1.NodeService.DrainNode:input_type -> orchestrator.v1.DrainNodeRequest
-	17, // 28: orchestrator.v1.NodeService.RemoveNode:input_type -> orchestrator.v1.RemoveNodeRequest
-	8,  // 29: orchestrator.v1.NodeService.ListNodes:output_type -> orchestrator.v1.ListNodesResponse
-	10, // 30: orchestrator.v1.NodeService.GetNode:output_type -> orchestrator.v1.GetNodeResponse
-	12, // 31: orchestrator.v1.NodeService.CordonNode:output_type -> orchestrator.v1.CordonNodeResponse
-	14, // 32: orchestrator.v1.NodeService.UncordonNode:output_type -> orchestrator.v1.UncordonNodeResponse
-	16, // 33: orchestrator.v1.NodeService.DrainNode:output_type -> orchestrator.v1.DrainNodeResponse
-	18, // 34: orchestrator.v1.NodeService.RemoveNode:output_type -> orchestrator.v1.RemoveNodeResponse
-	29, // [29:35] is the sub-list for method output_type
-	23, // [23:29] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	20, // 1: orchestrator.v1.Capabilities.absent:type_name -> orchestrator.v1.Capabilities.AbsentEntry
+	23, // 2: orchestrator.v1.NodeHealth.last_heartbeat:type_name -> google.protobuf.Timestamp
+	0,  // 3: orchestrator.v1.Node.status:type_name -> orchestrator.v1.Node.Status
+	3,  // 4: orchestrator.v1.Node.capabilities:type_name -> orchestrator.v1.Capabilities
+	21, // 5: orchestrator.v1.Node.labels:type_name -> orchestrator.v1.Node.LabelsEntry
+	4,  // 6: orchestrator.v1.Node.health:type_name -> orchestrator.v1.NodeHealth
+	23, // 7: orchestrator.v1.Node.create_time:type_name -> google.protobuf.Timestamp
+	6,  // 8: orchestrator.v1.Node.drain:type_name -> orchestrator.v1.Drain
+	1,  // 9: orchestrator.v1.Drain.state:type_name -> orchestrator.v1.Drain.State
+	23, // 10: orchestrator.v1.Drain.start_time:type_name -> google.protobuf.Timestamp
+	23, // 11: orchestrator.v1.Drain.deadline:type_name -> google.protobuf.Timestamp
+	23, // 12: orchestrator.v1.Drain.end_time:type_name -> google.protobuf.Timestamp
+	24, // 13: orchestrator.v1.ListNodesRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	5,  // 14: orchestrator.v1.ListNodesResponse.nodes:type_name -> orchestrator.v1.Node
+	24, // 15: orchestrator.v1.GetNodeRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	5,  // 16: orchestrator.v1.GetNodeResponse.node:type_name -> orchestrator.v1.Node
+	5,  // 17: orchestrator.v1.CordonNodeResponse.node:type_name -> orchestrator.v1.Node
+	5,  // 18: orchestrator.v1.UncordonNodeResponse.node:type_name -> orchestrator.v1.Node
+	25, // 19: orchestrator.v1.DrainNodeRequest.deadline:type_name -> google.protobuf.Duration
+	5,  // 20: orchestrator.v1.DrainNodeResponse.node:type_name -> orchestrator.v1.Node
+	22, // 21: orchestrator.v1.DrainNodeResponse.plan:type_name -> orchestrator.v1.DrainNodeResponse.Step
+	2,  // 22: orchestrator.v1.DrainNodeResponse.Step.action:type_name -> orchestrator.v1.DrainNodeResponse.Step.Action
+	26, // 23: orchestrator.v1.DrainNodeResponse.Step.priority:type_name -> orchestrator.v1.Priority.Level
+	7,  // 24: orchestrator.v1.NodeService.ListNodes:input_type -> orchestrator.v1.ListNodesRequest
+	9,  // 25: orchestrator.v1.NodeService.GetNode:input_type -> orchestrator.v1.GetNodeRequest
+	11, // 26: orchestrator.v1.NodeService.CordonNode:input_type -> orchestrator.v1.CordonNodeRequest
+	13, // 27: orchestrator.v1.NodeService.UncordonNode:input_type -> orchestrator.v1.UncordonNodeRequest
+	15, // 28: orchestrator.v1.NodeService.DrainNode:input_type -> orchestrator.v1.DrainNodeRequest
+	17, // 29: orchestrator.v1.NodeService.RemoveNode:input_type -> orchestrator.v1.RemoveNodeRequest
+	8,  // 30: orchestrator.v1.NodeService.ListNodes:output_type -> orchestrator.v1.ListNodesResponse
+	10, // 31: orchestrator.v1.NodeService.GetNode:output_type -> orchestrator.v1.GetNodeResponse
+	12, // 32: orchestrator.v1.NodeService.CordonNode:output_type -> orchestrator.v1.CordonNodeResponse
+	14, // 33: orchestrator.v1.NodeService.UncordonNode:output_type -> orchestrator.v1.UncordonNodeResponse
+	16, // 34: orchestrator.v1.NodeService.DrainNode:output_type -> orchestrator.v1.DrainNodeResponse
+	18, // 35: orchestrator.v1.NodeService.RemoveNode:output_type -> orchestrator.v1.RemoveNodeResponse
+	30, // [30:36] is the sub-list for method output_type
+	24, // [24:30] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_node_proto_init() }
@@ -1671,7 +1696,7 @@ func file_orchestrator_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_node_proto_rawDesc), len(file_orchestrator_v1_node_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

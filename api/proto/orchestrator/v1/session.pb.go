@@ -538,7 +538,8 @@ type SessionSpec struct {
 	Protocol string `protobuf:"bytes,14,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// never | on-failure | always; "never" when empty.
 	Restart string `protobuf:"bytes,15,opt,name=restart,proto3" json:"restart,omitempty"`
-	// Restarts before the session fails for good; 5 when 0 and a restart policy is set.
+	// Restarts in a row before the session fails for good; 5 when 0 and a restart policy is set. After a run of 10 minutes they
+	// are counted anew.
 	MaxRestarts uint32 `protobuf:"varint,16,opt,name=max_restarts,json=maxRestarts,proto3" json:"max_restarts,omitempty"`
 	// Time from creation after which the session is terminated; none when unset.
 	Ttl *durationpb.Duration `protobuf:"bytes,17,opt,name=ttl,proto3" json:"ttl,omitempty"`
@@ -787,13 +788,14 @@ type Session struct {
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	StartTime  *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	EndTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	Restarts   uint32                 `protobuf:"varint,14,opt,name=restarts,proto3" json:"restarts,omitempty"`
-	Checkpoint *Session_Checkpoint    `protobuf:"bytes,15,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	Lag        *Session_Lag           `protobuf:"bytes,16,opt,name=lag,proto3" json:"lag,omitempty"`
-	Mailbox    *Session_Mailbox       `protobuf:"bytes,17,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
-	Migration  *Session_Migration     `protobuf:"bytes,18,opt,name=migration,proto3" json:"migration,omitempty"`
-	Exit       *Session_Exit          `protobuf:"bytes,19,opt,name=exit,proto3" json:"exit,omitempty"`
-	Spec       *SessionSpec           `protobuf:"bytes,20,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Over its whole life.
+	Restarts   uint32              `protobuf:"varint,14,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Checkpoint *Session_Checkpoint `protobuf:"bytes,15,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Lag        *Session_Lag        `protobuf:"bytes,16,opt,name=lag,proto3" json:"lag,omitempty"`
+	Mailbox    *Session_Mailbox    `protobuf:"bytes,17,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	Migration  *Session_Migration  `protobuf:"bytes,18,opt,name=migration,proto3" json:"migration,omitempty"`
+	Exit       *Session_Exit       `protobuf:"bytes,19,opt,name=exit,proto3" json:"exit,omitempty"`
+	Spec       *SessionSpec        `protobuf:"bytes,20,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Why this node, and why not the others.
 	Placement string `protobuf:"bytes,21,opt,name=placement,proto3" json:"placement,omitempty"`
 	// The raft index of the session's last change.
@@ -1237,7 +1239,8 @@ type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty means every namespace the caller may see.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Terms joined by commas, all of which must hold: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, label.KEY=VALUE; != negates.
+	// Terms joined by commas, all of which must hold: phase=RUNNING, node=NAME, type=T, name=PREFIX*, priority=P, checkpoint=made|none|failing,
+	// label.KEY=VALUE; != negates.
 	Filter string `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
 	// At most this many; 100 when 0, at most 1000.
 	PageSize      int32             `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`

@@ -414,8 +414,10 @@ type SessionRow struct {
 	CapturedTime    int64  `protobuf:"varint,37,opt,name=captured_time,json=capturedTime,proto3" json:"captured_time,omitempty"`
 	// Why the last attempt at a checkpoint failed.
 	CheckpointError string `protobuf:"bytes,38,opt,name=checkpoint_error,json=checkpointError,proto3" json:"checkpoint_error,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How many of the restarts came before the last healthy run: they do not count against the limit any more.
+	RestartsForgiven uint32 `protobuf:"varint,39,opt,name=restarts_forgiven,json=restartsForgiven,proto3" json:"restarts_forgiven,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SessionRow) Reset() {
@@ -712,6 +714,13 @@ func (x *SessionRow) GetCheckpointError() string {
 		return x.CheckpointError
 	}
 	return ""
+}
+
+func (x *SessionRow) GetRestartsForgiven() uint32 {
+	if x != nil {
+		return x.RestartsForgiven
+	}
+	return 0
 }
 
 type CheckpointRow struct {
@@ -1565,17 +1574,19 @@ type DrainRow struct {
 	// The raft index at which it began.
 	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// orchestrator.v1.Drain.State
-	State         uint32 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
-	StartTime     int64  `protobuf:"varint,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	Deadline      int64  `protobuf:"varint,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	EndTime       int64  `protobuf:"varint,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	Force         bool   `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
-	Total         uint32 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"`
-	Moved         uint32 `protobuf:"varint,8,opt,name=moved,proto3" json:"moved,omitempty"`
-	Paused        uint32 `protobuf:"varint,9,opt,name=paused,proto3" json:"paused,omitempty"`
-	Reason        string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	State     uint32 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
+	StartTime int64  `protobuf:"varint,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	Deadline  int64  `protobuf:"varint,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	EndTime   int64  `protobuf:"varint,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Force     bool   `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
+	Total     uint32 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"`
+	Moved     uint32 `protobuf:"varint,8,opt,name=moved,proto3" json:"moved,omitempty"`
+	Paused    uint32 `protobuf:"varint,9,opt,name=paused,proto3" json:"paused,omitempty"`
+	Reason    string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Nanoseconds.
+	LongestBlackout int64 `protobuf:"varint,11,opt,name=longest_blackout,json=longestBlackout,proto3" json:"longest_blackout,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DrainRow) Reset() {
@@ -1676,6 +1687,13 @@ func (x *DrainRow) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *DrainRow) GetLongestBlackout() int64 {
+	if x != nil {
+		return x.LongestBlackout
+	}
+	return 0
 }
 
 type TokenRow struct {
@@ -2082,7 +2100,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
-	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\xde\v\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\"\x8b\f\n" +
 	"\n" +
 	"SessionRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -2130,7 +2148,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\trewind_to\x18# \x01(\x04R\brewindTo\x12\x12\n" +
 	"\x04move\x18$ \x01(\x04R\x04move\x12#\n" +
 	"\rcaptured_time\x18% \x01(\x03R\fcapturedTime\x12)\n" +
-	"\x10checkpoint_error\x18& \x01(\tR\x0fcheckpointError\x1a\x8b\x01\n" +
+	"\x10checkpoint_error\x18& \x01(\tR\x0fcheckpointError\x12+\n" +
+	"\x11restarts_forgiven\x18' \x01(\rR\x10restartsForgiven\x1a\x8b\x01\n" +
 	"\aHistory\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
@@ -2238,7 +2257,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05drain\x18\x13 \x01(\v2!.orchestrator.cluster.v1.DrainRowR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xab\x02\n" +
 	"\bDrainRow\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x12\x1d\n" +
@@ -2251,7 +2270,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05moved\x18\b \x01(\rR\x05moved\x12\x16\n" +
 	"\x06paused\x18\t \x01(\rR\x06paused\x12\x16\n" +
 	"\x06reason\x18\n" +
-	" \x01(\tR\x06reason\"\xb6\x01\n" +
+	" \x01(\tR\x06reason\x12)\n" +
+	"\x10longest_blackout\x18\v \x01(\x03R\x0flongestBlackout\"\xb6\x01\n" +
 	"\bTokenRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +

@@ -1,0 +1,363 @@
+// nodes drain: a node gets rid of its sessions, with its plan first and what happens shown while it happens.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/exitcode"
+	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/session"
+)
+
+// drainFlags are the flags as they were typed.
+type drainFlags struct {
+	dryRun, force, wait bool
+	deadline            time.Duration
+	key                 string
+}
+
+func (a *app) drainCommand() *cobra.Command {
+	var f drainFlags
+	c := a.command("drain NODE", "Move the sessions of a node elsewhere, and keep others away from it", exactly(1), streams, nil)
+	c.Long = `Move the sessions of a node elsewhere, and keep others away from it.
+
+The plan is printed first: what would become of each session, as things stand. Where some have no place elsewhere the drain is
+refused, unless --force is given: then those are paused. The node is cordoned, and its sessions move, the most urgent first, a few at
+a time; a move that fails is tried again with another target. When the deadline has passed, what is left stays, and works on; with
+--force it is paused. The node stays cordoned until 'orchctl nodes uncordon', which also cancels a drain that is under way.
+
+On a terminal the drain is waited for and shown. Ctrl-C then asks: let it go on in the background, or stop it.
+The exit code is 0 when nothing is left, 4 when the drain was refused, and 1 when it ended otherwise.`
+	c.Example = `  orchctl nodes drain node-3 --dry-run
+  orchctl nodes drain node-3 --deadline 30m
+  orchctl nodes drain node-3 --force --wait -o json`
+	fl := c.Flags()
+	fl.BoolVar(&f.dryRun, "dry-run", false, "only print the plan")
+	fl.BoolVar(&f.force, "force", false, "pause what has no place elsewhere, and what is left at the deadline")
+	fl.DurationVar(&f.deadline, "deadline", 0, "how long it may take (default 10m)")
+	fl.BoolVar(&f.wait, "wait", false, "wait until it is over and print its figures (default on a terminal)")
+	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same drain")
+	c.ValidArgsFunction = a.completeNodes
+	c.RunE = a.runner(streams, func(ctx context.Context, args []string) error {
+		if !fl.Changed("wait") {
+			f.wait = isTerminal(a.stdout)
+		}
+		if fl.Changed("deadline") && f.deadline <= 0 {
+			return fault.New(fault.Invalid, "--deadline: %s is no time; use something like 30m", f.deadline)
+		}
+		return a.drain(ctx, args[0], &f)
+	})
+	return c
+}
+
+func (a *app) drain(ctx context.Context, ref string, f *drainFlags) error {
+	cl, err := a.connect()
+	if err != nil {
+		return err
+	}
+	req := &apiv1.DrainNodeRequest{Id: ref, Force: f.force, DryRun: true}
+	if f.deadline > 0 {
+		req.Deadline = durationpb.New(f.deadline)
+	}
+	plan, err := cl.Nodes.DrainNode(ctx, req)
+	if err != nil {
+		return err
+	}
+	if f.dryRun || a.flags.output == "table" || a.flags.output == "wide" {
+		if err := a.printPlan(plan); err != nil || f.dryRun {
+			return err
+		}
+	}
+	req.Id, req.DryRun, req.IdempotencyKey = plan.GetNode().GetId(), false, f.key
+	r, err := cl.Nodes.DrainNode(ctx, req)
+	if err != nil {
+		return err
+	}
+	n := r.GetNode()
+	if !f.wait {
+		return a.printDone(n, n.GetName(), fmt.Sprintf("node/%s is draining; see 'orchctl nodes get %s'", n.GetName(), n.GetName()))
+	}
+	n, err = a.followDrain(ctx, n)
+	switch {
+	case errors.Is(err, errBackground):
+		a.note(fmt.Sprintf("node/%s goes on draining; see 'orchctl nodes get %s'", n.GetName(), n.GetName()))
+		return nil
+	case err != nil:
+		return err
+	}
+	return a.printDrained(n)
+}
+
+// printPlan prints what would become of each session, and a line that sums it up.
+func (a *app) printPlan(plan *apiv1.DrainNodeResponse) error {
+	k := kind[*apiv1.DrainNodeResponse_Step]{
+		noun:    "sessions on " + plan.GetNode().GetName(),
+		columns: []string{"SESSION", "PRIORITY", "ACTION", "TARGET", "REASON", "+NAMESPACE", "+ID"},
+		row: func(s *apiv1.DrainNodeResponse_Step) []string {
+			return []string{
+				first(s.GetName(), s.GetSessionId()), session.Priority(s.GetPriority()).String(), strings.ToLower(s.GetAction().String()), s.GetTarget(),
+				s.GetReason(), s.GetNamespace(), s.GetSessionId(),
+			}
+		},
+		name: (*apiv1.DrainNodeResponse_Step).GetSessionId,
+	}
+	if err := printList(a, k, plan.GetPlan(), plan); err != nil {
+		return err
+	}
+	all := int(plan.GetMigrate() + plan.GetPause() + plan.GetStay())
+	if all == 0 || a.flags.output != "table" && a.flags.output != "wide" {
+		return nil
+	}
+	sum := fmt.Sprintf("%d to migrate, %d to pause, %d without a place", plan.GetMigrate(), plan.GetPause(), plan.GetStay())
+	if more := all - len(plan.GetPlan()); more > 0 {
+		sum = fmt.Sprintf("… and %d more: %s", more, sum)
+	}
+	_, err := fmt.Fprintln(a.out(), sum)
+	return err
+}
+
+// drainText is a drain in a few words.
+func (a *app) drainText(d *apiv1.Drain) string {
+	if d == nil {
+		return ""
+	}
+	out := fmt.Sprintf("%s, %d of %d moved, %d paused, %d left", strings.ToLower(d.GetState().String()), d.GetMoved(), d.GetTotal(), d.GetPaused(), d.GetRemaining())
+	if d.GetState() == apiv1.Drain_DRAINING {
+		out += ", until " + d.GetDeadline().AsTime().Format(time.RFC3339)
+	}
+	if d.GetForce() {
+		out += ", with force"
+	}
+	if d.GetReason() != "" {
+		out += ": " + d.GetReason()
+	}
+	return out + " (" + a.age(d.GetStartTime()) + " ago)"
+}
+
+// printDrained prints the figures of a drain that is over; one that left something behind is an error.
+func (a *app) printDrained(n *apiv1.Node) error {
+	d := n.GetDrain()
+	var err error
+	switch a.flags.output {
+	case "json", "yaml", "name":
+		err = a.printDone(n, n.GetName(), "")
+	default:
+		if d.GetState() == apiv1.Drain_DRAINED {
+			err = a.printFields(drainFigures(n))
+		}
+	}
+	if err != nil || d.GetState() == apiv1.Drain_DRAINED {
+		return err
+	}
+	left := fmt.Sprintf("%d of %s left", d.GetRemaining(), several(d.GetTotal(), "session"))
+	what := fmt.Sprintf("the drain of %s was cancelled (%s)", n.GetName(), first(d.GetReason(), "uncordoned"))
+	if d.GetState() == apiv1.Drain_INCOMPLETE {
+		what, left = fmt.Sprintf("%s is not empty at its deadline", n.GetName()), left+": "+first(d.GetReason(), "they are on their way")
+		left += fmt.Sprintf("; it stays cordoned; drain it again with --force to pause them, or see 'orchctl nodes get %s'", n.GetName())
+	}
+	return &exitError{exitcode.Failed, fmt.Errorf("%s; %s", what, left)}
+}
+
+// drainFigures are what a drain came to.
+func drainFigures(n *apiv1.Node) []field {
+	d := n.GetDrain()
+	ended := int(d.GetTotal()) - int(d.GetMoved()+d.GetPaused()+d.GetRemaining())
+	figures := []field{
+		{label: "Node", value: n.GetName()}, {label: "Moved", value: fmt.Sprintf("%d of %d", d.GetMoved(), d.GetTotal())}, {label: "Paused", value: number(d.GetPaused())},
+	}
+	if ended > 0 {
+		figures = append(figures, field{label: "Ended", value: number(ended)})
+	}
+	return append(figures,
+		field{label: "Longest blackout", value: millisText(d.GetLongestBlackoutMs())},
+		field{label: "Total", value: spanSince(d.GetStartTime().AsTime(), d.GetEndTime().AsTime())})
+}
+
+// drainFollower shows a drain until it is over.
+type drainFollower struct {
+	a     *app
+	ctx   context.Context // of what is asked meanwhile; an interrupt does not end it
+	n     *apiv1.Node     // as it was seen last
+	show  *drainView
+	tasks sync.WaitGroup
+
+	seen    chan *apiv1.Node
+	broken  chan error // why it is seen no more
+	stopped chan error // what an uncordon was answered
+	ask     *terminal  // open while a question is; nil when none is
+}
+
+// followDrain shows a node's drain until it is over, and returns the node as it is then.
+func (a *app) followDrain(ctx context.Context, n *apiv1.Node) (*apiv1.Node, error) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &drainFollower{
+		a: a, ctx: own, n: n, show: a.newDrainView(n), seen: make(chan *apiv1.Node), broken: make(chan error, 1), stopped: make(chan error, 1),
+	}
+	defer func() {
+		f.answered()
+		cancel()
+		f.tasks.Wait()
+		f.show.end(f.n)
+	}()
+	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
+		return n, f.left()
+	}
+	f.tasks.Go(f.watch)
+	err := f.run(ctx, signals)
+	return f.n, err
+}
+
+// drainLooksEvery is how often a node is looked at whose drain is shown.
+const drainLooksEvery = 500 * time.Millisecond
+
+// watch looks at the node again and again.
+func (f *drainFollower) watch() {
+	tick := time.NewTicker(min(f.a.refresh, drainLooksEvery))
+	defer tick.Stop()
+	for {
+		r, err := f.a.client.Nodes.GetNode(f.ctx, &apiv1.GetNodeRequest{Id: f.n.GetId()})
+		switch {
+		case f.ctx.Err() != nil:
+			return
+		case err == nil:
+			select {
+			case f.seen <- r.GetNode():
+			case <-f.ctx.Done():
+				return
+			}
+		case !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Timeout): // leaders come and go
+			f.broken <- err
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-f.ctx.Done():
+			return
+		}
+	}
+}
+
+func (f *drainFollower) run(ctx context.Context, signals <-chan os.Signal) error {
+	began := f.n.GetDrain().GetStartTime().AsTime()
+	expired := ctx.Done()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for f.n.GetDrain().GetState() == apiv1.Drain_DRAINING {
+		var keys chan []byte
+		if f.ask != nil {
+			keys = f.ask.input
+		}
+		select {
+		case n := <-f.seen:
+			if d := n.GetDrain(); d == nil || !d.GetStartTime().AsTime().Equal(began) {
+				return &exitError{exitcode.Failed, fmt.Errorf("the drain of %s ended, and its record is gone: the node was uncordoned, or is drained anew; see 'orchctl events'", f.n.GetName())}
+			}
+			f.n = n
+			f.show.update(n)
+		case <-tick.C:
+			f.show.tick()
+		case err := <-f.broken:
+			return err
+		case err := <-f.stopped:
+			if err != nil {
+				f.show.say(err.Error())
+			}
+		case sig := <-signals:
+			if sig != os.Interrupt || !f.question() {
+				return f.left()
+			}
+		case typed := <-keys:
+			if f.answer(typed) {
+				return errBackground
+			}
+		case <-expired:
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return fault.New(fault.Timeout, "%s still holds %s; the drain goes on, see 'orchctl nodes get %s'", f.n.GetName(), several(f.n.GetDrain().GetRemaining(), "session"), f.n.GetName())
+			}
+			expired = nil // a signal, which comes by its own channel
+		}
+	}
+	return nil
+}
+
+// left is the error of somebody who was interrupted.
+func (f *drainFollower) left() error {
+	return &exitError{exitcode.Failed, fmt.Errorf("interrupted; the drain goes on, see 'orchctl nodes get %s', or end it with 'orchctl nodes uncordon %s'", f.n.GetName(), f.n.GetName())}
+}
+
+const drainQuestion = "go on in the [b]ackground, [s]top and uncordon the node, or keep [w]atching?"
+
+// question asks what is to become of the drain, and reports whether there is anybody to ask.
+func (f *drainFollower) question() bool {
+	if f.a.flags.quiet || !isTerminal(f.a.stdin) || !isTerminal(f.a.stderr) || f.ask != nil {
+		return false
+	}
+	t, err := f.a.openTerminal(f.ctx, nil, true)
+	if err != nil {
+		return false
+	}
+	t.start(f.a.stdin)
+	f.ask = t
+	f.show.say(drainQuestion)
+	return true
+}
+
+// answered ends the question.
+func (f *drainFollower) answered() {
+	if f.ask != nil {
+		f.ask.close()
+		f.ask = nil
+	}
+}
+
+// answer takes what was typed, and reports whether the user leaves. The terminal is gone when there is nothing.
+func (f *drainFollower) answer(typed []byte) (leave bool) {
+	if len(typed) == 0 {
+		typed = []byte{keyCtrlD}
+	}
+	for _, key := range typed {
+		switch key {
+		case 'b', 'B', keyCtrlC, keyCtrlD:
+			f.answered()
+			return true
+		case 's', 'S':
+			f.answered()
+			f.stop()
+			return false
+		case 'w', 'W', '\r', '\n':
+			f.answered()
+			f.show.say("")
+			return false
+		}
+	}
+	return false
+}
+
+// stop uncordons the node, which cancels the drain.
+func (f *drainFollower) stop() {
+	f.show.say("stopping …")
+	id := f.n.GetId()
+	f.tasks.Go(func() {
+		_, err := f.a.client.Nodes.UncordonNode(f.ctx, &apiv1.UncordonNodeRequest{Id: id})
+		select {
+		case f.stopped <- err:
+		case <-f.ctx.Done():
+		}
+	})
+}
