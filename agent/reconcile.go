@@ -118,9 +118,7 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 	e.next = &nextRun{spec: spec, inbox: newInbox(), since: s.host.lease.now(), restore: d.GetRestore(), peer: peerOf(d), rec: &record{Version: recordVersion,
 		SessionID: id, Epoch: epoch, Spec: json.RawMessage(raw), OutputBase: outputBase(d), CreateTime: time.Now()}}
 	e.next.plan.follow(d)
-	if d.GetRestore() != nil {
-		s.arrived(id)
-	} else {
+	if d.GetRestore() == nil {
 		s.unprepare(id, epoch)
 	}
 	s.advance(e)
@@ -290,6 +288,9 @@ func (s *supervisor) advance(e *entry) {
 		r := newRun(s.host, n.rec, n.spec, false)
 		r.inbox, r.plan, r.restore, r.peer = n.inbox, n.plan, n.restore, n.peer
 		e.run = r
+		if r.restore != nil {
+			s.arrived(e.id)
+		}
 		s.launch(r)
 	case e.forget && e.run != nil:
 		s.tombs.add(e.id, e.run.epoch)

@@ -18,6 +18,7 @@ import (
 	"github.com/neolith/orchestrator/agent/driver"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
@@ -207,7 +208,9 @@ func (r *run) begin(ctx context.Context) (driver.Process, *ending) {
 			if ctx.Err() != nil {
 				return nil, nil
 			}
-			return nil, failed(err)
+			end := failed(err)
+			end.Unreachable = fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Timeout) || fault.Is(err, fault.Exhausted)
+			return nil, end
 		}
 	}
 	select {
@@ -355,7 +358,7 @@ func (r *run) finish(end *ending) {
 
 func exitedFact(end *ending) *nodev1.Fact {
 	return &nodev1.Fact{Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{
-		Exit: pbconv.ExitToProto(&end.Exit), OutputLine: end.OutputLine, Outstanding: end.Outstanding}}}
+		Exit: pbconv.ExitToProto(&end.Exit), OutputLine: end.OutputLine, Outstanding: end.Outstanding, Unreachable: end.Unreachable}}}
 }
 
 // fact completes a fact about this run.

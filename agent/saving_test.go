@@ -382,6 +382,10 @@ func TestStopEndsACheckpointUnderWay(t *testing.T) {
 func TestRestore(t *testing.T) {
 	withVault(t, func(n *node, v *vault) {
 		v.readTime = time.Second
+		take := func() (got []string) {
+			v.locked(func() { got, v.staged = v.staged, nil })
+			return got
+		}
 		n.start()
 		n.lead.desired(1, true, saved("s", 1, "turn"))
 		n.lead.deliver("s", 1, msgs(1, 3)...)
@@ -422,6 +426,16 @@ func TestRestore(t *testing.T) {
 		last := n.lead.facts[len(n.lead.facts)-1]
 		same(t, "its message", last.GetExited().GetExit().GetMessage(), "restore checkpoint 3: there is no such checkpoint")
 		same(t, "its output line", last.GetExited().GetOutputLine(), uint64(7))
+		same(t, "its checkpoint was within reach", last.GetExited().GetUnreachable(), false)
+		same(t, "what was ready for it", take(), []string{"bad gone"})
+		v.locked(func() { v.down = true })
+		away := toRun("away", 1)
+		away.Restore = d.Restore
+		n.lead.desired(5, false, away)
+		wait(2 * time.Second)
+		same(t, "the store is down", n.lead.told("away"), []string{"1:exited start-failed"})
+		same(t, "its checkpoint was out of reach", n.lead.facts[len(n.lead.facts)-1].GetExited().GetUnreachable(), true)
+		v.locked(func() { v.down = false })
 		left, err := os.ReadDir(filepath.Join(n.dir, "restoring"))
 		same(t, "left behind", fmt.Sprint(len(left), err), "0 <nil>")
 		exists(t, n.dir, "sessions/bad", false)
@@ -539,8 +553,16 @@ func TestPrepare(t *testing.T) {
 		n.lead.desired(5, false, toPrepare("s", 2, 3))
 		wait(time.Second)
 		same(t, "what is ready", take(), nil)
+		n.lead.desired(5, false, toPrepare("none", 3, 4))
+		wait(2 * time.Second)
+		n.lead.desired(5, false, &nodev1.DesiredSession{SessionId: "none", Epoch: 3, Action: nodev1.DesiredSession_PREPARE})
+		wait(2 * time.Second)
+		same(t, "one that does not come after all", take(), []string{"none 4", "none gone"})
+		n.lead.desired(5, false, toRun("none", 3))
+		wait(time.Second)
+		same(t, "and that may come again", n.lead.inventory()["none"].GetPhase(), apiv1.Session_RUNNING)
 		n.lead.desired(6, false, toRun("bad", 1))
-		same(t, "an epoch that was expected, and is so no more, may begin all the same", n.world.started(), []string{"bad/1"})
+		same(t, "an epoch that was expected, and is so no more, may begin all the same", n.world.started(), []string{"bad/1", "none/3"})
 		n.lead.desired(7, false, toRun("s", 2))
 		wait(time.Second)
 		same(t, "one that begins from nothing", take(), []string{"s gone"})

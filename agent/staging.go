@@ -42,6 +42,10 @@ type staged struct {
 // wantPrepared has a session ready to begin here, as far as it was copied by now.
 func (s *supervisor) wantPrepared(d *nodev1.DesiredSession) error {
 	id, manifest := d.GetSessionId(), d.GetRestore().GetManifest()
+	if d.GetRestore() == nil {
+		s.unprepare(id, d.GetEpoch())
+		return nil
+	}
 	st := s.staging[id]
 	if len(manifest) != len(st.wanted()) {
 		return fault.New(fault.Invalid, "an order to prepare without a manifest")
@@ -140,10 +144,18 @@ func (s *supervisor) unstage(id string) {
 	})
 }
 
-// arrived takes a session off the list whose restore makes use of what is ready, and removes it.
+// arrived takes a session off the list whose restore makes use of what is ready, and removes it. When it does not come to that,
+// unrestored does.
 func (s *supervisor) arrived(id string) {
 	if st := s.staging[id]; st != nil {
 		delete(s.staging, id) // work under way is waited for by the restore
+	}
+}
+
+// unrestored removes what is ready for a run that ended before it could make use of it, unless it is wanted anew.
+func (s *supervisor) unrestored(r *run) {
+	if r.restore != nil && r.status().proc == nil && s.staging[r.id] == nil {
+		s.unstage(r.id)
 	}
 }
 

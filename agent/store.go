@@ -76,6 +76,7 @@ type ending struct {
 	Exit        session.Exit `json:"exit"`
 	OutputLine  uint64       `json:"outputLine"`
 	Outstanding uint64       `json:"outstanding,omitempty"`
+	Unreachable bool         `json:"unreachable,omitempty"` // what it was to be restored from
 	Time        time.Time    `json:"time"`
 }
 

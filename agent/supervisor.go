@@ -440,6 +440,7 @@ func (s *supervisor) event(e event) {
 	s.answerWaiters(ent)
 	if e.ended {
 		s.recall(ent, lentAfterEnd)
+		s.unrestored(e.run)
 		s.keep(ent)
 		s.advance(ent)
 	}

@@ -184,7 +184,11 @@ func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoi
 		v.peers = append(v.peers, *r.Peer)
 	}
 	v.restores++
+	down := v.down
 	v.mu.Unlock()
+	if down {
+		return got, errDown
+	}
 	if !ok {
 		return got, fault.New(fault.NotFound, "there is no such checkpoint")
 	}

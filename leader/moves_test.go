@@ -55,3 +55,52 @@ func TestTheNodeBeforeForgets(t *testing.T) {
 		}
 	})
 }
+
+// TestATargetLetsGo: of what it has ready for a move that came to nothing, and not when the session begins there all the same.
+func TestATargetLetsGo(t *testing.T) {
+	for name, end := range map[string]func(log *soleLog){
+		"cancelled": func(log *soleLog) {
+			log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_CancelMigration{CancelMigration: &clusterv1.CancelMigration{SessionId: "s"}}})
+		},
+		"terminated": func(log *soleLog) {
+			log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_TerminateSession{TerminateSession: &clusterv1.TerminateSession{SessionId: "s"}}})
+		},
+		"its node is lost": func(log *soleLog) {
+			log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_LoseNode{LoseNode: &clusterv1.LoseNode{NodeId: "id-node-1", Incarnation: 1}}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, _ *Leader) {
+				source := link(t, hub, "node-1")
+				spawn(t, log, "s", "id-node-1", func(s *apiv1.SessionSpec) { s.Restart = string(session.RestartAlways) })
+				synctest.Wait()
+				started(hub, source, 1, "s")
+				target := link(t, hub, "node-2")
+				moving := log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_MigrateSession{MigrateSession: &clusterv1.MigrateSession{
+					SessionId: "s", Epoch: 1, NodeId: "id-node-2"}}}).Session
+				fact(hub, source, &nodev1.Fact{Index: 2, SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{
+					Move: moving.Move, Round: 1, Manifest: make32(1)}}})
+				if d := toldOf(target, "s"); d.GetAction() != nodev1.DesiredSession_PREPARE || d.GetRestore() == nil || d.GetEpoch() != 2 {
+					t.Fatalf("the target was told %v", d)
+				}
+				end(log)
+				synctest.Wait()
+				time.Sleep(2 * tickEvery)
+				d := toldOf(target, "s")
+				if name == "its node is lost" {
+					if d.GetAction() != nodev1.DesiredSession_RUN || d.GetEpoch() != 2 {
+						t.Errorf("the target, where there is a place, was told %v", d)
+					}
+				} else if d.GetAction() != nodev1.DesiredSession_PREPARE || d.GetRestore() != nil || d.GetEpoch() != 2 {
+					t.Errorf("the target was told %v", d)
+				}
+			})
+		})
+	}
+}
+
+func make32(first byte) []byte {
+	b := make([]byte, 32)
+	b[0] = first
+	return b
+}

@@ -281,16 +281,18 @@ func (r *reign) observeSession(s *session.Session) {
 	if n := r.nodes[s.NodeID]; n != nil && n.synced && s.NodeID != "" {
 		r.desire(n, s)
 	}
-	if s.Phase == session.Migrating {
+	switch s.Phase {
+	case session.Migrating:
 		r.prepare(s)
-	} else {
-		delete(r.preparing, s.ID)
+	case session.Pending: // its next place may be the target all the same
+	default:
+		r.unprepare(s)
 	}
 	if !movesOn(s) {
 		delete(r.lending, s.ID)
 	}
 	r.l.dropProgress(s)
-	if s.Epoch > 1 && (s.Phase == session.Starting || s.Phase == session.Running && s.StartTime == s.History[len(s.History)-1].Time) {
+	if s.Epoch > 1 && (s.Phase == session.Starting || s.Phase.Ended() || s.Phase == session.Running && s.StartTime == s.History[len(s.History)-1].Time) {
 		r.forgetElsewhere(s) // one that is restored still needs its source until it runs
 	}
 	if s.Phase == session.Running {

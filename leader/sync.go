@@ -316,6 +316,23 @@ func (r *reign) prepare(s *session.Session) {
 	})
 }
 
+// unprepare has the target of a move that came to nothing let go of what it has ready.
+func (r *reign) unprepare(s *session.Session) {
+	if _, told := r.preparing[s.ID]; !told {
+		return
+	}
+	delete(r.preparing, s.ID)
+	m := s.Migration
+	if m == nil || m.Target == s.NodeID && s.Phase.HoldsNode() {
+		return // it is being restored from that, or began there without
+	}
+	if target := r.nodes[m.Target]; target != nil && target.synced {
+		r.tell(target, &nodev1.DesiredSession{
+			SessionId: s.ID, Epoch: s.Epoch + 1, Action: nodev1.DesiredSession_PREPARE, Reason: "the session does not move here",
+		})
+	}
+}
+
 // forgetElsewhere tells the node of an earlier epoch that it may drop the session's directory.
 func (r *reign) forgetElsewhere(s *session.Session) {
 	view := r.opts.State.View()

@@ -292,6 +292,9 @@ func (w *World) quiet() string {
 		}
 	}
 	for s := range v.Sessions("") {
+		if s.Phase == session.Pending && s.RestoreFailures > 0 && w.storeIsDown() {
+			continue // it waits for the chunk store
+		}
 		if s.Phase != session.Running && s.Phase != session.Paused && !s.Phase.Ended() {
 			return "session " + s.ID + " is " + describe(s)
 		}

@@ -60,7 +60,7 @@ func (t *teller) faultVerb(verb string) func(args []string) error {
 		}
 	case "store":
 		return func(args []string) error {
-			w.vault.SetDown(len(args) > 0 && args[0] == "down")
+			w.setStoreDown(len(args) > 0 && args[0] == "down")
 			return nil
 		}
 	case "destroy":

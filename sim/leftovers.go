@@ -60,16 +60,30 @@ func (w *World) checkMove(v *state.View, s *session.Session) {
 
 // checkDirectories: nothing but what belongs to sessions whose last place this is.
 func (w *World) checkDirectories(v *state.View, n *node, id string) {
-	for _, dir := range []string{"restoring", "staged", "damaged", "trash"} {
+	for _, dir := range []string{"restoring", "damaged", "trash"} {
 		for _, name := range entries(filepath.Join(n.dir, dir)) {
 			w.fail("left over: %s/%s on %s; %s", dir, name, n.id, describe(v.Session(name)))
 		}
 	}
 	for _, name := range entries(filepath.Join(n.dir, "sessions")) {
-		if s := v.Session(name); s == nil || s.NodeID != id {
+		s := v.Session(name)
+		if s != nil && s.Phase == session.Pending {
+			continue // one that waits to be restored still needs its source
+		}
+		if s == nil || s.NodeID != id {
 			w.fail("left over: sessions/%s on %s (%s); %s", name, n.id, id, describe(s))
 		}
 	}
+}
+
+// unclean says what nodes have ready for sessions that do not come: they let go of it when they are told, or in time.
+func (w *World) unclean() string {
+	for _, n := range w.nodes {
+		if left := entries(filepath.Join(n.dir, "staged")); n.alive() && len(left) > 0 {
+			return n.id + " has ready " + left[0]
+		}
+	}
+	return ""
 }
 
 func entries(dir string) []string {

@@ -28,7 +28,7 @@
 //	await [60s]       until it was
 //	sleep 5s
 //	wait NAME PHASE [60s]                       until a session is in a phase
-//	wait leader|quiet [60s]                     until a server leads; until nothing is on its way
+//	wait leader|quiet|clean [60s]               until a server leads; nothing is on its way; nothing is ready on nodes
 //	expect NAME move DONE|FAILED|CANCELLED
 //	expect NAME PHASE|epoch N|restarts N|acked N|dead N|on NODE|cause C|order 1 3 2
 //	remember NAME, expect NAME moved|stayed     whether it runs where, and as, it ran
@@ -331,6 +331,8 @@ func (t *teller) wait(args []string) error {
 		}
 	case "quiet":
 		missing = t.w.settled()
+	case "clean":
+		missing = t.w.unclean
 	default:
 		if len(args) < 2 {
 			return fmt.Errorf("wait %s: for which phase?", args[0])

@@ -58,6 +58,20 @@ func (k *keeper) over(err error) error {
 	return err
 }
 
+// setStoreDown has nobody reach the chunks, or everybody.
+func (w *World) setStoreDown(down bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.noStore = down
+	w.vault.SetDown(down)
+}
+
+func (w *World) storeIsDown() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.noStore
+}
+
 func (n *node) reachesStore() bool {
 	reached := 0
 	for _, s := range n.w.servers {

@@ -47,6 +47,7 @@ type World struct {
 	mu       sync.Mutex
 	failures []string
 	closed   bool
+	noStore  bool
 	line     string // of the story
 }
 

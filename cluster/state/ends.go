@@ -4,7 +4,10 @@ package state
 
 import (
 	"fmt"
+	"math"
 
+	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -23,14 +26,15 @@ func (a *applier) end(old, s *session.Session, phase session.Phase, reason strin
 }
 
 // exited is told that the process of a session and its whole tree are gone, and how.
-func (a *applier) exited(old *session.Session, exit session.Exit, outputLine, outstanding uint64) {
+func (a *applier) exited(old *session.Session, e *nodev1.Exited) {
+	exit := a.exitOf(pbconv.ExitFromProto(e.GetExit()))
 	s := *old
 	a.forgive(&s)
 	s.PID = 0
-	s.OutputLine = max(s.OutputLine, outputLine)
-	a.takeBack(&s, outstanding, exit)
+	s.OutputLine = max(s.OutputLine, e.GetOutputLine())
+	a.takeBack(&s, e.GetOutstanding(), exit)
 	how := describe(exit)
-	if a.wentOn(old, &s, exit, how) {
+	if a.waits(old, &s, e.GetUnreachable(), how) || a.wentOn(old, &s, exit, how) {
 		return
 	}
 	if s.Phase == session.Terminating {
@@ -95,6 +99,19 @@ func (a *applier) lost(old *session.Session, node, reason string) {
 	a.retry(old, &s, exit.Message+"; starting again")
 }
 
+// waits has a session tried again, for as long as it takes, that could not be restored because the chunk store was out of reach: it
+// is none the worse for that.
+func (a *applier) waits(old, s *session.Session, unreachable bool, how string) bool {
+	if s.Phase != session.Restoring || !unreachable {
+		return false
+	}
+	a.migrated(s, session.MigrationFailed, "it could not be restored on its target: "+how)
+	s.RestoreFailures = min(s.RestoreFailures, math.MaxUint16-1) + 1
+	s.NotBefore = a.meta.time + int64(session.RestartDelay(uint32(s.RestoreFailures)))
+	a.retry(old, s, fmt.Sprintf("could not be restored yet (attempt %d): %s", s.RestoreFailures, how))
+	return true
+}
+
 // wentOn brings a session on whose process was ended for the sake of the next epoch, or whose restore failed; false when
 // the end is one of its own.
 func (a *applier) wentOn(old, s *session.Session, exit session.Exit, how string) bool {
@@ -115,6 +132,9 @@ func (a *applier) wentOn(old, s *session.Session, exit session.Exit, how string)
 		return true
 	}
 	a.migrated(s, session.MigrationFailed, "the session's process ended: "+how)
+	if s.RestoreFailures >= restoreAttempts { // those were of a store that was out of reach
+		s.RestoreFailures = 0
+	}
 	unrestored := s.Phase == session.Restoring && (exit.Cause == session.CauseStartFailed || exit.Cause == session.CauseLost)
 	if unrestored && s.RestoreFailures+1 < restoreAttempts {
 		s.RestoreFailures++

@@ -8,7 +8,6 @@ import (
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	"github.com/neolith/orchestrator/internal/fault"
-	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -62,7 +61,7 @@ func (a *applier) applyFact(s *session.Session, f *nodev1.Fact) {
 	case *nodev1.Fact_Started:
 		a.started(s, k.Started.GetPid())
 	case *nodev1.Fact_Exited:
-		a.exited(s, a.exitOf(pbconv.ExitFromProto(k.Exited.GetExit())), k.Exited.GetOutputLine(), k.Exited.GetOutstanding())
+		a.exited(s, k.Exited)
 	case *nodev1.Fact_MessageDelivered:
 		a.delivered(s, k.MessageDelivered.GetSequence())
 	case *nodev1.Fact_TurnEnded:

@@ -125,7 +125,7 @@ func TestTheFirstCheckpointGivesBackWhatItHasNotSeen(t *testing.T) {
 		"stored, and more": {[]*nodev1.Fact{checkpointed("s", 1, 1, 0), turn("s", 1, 4, "r4")}, []uint64{3, 4}},
 		"failed": {[]*nodev1.Fact{{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_CheckpointFailed{
 			CheckpointFailed: &nodev1.CheckpointFailed{Cause: "the store is full"}}}}, []uint64{4}},
-		"neither":          {nil, []uint64{4}},
+		"neither": {nil, []uint64{4}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
@@ -304,6 +304,48 @@ func TestARestoreThatFailsIsTriedElsewhere(t *testing.T) {
 	}
 	if s := m.session("s"); s.Phase != session.Pending || s.Restarts != 1 { // from here on its restart policy counts
 		t.Errorf("is %s after %d restarts: %s", s.Phase, s.Restarts, s.Reason)
+	}
+}
+
+// TestARestoreWaitsForTheStore: a session that cannot be restored because its chunks are out of reach is none the worse for it,
+// however long that takes, whatever its restart policy.
+func TestARestoreWaitsForTheStore(t *testing.T) {
+	m := newMachine(t)
+	m.node("a")
+	m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.CheckpointEvery, s.Restart = "5m", "never" }))
+	m.ok(m.facts("a", started("s", 1)))
+	m.save("a", 1, m.ok(&clusterv1.PauseSession{SessionId: "s"}).Session.Move)
+	m.ok(m.facts("a", exited("s", 1, 137, 0)))
+	m.phase(session.Paused, "", 1)
+	m.ok(&clusterv1.ResumeSession{SessionId: "s"})
+	failed := exited("s", 2, 1, 0)
+	failed.GetExited().Exit.Cause = session.CauseStartFailed
+	again := func(epoch uint32) {
+		t.Helper()
+		m.now += 60 * second
+		m.ok(&clusterv1.PlaceSession{SessionId: "s", Epoch: epoch - 1, NodeId: "id-a"})
+		m.phase(session.Restoring, "a", epoch)
+		failed.Epoch = epoch
+		m.ok(m.facts("a", failed))
+	}
+	epoch := uint32(2)
+	failed.GetExited().Unreachable = true
+	for range 3 * restoreAttempts {
+		again(epoch)
+		if s := m.phase(session.Pending, "", epoch); s.Restarts != 0 || s.NotBefore <= m.now || s.NotBefore > m.now+60*second {
+			t.Fatalf("after %d restarts it waits for %d s: %s", s.Restarts, (s.NotBefore-m.now)/second, s.Reason)
+		}
+		epoch++
+	}
+	failed.GetExited().Unreachable = false // the store is back, and the checkpoint is not in it
+	for range restoreAttempts - 1 {
+		again(epoch)
+		m.phase(session.Pending, "", epoch)
+		epoch++
+	}
+	again(epoch)
+	if s := m.phase(session.Failed, "a", epoch); s.Exit.Cause != session.CauseStartFailed {
+		t.Errorf("ended with %+v", s.Exit)
 	}
 }
 

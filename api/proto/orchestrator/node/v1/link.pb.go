@@ -2329,7 +2329,9 @@ type Exited struct {
 	Exit       *v1.Session_Exit       `protobuf:"bytes,1,opt,name=exit,proto3" json:"exit,omitempty"`
 	OutputLine uint64                 `protobuf:"varint,2,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
 	// The message whose turn had not ended; 0 for none.
-	Outstanding   uint64 `protobuf:"varint,3,opt,name=outstanding,proto3" json:"outstanding,omitempty"`
+	Outstanding uint64 `protobuf:"varint,3,opt,name=outstanding,proto3" json:"outstanding,omitempty"`
+	// It never began, for what it was to be restored from could not be fetched now; nothing says that it is damaged or gone.
+	Unreachable   bool `protobuf:"varint,4,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2383,6 +2385,13 @@ func (x *Exited) GetOutstanding() uint64 {
 		return x.Outstanding
 	}
 	return 0
+}
+
+func (x *Exited) GetUnreachable() bool {
+	if x != nil {
+		return x.Unreachable
+	}
+	return false
 }
 
 // MessageDelivered: the message was written to the process.
@@ -4222,12 +4231,13 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\arequest\x18\x02 \x01(\x04R\arequest\x12\x12\n" +
 	"\x04move\x18\x03 \x01(\x04R\x04move\"\x1b\n" +
 	"\aStarted\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x05R\x03pid\"~\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xa0\x01\n" +
 	"\x06Exited\x121\n" +
 	"\x04exit\x18\x01 \x01(\v2\x1d.orchestrator.v1.Session.ExitR\x04exit\x12\x1f\n" +
 	"\voutput_line\x18\x02 \x01(\x04R\n" +
 	"outputLine\x12 \n" +
-	"\voutstanding\x18\x03 \x01(\x04R\voutstanding\".\n" +
+	"\voutstanding\x18\x03 \x01(\x04R\voutstanding\x12 \n" +
+	"\vunreachable\x18\x04 \x01(\bR\vunreachable\".\n" +
 	"\x10MessageDelivered\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\x8b\x01\n" +
 	"\tTurnEnded\x12\x1a\n" +
