@@ -237,8 +237,8 @@ func topsOf(dir string) (tops []string) {
 		return nil
 	}
 	tops = []string{abs}
-	if real, err := filepath.EvalSymlinks(abs); err == nil && real != abs && real != "/" {
-		tops = append(tops, real)
+	if resolved, err := filepath.EvalSymlinks(abs); err == nil && resolved != abs && resolved != "/" {
+		tops = append(tops, resolved)
 	}
 	return tops
 }
