@@ -147,3 +147,34 @@ func TestTellerIsBounded(t *testing.T) {
 	tell.bytes(1, 1)
 	same(t, "told", len(out), 2)
 }
+
+// A checkpoint of a session that stays is made without what cannot be captured, and says so; a session that is to leave does
+// not go without it, and works on.
+func TestWhatCannotBeCaptured(t *testing.T) {
+	for name, cold := range map[string]bool{"live": false, "cold": true} {
+		t.Run(name, func(t *testing.T) {
+			withVault(t, func(n *node, v *vault) {
+				n.world.think = 100 * time.Millisecond
+				v.torn = true
+				n.start()
+				n.lead.desired(1, true, toRun("s", 1))
+				leave := toLeave("s", 1, 3)
+				leave.Cold = cold
+				n.lead.desired(2, false, leave)
+				n.lead.deliver("s", 1, msg(1, normal))
+				wait(time.Minute)
+				same(t, "facts", slices.DeleteFunc(n.lead.told("s"), isDelivered), []string{"1:started", "1:failed request 0 move 3", "1:turn 1"})
+				run := toRun("s", 1)
+				run.CheckpointRequest = 1
+				n.lead.desired(3, false, run)
+				wait(time.Second)
+				same(t, "what it leaves out", n.lead.lastCheckpoint("s").GetLeftOut(), "x")
+				v.locked(func() { v.torn = false })
+				n.lead.desired(4, false, toLeave("s", 1, 4))
+				wait(time.Minute)
+				same(t, "the last one", n.lead.lastCheckpoint("s").GetMove(), uint64(4))
+				same(t, "leaves out", n.lead.lastCheckpoint("s").GetLeftOut(), "")
+			})
+		})
+	}
+}

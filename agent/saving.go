@@ -76,7 +76,8 @@ type saving struct {
 	dropped bool               // its outcome is not wanted any more
 	copied  bool               // its files were copied for the checkpoint that is wanted
 	at      moment
-	hold    bool // messages wait for a capture
+	hold    bool   // messages wait for a capture
+	leftOut string // of the last checkpoint
 	leaving *leaving
 	refused uint64 // the order to leave that could not be carried out
 
@@ -285,7 +286,7 @@ func (s *serving) subject() (checkpoint.Session, error) {
 	cs := checkpoint.Session{Dir: s.dir(), ID: s.id, Namespace: s.spec.Namespace, Name: s.spec.Name, Spec: raw, NodeID: s.nodeID, Epoch: s.epoch,
 		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line, Keeps: s.spec.Keeps()}
 	if s.leaving != nil {
-		cs.Progress = s.leaving.tells.bytes
+		cs.Progress, cs.Whole = s.leaving.tells.bytes, true
 	}
 	return cs, nil
 }
@@ -359,7 +360,8 @@ func (s *serving) stored(st checkpoint.Stored) {
 		s.tick.Reset(s.every)
 	}
 	c := &nodev1.Checkpointed{Sequence: s.at.sequence, Manifest: st.Manifest[:], Bytes: st.Bytes, BytesSent: st.Sent.Sent,
-		BytesReused: max(0, st.Bytes-st.Content), Chunks: st.Chunks, Keeps: st.Keeps, Request: s.at.request}
+		BytesReused: max(0, st.Bytes-st.Content), Chunks: st.Chunks, Keeps: st.Keeps, Request: s.at.request, LeftOut: st.LeftOut}
+	s.tellLeftOut(st.LeftOut)
 	s.answered = max(s.answered, s.at.request)
 	s.heard = max(s.heard, s.at.asked)
 	s.metrics.checkpoints.Inc()
@@ -374,6 +376,14 @@ func (s *serving) stored(st checkpoint.Stored) {
 	if kill {
 		s.order(order{strength: orderKill, exit: session.Exit{Cause: session.CauseEvicted, Message: movedMessage}})
 	}
+}
+
+// tellLeftOut notes in this node's log what a checkpoint leaves out, when that is news; the cluster is told with each.
+func (s *serving) tellLeftOut(what string) {
+	if what != "" && what != s.leftOut {
+		s.log.Warn("something of a session is not in its checkpoints", "session", s.id, "epoch", s.epoch, "what", what)
+	}
+	s.leftOut = what
 }
 
 // failed deals with a checkpoint that could not be made. The session works on; a policy tries again after a while.

@@ -22,6 +22,7 @@ type vault struct {
 	mu        sync.Mutex
 	kept      map[[32]byte]image
 	down      bool // nothing can be stored
+	torn      bool // something of each session cannot be captured
 	cold      bool // sessions are copied before their first capture
 	warm      map[string]bool
 	rounds    []checkpoint.Round // what the next copies do; then nothing
@@ -64,7 +65,10 @@ func (v *vault) times() (read, store, copying time.Duration) {
 	return v.readTime, v.storeTime, v.copyTime
 }
 
-var errDown = fault.New(fault.Unavailable, "the store is down")
+var (
+	errDown = fault.New(fault.Unavailable, "the store is down")
+	errTorn = fault.New(fault.FailedPrecondition, "the session would lose x")
+)
 
 func (v *vault) Warm(id string) bool {
 	v.mu.Lock()
@@ -81,6 +85,9 @@ func (v *vault) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r check
 	defer v.mu.Unlock()
 	if v.down {
 		return r, errDown
+	}
+	if v.torn && s.Whole {
+		return r, errTorn
 	}
 	v.copies++
 	if s.Progress != nil {
@@ -142,13 +149,23 @@ func (v *vault) Capture(ctx context.Context, s checkpoint.Session) (checkpoint.C
 	if after := ledgerOf(s.Dir); after != before {
 		return nil, fault.New(fault.Aborted, "the session worked while it was read: %q became %q", before, after)
 	}
+	var torn bool
+	v.locked(func() { torn = v.torn })
+	if torn && s.Whole {
+		return nil, errTorn
+	}
 	v.locked(func() { v.spooled++ })
-	return &vaulted{v: v, image: image{s, before}}, nil
+	c := &vaulted{v: v, image: image{s, before}}
+	if torn {
+		c.leftOut = "x"
+	}
+	return c, nil
 }
 
 type vaulted struct {
-	v     *vault
-	image image
+	v       *vault
+	image   image
+	leftOut string
 }
 
 func (c *vaulted) Discard() { c.v.locked(func() { c.v.spooled-- }) }
@@ -170,7 +187,7 @@ func (c *vaulted) Store(ctx context.Context) (st checkpoint.Stored, err error) {
 	id := sha256.Sum256(b)
 	c.v.kept[id] = c.image
 	c.v.spooled--
-	return checkpoint.Stored{Manifest: id, Bytes: 1000, Sent: checkpoint.Sent{Sent: 10, Content: 20}, Chunks: 1, Keeps: []string{"workspace"}}, nil
+	return checkpoint.Stored{Manifest: id, Bytes: 1000, Sent: checkpoint.Sent{Sent: 10, Content: 20}, Chunks: 1, Keeps: []string{"workspace"}, LeftOut: c.leftOut}, nil
 }
 
 func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoint.Restored, err error) {

@@ -94,6 +94,9 @@ type Session struct {
 	Turn            uint64   // ended turns that it has seen, by the node's own count
 	OutputLine      uint64   // the last line that belongs to it
 	Keeps           []string // what a checkpoint keeps of such a session: messages, transcript, workspace
+	// Whole: what cannot be captured, but for sockets, pipes, devices and links that lead elsewhere, is an error of kind
+	// FailedPrecondition, for the session is to go on from this and from nothing else. Otherwise it is left out, and Stored says so.
+	Whole bool
 	// Progress is told of what is read, and then of what is stored. May be nil.
 	Progress Progress `json:"-"`
 }
@@ -126,6 +129,7 @@ type Stored struct {
 	Sent           // what Store sent of it
 	Chunks   uint32
 	Keeps    []string
+	LeftOut  string // what of the session is not in it, in one line; empty for nothing
 }
 
 // Restore is what is restored, and where to.

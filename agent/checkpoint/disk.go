@@ -153,8 +153,13 @@ func (d *Disk) read(ctx context.Context, s Session, slots chan struct{}, sink se
 	if err != nil {
 		return nil, err
 	}
-	if got.Stats.Unreadable > 0 {
-		d.log.Warn("files of a session cannot be read and are in no checkpoint of it", "session", s.ID, "files", got.Stats.Unreadable, "first", got.Stats.Skipped[0].Path)
+	if s.Whole {
+		if err := whole(got.Stats); err != nil {
+			return nil, err
+		}
+	}
+	if what := leftOut(got.Stats); what != "" {
+		d.log.Debug("something of a session is in no checkpoint of it", "session", s.ID, "what", what)
 	}
 	return got, nil
 }
@@ -227,7 +232,7 @@ func (c *capture) Discard() { c.held.close() }
 
 // Store implements Capture.
 func (c *capture) Store(ctx context.Context) (Stored, error) {
-	out := Stored{Sent: c.direct, Keeps: c.s.Keeps}
+	out := Stored{Sent: c.direct, Keeps: c.s.Keeps, LeftOut: leftOut(c.got.Stats)}
 	c.direct = Sent{}
 	sink := through{c.d.o.Store, c.d.o.Cache}
 	sent, err := c.upload(ctx, sink)

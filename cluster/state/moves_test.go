@@ -495,3 +495,26 @@ func TestDeleteCheckpoint(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A checkpoint that leaves something out counts, and says so until one is made that does not.
+func TestACheckpointThatLeavesSomethingOutSaysSo(t *testing.T) {
+	m := saving(t)
+	f := checkpointed("s", 1, 1, 0)
+	f.GetCheckpointed().LeftOut = "1 file (a: it may not be read)"
+	m.ok(m.facts("a", captured("s", 1, 1, 0), f))
+	s := m.session("s")
+	if s.Head().Sequence != 1 || s.CheckpointError != "checkpoint 1 leaves out 1 file (a: it may not be read)" {
+		t.Errorf("head %d, %q", s.Head().Sequence, s.CheckpointError)
+	}
+	said := false
+	for _, e := range m.View().Events(0, 1000) {
+		said = said || e.Type == "session.checkpointed" && bytes.HasSuffix([]byte(e.Message), []byte("; it leaves out 1 file (a: it may not be read)"))
+	}
+	if !said {
+		t.Error("no event tells it")
+	}
+	m.save("a", 1, 0)
+	if e := m.session("s").CheckpointError; e != "" {
+		t.Errorf("after one that leaves out nothing: %q", e)
+	}
+}

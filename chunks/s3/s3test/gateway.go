@@ -54,7 +54,7 @@ func Start(t testing.TB) *Gateway {
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		<-ended
+		_ = <-ended // it was killed
 	})
 	for begin := time.Now(); ; {
 		if c, err := net.Dial("tcp", g.Address); err == nil {

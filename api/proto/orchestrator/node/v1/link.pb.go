@@ -2105,7 +2105,9 @@ type Checkpointed struct {
 	Move   uint64 `protobuf:"varint,9,opt,name=move,proto3" json:"move,omitempty"`
 	Rounds uint32 `protobuf:"varint,10,opt,name=rounds,proto3" json:"rounds,omitempty"`
 	// When messages began to be held for the last round.
-	HeldTime      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	HeldTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	// What of the session's files is not in it, and why, in one line; empty when all are, but for sockets, pipes and devices.
+	LeftOut       string `protobuf:"bytes,12,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2215,6 +2217,13 @@ func (x *Checkpointed) GetHeldTime() *timestamppb.Timestamp {
 		return x.HeldTime
 	}
 	return nil
+}
+
+func (x *Checkpointed) GetLeftOut() string {
+	if x != nil {
+		return x.LeftOut
+	}
+	return ""
 }
 
 // CheckpointFailed: no checkpoint could be made; the session runs on.
@@ -4211,7 +4220,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\bCaptured\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1f\n" +
 	"\voutput_line\x18\x02 \x01(\x04R\n" +
-	"outputLine\"\xcb\x02\n" +
+	"outputLine\"\xe6\x02\n" +
 	"\fCheckpointed\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12\x14\n" +
@@ -4225,7 +4234,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x04move\x18\t \x01(\x04R\x04move\x12\x16\n" +
 	"\x06rounds\x18\n" +
 	" \x01(\rR\x06rounds\x127\n" +
-	"\theld_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bheldTime\"V\n" +
+	"\theld_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bheldTime\x12\x19\n" +
+	"\bleft_out\x18\f \x01(\tR\aleftOut\"V\n" +
 	"\x10CheckpointFailed\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\x04R\arequest\x12\x12\n" +
