@@ -65,8 +65,18 @@ type Disk struct {
 	from   Sources
 
 	mu    sync.Mutex
-	known map[string]map[chunk.ID]struct{} // by session: chunks that the store had when it was last asked
+	known map[string]known // by session
 }
+
+// known are chunks that the store had when it was last asked.
+type known struct {
+	chunks map[chunk.ID]struct{}
+	asked  time.Time // when the store said so of all of them; zero when some are taken from an index
+}
+
+// askedFor is how long a session that is held for its last checkpoint takes for granted that the store has what it said it has. The store keeps
+// what was asked about for hours.
+const askedFor = 2 * time.Minute
 
 var _ Keeper = (*Disk)(nil)
 
@@ -92,7 +102,7 @@ func New(o Options) (*Disk, error) {
 		return nil, err
 	}
 	return &Disk{o: o, log: o.Logger, spool: sp, reads: make(chan struct{}, o.Captures),
-		copies: make(chan struct{}, max(1, o.Captures/2)), known: map[string]map[chunk.ID]struct{}{}}, nil
+		copies: make(chan struct{}, max(1, o.Captures/2)), known: map[string]known{}}, nil
 }
 
 // Warm implements Keeper.
@@ -101,11 +111,22 @@ func (d *Disk) Warm(sessionID string) bool { return d.knownOf(sessionID) != nil 
 func (d *Disk) knownOf(id string) map[chunk.ID]struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.known[id]
+	return d.known[id].chunks
 }
 
-// learn notes that the store has the chunks that the session is made of, and those that its manifest is.
-func (d *Disk) learn(id string, refs []serializer.ChunkRef, manifest []chunk.ID) {
+// confirmedOf returns the chunks of a session of which the store said not long ago, and when, that it has them. Only a session that is to
+// leave makes use of that: the others work on while the store is asked.
+func (d *Disk) confirmedOf(s Session) known {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if k := d.known[s.ID]; s.Whole && time.Since(k.asked) < askedFor {
+		return k
+	}
+	return known{asked: time.Now()}
+}
+
+// learn notes that the store has the chunks that the session is made of, and those that its manifest is; asked is when it said so.
+func (d *Disk) learn(id string, refs []serializer.ChunkRef, manifest []chunk.ID, asked time.Time) {
 	set := make(map[chunk.ID]struct{}, len(refs)+len(manifest))
 	for _, r := range refs {
 		set[r.ID] = struct{}{}
@@ -121,7 +142,7 @@ func (d *Disk) learn(id string, refs []serializer.ChunkRef, manifest []chunk.ID)
 		}
 		delete(d.known, other)
 	}
-	d.known[id] = set
+	d.known[id] = known{set, asked}
 }
 
 func (d *Disk) forget(s Session) {
@@ -172,17 +193,39 @@ func (d *Disk) Copy(ctx context.Context, s Session, manifest bool) (Round, error
 	if err != nil {
 		return Round{}, err
 	}
-	d.keepIndex(s, got, nil)
+	d.keepIndex(s, got, nil, time.Time{})
 	out := Round{Sent: Sent{got.Stats.BytesSent, got.Stats.ContentSent}, Bytes: got.Stats.ChunkBytes}
-	if manifest {
-		st, err := serializer.StoreManifest(ctx, sink, d.manifest(s, at, got))
-		if err != nil {
-			return out, err
-		}
-		out.Manifest, out.Sent.Sent = st.ID, out.Sent.Sent+st.Sent
-		d.learn(s.ID, got.Chunks, st.Parts)
+	if !manifest {
+		return out, nil
 	}
+	// Now that nothing waits: the last capture need not ask about what has not changed until then.
+	missing, err := sink.Missing(ctx, idsOf(got.Chunks))
+	if err != nil {
+		return out, err
+	}
+	if len(missing) > 0 {
+		d.forget(s)
+		return out, lostByStore(missing[0])
+	}
+	st, err := serializer.StoreManifest(ctx, sink, d.manifest(s, at, got))
+	if err != nil {
+		return out, err
+	}
+	out.Manifest, out.Sent.Sent = st.ID, out.Sent.Sent+st.Sent
+	d.learn(s.ID, got.Chunks, st.Parts, at)
 	return out, nil
+}
+
+func idsOf(refs []serializer.ChunkRef) []chunk.ID {
+	ids := make([]chunk.ID, len(refs))
+	for i, r := range refs {
+		ids[i] = r.ID
+	}
+	return ids
+}
+
+func lostByStore(id chunk.ID) error {
+	return fault.New(fault.Aborted, "the store has lost chunk %s, which it had; everything is read again", id)
 }
 
 // manifest names all that was captured.
@@ -193,11 +236,11 @@ func (d *Disk) manifest(s Session, at time.Time, got *serializer.Captured) *seri
 }
 
 // keepIndex writes down what the store has of the session by now.
-func (d *Disk) keepIndex(s Session, got *serializer.Captured, manifest []chunk.ID) {
+func (d *Disk) keepIndex(s Session, got *serializer.Captured, manifest []chunk.ID, asked time.Time) {
 	if err := got.Index.Save(indexPath(s.Dir)); err != nil {
 		d.log.Warn("an index of a session's files could not be written; the next checkpoint reads them again", "session", s.ID, "error", err)
 	}
-	d.learn(s.ID, got.Chunks, manifest)
+	d.learn(s.ID, got.Chunks, manifest, asked)
 }
 
 // Capture implements Keeper. Of a session that writes files though it is held, files are taken as they were read.
@@ -235,19 +278,19 @@ func (c *capture) Store(ctx context.Context) (Stored, error) {
 	out := Stored{Sent: c.direct, Keeps: c.s.Keeps, LeftOut: leftOut(c.got.Stats)}
 	c.direct = Sent{}
 	sink := through{c.d.o.Store, c.d.o.Cache}
-	sent, err := c.upload(ctx, sink)
+	m := c.d.manifest(c.s, c.at, c.got)
+	pieces, st, err := serializer.SealManifest(m)
+	if err != nil {
+		return out, err
+	}
+	confirmed := c.d.confirmedOf(c.s)
+	sent, err := c.upload(ctx, sink, pieces, confirmed.chunks)
 	out.Sent.Sent, out.Content = out.Sent.Sent+sent.Sent, out.Content+sent.Content
 	if err != nil {
 		return out, err
 	}
-	m := c.d.manifest(c.s, c.at, c.got)
-	st, err := serializer.StoreManifest(ctx, sink, m)
-	out.Sent.Sent += st.Sent
-	if err != nil {
-		return out, err
-	}
 	out.Manifest, out.Bytes, out.Chunks = st.ID, m.ContentBytes(), uint32(len(m.Chunks))
-	c.d.keepIndex(c.s, c.got, st.Parts)
+	c.d.keepIndex(c.s, c.got, st.Parts, confirmed.asked)
 	c.held.close()
 	return out, nil
 }
@@ -295,7 +338,7 @@ func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
 			return Restored{}, err
 		}
 	}
-	d.learn(r.SessionID, m.Chunks, stored.Parts)
+	d.learn(r.SessionID, m.Chunks, stored.Parts, time.Time{})
 	return Restored{Turn: m.Turn, Bytes: bytes, Fetched: src.fetched()}, nil
 }
 

@@ -4,10 +4,11 @@ package checkpoint
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/neolith/orchestrator/chunks"
-	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
 )
 
@@ -121,32 +122,43 @@ func (r *Sent) add(frame []byte) {
 	r.Sent, r.Content = r.Sent+int64(len(frame)), r.Content+int64(n)
 }
 
-// upload stores those chunks of the capture that the store lacks, and tells how far it is. A store that lacks what it had, and what is not here
-// either, has the capture given up: the next one reads everything.
-func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error) {
-	ids := make([]chunk.ID, len(c.got.Chunks))
-	for i, r := range c.got.Chunks {
-		ids[i] = r.ID
+// upload stores what the store lacks of the capture and of the pieces of its manifest, and tells how far it is. What is confirmed, the store said
+// not long ago that it has; it is not asked about. A store that lacks what it had, and what is not here either, has the capture given up: the
+// next one reads everything. The manifest goes with the last chunks: it counts when it is committed, which is after all of this.
+func (c *capture) upload(ctx context.Context, to through, pieces []serializer.Piece, confirmed map[chunk.ID]struct{}) (sent Sent, err error) {
+	ids := slices.DeleteFunc(idsOf(c.got.Chunks), func(id chunk.ID) bool { _, ok := confirmed[id]; return ok })
+	manifest := make(map[chunk.ID][]byte, len(pieces))
+	for _, p := range pieces {
+		manifest[p.ID] = p.Frame
+		ids = append(ids, p.ID)
 	}
 	missing, err := to.Missing(ctx, ids)
 	if err != nil {
 		return sent, err
 	}
+	// In any order, says the store; a piece comes after what it names.
+	lacks := make(map[chunk.ID]bool, len(missing))
+	for _, id := range missing {
+		lacks[id] = true
+	}
+	missing = slices.DeleteFunc(ids, func(id chunk.ID) bool { return !lacks[id] })
 	var done, total int64
 	for _, id := range missing {
-		total += int64(c.held.bytes(id))
+		total += int64(c.held.bytes(id) + len(manifest[id]))
 	}
 	c.s.Progress.tell(0, total)
 	for len(missing) > 0 {
 		var batch []chunks.Frame
 		for bytes := 0; len(missing) > 0 && len(batch) < batchFrames && bytes < batchBytes; missing = missing[1:] {
-			frame, ok, err := c.held.get(missing[0])
-			if err != nil {
-				return sent, err
+			frame, ok := manifest[missing[0]]
+			if !ok {
+				if frame, ok, err = c.held.get(missing[0]); err != nil {
+					return sent, err
+				}
 			}
 			if !ok {
 				c.d.forget(c.s)
-				return sent, fault.New(fault.Aborted, "the store has lost chunk %s, which it had; everything is read again", missing[0])
+				return sent, lostByStore(missing[0])
 			}
 			batch = append(batch, chunks.Frame{ID: missing[0], Bytes: frame})
 			bytes += len(frame)
@@ -155,7 +167,11 @@ func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error)
 			if err != nil {
 				return sent, err
 			}
-			sent.add(batch[i].Bytes)
+			if frame := batch[i].Bytes; manifest[batch[i].ID] == nil {
+				sent.add(frame)
+			} else {
+				sent.Sent += int64(len(frame)) // it is no content
+			}
 			to.remember(ctx, batch[i].ID, batch[i].Bytes)
 			done += int64(len(batch[i].Bytes))
 		}

@@ -86,7 +86,7 @@ func TestRestoreFromThePeer(t *testing.T) {
 		}, peer: none, fails: 2},
 		"it has lost some": {after: func(d *Disk) {
 			// Another session's checkpoint is known by that name now: most of what was lent is not this one's.
-			d.learn("s", nil, nil)
+			d.learn("s", nil, nil, time.Time{})
 		}, peer: none},
 	} {
 		t.Run(name, func(t *testing.T) {
