@@ -17,6 +17,9 @@ import (
 // stagedKept is how long what is ready is kept for a session that does not come.
 const stagedKept = 10 * time.Minute
 
+// stageAttempts bounds how often a copy is tried to be made ready while the store is away, storeRetryFirst, doubling, between: 16 s.
+const stageAttempts = 6
+
 // staging is one session that is expected. It is owned by the supervisor.
 type staging struct {
 	epoch  uint32
@@ -90,7 +93,7 @@ func (s *supervisor) stage(id string, st *staging) {
 	s.runs.Go(func() {
 		began := time.Now()
 		n := staged{id: id, manifest: order.Manifest}
-		n.fetched, n.err = s.host.keeper.Stage(ctx, order)
+		n.fetched, n.err = stageWith(ctx, s.host.keeper, order)
 		cancel()
 		n.took = time.Since(began)
 		s.notes <- n // the supervisor takes notes until all of these have ended
@@ -111,13 +114,41 @@ func (s *supervisor) staged(n staged) {
 		s.stage(n.id, st)
 	case n.err != nil:
 		st.want = [32]byte{} // it may be asked for again
-		s.log.Warn("a session that is to move here could not be made ready; it is fetched when it comes", "session", n.id, "error", n.err)
+		s.log.Warn("a session that is to move here could not be made ready", "session", n.id, "error", n.err)
+		s.tell(preparedFact(n, st.epoch))
 	default:
-		f := &nodev1.Fact{SessionId: n.id, Epoch: st.epoch, Time: timestamppb.Now(), Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{
-			Manifest: n.manifest[:], BytesFetched: n.fetched}}}
-		s.tell(f)
+		s.tell(preparedFact(n, st.epoch))
 		s.log.Debug("a session that is to move here is ready", "session", n.id, "fetched", n.fetched, "took", n.took)
 	}
+}
+
+func preparedFact(n staged, epoch uint32) *nodev1.Fact {
+	p := &nodev1.Prepared{Manifest: n.manifest[:], BytesFetched: n.fetched}
+	if n.err != nil {
+		p.Error = oneLine(n.err)
+	}
+	return &nodev1.Fact{SessionId: n.id, Epoch: epoch, Time: timestamppb.Now(), Kind: &nodev1.Fact_Prepared{Prepared: p}}
+}
+
+// stageWith makes a copy ready; a hiccup of the store is waited out.
+func stageWith(ctx context.Context, keeper checkpoint.Keeper, order checkpoint.Staging) (fetched int64, err error) {
+	delay := storeRetryFirst
+	for range stageAttempts {
+		var n int64
+		n, err = keeper.Stage(ctx, order)
+		if fetched += n; !fault.Is(err, fault.Unavailable) {
+			return fetched, err
+		}
+		t := time.NewTimer(delay)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fetched, err
+		}
+		delay *= 2
+	}
+	return fetched, err
 }
 
 // unprepare lets go of what is ready for epochs up to the given one.

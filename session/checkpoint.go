@@ -248,7 +248,7 @@ type Migration struct {
 	Cold                   bool
 	Rounds                 uint32
 	BytesSent, BytesReused int64
-	// Copied is the last copy of the session at work, which its target can have ready; Prepared: it has had one ready.
+	// Copied is the last copy of the session at work, which its target can have ready; Prepared: it has that ready.
 	Copied    ManifestID
 	Prepared  bool
 	StartTime int64

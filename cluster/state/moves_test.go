@@ -193,6 +193,37 @@ func TestMigration(t *testing.T) {
 		end.GetExited().OutputLine = m.session("s").OutputLine
 		m.ok(m.facts("a", end))
 	}
+	t.Run("its target cannot make it ready", func(t *testing.T) {
+		m := saving(t)
+		move := migrate(m)
+		copied := func(first byte) []byte {
+			manifest := make([]byte, 32)
+			manifest[0] = first
+			m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: move, Round: uint32(first), Manifest: manifest}}}))
+			return manifest
+		}
+		ready := func(manifest []byte, why string) {
+			m.ok(m.facts("b", &nodev1.Fact{SessionId: "s", Epoch: 2, Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{Manifest: manifest, Error: why}}}))
+		}
+		first := copied(1)
+		if ready(first, ""); !m.session("s").Migration.Prepared {
+			t.Error("what is ready is not the newest copy")
+		}
+		second := copied(2)
+		if m.session("s").Migration.Prepared {
+			t.Error("a newer copy is ready before its target says so")
+		}
+		ready(first, "no space left on device") // of a copy that nobody wants any more
+		m.phase(session.Migrating, "a", 1)
+		ready(second, "no space left on device")
+		s := m.phase(session.Running, "a", 1)
+		if s.Migration.State != session.MigrationFailed || !strings.Contains(s.Migration.Error, "could not make it ready: no space left") {
+			t.Errorf("the move is %+v", s.Migration)
+		}
+		if n := m.View().Node("id-b"); n.Sessions != 0 {
+			t.Errorf("its place there is held by %d", n.Sessions)
+		}
+	})
 	t.Run("arrives", func(t *testing.T) {
 		m := saving(t)
 		move := migrate(m)
