@@ -18,7 +18,7 @@ func (w *World) checkLeftovers(v *state.View) {
 		if s.Phase.Ended() && (s.Exit == nil || s.Exit.Cause == "") {
 			w.fail("an end without a cause: session %s is %s", s.ID, s.Phase)
 		}
-		if s.Phase == session.Paused && s.Head() == nil && s.Epoch > 0 {
+		if h := s.History; s.Phase == session.Paused && s.Head() == nil && len(h) > 1 && h[len(h)-2].Phase != session.Pending {
 			w.fail("a pause without a checkpoint: session %s", s.ID)
 		}
 		if m := unheard(v, s); m != nil {
