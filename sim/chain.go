@@ -93,9 +93,11 @@ func (w *World) checkChain(v *state.View, s *session.Session) {
 		for _, q := range p.order {
 			given[q] = true
 		}
-		w.checkBegan(s, p)
 	}
 	c.goneBack(s, acked.without(saved, given))
+	if runs {
+		w.checkBegan(s, p, c)
+	}
 	due := acked.without(c.undone)
 	if lost := due.without(has, given); len(lost) > 0 {
 		w.fail("messages lost: %s of session %s are acked, and its history has not seen them; %s", lost, s.ID, describe(s))
@@ -136,18 +138,19 @@ func (c *chain) goneBack(s *session.Session, rest sequences) {
 }
 
 // checkBegan: an epoch begins with the newest checkpoint of the epochs before it.
-func (w *World) checkBegan(s *session.Session, p process) {
+func (w *World) checkBegan(s *session.Session, p process, c *chain) {
 	var should *session.Checkpoint
-	for _, c := range s.Checkpoints {
-		if c.Epoch < s.Epoch {
-			should = c
+	for _, kept := range s.Checkpoints {
+		if kept.Epoch < s.Epoch {
+			should = kept
 		}
 	}
+	known := p.from != nil && c.first[*p.from] != 0
 	switch {
 	case should != nil && (p.from == nil || *p.from != should.Manifest):
 		w.fail("a wrong begin: epoch %d of session %s should have begun with checkpoint %d", s.Epoch, s.ID, should.Sequence)
-	case should == nil && p.from != nil && len(s.Checkpoints) < session.CheckpointsMax:
-		w.fail("a wrong begin: epoch %d of session %s began with a checkpoint, and it had none", s.Epoch, s.ID)
+	case should == nil && p.from != nil && !known: // else it is kept no more
+		w.fail("a wrong begin: epoch %d of session %s began with a checkpoint that it never had", s.Epoch, s.ID)
 	}
 }
 
@@ -213,10 +216,12 @@ func (w *World) checkLog(s *session.Session, n *node) {
 			want = append(want, a)
 		}
 	}
+	fresh := w.watch.fresh(s.ID, p.base)
 	last, epoch := uint64(0), uint32(0)
 	for _, l := range n.machine.Log(s.ID) {
 		// One that began from nothing where it ran before, and elsewhere meanwhile, lacks what it said there.
-		if last != 0 && l.GetNumber() != last+1 && (p.from != nil || l.GetEpoch() == epoch) || l.GetNumber() <= last {
+		gap := last != 0 && l.GetNumber() != last+1 && (l.GetEpoch() == epoch || !fresh[l.GetEpoch()])
+		if gap || l.GetNumber() <= last {
 			w.fail("output with a gap: line %d of session %s comes after line %d", l.GetNumber(), s.ID, last)
 		}
 		last, epoch = l.GetNumber(), l.GetEpoch()

@@ -298,7 +298,7 @@ func (w *World) quiet() string {
 		if s.Phase != session.Running && s.Phase != session.Paused && !s.Phase.Ended() {
 			return "session " + s.ID + " is " + describe(s)
 		}
-		if !s.Phase.Ended() && !w.idle(v, s.ID) {
+		if s.Phase == session.Running && !w.idle(v, s.ID) {
 			return "session " + s.ID + " has messages"
 		}
 	}

@@ -18,8 +18,11 @@ func (w *World) checkLeftovers(v *state.View) {
 		if s.Phase.Ended() && (s.Exit == nil || s.Exit.Cause == "") {
 			w.fail("an end without a cause: session %s is %s", s.ID, s.Phase)
 		}
-		if s.Phase == session.Paused && s.Head() == nil && s.Epoch > 0 {
+		if h := s.History; s.Phase == session.Paused && s.Head() == nil && len(h) > 1 && h[len(h)-2].Phase != session.Pending {
 			w.fail("a pause without a checkpoint: session %s", s.ID)
+		}
+		if m := unheard(v, s); m != nil {
+			w.fail("a message that nobody hears: %d of session %s came when it was to be paused, and it sleeps", m.Sequence, s.ID)
 		}
 		if s.Phase.HoldsNode() {
 			reserved[s.NodeID]++
@@ -30,7 +33,8 @@ func (w *World) checkLeftovers(v *state.View) {
 			w.fail("a reservation held: %s counts %d sessions, and %d are there", n.Name, n.Sessions, reserved[n.ID])
 		}
 	}
-	if l := w.leading(); l != nil {
+	// What waits for the chunk store is placed again and again.
+	if l := w.leading(); l != nil && v.PhaseCounts()[session.Pending] == 0 {
 		if n := l.router.Reservations(); n != 0 {
 			w.fail("a reservation held: the router of %s holds %d places that nobody takes", l.id, n)
 		}
@@ -40,6 +44,25 @@ func (w *World) checkLeftovers(v *state.View) {
 			w.checkDirectories(v, n, row.ID)
 		}
 	}
+}
+
+// unheard is a message that came after somebody wanted a pause, and waits.
+func unheard(v *state.View, s *session.Session) *session.Message {
+	if s.Phase != session.Paused {
+		return nil
+	}
+	began := s.History[len(s.History)-1].Time
+	for _, h := range s.History {
+		if h.Phase == session.Pausing {
+			began = h.Time
+		}
+	}
+	for m := range v.Messages(s.ID) {
+		if m.CreateTime > began {
+			return m
+		}
+	}
+	return nil
 }
 
 // checkMove: the record of a move says how it ended.

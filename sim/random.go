@@ -27,6 +27,7 @@ type generator struct {
 	sessions []string
 	sent     map[string]int
 	broken   bool // some line is cut, or something is slow or disordered
+	noStore  bool
 }
 
 func (g *generator) say(format string, args ...any) {
@@ -68,6 +69,7 @@ func (g *generator) story(steps int) string {
 		g.step()
 	}
 	g.say("heal")
+	g.say("store up")
 	for i := range g.nodes {
 		g.say("slow node-%d 0s", i+1)
 		g.say("reset node-%d", i+1)
@@ -77,6 +79,7 @@ func (g *generator) story(steps int) string {
 	}
 	g.say("wait quiet 15m")
 	g.say("check quiet")
+	g.say("wait clean 11m")
 	return strings.Join(g.lines, "\n") + "\n"
 }
 
@@ -105,6 +108,9 @@ func (g *generator) step() {
 		{3, func() { g.say("lose-answers %.2f", 0.5*g.rand.Float64()); g.broken = true }},
 		{3, func() { g.say("transfer") }},
 		{2, g.crash},
+		{16, g.move},
+		{3, func() { g.say("die %s", g.pick(g.sessions)) }},
+		{3, g.store},
 	}
 	total := 0
 	for _, c := range choices {
@@ -123,7 +129,40 @@ func (g *generator) spawn() {
 	name := fmt.Sprintf("s%d", len(g.sessions)+1)
 	policy := g.pick([]string{"never", "always", "always", "on-failure"})
 	g.sessions = append(g.sessions, name)
-	g.say("spawn %s restart=%s%s", name, policy, g.pick([]string{"", " &"}))
+	g.say("spawn %s restart=%s%s%s", name, policy, g.pick([]string{"", "", " every=turn", " every=2s", " every=15s"}), g.pick([]string{"", " &"}))
+}
+
+// move moves a session, or does what has it go on elsewhere or from an earlier moment.
+func (g *generator) move() {
+	name := g.pick(g.sessions)
+	switch g.rand.IntN(11) {
+	case 0, 1:
+		g.say("migrate %s &", name)
+	case 2:
+		g.say("migrate %s to %s &", name, g.node())
+	case 3:
+		g.say("migrate %s cold &", name)
+	case 4:
+		g.say("cancel %s &", name)
+	case 5:
+		g.say("pause %s &", name)
+	case 6:
+		g.say("resume %s &", name)
+	case 7, 8:
+		g.say("checkpoint %s &", name)
+	case 9:
+		g.say("rewind %s %d &", name, g.rand.IntN(3))
+	default:
+		fork := fmt.Sprintf("s%d", len(g.sessions)+1)
+		g.sessions = append(g.sessions, fork)
+		g.say("fork %s %s%s", name, fork, g.pick([]string{"", " &"}))
+	}
+}
+
+// store has the chunk store go away, or come back.
+func (g *generator) store() {
+	g.noStore = !g.noStore
+	g.say("store %s", map[bool]string{true: "down", false: "up"}[g.noStore])
 }
 
 func (g *generator) send() {

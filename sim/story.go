@@ -100,13 +100,14 @@ func Tell(o Options, story string) (failures []string, stats Stats) {
 type Stats struct {
 	Simulated       time.Duration
 	Starts, Given   int
+	Restored, Moved int // starts from a checkpoint; those of them that came elsewhere
 	Terms, Entries  uint64
 	Sessions, Acked uint64
 }
 
 func (w *World) stats() Stats {
 	w.watch.mu.Lock()
-	s := Stats{Simulated: time.Since(begin), Starts: w.watch.starts, Given: w.watch.taken}
+	s := Stats{Simulated: time.Since(begin), Starts: w.watch.starts, Given: w.watch.taken, Restored: w.watch.restored, Moved: w.watch.moved}
 	w.watch.mu.Unlock()
 	if i := w.freshest(); i != nil {
 		v := i.store.View()

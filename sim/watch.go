@@ -5,6 +5,7 @@ package sim
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,8 @@ type watch struct {
 	ordered  bool // frames keep their order on each link, so that messages of one priority must too
 	sessions map[string]*seen
 	starts   int
+	restored int // starts from a checkpoint
+	moved    int // those of them that came elsewhere
 	taken    int
 }
 
@@ -38,6 +41,7 @@ type seen struct {
 	from  *[32]byte                   // the checkpoint that the present epoch began with; nil for none
 	base  []fake.Seen                 // what that has seen
 	has   map[uint64]bool             // the same, of this session's own messages
+	fresh map[uint32]bool             // epochs that began with none
 }
 
 type owner struct {
@@ -52,7 +56,7 @@ func newWatch(fail func(string, ...any)) *watch {
 func (w *watch) of(id string) *seen {
 	s := w.sessions[id]
 	if s == nil {
-		s = &seen{live: map[string]owner{}, given: map[uint64][]uint32{}, texts: map[uint64]string{}, last: map[session.Priority]uint64{}}
+		s = &seen{live: map[string]owner{}, given: map[uint64][]uint32{}, texts: map[uint64]string{}, last: map[session.Priority]uint64{}, fresh: map[uint32]bool{}}
 		w.sessions[id] = s
 	}
 	return s
@@ -75,9 +79,17 @@ func (w *watch) tree(e fake.Event) {
 	if e.Epoch <= s.epoch {
 		w.fail("an epoch twice: session %s is started at epoch %d on %s, and epoch %d was started on %s before", e.SessionID, e.Epoch, e.Node, s.epoch, s.node)
 	}
+	before := s.node
 	s.live[e.Node] = owner{e.Epoch, time.Now()}
 	s.epoch, s.node = e.Epoch, e.Node
 	s.last, s.order = map[session.Priority]uint64{}, nil
+	s.fresh[e.Epoch] = e.Restored == nil
+	if e.Restored != nil {
+		w.restored++
+		if before != "" && before != e.Node {
+			w.moved++
+		}
+	}
 	s.from, s.base, s.has = e.Restored, e.Seen, map[uint64]bool{}
 	for _, m := range e.Seen {
 		if m.SessionID != e.SessionID {
@@ -144,6 +156,17 @@ func (w *watch) process(id string) process {
 	defer w.mu.Unlock()
 	s := w.of(id)
 	return process{s.epoch, s.from, s.base, slices.Clone(s.order)}
+}
+
+// fresh returns the epochs of a session, and of those that it was forked from, that began from nothing.
+func (w *watch) fresh(id string, base []fake.Seen) map[uint32]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := maps.Clone(w.of(id).fresh)
+	for _, m := range base {
+		maps.Copy(out, w.of(m.SessionID).fresh)
+	}
+	return out
 }
 
 // wasGiven reports whether any process was given the message, and its text.

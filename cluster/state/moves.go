@@ -143,7 +143,15 @@ func (a *applier) arrive(old, s *session.Session) {
 	s.PID = 0
 	if s.Phase == session.Pausing {
 		to, _ := session.Next(s.Phase, session.Left)
+		began := s.History[len(s.History)-1].Time
 		a.enter(s, to, "paused at checkpoint "+fmt.Sprint(s.Head().Sequence))
+		// One that came a moment before would have been waited for by nobody.
+		for m := range a.mailboxes.get(a.base, s.ID).all() {
+			if m.CreateTime >= began {
+				a.wake(s, fmt.Sprintf("woken by message %d", m.Sequence), "")
+				break
+			}
+		}
 		a.save(old, s)
 		return
 	}

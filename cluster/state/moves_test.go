@@ -405,6 +405,30 @@ func TestPauseAndResume(t *testing.T) {
 	m.phase(session.Pending, "", 2)
 }
 
+// TestAMessageWakesWhatIsBeingPaused: one that comes while the last checkpoint is made, as one that comes a moment later; what waited
+// before somebody wanted the pause waits on.
+func TestAMessageWakesWhatIsBeingPaused(t *testing.T) {
+	for _, during := range []bool{false, true} {
+		m := saving(t)
+		m.ok(send("s", "before"))
+		m.now += second
+		move := m.ok(&clusterv1.PauseSession{SessionId: "s"}).Session.Move
+		m.now += second
+		if during {
+			m.ok(send("s", "during"))
+			m.now += second
+		}
+		m.save("a", 1, move)
+		m.ok(m.facts("a", exited("s", 1, 1, 0)))
+		if want := map[bool]session.Phase{false: session.Paused, true: session.Pending}[during]; m.session("s").Phase != want {
+			t.Errorf("with a message meanwhile %t: it is %s: %s", during, m.session("s").Phase, m.session("s").Reason)
+		}
+		if got := m.queued("s"); got[0] != 1 {
+			t.Errorf("messages %v wait", got)
+		}
+	}
+}
+
 func TestForkAndRewind(t *testing.T) {
 	m := saving(t)
 	m.refused(fault.FailedPrecondition, &clusterv1.ForkSession{SessionId: "s", NewSessionId: "f"})
