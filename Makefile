@@ -43,7 +43,8 @@ test: shim ## run all tests, with the race detector where there is a C compiler
 
 .PHONY: test-s3
 test-s3: $(TOOLS)/versitygw ## test the bucket store against a gateway that is built first
-	$(GO) test -count=1 $(RACE) ./chunks/s3
+	VERSITYGW=$(TOOLS)/versitygw $(GO) test -count=1 $(RACE) ./chunks/s3
+	VERSITYGW=$(TOOLS)/versitygw $(GO) test -count=1 -run Bucket ./cmd/orchestrator ./test/e2e
 
 .PHONY: check
 check: check-format check-module vet lint check-proto ## everything that looks at the source without running it

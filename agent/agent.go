@@ -41,9 +41,10 @@ type Agent struct {
 	caps    *apiv1.Capabilities
 	began   time.Time
 
-	in     chan any   // from the link, in order: linkUp, linkDown, *nodev1.Frame
-	events chan event // from the runs
-	notes  chan any   // from the helpers: leaseWritten, removed, sampled
+	in       chan any           // from the link, in order: linkUp, linkDown, *nodev1.Frame
+	events   chan event         // from the runs
+	progress chan *nodev1.Frame // from the sessions' tellers; what finds no room is lost
+	notes    chan any           // from the helpers: leaseWritten, removed, sampled
 
 	// resumeIndex is the index of the last desired frame applied; written by the supervisor, read when a hello is made.
 	resumeIndex atomic.Uint64
@@ -69,7 +70,7 @@ func New(opts Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{opts: opts, log: opts.Logger, data: data, began: time.Now(),
-		in: make(chan any, 64), events: make(chan event, 256), notes: make(chan any, 16)}
+		in: make(chan any, 64), events: make(chan event, 256), notes: make(chan any, 16), progress: make(chan *nodev1.Frame, progressWaiting)}
 	if err := a.assemble(); err != nil {
 		data.close()
 		return nil, err
@@ -97,7 +98,7 @@ func (a *Agent) assemble() error {
 	a.metrics = newMetrics()
 	a.janitor = newJanitor(store, a.log)
 	a.host = &host{nodeName: o.Name, nodeID: a.NodeID(), secretsDir: o.SecretsDir, leasePath: o.LeasePath, startTimeout: o.StartTimeout,
-		drivers: o.Drivers, keeper: keeper, restores: make(chan struct{}, o.MaxRestores), sweep: a.janitor.sweep, store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events,
+		drivers: o.Drivers, keeper: keeper, restores: make(chan struct{}, o.MaxRestores), sweep: a.janitor.sweep, store: store, lease: l, slots: make(chan struct{}, o.MaxStarts), room: &gate{max: int64(o.MaxFactsUnacked)}, events: a.events, progress: a.progress,
 		metrics: a.metrics, log: a.log}
 	a.keeper = newLeaseKeeper(o.Lease)
 	a.super.init(a)
@@ -233,7 +234,7 @@ func (a *Agent) hello() *nodev1.Hello {
 	return &nodev1.Hello{
 		ProtocolMin: nodelink.ProtocolMin, ProtocolMax: nodelink.ProtocolMax,
 		NodeId: a.NodeID(), Name: a.opts.Name, Incarnation: a.Incarnation(), Version: a.opts.Version, Pid: pid(),
-		Capabilities: a.caps, Labels: a.opts.Labels, ResumeIndex: a.resumeIndex.Load(), Address: a.opts.Address,
+		Capabilities: a.caps, Labels: a.opts.Labels, ResumeIndex: a.resumeIndex.Load(), Address: a.opts.Address, ChunkAddress: a.opts.ChunkAddress,
 		ClusterId: a.super.clusterID(),
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 const (
 	// maxRounds bounds how often a session is copied while it works.
-	maxRounds = 5
+	maxRounds = 6
 	// smallRoundBytes: when a round had no more to send, the rest is small.
 	smallRoundBytes = 1 << 20
 	// roundShrink: when a round had to send less than this fraction of the one before, the next would be shorter still; the
@@ -25,8 +25,12 @@ const (
 	// coldPatience is the same where nothing was copied before: all of it is.
 	coldPatience = 30 * time.Minute
 
-	// targetPatience bounds how long a session that is copied waits for its target to be ready.
-	targetPatience = time.Minute
+	// targetPatience bounds how long a session that is copied waits for its target to be ready, with a second more for each
+	// targetBytesPerSecond of it.
+	targetPatience       = time.Minute
+	targetBytesPerSecond = 16 << 20
+	// copyFresh is how old a copy may be that is as good as new: another round would take about as long.
+	copyFresh = 250 * time.Millisecond
 
 	movedMessage = "moved"
 )
@@ -39,29 +43,35 @@ type leaving struct {
 	rounds uint32
 	last   int64 // bytes that the last round sent
 	sum    checkpoint.Sent
-	waited bool // for the target, after the last round
-	// copiedAt is when enough was copied and the wait for the target began.
-	copiedAt time.Time
-	held     time.Time // since when messages are held; zero while they are not
+	copy   [32]byte  // the manifest of the last round
+	bytes  int64     // of all that it names
+	began  time.Time // when the last round did
+	// waits is when the wait for the target began.
+	waits time.Time
+	held  time.Time // since when messages are held; zero while they are not
+	tells *teller
 }
 
-// nextForLeave copies, or holds the session for the last checkpoint.
+// nextForLeave copies, waits for the target to have the copy ready, or holds the session for the last checkpoint.
+//
+//	copy … copy ──► the target makes it ready ──► copy what was written meanwhile ──► … ──► hold
+//
+// Each copy is smaller than the one before, for less time has passed, until what is left is small or nothing is won.
 func (s *serving) nextForLeave(ctx context.Context, p plan) {
 	l := s.leaving
-	if !l.ready && !l.cold {
-		s.work(ctx, copying, p)
-		return
-	}
 	if l.held.IsZero() {
-		if p.holdOff && !l.cold && s.waitsForTarget() {
+		switch {
+		case l.cold:
+		case p.holdOff && l.ready && p.ready != l.copy && s.waitsForTarget():
 			return
-		}
-		if l.waited && l.rounds <= maxRounds {
-			l.waited = false // what was written meanwhile
+		case !l.ready, p.holdOff && l.stale():
+			l.began = time.Now()
+			l.tells.begin(stepCopying, l.move, l.rounds+1)
 			s.work(ctx, copying, p)
 			return
 		}
 		l.held = time.Now()
+		l.tells.begin(stepHolding, l.move, l.rounds)
 	}
 	s.captureWhenQuiet(ctx, p)
 }
@@ -69,16 +79,20 @@ func (s *serving) nextForLeave(ctx context.Context, p plan) {
 // waitsForTarget reports whether the target may still become ready in time.
 func (s *serving) waitsForTarget() bool {
 	l := s.leaving
-	if l.copiedAt.IsZero() {
-		l.copiedAt = time.Now()
+	if l.waits.IsZero() {
+		l.waits = time.Now()
 	}
-	left := targetPatience - time.Since(l.copiedAt)
+	left := targetPatience + time.Duration(l.bytes/targetBytesPerSecond)*time.Second - time.Since(l.waits)
 	if left <= 0 {
 		return false
 	}
-	l.waited = true
 	s.soon.Reset(left)
 	return true
+}
+
+// stale reports whether another round would leave less to do while the session is held.
+func (l *leaving) stale() bool {
+	return l.rounds < maxRounds && (l.last >= smallRoundBytes || time.Since(l.began) > copyFresh)
 }
 
 // copied decides whether another round would help.
@@ -89,7 +103,7 @@ func (l *leaving) copied(r checkpoint.Round) {
 	l.sum.Sent, l.sum.Content = l.sum.Sent+sent, l.sum.Content+r.Content
 	l.ready = l.ready || l.rounds >= maxRounds || sent < smallRoundBytes ||
 		!first && (sent < l.last/roundShrink || sent >= l.last) // little is left, or it is written as fast as it is copied
-	l.last = sent
+	l.last, l.copy, l.bytes = sent, r.Manifest, r.Bytes
 }
 
 // fact tells of the round that was copied just now.

@@ -38,6 +38,8 @@ type Options struct {
 	Version string
 	// Address is where the node's machine is reached, for people; optional.
 	Address string
+	// ChunkAddress is where other nodes fetch chunks from this one, as host:port; empty when it serves none.
+	ChunkAddress string
 	// Capabilities is what the node can run; package capability finds it out. What drivers probe is added to it. Its
 	// max_concurrent_sessions, when not 0, is also the agent's own limit.
 	Capabilities *apiv1.Capabilities

@@ -6,22 +6,24 @@ import nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 
 // plan is guarded by its run's mutex.
 type plan struct {
-	sequence uint64 // of the last committed checkpoint
-	request  uint64 // the newest checkpoint that was asked for in the desired state
-	asked    uint64 // the newest that was asked for over the link, by this node's count
-	move     uint64 // the order to leave; 0 to stay
-	cold     bool   // with move: without copying first
-	holdOff  bool   // with move: the target is not ready yet
-	left     bool   // the order was carried out; there is no way back
+	sequence uint64   // of the last committed checkpoint
+	request  uint64   // the newest checkpoint that was asked for in the desired state
+	asked    uint64   // the newest that was asked for over the link, by this node's count
+	move     uint64   // the order to leave; 0 to stay
+	cold     bool     // with move: without copying first
+	holdOff  bool     // with move: the target can make copies ready
+	ready    [32]byte // with holdOff: the copy that it has ready
+	left     bool     // the order was carried out; there is no way back
 }
 
 // follow takes in what a desired frame says beside the action itself.
 func (p *plan) follow(d *nodev1.DesiredSession) {
 	p.sequence = max(p.sequence, d.GetCheckpointSequence())
 	p.request = max(p.request, d.GetCheckpointRequest())
-	p.move, p.cold, p.holdOff = 0, false, false
+	p.move, p.cold, p.holdOff, p.ready = 0, false, false, [32]byte{}
 	if d.GetAction() == nodev1.DesiredSession_LEAVE {
 		p.move, p.cold, p.holdOff = d.GetMove(), d.GetCold(), d.GetHoldOff()
+		copy(p.ready[:], d.GetReadyManifest())
 	}
 }
 

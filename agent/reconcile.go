@@ -47,6 +47,7 @@ func (s *supervisor) desired(index uint64, d *nodev1.Desired) {
 
 // unwanted ends a session that the control plane does not know here.
 func (s *supervisor) unwanted(e *entry) {
+	s.recall(e, 0)
 	e.next = nil
 	if e.live() {
 		s.log.Warn("killing a session that is not desired here", "session", e.id, "epoch", e.run.epoch)
@@ -91,6 +92,7 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 		return
 	}
 	if e != nil && e.epoch() == epoch {
+		s.recall(e, 0) // it stays
 		e.steer(d)
 		return
 	}
@@ -113,7 +115,7 @@ func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 		s.entries[id] = e
 	}
 	e.forget = false
-	e.next = &nextRun{spec: spec, inbox: newInbox(), since: s.host.lease.now(), restore: d.GetRestore(), rec: &record{Version: recordVersion,
+	e.next = &nextRun{spec: spec, inbox: newInbox(), since: s.host.lease.now(), restore: d.GetRestore(), peer: peerOf(d), rec: &record{Version: recordVersion,
 		SessionID: id, Epoch: epoch, Spec: json.RawMessage(raw), OutputBase: outputBase(d), CreateTime: time.Now()}}
 	e.next.plan.follow(d)
 	if d.GetRestore() == nil {
@@ -149,6 +151,7 @@ func (s *supervisor) wantLeave(d *nodev1.DesiredSession) error {
 	switch {
 	case s.tombs.buried(id, epoch) || e != nil && e.epoch() > epoch:
 	case e != nil && e.epoch() == epoch:
+		s.lend(e, d.GetPeer())
 		e.steer(d)
 	default:
 		s.neverRan(id, epoch, outputBase(d), session.Exit{Cause: session.CauseLost, Message: "the node does not have it any more"})
@@ -240,6 +243,7 @@ func (s *supervisor) wantForget(d *nodev1.DesiredSession) {
 	if e.epoch() > epoch {
 		return
 	}
+	s.recall(e, 0)
 	e.next = nil
 	if e.live() {
 		e.run.supersede(session.Exit{Cause: session.CauseLost, Message: "the control plane holds it for ended"})
@@ -282,7 +286,7 @@ func (s *supervisor) advance(e *entry) {
 		n := e.next
 		e.next, e.forget = nil, false
 		r := newRun(s.host, n.rec, n.spec, false)
-		r.inbox, r.plan, r.restore = n.inbox, n.plan, n.restore
+		r.inbox, r.plan, r.restore, r.peer = n.inbox, n.plan, n.restore, n.peer
 		e.run = r
 		if r.restore != nil {
 			s.arrived(e.id)

@@ -45,7 +45,10 @@ func (r *run) restoreDir(ctx context.Context) (err error) {
 		return ctx.Err()
 	}
 	began := time.Now()
-	req := checkpoint.Restore{SessionID: r.id, Epoch: r.epoch, OutputLine: r.restore.GetOutputLine(), Notice: r.lostNotice()}
+	req := checkpoint.Restore{SessionID: r.id, Epoch: r.epoch, OutputLine: r.restore.GetOutputLine(), Notice: r.lostNotice(), Peer: r.peer}
+	tells := newTeller(r.progress, r.id, r.epoch)
+	tells.begin(stepRestoring, 0, 0)
+	req.Progress = tells.bytes
 	if len(r.restore.GetManifest()) != len(req.Manifest) {
 		return fault.New(fault.Invalid, "restore checkpoint %d: a manifest's id has %d bytes, not %d", r.restore.GetSequence(), len(req.Manifest), len(r.restore.GetManifest()))
 	}

@@ -63,9 +63,10 @@ type host struct {
 	slots        chan struct{} // holds one for each start under way
 	room         *gate         // shut while too many facts wait
 	keeper       checkpoint.Keeper
-	restores     chan struct{} // holds one for each restore under way
-	sweep        chan struct{} // the janitor's: something is in the trash
-	events       chan<- event  // to the supervisor, which takes them until all runs have returned
+	restores     chan struct{}        // holds one for each restore under way
+	sweep        chan struct{}        // the janitor's: something is in the trash
+	events       chan<- event         // to the supervisor, which takes them until all runs have returned
+	progress     chan<- *nodev1.Frame // of moves; see teller
 	metrics      *metrics
 	log          *slog.Logger
 }
@@ -108,11 +109,12 @@ type run struct {
 	rec        *record
 	adopted    bool
 	inbox      *inbox
-	wake       chan struct{}   // holds one: an order, a message, room for facts, a new lease
-	done       chan struct{}   // closed when main has returned
-	superseded bool            // guarded by mu: a newer epoch waits; nobody wants this one's turns
-	settled    bool            // owned by main
-	restore    *nodev1.Restore // what it begins with; nil for what its directory holds
+	wake       chan struct{}    // holds one: an order, a message, room for facts, a new lease
+	done       chan struct{}    // closed when main has returned
+	superseded bool             // guarded by mu: a newer epoch waits; nobody wants this one's turns
+	settled    bool             // owned by main
+	restore    *nodev1.Restore  // what it begins with; nil for what its directory holds
+	peer       *checkpoint.Peer // where that may be fetched from; nil for only the store
 
 	mu    sync.Mutex
 	plan  plan

@@ -76,7 +76,8 @@ type saving struct {
 	dropped bool               // its outcome is not wanted any more
 	copied  bool               // its files were copied for the checkpoint that is wanted
 	at      moment
-	hold    bool // messages wait for a capture
+	hold    bool   // messages wait for a capture
+	leftOut string // of the last checkpoint
 	leaving *leaving
 	refused uint64 // the order to leave that could not be carried out
 
@@ -126,7 +127,7 @@ func (s *serving) save(ctx context.Context) {
 	}
 	if s.leaving == nil && leave {
 		s.drop() // an ordinary checkpoint under way: the move brings a newer one
-		s.leaving = &leaving{move: p.move, cold: p.cold}
+		s.leaving = &leaving{move: p.move, cold: p.cold, tells: newTeller(s.progress, s.id, s.epoch)}
 	}
 	if s.doing != idle {
 		return
@@ -282,8 +283,12 @@ func (s *serving) subject() (checkpoint.Session, error) {
 	if err != nil {
 		return checkpoint.Session{}, fault.New(fault.Internal, "write the session's spec: %w", err)
 	}
-	return checkpoint.Session{Dir: s.dir(), ID: s.id, Namespace: s.spec.Namespace, Name: s.spec.Name, Spec: raw, NodeID: s.nodeID, Epoch: s.epoch,
-		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line, Keeps: s.spec.Keeps()}, nil
+	cs := checkpoint.Session{Dir: s.dir(), ID: s.id, Namespace: s.spec.Namespace, Name: s.spec.Name, Spec: raw, NodeID: s.nodeID, Epoch: s.epoch,
+		Sequence: s.at.sequence, Turn: s.turnCount, OutputLine: s.at.line, Keeps: s.spec.Keeps()}
+	if s.leaving != nil {
+		cs.Progress, cs.Whole = s.leaving.tells.bytes, true
+	}
+	return cs, nil
 }
 
 func (s *serving) dir() string { return s.store.dir(s.id) }
@@ -320,7 +325,9 @@ func (s *serving) finished(ctx context.Context, o outcome) {
 		s.metrics.checkpointHold.Observe(time.Since(s.at.began).Seconds())
 		s.report(&nodev1.Fact{Kind: &nodev1.Fact_Captured{Captured: &nodev1.Captured{Sequence: s.at.sequence, OutputLine: s.at.line}}})
 		s.at.capture = o.capture
-		s.hold = s.leaving != nil
+		if s.hold = s.leaving != nil; s.hold {
+			s.leaving.tells.begin(stepSaving, s.leaving.move, s.leaving.rounds)
+		}
 		s.work(ctx, storing, plan{})
 	default:
 		s.stored(o.stored)
@@ -353,7 +360,8 @@ func (s *serving) stored(st checkpoint.Stored) {
 		s.tick.Reset(s.every)
 	}
 	c := &nodev1.Checkpointed{Sequence: s.at.sequence, Manifest: st.Manifest[:], Bytes: st.Bytes, BytesSent: st.Sent.Sent,
-		BytesReused: max(0, st.Bytes-st.Content), Chunks: st.Chunks, Keeps: st.Keeps, Request: s.at.request}
+		BytesReused: max(0, st.Bytes-st.Content), Chunks: st.Chunks, Keeps: st.Keeps, Request: s.at.request, LeftOut: st.LeftOut}
+	s.tellLeftOut(st.LeftOut)
 	s.answered = max(s.answered, s.at.request)
 	s.heard = max(s.heard, s.at.asked)
 	s.metrics.checkpoints.Inc()
@@ -368,6 +376,14 @@ func (s *serving) stored(st checkpoint.Stored) {
 	if kill {
 		s.order(order{strength: orderKill, exit: session.Exit{Cause: session.CauseEvicted, Message: movedMessage}})
 	}
+}
+
+// tellLeftOut notes in this node's log what a checkpoint leaves out, when that is news; the cluster is told with each.
+func (s *serving) tellLeftOut(what string) {
+	if what != "" && what != s.leftOut {
+		s.log.Warn("something of a session is not in its checkpoints", "session", s.id, "epoch", s.epoch, "what", what)
+	}
+	s.leftOut = what
 }
 
 // failed deals with a checkpoint that could not be made. The session works on; a policy tries again after a while.

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	"github.com/neolith/orchestrator/internal/fault"
 )
@@ -16,14 +17,20 @@ import (
 // stagedKept is how long what is ready is kept for a session that does not come.
 const stagedKept = 10 * time.Minute
 
+// stageAttempts bounds how often a copy is tried to be made ready while the store is away, storeRetryFirst, doubling, between: 16 s.
+const stageAttempts = 6
+
 // staging is one session that is expected. It is owned by the supervisor.
 type staging struct {
 	epoch  uint32
 	want   [32]byte // what is to be ready
-	busy   bool     // somebody is at work
+	peer   *checkpoint.Peer
+	busy   bool // somebody is at work
 	cancel context.CancelFunc
 	gone   bool // nobody expects it any more
 	since  time.Time
+	rounds uint32 // that were begun
+	teller *teller
 }
 
 // staged: the work on a session's staging is over.
@@ -53,7 +60,7 @@ func (s *supervisor) wantPrepared(d *nodev1.DesiredSession) error {
 		st = &staging{}
 		s.staging[id] = st
 	}
-	st.since, st.gone, st.epoch = time.Now(), false, d.GetEpoch()
+	st.since, st.gone, st.epoch, st.peer = time.Now(), false, d.GetEpoch(), peerOf(d)
 	if next := [32]byte(manifest); st.want != next {
 		st.want = next
 		s.stage(id, st)
@@ -76,11 +83,17 @@ func (s *supervisor) stage(id string, st *staging) {
 	}
 	ctx, cancel := context.WithCancel(s.runCtx)
 	st.busy, st.cancel = true, cancel
-	manifest, dir := st.want, s.host.store.stagedPath(id)
+	order := checkpoint.Staging{SessionID: id, Dir: s.host.store.stagedPath(id), Manifest: st.want, Peer: st.peer}
+	if st.teller == nil || st.teller.epoch != st.epoch {
+		st.teller = newTeller(s.progress, id, st.epoch)
+	}
+	st.rounds++
+	st.teller.begin(stepPreparing, 0, st.rounds)
+	order.Progress = st.teller.bytes
 	s.runs.Go(func() {
 		began := time.Now()
-		n := staged{id: id, manifest: manifest}
-		n.fetched, n.err = s.host.keeper.Stage(ctx, id, dir, manifest)
+		n := staged{id: id, manifest: order.Manifest}
+		n.fetched, n.err = stageWith(ctx, s.host.keeper, order)
 		cancel()
 		n.took = time.Since(began)
 		s.notes <- n // the supervisor takes notes until all of these have ended
@@ -101,13 +114,41 @@ func (s *supervisor) staged(n staged) {
 		s.stage(n.id, st)
 	case n.err != nil:
 		st.want = [32]byte{} // it may be asked for again
-		s.log.Warn("a session that is to move here could not be made ready; it is fetched when it comes", "session", n.id, "error", n.err)
+		s.log.Warn("a session that is to move here could not be made ready", "session", n.id, "error", n.err)
+		s.tell(preparedFact(n, st.epoch))
 	default:
-		f := &nodev1.Fact{SessionId: n.id, Epoch: st.epoch, Time: timestamppb.Now(), Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{
-			Manifest: n.manifest[:], BytesFetched: n.fetched}}}
-		s.tell(f)
+		s.tell(preparedFact(n, st.epoch))
 		s.log.Debug("a session that is to move here is ready", "session", n.id, "fetched", n.fetched, "took", n.took)
 	}
+}
+
+func preparedFact(n staged, epoch uint32) *nodev1.Fact {
+	p := &nodev1.Prepared{Manifest: n.manifest[:], BytesFetched: n.fetched}
+	if n.err != nil {
+		p.Error = oneLine(n.err)
+	}
+	return &nodev1.Fact{SessionId: n.id, Epoch: epoch, Time: timestamppb.Now(), Kind: &nodev1.Fact_Prepared{Prepared: p}}
+}
+
+// stageWith makes a copy ready; a hiccup of the store is waited out.
+func stageWith(ctx context.Context, keeper checkpoint.Keeper, order checkpoint.Staging) (fetched int64, err error) {
+	delay := storeRetryFirst
+	for range stageAttempts {
+		var n int64
+		n, err = keeper.Stage(ctx, order)
+		if fetched += n; !fault.Is(err, fault.Unavailable) {
+			return fetched, err
+		}
+		t := time.NewTimer(delay)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fetched, err
+		}
+		delay *= 2
+	}
+	return fetched, err
 }
 
 // unprepare lets go of what is ready for epochs up to the given one.

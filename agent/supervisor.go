@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/neolith/orchestrator/agent/checkpoint"
 	"github.com/neolith/orchestrator/agent/health"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	"github.com/neolith/orchestrator/internal/pbconv"
@@ -73,6 +74,8 @@ type entry struct {
 	// removing: the janitor has its directory in hand.
 	removing bool
 	waiters  []waiter
+	// lent: another node may fetch its chunks from here.
+	lent bool
 }
 
 // nextRun is an epoch that waits to be started.
@@ -82,6 +85,7 @@ type nextRun struct {
 	inbox   *inbox // takes messages already
 	since   time.Duration
 	restore *nodev1.Restore
+	peer    *checkpoint.Peer
 	plan    plan
 }
 
@@ -212,6 +216,8 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 			s.fromRun(e)
 		case n := <-s.notes:
 			s.note(n)
+		case f := <-s.progress:
+			s.tellProgress(f)
 		case <-s.renewTimer.C:
 			s.sendHeartbeat()
 		case <-s.leaseTimer.C:
@@ -433,6 +439,7 @@ func (s *supervisor) event(e event) {
 	}
 	s.answerWaiters(ent)
 	if e.ended {
+		s.recall(ent, lentAfterEnd)
 		s.unrestored(e.run)
 		s.keep(ent)
 		s.advance(ent)

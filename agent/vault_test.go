@@ -22,11 +22,14 @@ type vault struct {
 	mu        sync.Mutex
 	kept      map[[32]byte]image
 	down      bool // nothing can be stored
+	torn      bool // something of each session cannot be captured
 	cold      bool // sessions are copied before their first capture
 	warm      map[string]bool
 	rounds    []checkpoint.Round // what the next copies do; then nothing
 	copies    int
-	staged    []string // what was made ready, and what was let go of
+	staged    []string          // what was made ready, and what was let go of
+	lent      []string          // to whom, and what was called back
+	peers     []checkpoint.Peer // that restores were to ask
 	restores  int
 	spooled   int // captures that are neither stored nor given up
 	readTime  time.Duration
@@ -62,7 +65,10 @@ func (v *vault) times() (read, store, copying time.Duration) {
 	return v.readTime, v.storeTime, v.copyTime
 }
 
-var errDown = fault.New(fault.Unavailable, "the store is down")
+var (
+	errDown = fault.New(fault.Unavailable, "the store is down")
+	errTorn = fault.New(fault.FailedPrecondition, "the session would lose x")
+)
 
 func (v *vault) Warm(id string) bool {
 	v.mu.Lock()
@@ -80,15 +86,26 @@ func (v *vault) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r check
 	if v.down {
 		return r, errDown
 	}
+	if v.torn && s.Whole {
+		return r, errTorn
+	}
 	v.copies++
+	if s.Progress != nil {
+		for i := range int64(1000) {
+			s.Progress(i+1, 1000)
+		}
+	}
 	v.warm[s.ID] = true
 	if len(v.rounds) > 0 {
 		r, v.rounds = v.rounds[0], v.rounds[1:]
 	}
+	if r.Manifest == ([32]byte{}) {
+		r.Manifest[31] = byte(v.copies)
+	}
 	return r, nil
 }
 
-func (v *vault) Stage(ctx context.Context, id, dir string, manifest [32]byte) (int64, error) {
+func (v *vault) Stage(ctx context.Context, s checkpoint.Staging) (int64, error) {
 	_, _, d := v.times()
 	if err := sleep(ctx, d); err != nil {
 		return 0, err
@@ -98,13 +115,24 @@ func (v *vault) Stage(ctx context.Context, id, dir string, manifest [32]byte) (i
 	if v.down {
 		return 0, errDown
 	}
-	v.staged = append(v.staged, fmt.Sprint(id, " ", manifest[0]))
+	v.staged = append(v.staged, fmt.Sprint(s.SessionID, " ", s.Manifest[0]))
+	if s.Peer != nil {
+		v.peers = append(v.peers, *s.Peer)
+	}
 	return 1, nil
 }
 
 func (v *vault) Unstage(id string) error {
 	v.locked(func() { v.staged = append(v.staged, id+" gone") })
 	return nil
+}
+
+func (v *vault) Lend(id, token string) {
+	v.locked(func() { v.lent = append(v.lent, id+" "+token) })
+}
+
+func (v *vault) Recall(id string, after time.Duration) {
+	v.locked(func() { v.lent = append(v.lent, fmt.Sprint(id, " back after ", after)) })
 }
 
 func ledgerOf(dir string) string {
@@ -124,13 +152,23 @@ func (v *vault) Capture(ctx context.Context, s checkpoint.Session) (checkpoint.C
 	if after := ledgerOf(s.Dir); after != before {
 		return nil, fault.New(fault.Aborted, "the session worked while it was read: %q became %q", before, after)
 	}
+	var torn bool
+	v.locked(func() { torn = v.torn })
+	if torn && s.Whole {
+		return nil, errTorn
+	}
 	v.locked(func() { v.spooled++ })
-	return &vaulted{v: v, image: image{s, before}}, nil
+	c := &vaulted{v: v, image: image{s, before}}
+	if torn {
+		c.leftOut = "x"
+	}
+	return c, nil
 }
 
 type vaulted struct {
-	v     *vault
-	image image
+	v       *vault
+	image   image
+	leftOut string
 }
 
 func (c *vaulted) Discard() { c.v.locked(func() { c.v.spooled-- }) }
@@ -152,7 +190,7 @@ func (c *vaulted) Store(ctx context.Context) (st checkpoint.Stored, err error) {
 	id := sha256.Sum256(b)
 	c.v.kept[id] = c.image
 	c.v.spooled--
-	return checkpoint.Stored{Manifest: id, Bytes: 1000, Sent: checkpoint.Sent{Sent: 10, Content: 20}, Chunks: 1, Keeps: []string{"workspace"}}, nil
+	return checkpoint.Stored{Manifest: id, Bytes: 1000, Sent: checkpoint.Sent{Sent: 10, Content: 20}, Chunks: 1, Keeps: []string{"workspace"}, LeftOut: c.leftOut}, nil
 }
 
 func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoint.Restored, err error) {
@@ -162,6 +200,9 @@ func (v *vault) Restore(ctx context.Context, r checkpoint.Restore) (got checkpoi
 	}
 	v.mu.Lock()
 	im, ok := v.kept[r.Manifest]
+	if r.Peer != nil {
+		v.peers = append(v.peers, *r.Peer)
+	}
 	v.restores++
 	down := v.down
 	v.mu.Unlock()

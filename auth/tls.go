@@ -48,14 +48,26 @@ func (c *Certs) PeerTLS() (accept, dial *tls.Config, err error) {
 	if err := isServer(own.pair.Leaf); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", c.files.Cert, err)
 	}
-	return accept, c.dialTLS(isServer), nil
+	return accept, c.dialTLS(x509.ExtKeyUsageServerAuth, isServer), nil
 }
 
 // NodeTLS is for a node agent that dials a server.
-func (c *Certs) NodeTLS() *tls.Config { return c.dialTLS(nil) }
+func (c *Certs) NodeTLS() *tls.Config { return c.dialTLS(x509.ExtKeyUsageServerAuth, nil) }
+
+// NodePeerAccept is for a node that other nodes fetch chunks from. They may show a certificate; then it is a node's.
+func (c *Certs) NodePeerAccept() (*tls.Config, error) { return c.serverTLS(OptionalClientCert, isNode) }
+
+// NodePeerDial is for a node that dials another. It refuses whoever is not a node of this cluster, whatever its host name. Certificates
+// of nodes are for clients; that one answers here takes nothing from what its key proves, and only this configuration lets it.
+func (c *Certs) NodePeerDial() (*tls.Config, error) {
+	if c.files.CA == "" {
+		return nil, errors.New("tls: nodes need the cluster's own authority to know each other; give tls.ca_file")
+	}
+	return c.dialTLS(x509.ExtKeyUsageClientAuth, isNode), nil
+}
 
 // ClientTLS is for any other client that dials a server.
-func (c *Certs) ClientTLS() *tls.Config { return c.dialTLS(nil) }
+func (c *Certs) ClientTLS() *tls.Config { return c.dialTLS(x509.ExtKeyUsageServerAuth, nil) }
 
 func (c *Certs) serverTLS(want ClientCert, check func(*x509.Certificate) error) (*tls.Config, error) {
 	if c.files.Cert == "" {
@@ -93,7 +105,7 @@ func (c *Certs) serverTLS(want ClientCert, check func(*x509.Certificate) error) 
 
 // dialTLS verifies by itself, as the authorities may change under it and the role may stand for the host name.
 // check replaces that rule when it is not nil.
-func (c *Certs) dialTLS(check func(*x509.Certificate) error) *tls.Config {
+func (c *Certs) dialTLS(usage x509.ExtKeyUsage, check func(*x509.Certificate) error) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -105,7 +117,7 @@ func (c *Certs) dialTLS(check func(*x509.Certificate) error) *tls.Config {
 		InsecureSkipVerify: true, // VerifyConnection does all of it
 		VerifyConnection: func(s tls.ConnectionState) error {
 			set := c.get()
-			if err := set.verify(s.PeerCertificates, x509.ExtKeyUsageServerAuth, c.now()); err != nil {
+			if err := set.verify(s.PeerCertificates, usage, c.now()); err != nil {
 				return err
 			}
 			leaf := s.PeerCertificates[0]
@@ -139,6 +151,14 @@ func isServer(cert *x509.Certificate) error {
 	}
 	if who.Role != Server {
 		return fmt.Errorf("tls: the certificate of %q is a %s's, not a server's; issue one with `orchestrator ca issue --role server`", cert.Subject.CommonName, who.Role)
+	}
+	return nil
+}
+
+// isNode refuses a certificate that is not a node's.
+func isNode(cert *x509.Certificate) error {
+	if who, ok := CertIdentity(cert); !ok || who.Role != Node {
+		return fmt.Errorf("tls: the certificate of %q is not a node's; issue one with `orchestrator ca issue --role node`", cert.Subject.CommonName)
 	}
 	return nil
 }

@@ -123,6 +123,7 @@ func TestConversations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	acceptNode, dialNode := must(node.NodePeerAccept()), must(trusting.NodePeerDial())
 	old := trusting.ClientTLS()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 
@@ -147,6 +148,13 @@ func TestConversations(t *testing.T) {
 		{"peer dials a foreign one", acceptForeign, dialPeer, "", "unknown authority", ""},
 		{"server of another authority", must(stranger.ServerTLS(NoClientCert)), trusting.ClientTLS(), "s1.example", "unknown authority", ""},
 		{"node poses as a server", posing(t, node), trusting.ClientTLS(), "n1", "incompatible key usage", ""},
+		{"nodes", acceptNode, must(node.NodePeerDial()), "", "", "node:n1"},
+		{"a node without a certificate", acceptNode, dialNode, "", "", ""},
+		{"nobody asks a node", acceptNode, trusting.ClientTLS(), "n1", "incompatible key usage", ""},
+		{"node asks a server as a node", optional, dialNode, "", "not a node's", ""},
+		{"server asks a node", acceptNode, withCheck(dialNode, dialPeer), "", "not a node's", ""},
+		{"foreign node", posing(t, issue(t, foreign, Node, "n1")), dialNode, "", "unknown authority", ""},
+		{"client poses as a node", posing(t, client), dialNode, "", "not a node's", ""},
 		{"TLS 1.2", none, old, "s1.example", "protocol version", ""},
 		{"system's authorities", none, loadCerts(t, Files{}, time.Now).ClientTLS(), "s1.example", "unknown authority", ""},
 	} {
@@ -168,6 +176,13 @@ func TestConversations(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withCheck is a client that checks the other side as one configuration does, and shows the certificate of another.
+func withCheck(checks, shows *tls.Config) *tls.Config {
+	cfg := checks.Clone()
+	cfg.GetClientCertificate = shows.GetClientCertificate
+	return cfg
 }
 
 // withCA is a client that shows from's certificate and trusts of's authority.

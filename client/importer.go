@@ -371,6 +371,9 @@ func (l *importLoop) broken(err error) error {
 	if errors.Is(err, context.Canceled) || l.im.ctx.Err() != nil {
 		return err
 	}
+	if len(l.pending) == 0 {
+		return nil // the server had waited long enough for more; there will be another stream when there is more
+	}
 	if fault.As(err) == nil { // also an end of the stream that the server gave no reason for
 		err = fault.New(fault.Unavailable, "the import broke off: %w", err)
 	}

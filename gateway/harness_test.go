@@ -38,6 +38,7 @@ type alone struct {
 	conn  *grpc.ClientConn
 	admin string // a token
 	stop  func() // for good; once
+	hub   *nodelink.Hub
 }
 
 // proposer lets the leader be built before the node that it proposes to.
@@ -104,6 +105,7 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	store := state.New(state.DefaultLimits())
 	hub := nodelink.NewHub(nodelink.HubOptions{ServerID: id, Logger: log})
+	a.hub = hub
 	route, err := router.New("least-connections")
 	if err != nil {
 		t.Fatal(err)

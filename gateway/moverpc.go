@@ -6,26 +6,16 @@ import (
 	"context"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
-	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
-
-// proto describes a session, with what only the leader knows of its move.
-func (s *sessionService) proto(v *state.View, row *session.Session) *apiv1.Session {
-	p := sessionProto(v, row)
-	if row.Migration.Under() {
-		p.Migration.Progress = s.ops.Leader.MoveProgress(row.ID)
-	}
-	return p
-}
 
 // shown describes what an operation returned; nil when it failed.
 func (s *sessionService) shown(row *session.Session, err error) (*apiv1.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.proto(s.ops.State.View(), row), nil
+	return s.ops.sessionNow(s.ops.State.View(), row), nil
 }
 
 func (s *sessionService) CheckpointSession(ctx context.Context, req *apiv1.CheckpointSessionRequest) (*apiv1.CheckpointSessionResponse, error) {

@@ -45,7 +45,7 @@ func (s *sessionService) SpawnSession(ctx context.Context, req *apiv1.SpawnSessi
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.SpawnSessionResponse{Session: s.proto(s.ops.State.View(), row)}, nil
+	return &apiv1.SpawnSessionResponse{Session: s.ops.sessionNow(s.ops.State.View(), row)}, nil
 }
 
 func (s *sessionService) GetSession(ctx context.Context, req *apiv1.GetSessionRequest) (*apiv1.GetSessionResponse, error) {
@@ -57,7 +57,7 @@ func (s *sessionService) GetSession(ctx context.Context, req *apiv1.GetSessionRe
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.GetSessionResponse{Session: s.proto(v, row)}, nil
+	return &apiv1.GetSessionResponse{Session: s.ops.sessionNow(v, row)}, nil
 }
 
 func (s *sessionService) ListSessions(ctx context.Context, req *apiv1.ListSessionsRequest) (*apiv1.ListSessionsResponse, error) {
@@ -79,7 +79,7 @@ func (s *sessionService) ListSessions(ctx context.Context, req *apiv1.ListSessio
 			out.NextPageToken = out.Sessions[size-1].GetId()
 			break
 		}
-		out.Sessions = append(out.Sessions, s.proto(v, row))
+		out.Sessions = append(out.Sessions, s.ops.sessionNow(v, row))
 	}
 	switch {
 	case req.GetPageToken() == "" && out.NextPageToken == "":
@@ -111,7 +111,7 @@ func (s *sessionService) WatchSessions(req *apiv1.WatchSessionsRequest, stream g
 	defer sub.Close()
 	for row := range v.Sessions("") {
 		if match.session(v, row) {
-			if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.proto(v, row)}); err != nil {
+			if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.ops.sessionNow(v, row)}); err != nil {
 				return err
 			}
 		}
@@ -119,16 +119,39 @@ func (s *sessionService) WatchSessions(req *apiv1.WatchSessionsRequest, stream g
 	if err := stream.Send(&apiv1.WatchSessionsResponse{Synced: true}); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	changes, ended := make(chan change), make(chan struct{})
+	go func() { defer close(ended); follow(ctx, sub, changes) }()
+	defer func() { cancel(); <-ended }()
+	far := s.ops.followProgress()
+	defer far.end()
 	for {
-		c, err := sub.Next(ctx)
-		if errors.Is(err, state.ErrLagged) {
-			return fault.New(fault.Aborted, "watch sessions: the client reads more slowly than sessions change; watch again")
-		}
-		if err != nil {
-			return err
-		}
-		if err := s.sendChange(stream, match, c); err != nil {
-			return err
+		select {
+		case c := <-changes:
+			if errors.Is(c.err, state.ErrLagged) {
+				return fault.New(fault.Aborted, "watch sessions: the client reads more slowly than sessions change; watch again")
+			}
+			if c.err != nil {
+				return c.err
+			}
+			if err := s.sendChange(stream, match, c.Change); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-far.told:
+			far.pause()
+		case <-far.rest.C:
+			v := s.ops.State.View()
+			for _, id := range far.next() {
+				row := v.Session(id)
+				if row == nil || !row.Migration.Under() || !match.session(v, row) {
+					continue
+				}
+				if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.ops.sessionNow(v, row)}); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }
@@ -150,7 +173,7 @@ func (s *sessionService) sendChange(stream grpc.ServerStreamingServer[apiv1.Watc
 		if row == nil || !match.session(v, row) {
 			continue
 		}
-		if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.proto(v, row)}); err != nil {
+		if err := stream.Send(&apiv1.WatchSessionsResponse{Session: s.ops.sessionNow(v, row)}); err != nil {
 			return err
 		}
 	}
@@ -170,7 +193,7 @@ func (s *sessionService) TerminateSession(ctx context.Context, req *apiv1.Termin
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.TerminateSessionResponse{Session: s.proto(s.ops.State.View(), row)}, nil
+	return &apiv1.TerminateSessionResponse{Session: s.ops.sessionNow(s.ops.State.View(), row)}, nil
 }
 
 func (s *sessionService) SendMessage(ctx context.Context, req *apiv1.SendMessageRequest) (*apiv1.SendMessageResponse, error) {

@@ -37,21 +37,21 @@ func TestDecideDrain(t *testing.T) {
 		end         state.DrainState
 		reason      string
 	}{
-		"the most urgent first":                         {sessions: []*session.Session{low, critical}, move: "critical low"},
-		"what starts waits until it runs":               {sessions: []*session.Session{starting, low, moving}, move: "low", reason: "starting: it is STARTING, and moves once it runs"},
-		"nothing is left":                               {end: state.Drained},
-		"one is still being restored":                   {arriving: 1},
-		"one is on its way here":                        {held: 1},
-		"no room, and no force":                         {sessions: []*session.Session{low}, tries: map[string]try{"low": long}, reason: "low: full"},
-		"no room for a moment":                          {sessions: []*session.Session{low}, force: true, tries: map[string]try{"low": short}, reason: "low: full"},
-		"no room for long":                              {sessions: []*session.Session{low, critical}, force: true, tries: map[string]try{"low": long}, move: "critical", pause: "low"},
-		"tried again when its time has come":            {sessions: []*session.Session{low}, tries: map[string]try{"low": {why: "failed", after: now}}, move: "low", reason: "low: failed"},
-		"the deadline":                                  {sessions: []*session.Session{low, critical, moving}, late: 1, tries: map[string]try{"critical": short}, end: state.DrainIncomplete, reason: "critical: full; moving: it is MIGRATING; low: its turn did not come"},
-		"the deadline, with force":                      {sessions: []*session.Session{low, moving}, late: 1, force: true, pause: "low", reason: "moving: it is MIGRATING"},
+		"the most urgent first":                          {sessions: []*session.Session{low, critical}, move: "critical low"},
+		"what starts waits until it runs":                {sessions: []*session.Session{starting, low, moving}, move: "low", reason: "starting: it is STARTING, and moves once it runs"},
+		"nothing is left":                                {end: state.Drained},
+		"one is still being restored":                    {arriving: 1},
+		"one is on its way here":                         {held: 1},
+		"no room, and no force":                          {sessions: []*session.Session{low}, tries: map[string]try{"low": long}, reason: "low: full"},
+		"no room for a moment":                           {sessions: []*session.Session{low}, force: true, tries: map[string]try{"low": short}, reason: "low: full"},
+		"no room for long":                               {sessions: []*session.Session{low, critical}, force: true, tries: map[string]try{"low": long}, move: "critical", pause: "low"},
+		"tried again when its time has come":             {sessions: []*session.Session{low}, tries: map[string]try{"low": {why: "failed", after: now}}, move: "low", reason: "low: failed"},
+		"the deadline":                                   {sessions: []*session.Session{low, critical, moving}, late: 1, tries: map[string]try{"critical": short}, end: state.DrainIncomplete, reason: "critical: full; moving: it is MIGRATING; low: its turn did not come"},
+		"the deadline, with force":                       {sessions: []*session.Session{low, moving}, late: 1, force: true, pause: "low", reason: "moving: it is MIGRATING"},
 		"what cannot be saved is not asked all the time": {sessions: []*session.Session{failing}, late: 1, force: true, reason: "failing: it could not be saved: no room"},
-		"force does not go on for ever":                 {sessions: []*session.Session{moving}, late: drainGrace, force: true, end: state.DrainIncomplete, reason: "moving: it is MIGRATING"},
-		"all are gone at the deadline":                  {late: 1, end: state.Drained},
-		"the last arrive behind the deadline":           {late: 1, force: true, arriving: 1},
+		"force does not go on for ever":                  {sessions: []*session.Session{moving}, late: drainGrace, force: true, end: state.DrainIncomplete, reason: "moving: it is MIGRATING"},
+		"all are gone at the deadline":                   {late: 1, end: state.Drained},
+		"the last arrive behind the deadline":            {late: 1, force: true, arriving: 1},
 	} {
 		n := &state.Node{Sessions: uint32(len(c.sessions)) + c.held, Drain: &state.Drain{State: state.Draining, Force: c.force, Deadline: now.Add(1).UnixNano()}}
 		if c.late > 0 {
@@ -317,8 +317,8 @@ func TestMovesWaitForTheirTurn(t *testing.T) {
 		if !slices.Equal(n.leave, []string{"first"}) {
 			t.Fatalf("told to leave: %v", n.leave)
 		}
-		if p := l.MoveProgress("last"); p.GetStep() != StepWaiting || l.MoveProgress("first") != nil {
-			t.Errorf("last: %v, first: %v", p, l.MoveProgress("first"))
+		if p := l.Progress("last"); p.GetStep() != StepWaiting || l.Progress("first") != nil {
+			t.Errorf("last: %v, first: %v", p, l.Progress("first"))
 		}
 		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_CancelMigration{CancelMigration: &clusterv1.CancelMigration{SessionId: "cancelled"}}})
 		var order []string
@@ -339,7 +339,7 @@ func TestMovesWaitForTheirTurn(t *testing.T) {
 			t.Errorf("moved in the order %v", order)
 		}
 		c.where("cancelled", "node-1")
-		if l.MoveProgress("last") != nil {
+		if l.Progress("last") != nil {
 			t.Error("one that has moved still waits")
 		}
 	})

@@ -15,6 +15,8 @@
 //	drain.go    nodes that get rid of their sessions
 //	idle.go     sessions that are paused when they are idle
 //	expire.go   times to live, deadlines of messages, garbage
+//	peer.go     which node may fetch chunks from which other one
+//	progress.go how far moves are
 //	follow.go   what becomes of this server's links while another one leads
 package leader
 
@@ -94,6 +96,10 @@ type Leader struct {
 	// What a reign tells of moves and drains: who waits for its turn, and why a drain waits, by node.
 	waiting      map[string]bool
 	drainReasons map[string]string
+	// progress by session, progressSeq the number of what was told last, progressTold closed when more is.
+	progress     map[string]progress
+	progressSeq  uint64
+	progressTold chan struct{}
 
 	hub     sync.Mutex // held while the hub changes hands; see Follow
 	leads   bool
@@ -125,7 +131,7 @@ func New(o Options) *Leader {
 	if o.Restores == (RestoreLimits{}) {
 		o.Restores = DefaultRestoreLimits()
 	}
-	return &Leader{opts: o, live: map[string]Live{}, drainReasons: map[string]string{}}
+	return &Leader{opts: o, live: map[string]Live{}, progress: map[string]progress{}, progressTold: make(chan struct{}), drainReasons: map[string]string{}}
 }
 
 // Run leads until ctx ends.
@@ -137,7 +143,8 @@ func (l *Leader) Run(ctx context.Context, term uint64) {
 	l.mu.Unlock()
 	r.run(ctx)
 	l.mu.Lock()
-	l.present, l.live, l.waiting, l.drainReasons = nil, map[string]Live{}, nil, map[string]string{}
+	l.present, l.live, l.progress = nil, map[string]Live{}, map[string]progress{}
+	l.waiting, l.drainReasons = nil, map[string]string{}
 	l.mu.Unlock()
 }
 

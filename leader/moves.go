@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"slices"
 
-	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -137,13 +136,3 @@ func (l *Leader) setWaiting(sessions map[string]bool) {
 
 // StepWaiting is what a move does that waits for its turn.
 const StepWaiting = "waiting"
-
-// MoveProgress returns what the leader knows of a session's move beside the state; nil when that is nothing.
-func (l *Leader) MoveProgress(sessionID string) *apiv1.Session_Progress {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if l.waiting[sessionID] {
-		return &apiv1.Session_Progress{Step: StepWaiting}
-	}
-	return nil
-}

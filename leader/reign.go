@@ -49,6 +49,7 @@ type reign struct {
 	idleWatched map[string]bool   // those that are in it
 	deliveries  map[string]*delivery
 	preparing   map[string]session.ManifestID // what targets of moves were told to have ready
+	lending     map[string]lending            // the tokens of moves, by session
 	told        map[string]told               // what nodes were told beside to run a session or to end it
 	toDeliver   map[string]bool
 	expiries    expiryHeap
@@ -98,7 +99,7 @@ func newReign(l *Leader, term uint64) *reign {
 	return &reign{
 		l: l, opts: l.opts, log: l.opts.Logger.With("term", term), term: term,
 		nodes: map[string]*node{}, pending: map[string]*session.Session{}, placing: map[string]bool{},
-		deliveries: map[string]*delivery{}, told: map[string]told{}, preparing: map[string]session.ManifestID{}, toDeliver: map[string]bool{}, buried: map[messageKey]bool{},
+		deliveries: map[string]*delivery{}, told: map[string]told{}, preparing: map[string]session.ManifestID{}, lending: map[string]lending{}, toDeliver: map[string]bool{}, buried: map[messageKey]bool{},
 		restores: newRestores(l.opts.Restores), moves: map[string]*session.Session{}, drains: map[string]*drain{}, idleWatched: map[string]bool{},
 		changes: make(chan *state.Change, changesAhead), ended: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
@@ -250,6 +251,8 @@ func (r *reign) observe(c *state.Change) {
 		delete(r.told, s.ID)
 		delete(r.preparing, s.ID)
 		r.restores.done(s.ID)
+		delete(r.lending, s.ID)
+		r.l.dropProgress(s)
 		if n := r.nodes[s.NodeID]; n != nil && n.synced {
 			r.tell(n, &nodev1.DesiredSession{SessionId: s.ID, Epoch: s.Epoch, Action: nodev1.DesiredSession_FORGET, Reason: "the session is no longer kept"})
 		}
@@ -285,6 +288,10 @@ func (r *reign) observeSession(s *session.Session) {
 	default:
 		r.unprepare(s)
 	}
+	if !movesOn(s) {
+		delete(r.lending, s.ID)
+	}
+	r.l.dropProgress(s)
 	if s.Epoch > 1 && (s.Phase == session.Starting || s.Phase.Ended() || s.Phase == session.Running && s.StartTime == s.History[len(s.History)-1].Time) {
 		r.forgetElsewhere(s) // one that is restored still needs its source until it runs
 	}

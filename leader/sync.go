@@ -145,6 +145,8 @@ func (r *reign) frame(l nodelink.Link, f *nodev1.Frame) {
 		r.delivered(p.Delivered)
 	case *nodev1.Frame_StreamData, *nodev1.Frame_StreamWindow, *nodev1.Frame_StreamClose:
 		n.streams.Handle(f)
+	case *nodev1.Frame_MoveProgress:
+		r.moveProgress(n, f.GetEpoch(), p.MoveProgress)
 	case *nodev1.Frame_Goodbye:
 		r.log.Info("a node says goodbye", "node", l.Hello().GetName(), "reason", p.Goodbye.GetReason())
 	case *nodev1.Frame_Error:
@@ -218,7 +220,9 @@ func stray(view *state.View, nodeID string, has *nodev1.SessionState) *nodev1.De
 type told struct {
 	epoch         uint32
 	move, request uint64
-	holdOff       bool // the target of the move is not ready
+	holdOff       bool               // the target of the move can make it ready
+	ready         session.ManifestID // what it has ready
+	token         string             // what its target may fetch chunks with
 }
 
 // tellOf is what a session's node has to know beyond that the session is to run.
@@ -227,9 +231,14 @@ func (r *reign) tellOf(s *session.Session) told {
 	if s.Phase == session.Migrating && r.mayLeave(s) || s.Phase == session.Pausing {
 		t.move = s.Move
 	}
-	if s.Phase == session.Migrating && t.move != 0 && !s.Migration.Cold && !s.Migration.Prepared {
+	if s.Phase == session.Migrating && t.move != 0 && !s.Migration.Cold {
 		target := r.nodes[s.Migration.Target]
-		t.holdOff = target != nil && target.synced
+		if t.holdOff = target != nil && target.synced; s.Migration.Prepared {
+			t.ready = s.Migration.Copied
+		}
+	}
+	if s.Phase == session.Migrating {
+		t.token = r.peerOf(s).GetToken()
 	}
 	if s.CheckpointRequest > s.CheckpointAnswered {
 		t.request = s.CheckpointRequest
@@ -252,7 +261,7 @@ func (r *reign) desire(n *node, s *session.Session) {
 		if is == was {
 			return
 		}
-		if r.told[s.ID] = is; is.move != was.move || is.request > was.request || is.holdOff != was.holdOff {
+		if r.told[s.ID] = is; is.move != was.move || is.request > was.request || is.holdOff != was.holdOff || is.ready != was.ready || is.token != was.token {
 			r.tell(n, r.desired(s))
 		}
 	default:
@@ -274,8 +283,12 @@ func (r *reign) desired(s *session.Session) *nodev1.DesiredSession {
 	case s.Phase == session.Migrating, s.Phase == session.Pausing:
 		d.Action, d.Move = nodev1.DesiredSession_LEAVE, s.Move
 		d.Cold = s.Phase == session.Migrating && s.Migration.Cold
-		d.HoldOff = r.tellOf(s).holdOff
+		t := r.tellOf(s)
+		if d.HoldOff = t.holdOff; t.ready != (session.ManifestID{}) {
+			d.ReadyManifest = t.ready[:]
+		}
 	}
+	d.Peer = r.peerOf(s)
 	d.Spec, d.OutputBase = pbconv.SpecToProto(s.Spec), s.OutputLine
 	d.Started = s.Phase == session.Running || s.Phase == session.Migrating || s.Phase == session.Pausing
 	if s.CheckpointRequest > s.CheckpointAnswered {
@@ -305,7 +318,7 @@ func (r *reign) prepare(s *session.Session) {
 	r.preparing[s.ID] = m.Copied
 	r.tell(target, &nodev1.DesiredSession{
 		SessionId: s.ID, Epoch: s.Epoch + 1, Action: nodev1.DesiredSession_PREPARE, Reason: s.Reason, Spec: pbconv.SpecToProto(s.Spec),
-		Restore: &nodev1.Restore{Manifest: m.Copied[:]},
+		Restore: &nodev1.Restore{Manifest: m.Copied[:]}, Peer: r.peerOf(s),
 	})
 }
 

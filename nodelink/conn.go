@@ -35,7 +35,7 @@ var ErrClosed = errors.New("nodelink: the link is closed")
 type Conn interface {
 	// Send queues a frame, which must not be changed any more. It does not block: ErrQueueFull or ErrClosed, or a
 	// fault.Invalid for a frame that cannot be sent at all. Control frames arrive in the order in which they were sent,
-	// and overtake stream_data and stream_close.
+	// and overtake stream_data and stream_close. move_progress finds no room as soon as others wait.
 	Send(f *nodev1.Frame) error
 	// Recv returns the next frame. One goroutine may call it. A link that has ended gives a *CloseError, which matches
 	// ErrClosed; a WebSocket also ends when ctx does, for a frame cannot be read by halves.

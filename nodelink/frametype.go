@@ -64,6 +64,9 @@ func isBulk(f *nodev1.Frame) bool {
 	return false
 }
 
+// isSpare reports whether the frame is dropped rather than queued behind others: another one like it comes soon.
+func isSpare(f *nodev1.Frame) bool { return f.GetMoveProgress() != nil }
+
 // The numbers of the bulk types in Frame; a test holds them to the .proto.
 const (
 	fieldStreamData  protowire.Number = 33

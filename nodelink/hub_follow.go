@@ -75,7 +75,7 @@ func (t *following) frame(s *socket, f *nodev1.Frame, binary []byte) {
 		return
 	}
 	b := binaryForm(f, binary)
-	if !t.queue.push(&clusterv1.LinkUp{LinkId: s.id, Kind: &clusterv1.LinkUp_Frame{Frame: b}}, len(b)+relayItemBytes, nil, false) {
+	if !t.queue.push(&clusterv1.LinkUp{LinkId: s.id, Kind: &clusterv1.LinkUp_Frame{Frame: b}}, len(b)+relayItemBytes, nil, false) && !isSpare(f) {
 		t.h.overflow(s, "the relay to the leader is full")
 	}
 }

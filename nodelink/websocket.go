@@ -94,6 +94,9 @@ func newWSConn(ws *websocket.Conn, codec Codec, pool *buffers) *wsConn {
 
 // Send implements Conn. The frame is encoded here, so that a frame that cannot be encoded is its sender's error.
 func (c *wsConn) Send(f *nodev1.Frame) error {
+	if isSpare(f) && c.busy() {
+		return ErrQueueFull
+	}
 	b, err := c.codec.Encode(f)
 	if err != nil {
 		return err
@@ -110,6 +113,13 @@ func (c *wsConn) sendBinary(b []byte) error {
 		return err
 	}
 	return c.Send(f)
+}
+
+// busy reports whether frames wait.
+func (c *wsConn) busy() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queue.len() > 0
 }
 
 func (c *wsConn) enqueue(b []byte, bulk bool) error {

@@ -80,7 +80,8 @@ type Stats struct {
 	Distrusted         bool  // an unchanged file had other content: the index was not used
 	Skipped            []Skip
 	SkippedTotal       int // Skipped lists the first 100
-	Unreadable         int // of those: what the session would miss
+	Unreadable         int // of those: files and directories that the session would miss
+	LinksOut           int // of those: links that lead out of the tree
 }
 
 // Dirty returns how much was written between the capture before and this one, in bytes. When a round's is not much smaller than that of the round
@@ -155,6 +156,7 @@ type capture struct {
 	window      []byte
 	small       []byte
 	total, done int64
+	told        int64 // of done, by Progress
 	stats       Stats
 }
 
@@ -199,8 +201,11 @@ func (c *capture) skip(root, path string, why SkipReason, detail string) {
 	if c.stats.SkippedTotal++; len(c.stats.Skipped) < maxSkipsListed {
 		c.stats.Skipped = append(c.stats.Skipped, Skip{Root: root, Path: path, Reason: why, Detail: detail})
 	}
-	if why == SkipUnreadable {
+	if why == SkipUnreadable || why == SkipPath {
 		c.stats.Unreadable++
+	}
+	if why == SkipLink {
+		c.stats.LinksOut++
 	}
 }
 
@@ -210,7 +215,7 @@ func (c *capture) walk() error {
 		for _, p := range root.Exclude {
 			omit[p] = true
 		}
-		w := walker{ctx: c.ctx, omit: omit, skip: func(path string, why SkipReason, detail string) { c.skip(root.Name, path, why, detail) }}
+		w := walker{ctx: c.ctx, omit: omit, tops: topsOf(root.Dir), skip: func(path string, why SkipReason, detail string) { c.skip(root.Name, path, why, detail) }}
 		all, err := w.walk(root.Dir)
 		if err != nil {
 			return fmt.Errorf("root %s: %w", root.Name, err)

@@ -30,7 +30,7 @@ func TestWhatIsLeftOut(t *testing.T) {
 		must(t, os.Mkdir(filepath.Join(dir, d), 0o755))
 	}
 	for name, target := range map[string]string{
-		"d/inside": "../file", "d/same": "./inside", "dangling": "nothing/here", "abs": dir + "/file", "escape": "../x", "d/escape": "../../x", "round": "d/../../x",
+		"d/inside": "../file", "d/same": "./inside", "dangling": "nothing/here", "abs": dir + "/file", "d/up": dir + "//d/../../etc", "d/abs": dir + "/out//deep/.", "d/top": dir, "abroad": "/etc/passwd", "near": dir + "-not/file", "escape": "../x", "d/escape": "../../x", "round": "d/../../x",
 	} {
 		must(t, os.Symlink(target, filepath.Join(dir, name)))
 	}
@@ -46,6 +46,9 @@ func TestWhatIsLeftOut(t *testing.T) {
 	var paths, skipped []string
 	for _, e := range c.Roots[0].Entries {
 		paths = append(paths, e.Path)
+		if want, ok := map[string]string{"abs": "file", "d/abs": "../out/deep", "d/top": ".."}[e.Path]; ok && e.Target != want {
+			t.Errorf("%s leads to %q, want %q", e.Path, e.Target, want)
+		}
 		if e.Path == "file" && e.Mode != 0o755 {
 			t.Errorf("mode %#o", e.Mode)
 		}
@@ -53,11 +56,11 @@ func TestWhatIsLeftOut(t *testing.T) {
 	for _, s := range c.Stats.Skipped {
 		skipped = append(skipped, s.Path+": "+string(s.Reason))
 	}
-	if want := []string{".", "d", "d/inside", "d/same", "dangling", "file", "out"}; !slices.Equal(paths, want) {
+	if want := []string{".", "abs", "d", "d/abs", "d/inside", "d/same", "d/top", "dangling", "file", "out"}; !slices.Equal(paths, want) {
 		t.Errorf("kept %q, want %q", paths, want)
 	}
 	link, special := string(serializer.SkipLink), string(serializer.SkipSpecial)
-	if want := []string{"abs: " + link, "d/escape: " + link, "escape: " + link, "fifo: " + special, "round: " + link, "sock: " + special}; !slices.Equal(skipped, want) || c.Stats.SkippedTotal != 6 || c.Stats.Unreadable != 0 {
+	if want := []string{"abroad: " + link, "d/escape: " + link, "d/up: " + link, "escape: " + link, "fifo: " + special, "near: " + link, "round: " + link, "sock: " + special}; !slices.Equal(skipped, want) || c.Stats.SkippedTotal != 8 || c.Stats.Unreadable != 0 || c.Stats.LinksOut != 6 {
 		t.Errorf("left out %q, want %q", skipped, want)
 	}
 }

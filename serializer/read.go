@@ -72,11 +72,18 @@ func (c *capture) readRoot(r *planned) error {
 		if c.stats.FilesRead++; r.was[i] == nil || !sameExtents(r.was[i].extents, r.file[i].extents) {
 			c.stats.FilesChanged++
 		}
-		if c.done += size; c.opts.Progress != nil {
-			c.opts.Progress(min(c.done, c.total), c.total)
-		}
+		c.done += size
+		c.tell(0)
 	}
 	return nil
+}
+
+// tell tells how far the reading is, within bytes into the file that is being read.
+func (c *capture) tell(within int64) {
+	if c.opts.Progress != nil {
+		c.told = max(c.told, min(c.done+within, c.total)) // a file may be read again
+		c.opts.Progress(c.told, c.total)
+	}
 }
 
 func sameExtents(a, b []Extent) bool {
@@ -329,6 +336,7 @@ func (c *capture) readRegion(file int, start, end int64, to *indexFile) (int64, 
 		to.extents = append(to.extents, x)
 		held = held[n:]
 		at += int64(n)
+		c.tell(at)
 	}
 }
 

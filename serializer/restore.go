@@ -29,8 +29,9 @@ const defaultRestoreParallel = 4 // chunks fetched and written at a time, each w
 
 // RestoreOptions says how to restore.
 type RestoreOptions struct {
-	// Progress is told how many bytes of content were written so far; one call at a time, from several goroutines. May be nil.
-	Progress func(bytes int64)
+	// Progress is told how many bytes of content were written so far, of how many that have to be; one call at a time, from several
+	// goroutines. May be nil.
+	Progress func(done, total int64)
 	// Parallel is how many chunks are fetched at a time; 4 when 0.
 	Parallel int
 	// MaxEntries and MaxBytes bound what the tree may have; the limits of the format when 0. Bytes are those of all files,
@@ -163,6 +164,7 @@ type restore struct {
 	keep    []bool      // files that the staged tree has
 	done    []indexFile // by entry, each written by whoever finishes the file
 	todo    []int32     // stretches of a file that are not written; atomically
+	total   int64       // bytes to write
 	written int64       // bytes; guarded by progress
 	fetched int
 	kept    int
@@ -184,6 +186,9 @@ func (r *restore) run(ctx context.Context, tmp string) (err error) {
 	stretches, err := r.layOut(ctx)
 	if err != nil {
 		return err
+	}
+	for _, s := range stretches {
+		r.total += int64(s.length)
 	}
 	if err := r.fill(ctx, stretches); err != nil {
 		return err
@@ -314,7 +319,7 @@ func (r *restore) report(batch []stretch) {
 		r.written += int64(s.length)
 	}
 	if r.opts.Progress != nil {
-		r.opts.Progress(r.written)
+		r.opts.Progress(r.written, r.total)
 	}
 }
 

@@ -137,11 +137,12 @@ func TestRestoreDoesLittle(t *testing.T) {
 	work, store, base := workspace(t, 500, 20_000), &serializertest.Store{}, t.TempDir()
 	c := capture(t, store, work, nil)
 	var reports []int64
+	var total int64
 	_, before, _ := store.Counts()
-	staged, err := serializer.Restore(t.Context(), store, manifest(c), "workspace", filepath.Join(base, "staged"), serializer.RestoreOptions{Progress: func(n int64) { reports = append(reports, n) }})
+	staged, err := serializer.Restore(t.Context(), store, manifest(c), "workspace", filepath.Join(base, "staged"), serializer.RestoreOptions{Progress: func(n, of int64) { reports, total = append(reports, n), of }})
 	must(t, err)
 	_, after, _ := store.Counts()
-	if !slices.IsSorted(reports) || reports[len(reports)-1] != c.Stats.Bytes || staged.Written != c.Stats.Bytes || after-before != len(c.Chunks) {
+	if !slices.IsSorted(reports) || total != c.Stats.Bytes || reports[len(reports)-1] != c.Stats.Bytes || staged.Written != c.Stats.Bytes || after-before != len(c.Chunks) {
 		t.Errorf("%d bytes reported, %d written of %d; %d chunks fetched of %d", reports[len(reports)-1], staged.Written, c.Stats.Bytes, after-before, len(c.Chunks))
 	}
 	must(t, os.WriteFile(filepath.Join(work, "pkg003", "file00160.go"), noise(1, 30_000), 0o600))

@@ -3,10 +3,13 @@
 package serializer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -75,6 +78,7 @@ type walker struct {
 	ctx   context.Context
 	skip  func(path string, why SkipReason, detail string)
 	omit  map[string]bool // paths that are left out with all below
+	tops  []string        // absolute names of the tree: an absolute link that begins with one is taken as the relative one that it is
 	grant bool            // give the owner all rights to directories, to change what is in them
 	all   []found
 	names []byte // scratch: directory blocks
@@ -152,8 +156,9 @@ func (w *walker) entry(fd int, name, p string, depth int) error {
 		if err != nil {
 			return nil // it was replaced: the next round meets what is there then
 		}
+		target = relative(w.tops, p, target)
 		if why := badTarget(p, target); why != "" {
-			w.skip(p, SkipLink, why)
+			w.skip(p, SkipLink, target+" "+why)
 			return nil
 		}
 		e.Target = target
@@ -206,6 +211,36 @@ func (w *walker) list(fd int) (names []string, err error) {
 		slices.SortFunc(names, strings.Compare)
 	}
 	return names, nil
+}
+
+// relative returns an absolute target that lies in the tree as seen from the link, and every other target as it is. What is
+// restored elsewhere then still leads to the same file. A target with .. in it may lead anywhere, and stays as it is.
+func relative(tops []string, link, target string) string {
+	for _, top := range tops {
+		rest, ok := strings.CutPrefix(target, top)
+		if !ok || rest != "" && rest[0] != '/' || slices.Contains(strings.Split(rest, "/"), "..") {
+			continue
+		}
+		up := strings.Repeat("../", strings.Count(link, "/"))
+		if rest = strings.Trim(path.Clean("/"+rest), "/"); rest != "" {
+			return up + rest
+		}
+		return cmp.Or(strings.TrimSuffix(up, "/"), ".")
+	}
+	return target
+}
+
+// topsOf returns the absolute names of a directory: as it is called, and without links on the way to it.
+func topsOf(dir string) (tops []string) {
+	abs, err := filepath.Abs(dir)
+	if err != nil || abs == "/" {
+		return nil
+	}
+	tops = []string{abs}
+	if resolved, err := filepath.EvalSymlinks(abs); err == nil && resolved != abs && resolved != "/" {
+		tops = append(tops, resolved)
+	}
+	return tops
 }
 
 func readlinkAt(dir int, name string) (string, error) {

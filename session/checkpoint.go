@@ -75,7 +75,8 @@ type Saved struct {
 	// CheckpointRequest is the number of the newest checkpoint that was asked for, CheckpointAnswered of the newest that was
 	// made, or could not be.
 	CheckpointRequest, CheckpointAnswered uint64
-	// CheckpointError is why the last attempt at a checkpoint failed; empty since one was made.
+	// CheckpointError is why the last attempt at a checkpoint failed, or what the last one leaves out; empty since one was made that
+	// leaves out nothing.
 	CheckpointError string
 	// Captured is the capture that is being stored; nil when there is none. Treat it as immutable.
 	Captured *Captured
@@ -247,7 +248,7 @@ type Migration struct {
 	Cold                   bool
 	Rounds                 uint32
 	BytesSent, BytesReused int64
-	// Copied is the last copy of the session at work, which its target can have ready; Prepared: it has had one ready.
+	// Copied is the last copy of the session at work, which its target can have ready; Prepared: it has that ready.
 	Copied    ManifestID
 	Prepared  bool
 	StartTime int64

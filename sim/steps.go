@@ -128,7 +128,7 @@ func (s *steps) desired(d *nodev1.DesiredSession) time.Duration {
 	switch d.GetAction() {
 	case nodev1.DesiredSession_LEAVE:
 		s.mu.Lock()
-		s.holdOff[d.GetSessionId()] = d.GetHoldOff()
+		s.holdOff[d.GetSessionId()] = d.GetHoldOff() && len(d.GetReadyManifest()) == 0
 		s.mu.Unlock()
 		return s.reach(stepCommitted, d.GetSessionId())
 	case nodev1.DesiredSession_STOP:

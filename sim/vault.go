@@ -105,11 +105,11 @@ func (k *keeper) Copy(ctx context.Context, s checkpoint.Session, manifest bool) 
 }
 
 // Stage implements checkpoint.Keeper.
-func (k *keeper) Stage(ctx context.Context, id, dir string, manifest [32]byte) (int64, error) {
-	if err := k.transfer(ctx, stepCopied, id); err != nil {
+func (k *keeper) Stage(ctx context.Context, st checkpoint.Staging) (int64, error) {
+	if err := k.transfer(ctx, stepCopied, st.SessionID); err != nil {
 		return 0, err
 	}
-	n, err := k.Keeper.Stage(ctx, id, dir, manifest)
+	n, err := k.Keeper.Stage(ctx, st)
 	return n, k.over(err)
 }
 

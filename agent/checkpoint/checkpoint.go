@@ -21,6 +21,7 @@ package checkpoint
 
 import (
 	"context"
+	"time"
 
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
@@ -44,12 +45,41 @@ type Keeper interface {
 	Capture(ctx context.Context, s Session) (Capture, error)
 	// Restore fills an empty directory with what was captured. After an error what is in it is of no use.
 	Restore(ctx context.Context, r Restore) (Restored, error)
-	// Stage has what was stored by that name ready in dir, which is the session's for this alone and made when missing, so that
-	// a Restore of something like it soon after has little to do. It may be called again, for something newer, and returns how many bytes
-	// did not come from this node.
-	Stage(ctx context.Context, sessionID, dir string, manifest [32]byte) (int64, error)
+	// Stage has what was stored ready, so that a Restore of something like it soon after has little to do. It may be called again, for
+	// something newer, and returns how many bytes did not come from this node.
+	Stage(ctx context.Context, s Staging) (int64, error)
 	// Unstage removes what is ready for the session. Restore does so, too.
 	Unstage(sessionID string) error
+	// Lend lets the node that has the token take from this one the chunks that the session is made of, until Recall ends that after a
+	// while.
+	Lend(sessionID, token string)
+	Recall(sessionID string, after time.Duration)
+}
+
+// Progress is told, now and then, how far a step is: bytes done of all that it reads, sends or writes. It must not block, and is
+// called by one goroutine at a time.
+type Progress func(done, total int64)
+
+// tell tells, when there is anybody to be told.
+func (p Progress) tell(done, total int64) {
+	if p != nil {
+		p(done, total)
+	}
+}
+
+// Peer is the node that a session comes from, and what lets this one fetch chunks from it.
+type Peer struct {
+	Address string // host:port
+	Token   string
+}
+
+// Staging is what is to be ready, and where.
+type Staging struct {
+	SessionID string
+	Dir       string // the session's for this alone, made when missing
+	Manifest  [32]byte
+	Peer      *Peer // asked before the store; nil for none
+	Progress  Progress
 }
 
 // Session is what is captured.
@@ -64,6 +94,11 @@ type Session struct {
 	Turn            uint64   // ended turns that it has seen, by the node's own count
 	OutputLine      uint64   // the last line that belongs to it
 	Keeps           []string // what a checkpoint keeps of such a session: messages, transcript, workspace
+	// Whole: what cannot be captured, but for sockets, pipes, devices and links that lead elsewhere, is an error of kind
+	// FailedPrecondition, for the session is to go on from this and from nothing else. Otherwise it is left out, and Stored says so.
+	Whole bool
+	// Progress is told of what is read, and then of what is stored. May be nil.
+	Progress Progress `json:"-"`
 }
 
 // Sent is what went to the store, in bytes.
@@ -94,6 +129,7 @@ type Stored struct {
 	Sent           // what Store sent of it
 	Chunks   uint32
 	Keeps    []string
+	LeftOut  string // what of the session is not in it, in one line; empty for nothing
 }
 
 // Restore is what is restored, and where to.
@@ -104,6 +140,8 @@ type Restore struct {
 	Epoch      uint32 // that begins with it
 	OutputLine uint64 // the log ends with exactly this line, whatever was captured behind it
 	Notice     string // written to the log after it, unless empty
+	Peer       *Peer  // asked before the store; nil for none
+	Progress   Progress
 }
 
 // Restored is what was restored.
@@ -131,7 +169,13 @@ func (None) Capture(context.Context, Session) (Capture, error) { return nil, err
 func (None) Restore(context.Context, Restore) (Restored, error) { return Restored{}, errNone }
 
 // Stage refuses.
-func (None) Stage(context.Context, string, string, [32]byte) (int64, error) { return 0, errNone }
+func (None) Stage(context.Context, Staging) (int64, error) { return 0, errNone }
 
 // Unstage has nothing to do.
 func (None) Unstage(string) error { return nil }
+
+// Lend has nothing to lend.
+func (None) Lend(string, string) {}
+
+// Recall has nothing to do.
+func (None) Recall(string, time.Duration) {}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/neolith/orchestrator/agent/outputlog"
 	"github.com/neolith/orchestrator/chunks"
+	"github.com/neolith/orchestrator/chunks/peer"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
@@ -44,7 +45,11 @@ type Options struct {
 	Parallel   int    // chunks moved at a time, of one session
 	Captures   int    // sessions being read at one time
 	Release    string // of this program
-	Logger     *slog.Logger
+	// Lender lends to other nodes what sessions that leave are made of, from the cache; nil lends nothing. Borrow reaches the
+	// lender of another node; nil asks the store alone.
+	Lender *peer.Lender
+	Borrow func(Peer) (*peer.Borrower, error)
+	Logger *slog.Logger
 }
 
 // Disk captures sessions from the disk, and restores them to it. It implements Keeper.
@@ -57,10 +62,21 @@ type Disk struct {
 	copies chan struct{}
 
 	staged stages
+	from   Sources
 
 	mu    sync.Mutex
-	known map[string]map[chunk.ID]struct{} // by session: chunks that the store had when it was last asked
+	known map[string]known // by session
 }
+
+// known are chunks that the store had when it was last asked.
+type known struct {
+	chunks map[chunk.ID]struct{}
+	asked  time.Time // when the store said so of all of them; zero when some are taken from an index
+}
+
+// askedFor is how long a session that is held for its last checkpoint takes for granted that the store has what it said it has. The store keeps
+// what was asked about for hours.
+const askedFor = 2 * time.Minute
 
 var _ Keeper = (*Disk)(nil)
 
@@ -86,7 +102,7 @@ func New(o Options) (*Disk, error) {
 		return nil, err
 	}
 	return &Disk{o: o, log: o.Logger, spool: sp, reads: make(chan struct{}, o.Captures),
-		copies: make(chan struct{}, max(1, o.Captures/2)), known: map[string]map[chunk.ID]struct{}{}}, nil
+		copies: make(chan struct{}, max(1, o.Captures/2)), known: map[string]known{}}, nil
 }
 
 // Warm implements Keeper.
@@ -95,14 +111,28 @@ func (d *Disk) Warm(sessionID string) bool { return d.knownOf(sessionID) != nil 
 func (d *Disk) knownOf(id string) map[chunk.ID]struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.known[id]
+	return d.known[id].chunks
 }
 
-// learn notes that the store has chunks that the session is made of.
-func (d *Disk) learn(id string, refs []serializer.ChunkRef) {
-	set := make(map[chunk.ID]struct{}, len(refs))
+// confirmedOf returns the chunks of a session of which the store said not long ago, and when, that it has them. Only a session that is to
+// leave makes use of that: the others work on while the store is asked.
+func (d *Disk) confirmedOf(s Session) known {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if k := d.known[s.ID]; s.Whole && time.Since(k.asked) < askedFor {
+		return k
+	}
+	return known{asked: time.Now()}
+}
+
+// learn notes that the store has the chunks that the session is made of, and those that its manifest is; asked is when it said so.
+func (d *Disk) learn(id string, refs []serializer.ChunkRef, manifest []chunk.ID, asked time.Time) {
+	set := make(map[chunk.ID]struct{}, len(refs)+len(manifest))
 	for _, r := range refs {
 		set[r.ID] = struct{}{}
+	}
+	for _, id := range manifest {
+		set[id] = struct{}{}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -112,7 +142,7 @@ func (d *Disk) learn(id string, refs []serializer.ChunkRef) {
 		}
 		delete(d.known, other)
 	}
-	d.known[id] = set
+	d.known[id] = known{set, asked}
 }
 
 func (d *Disk) forget(s Session) {
@@ -139,13 +169,18 @@ func (d *Disk) read(ctx context.Context, s Session, slots chan struct{}, sink se
 		d.log.Warn("an index of a session's files is of no use; all of them are read", "session", s.ID, "error", err)
 		previous = nil
 	}
-	got, err := serializer.Capture(ctx, sink, serializer.CaptureOptions{Previous: previous, Live: live, Parallel: d.o.Parallel, Roots: []serializer.Root{
+	got, err := serializer.Capture(ctx, sink, serializer.CaptureOptions{Previous: previous, Live: live, Parallel: d.o.Parallel, Progress: s.Progress, Roots: []serializer.Root{
 		{Name: Workspace, Dir: filepath.Join(s.Dir, Workspace)}, {Name: Log, Dir: filepath.Join(s.Dir, Log)}}})
 	if err != nil {
 		return nil, err
 	}
-	if got.Stats.Unreadable > 0 {
-		d.log.Warn("files of a session cannot be read and are in no checkpoint of it", "session", s.ID, "files", got.Stats.Unreadable, "first", got.Stats.Skipped[0].Path)
+	if s.Whole {
+		if err := whole(got.Stats); err != nil {
+			return nil, err
+		}
+	}
+	if what := leftOut(got.Stats); what != "" {
+		d.log.Debug("something of a session is in no checkpoint of it", "session", s.ID, "what", what)
 	}
 	return got, nil
 }
@@ -158,16 +193,39 @@ func (d *Disk) Copy(ctx context.Context, s Session, manifest bool) (Round, error
 	if err != nil {
 		return Round{}, err
 	}
-	d.keepIndex(s, got)
+	d.keepIndex(s, got, nil, time.Time{})
 	out := Round{Sent: Sent{got.Stats.BytesSent, got.Stats.ContentSent}, Bytes: got.Stats.ChunkBytes}
-	if manifest {
-		st, err := serializer.StoreManifest(ctx, sink, d.manifest(s, at, got))
-		if err != nil {
-			return out, err
-		}
-		out.Manifest, out.Sent.Sent = st.ID, out.Sent.Sent+st.Sent
+	if !manifest {
+		return out, nil
 	}
+	// Now that nothing waits: the last capture need not ask about what has not changed until then.
+	missing, err := sink.Missing(ctx, idsOf(got.Chunks))
+	if err != nil {
+		return out, err
+	}
+	if len(missing) > 0 {
+		d.forget(s)
+		return out, lostByStore(missing[0])
+	}
+	st, err := serializer.StoreManifest(ctx, sink, d.manifest(s, at, got))
+	if err != nil {
+		return out, err
+	}
+	out.Manifest, out.Sent.Sent = st.ID, out.Sent.Sent+st.Sent
+	d.learn(s.ID, got.Chunks, st.Parts, at)
 	return out, nil
+}
+
+func idsOf(refs []serializer.ChunkRef) []chunk.ID {
+	ids := make([]chunk.ID, len(refs))
+	for i, r := range refs {
+		ids[i] = r.ID
+	}
+	return ids
+}
+
+func lostByStore(id chunk.ID) error {
+	return fault.New(fault.Aborted, "the store has lost chunk %s, which it had; everything is read again", id)
 }
 
 // manifest names all that was captured.
@@ -178,11 +236,11 @@ func (d *Disk) manifest(s Session, at time.Time, got *serializer.Captured) *seri
 }
 
 // keepIndex writes down what the store has of the session by now.
-func (d *Disk) keepIndex(s Session, got *serializer.Captured) {
+func (d *Disk) keepIndex(s Session, got *serializer.Captured, manifest []chunk.ID, asked time.Time) {
 	if err := got.Index.Save(indexPath(s.Dir)); err != nil {
 		d.log.Warn("an index of a session's files could not be written; the next checkpoint reads them again", "session", s.ID, "error", err)
 	}
-	d.learn(s.ID, got.Chunks)
+	d.learn(s.ID, got.Chunks, manifest, asked)
 }
 
 // Capture implements Keeper. Of a session that writes files though it is held, files are taken as they were read.
@@ -217,30 +275,31 @@ func (c *capture) Discard() { c.held.close() }
 
 // Store implements Capture.
 func (c *capture) Store(ctx context.Context) (Stored, error) {
-	out := Stored{Sent: c.direct, Keeps: c.s.Keeps}
+	out := Stored{Sent: c.direct, Keeps: c.s.Keeps, LeftOut: leftOut(c.got.Stats)}
 	c.direct = Sent{}
 	sink := through{c.d.o.Store, c.d.o.Cache}
-	sent, err := c.upload(ctx, sink)
+	m := c.d.manifest(c.s, c.at, c.got)
+	pieces, st, err := serializer.SealManifest(m)
+	if err != nil {
+		return out, err
+	}
+	confirmed := c.d.confirmedOf(c.s)
+	sent, err := c.upload(ctx, sink, pieces, confirmed.chunks)
 	out.Sent.Sent, out.Content = out.Sent.Sent+sent.Sent, out.Content+sent.Content
 	if err != nil {
 		return out, err
 	}
-	m := c.d.manifest(c.s, c.at, c.got)
-	st, err := serializer.StoreManifest(ctx, sink, m)
-	out.Sent.Sent += st.Sent
-	if err != nil {
-		return out, err
-	}
 	out.Manifest, out.Bytes, out.Chunks = st.ID, m.ContentBytes(), uint32(len(m.Chunks))
-	c.d.keepIndex(c.s, c.got)
+	c.d.keepIndex(c.s, c.got, st.Parts, confirmed.asked)
 	c.held.close()
 	return out, nil
 }
 
 // Restore implements Keeper.
 func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
-	src := &counted{src: through{d.o.Store, d.o.Cache}}
-	m, _, err := serializer.LoadManifest(ctx, src, chunk.ID(r.Manifest))
+	src := d.source(r.Peer)
+	defer src.close()
+	m, stored, err := serializer.LoadManifest(ctx, src, chunk.ID(r.Manifest))
 	if err != nil {
 		return Restored{}, err
 	}
@@ -253,11 +312,12 @@ func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
 	}()
 	var parts []*serializer.Restored
 	var bytes int64
+	far := roots{tell: r.Progress}
 	for _, root := range []string{Workspace, Log} {
 		if m.Root(root) == nil {
 			continue // imported from somewhere that had none
 		}
-		o := serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root)}
+		o := serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root), Progress: far.next()}
 		got, err := serializer.Restore(ctx, src, m, root, filepath.Join(r.Dir, root), o)
 		if err != nil && o.Staged != nil && ctx.Err() == nil {
 			d.log.Warn("what was ready for a session is of no use; it is restored from nothing", "session", r.SessionID, "error", err)
@@ -278,8 +338,8 @@ func (d *Disk) Restore(ctx context.Context, r Restore) (Restored, error) {
 			return Restored{}, err
 		}
 	}
-	d.learn(r.SessionID, m.Chunks)
-	return Restored{Turn: m.Turn, Bytes: bytes, Fetched: src.store.Load()}, nil
+	d.learn(r.SessionID, m.Chunks, stored.Parts, time.Time{})
+	return Restored{Turn: m.Turn, Bytes: bytes, Fetched: src.fetched()}, nil
 }
 
 // rewriteLog makes the log end where the new epoch begins.

@@ -401,7 +401,7 @@ func TestStage(t *testing.T) {
 	}
 	stage := func(r Round) int64 {
 		t.Helper()
-		n, err := b.Stage(t.Context(), "s", ready, r.Manifest)
+		n, err := b.Stage(t.Context(), Staging{SessionID: "s", Dir: ready, Manifest: r.Manifest})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -450,7 +450,7 @@ func TestStage(t *testing.T) {
 	}
 	to, _ = restore(t, b, st, 8, "")
 	sameTree(t, filepath.Join(to, Workspace), filepath.Join(s.Dir, Workspace))
-	if _, err := b.Stage(t.Context(), "s", ready, [32]byte{1}); !fault.Is(err, fault.NotFound) {
+	if _, err := b.Stage(t.Context(), Staging{SessionID: "s", Dir: ready, Manifest: [32]byte{1}}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("of what is not there: %v", err)
 	}
 	if n := len(b.staged.all); n != 0 {

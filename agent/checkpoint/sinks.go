@@ -4,11 +4,11 @@ package checkpoint
 
 import (
 	"context"
+	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/neolith/orchestrator/chunks"
-	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
 )
 
@@ -40,41 +40,28 @@ func (t through) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 
 // Get takes from the cache what it has.
 func (t through) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
-	frame, _, err := t.get(ctx, id)
+	if frame, ok := t.cached(ctx, id); ok {
+		return frame, nil
+	}
+	frame, err := t.store.Get(ctx, id)
+	if err == nil {
+		t.remember(ctx, id, frame)
+	}
 	return frame, err
 }
 
-func (t through) get(ctx context.Context, id chunk.ID) (frame []byte, cached bool, err error) {
-	if t.cache != nil {
-		if frame, err := t.cache.Get(ctx, id); err == nil {
-			return frame, true, nil
-		}
+func (t through) cached(ctx context.Context, id chunk.ID) ([]byte, bool) {
+	if t.cache == nil {
+		return nil, false
 	}
-	if frame, err = t.store.Get(ctx, id); err != nil {
-		return nil, false, err
-	}
-	t.remember(ctx, id, frame)
-	return frame, false, nil
+	frame, err := t.cache.Get(ctx, id)
+	return frame, err == nil
 }
 
 func (t through) remember(ctx context.Context, id chunk.ID, frame []byte) {
 	if t.cache != nil {
 		_ = t.cache.Put(ctx, id, frame) // a cache may be full, or its disk broken: then it has less
 	}
-}
-
-// counted is a source that counts what came from the store.
-type counted struct {
-	src   through
-	store atomic.Int64 // bytes
-}
-
-func (c *counted) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
-	frame, cached, err := c.src.get(ctx, id)
-	if err == nil && !cached {
-		c.store.Add(int64(len(frame)))
-	}
-	return frame, err
 }
 
 // spoolSink takes the chunks of a session that is held: nobody far away is asked while there is room here.
@@ -135,27 +122,43 @@ func (r *Sent) add(frame []byte) {
 	r.Sent, r.Content = r.Sent+int64(len(frame)), r.Content+int64(n)
 }
 
-// upload stores those chunks of the capture that the store lacks. A store that lacks what it had, and what is not here
-// either, has the capture given up: the next one reads everything.
-func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error) {
-	ids := make([]chunk.ID, len(c.got.Chunks))
-	for i, r := range c.got.Chunks {
-		ids[i] = r.ID
+// upload stores what the store lacks of the capture and of the pieces of its manifest, and tells how far it is. What is confirmed, the store said
+// not long ago that it has; it is not asked about. A store that lacks what it had, and what is not here either, has the capture given up: the
+// next one reads everything. The manifest goes with the last chunks: it counts when it is committed, which is after all of this.
+func (c *capture) upload(ctx context.Context, to through, pieces []serializer.Piece, confirmed map[chunk.ID]struct{}) (sent Sent, err error) {
+	ids := slices.DeleteFunc(idsOf(c.got.Chunks), func(id chunk.ID) bool { _, ok := confirmed[id]; return ok })
+	manifest := make(map[chunk.ID][]byte, len(pieces))
+	for _, p := range pieces {
+		manifest[p.ID] = p.Frame
+		ids = append(ids, p.ID)
 	}
 	missing, err := to.Missing(ctx, ids)
 	if err != nil {
 		return sent, err
 	}
+	// In any order, says the store; a piece comes after what it names.
+	lacks := make(map[chunk.ID]bool, len(missing))
+	for _, id := range missing {
+		lacks[id] = true
+	}
+	missing = slices.DeleteFunc(ids, func(id chunk.ID) bool { return !lacks[id] })
+	var done, total int64
+	for _, id := range missing {
+		total += int64(c.held.bytes(id) + len(manifest[id]))
+	}
+	c.s.Progress.tell(0, total)
 	for len(missing) > 0 {
 		var batch []chunks.Frame
 		for bytes := 0; len(missing) > 0 && len(batch) < batchFrames && bytes < batchBytes; missing = missing[1:] {
-			frame, ok, err := c.held.get(missing[0])
-			if err != nil {
-				return sent, err
+			frame, ok := manifest[missing[0]]
+			if !ok {
+				if frame, ok, err = c.held.get(missing[0]); err != nil {
+					return sent, err
+				}
 			}
 			if !ok {
 				c.d.forget(c.s)
-				return sent, fault.New(fault.Aborted, "the store has lost chunk %s, which it had; everything is read again", missing[0])
+				return sent, lostByStore(missing[0])
 			}
 			batch = append(batch, chunks.Frame{ID: missing[0], Bytes: frame})
 			bytes += len(frame)
@@ -164,9 +167,15 @@ func (c *capture) upload(ctx context.Context, to through) (sent Sent, err error)
 			if err != nil {
 				return sent, err
 			}
-			sent.add(batch[i].Bytes)
+			if frame := batch[i].Bytes; manifest[batch[i].ID] == nil {
+				sent.add(frame)
+			} else {
+				sent.Sent += int64(len(frame)) // it is no content
+			}
 			to.remember(ctx, batch[i].ID, batch[i].Bytes)
+			done += int64(len(batch[i].Bytes))
 		}
+		c.s.Progress.tell(done, total)
 	}
 	return sent, nil
 }

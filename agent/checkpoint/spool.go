@@ -77,6 +77,13 @@ func (c *spooled) has(id chunk.ID) bool {
 	return ok
 }
 
+// bytes is how long a frame is; 0 when it is not here.
+func (c *spooled) bytes(id chunk.ID) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at[id].bytes
+}
+
 // put keeps a frame; false when there is no room.
 func (c *spooled) put(id chunk.ID, frame []byte) (bool, error) {
 	if !c.s.reserve(int64(len(frame))) {

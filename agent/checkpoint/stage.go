@@ -78,9 +78,11 @@ func (st *stage) clear() error {
 }
 
 // Stage implements Keeper.
-func (d *Disk) Stage(ctx context.Context, sessionID, dir string, manifest [32]byte) (fetched int64, err error) {
-	src := &counted{src: through{d.o.Store, d.o.Cache}}
-	m, _, err := serializer.LoadManifest(ctx, src, chunk.ID(manifest))
+func (d *Disk) Stage(ctx context.Context, s Staging) (fetched int64, err error) {
+	sessionID, dir := s.SessionID, s.Dir
+	src := d.source(s.Peer)
+	defer src.close()
+	m, _, err := serializer.LoadManifest(ctx, src, chunk.ID(s.Manifest))
 	if err != nil {
 		return 0, err
 	}
@@ -97,22 +99,25 @@ func (d *Disk) Stage(ctx context.Context, sessionID, dir string, manifest [32]by
 	}
 	old := filepath.Dir(st.root(Workspace))
 	had := st.dir != ""
+	far := roots{tell: s.Progress}
 	for _, root := range []string{Workspace, Log} {
 		if m.Root(root) == nil {
 			continue
 		}
-		part, err := serializer.Restore(ctx, src, m, root, next.root(root), serializer.RestoreOptions{Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root)})
+		part, err := serializer.Restore(ctx, src, m, root, next.root(root), serializer.RestoreOptions{
+			Parallel: d.o.Parallel, NoSync: true, Staged: st.part(root), Progress: far.next(),
+		})
 		if err != nil {
 			st.dir = dir // all of it goes
-			return src.store.Load(), err
+			return src.fetched(), err
 		}
 		next.parts[root] = part
 	}
 	st.dir, st.n, st.parts = next.dir, next.n, next.parts
 	if had {
-		return src.store.Load(), os.RemoveAll(old)
+		return src.fetched(), os.RemoveAll(old)
 	}
-	return src.store.Load(), nil
+	return src.fetched(), nil
 }
 
 // Unstage implements Keeper.

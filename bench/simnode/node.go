@@ -3,6 +3,7 @@
 package simnode
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -226,7 +227,7 @@ func (n *node) leave(s *nodev1.DesiredSession) []*nodev1.Fact {
 	id, epoch := s.GetSessionId(), s.GetEpoch()
 	manifest := make([]byte, len(session.ManifestID{}))
 	copy(manifest, id)
-	if s.GetHoldOff() {
+	if s.GetHoldOff() && !bytes.Equal(s.GetReadyManifest(), manifest) {
 		if n.copied[id] == s.GetMove() {
 			return nil // its target is not ready yet
 		}

@@ -37,7 +37,7 @@ func (b *Bench) Moves(ctx context.Context) ([]*measure.Figure, error) {
 	cold := fig("cold: blackout p50", "ms")
 	o := testbed.ClusterOptions{
 		Servers: 3, Nodes: spawnNodes, NodeProgram: b.o.NodeProgram,
-		NodeSettings: map[string]any{"sessions": map[string]any{"end_on_stop": true}},
+		NodeSettings: map[string]any{"sessions": map[string]any{"end_on_stop": true}, "checkpoints": map[string]any{"serve": "127.0.0.1:0"}},
 	}
 	err := b.withCluster(ctx, o, func(c *testbed.Cluster) error {
 		id, err := busySession(ctx, c)

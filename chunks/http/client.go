@@ -38,8 +38,10 @@ type ClientOptions struct {
 	RetryMin, RetryMax time.Duration
 	// TimeoutPerAttempt bounds one attempt (2 min).
 	TimeoutPerAttempt time.Duration
-	// BytesPerSecond bounds what this client sends and takes; 0 does not.
+	// BytesPerSecond bounds what this client sends and takes; 0 does not. Limiter, from NewLimiter, takes its place: a bound that
+	// others share.
 	BytesPerSecond int64
+	Limiter        *rate.Limiter
 }
 
 // Client is the store of a server. It implements chunks.Store and chunks.Batcher.
@@ -63,7 +65,10 @@ func NewClient(o ClientOptions) (*Client, error) {
 	setDefault(&o.RetryMin, 50*time.Millisecond)
 	setDefault(&o.RetryMax, 2*time.Second)
 	setDefault(&o.TimeoutPerAttempt, 2*time.Minute)
-	c := &Client{opts: o, base: strings.TrimSuffix(o.URL, "/") + Path, slots: make(chan struct{}, o.ParallelMax), limiter: newLimiter(o.BytesPerSecond)}
+	c := &Client{opts: o, base: strings.TrimSuffix(o.URL, "/") + Path, slots: make(chan struct{}, o.ParallelMax), limiter: o.Limiter}
+	if c.limiter == nil {
+		c.limiter = NewLimiter(o.BytesPerSecond)
+	}
 	if o.Transport == nil {
 		c.own = http.DefaultTransport.(*http.Transport).Clone()
 		c.own.Proxy = nil // servers and nodes are neighbours

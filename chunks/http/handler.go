@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/internal/fault"
@@ -39,6 +40,8 @@ type HandlerOptions struct {
 	RequestsMax, RequestsPerClientMax int
 	// BytesPerSecondPerClient bounds what one client sends and takes; 0 does not.
 	BytesPerSecondPerClient int64
+	// Limiter, from NewLimiter, bounds what all clients send and take together, with whatever else it is given to; nil does not.
+	Limiter *rate.Limiter
 	// Logger hears of errors that are the server's; nil is silence.
 	Logger *slog.Logger
 }
@@ -97,9 +100,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, serve func(*conv
 		return
 	}
 	defer func() { h.clients.leave(client, time.Now()) }()
-	ctx, cancel := context.WithTimeout(r.Context(), requestMax)
+	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), clientKey{}, name), requestMax)
 	defer cancel()
-	c := &conversation{ResponseWriter: w, ctx: ctx, body: r.Body, control: http.NewResponseController(w), limiter: client.limiter}
+	c := &conversation{ResponseWriter: w, ctx: ctx, body: r.Body, control: http.NewResponseController(w), limiters: [2]*rate.Limiter{client.limiter, h.opts.Limiter}}
 	defer c.end()
 	if err := serve(c, r.WithContext(ctx)); err != nil {
 		if k := fault.KindOf(err); k == fault.Internal || k == fault.Unavailable {
@@ -107,6 +110,15 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, serve func(*conv
 		}
 		writeError(w, err)
 	}
+}
+
+// clientKey is under which a request's context has the name that Authorize gave.
+type clientKey struct{}
+
+// ClientName returns, in a call that a Handler makes to its store, who sent the request, as Authorize named it.
+func ClientName(ctx context.Context) string {
+	name, _ := ctx.Value(clientKey{}).(string)
+	return name
 }
 
 func (h *Handler) authorize(r *http.Request) (name string, err error) {

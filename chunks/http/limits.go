@@ -24,8 +24,8 @@ const (
 	sliceBytes = 64 << 10
 )
 
-// newLimiter returns a limiter of bytes, nil for no limit. A quarter of a second's worth may come at once.
-func newLimiter(bytesPerSecond int64) *rate.Limiter {
+// NewLimiter returns a limiter of bytes to share, nil for no limit. A quarter of a second's worth may come at once.
+func NewLimiter(bytesPerSecond int64) *rate.Limiter {
 	if bytesPerSecond <= 0 {
 		return nil
 	}
@@ -92,7 +92,7 @@ func (c *clients) enter(name string, now time.Time) (*client, error) {
 		if len(c.known) >= clientsMax {
 			return nil, fault.New(fault.Exhausted, "chunks: %d clients are known, the most there may be", len(c.known)).WithRetry(clientIdle)
 		}
-		one = &client{limiter: newLimiter(c.bytesPerSecond)}
+		one = &client{limiter: NewLimiter(c.bytesPerSecond)}
 		c.known[name] = one
 	}
 	if one.requests >= c.perClientMax {
@@ -129,10 +129,20 @@ const (
 // conversation is one request: its body and its answer at the client's pace, ended when the client stalls.
 type conversation struct {
 	http.ResponseWriter
-	ctx     context.Context //nolint:containedctx // it lives as long as its request
-	body    io.Reader
-	control *http.ResponseController
-	limiter *rate.Limiter
+	ctx      context.Context //nolint:containedctx // it lives as long as its request
+	body     io.Reader
+	control  *http.ResponseController
+	limiters [2]*rate.Limiter // each may be nil
+}
+
+// pass waits until n bytes may pass.
+func (c *conversation) pass(n int) error {
+	for _, l := range c.limiters {
+		if err := pass(c.ctx, l, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Read reads the body.
@@ -140,7 +150,7 @@ func (c *conversation) Read(p []byte) (int, error) {
 	_ = c.control.SetReadDeadline(time.Now().Add(stallMax)) // a server that cannot has its own
 	n, err := c.body.Read(p[:min(len(p), sliceBytes)])
 	if n > 0 {
-		if slow := pass(c.ctx, c.limiter, n); slow != nil {
+		if slow := c.pass(n); slow != nil {
 			return n, slow
 		}
 	}
@@ -155,7 +165,7 @@ func (c *conversation) Read(p []byte) (int, error) {
 func (c *conversation) Write(p []byte) (written int, err error) {
 	for len(p) > 0 {
 		part := p[:min(len(p), sliceBytes)]
-		if err := pass(c.ctx, c.limiter, len(part)); err != nil {
+		if err := c.pass(len(part)); err != nil {
 			return written, err
 		}
 		_ = c.control.SetWriteDeadline(time.Now().Add(stallMax)) // as above

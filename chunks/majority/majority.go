@@ -91,6 +91,9 @@ func New(members []Member, o Options) (*Store, error) {
 	return s, nil
 }
 
+// Members is how many stores there are.
+func (s *Store) Members() int { return len(s.members) }
+
 // quorum is how many members are more than half.
 func (s *Store) quorum() int { return len(s.members)/2 + 1 }
 

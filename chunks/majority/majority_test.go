@@ -496,32 +496,3 @@ func TestRepair(t *testing.T) {
 		}
 	})
 }
-
-func TestRepairLoop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, members := newMembers(t, 3, Options{})
-		f := chunkstest.Chunk(1, 1000)
-		members[0].kept[f.ID] = f.Bytes
-		reports := make(chan Repaired)
-		ended := make(chan struct{})
-		ctx, cancel := context.WithCancel(bg)
-		go func() {
-			defer close(ended)
-			s.Loop(ctx, liveOf(f), Budget{}, time.Minute, func(r Repaired, err error) {
-				if err != nil {
-					t.Error(err)
-				}
-				reports <- r
-			})
-		}()
-		begin := time.Now()
-		if r := <-reports; r.Copied != 2 {
-			t.Errorf("the first run: %+v", r)
-		}
-		if r := <-reports; r.Copied != 0 || time.Since(begin) < time.Minute {
-			t.Errorf("the second run: %+v after %s", r, time.Since(begin))
-		}
-		cancel()
-		<-ended
-	})
-}

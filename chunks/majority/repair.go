@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"golang.org/x/time/rate"
 
@@ -161,28 +160,4 @@ func (r *repair) copy(ctx context.Context, t task) error {
 		r.done.CopiedBytes += int64(len(frame))
 	}
 	return ctx.Err()
-}
-
-// Loop repairs again and again, with a rest between two runs, until ctx ends or the store is closed. Each run's outcome goes to
-// report, which may be nil.
-func (s *Store) Loop(ctx context.Context, live chunks.Live, b Budget, rest time.Duration, report func(Repaired, error)) {
-	for {
-		done, err := s.Repair(ctx, live, b)
-		if ctx.Err() != nil || s.ctx.Err() != nil {
-			return
-		}
-		if report != nil {
-			report(done, err)
-		}
-		timer := time.NewTimer(rest)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-s.ctx.Done():
-			timer.Stop()
-			return
-		}
-	}
 }

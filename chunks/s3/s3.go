@@ -2,6 +2,7 @@
 //
 //	PREFIX/chunks/abcdef…       a chunk's frame under its id in hexadecimal
 //	PREFIX/quarantine/abcdef…   a frame that was found damaged
+//	PREFIX/cluster              the cluster whose chunks these are; see Own
 //
 // How old a chunk is, is its object's Last-Modified. A put writes it anew. A question copies an object onto itself when it is older
 // than Options.RefreshAfter, and calls it missing where that does not help (versitygw leaves the time as it was), so that it is put
@@ -48,6 +49,7 @@ type Options struct {
 	Region               string // empty asks the server
 	AccessKey, SecretKey string // both empty: from the environment, the credentials file, or the machine's role
 	Insecure             bool   // http rather than https
+	CAFile               string // authorities that the server's certificate may come from, PEM; the system's when empty
 	PathStyle            bool   // the bucket stands in the path, not in the host's name
 	// RefreshAfter is how old an object may be without being made young by a question (1 h).
 	RefreshAfter time.Duration
@@ -64,6 +66,7 @@ type Store struct {
 	client *minio.Client
 	own    *http.Transport
 	where  string
+	counts chunks.Counters
 }
 
 // New returns the store in a bucket. It asks nothing of the server; Check does.
@@ -84,6 +87,9 @@ func New(o Options) (*Store, error) {
 			return nil, fmt.Errorf("chunks: %w", err)
 		}
 		t.MaxIdleConnsPerHost = asksMax
+		if err := trust(t, o.CAFile); err != nil {
+			return nil, err
+		}
 		s.own, o.Transport = t, t
 	}
 	creds := credentials.NewStaticV4(o.AccessKey, o.SecretKey, "")
@@ -106,18 +112,6 @@ func New(o Options) (*Store, error) {
 	return s, nil
 }
 
-// Check asks whether the bucket is there and may be used; servers do when they start.
-func (s *Store) Check(ctx context.Context) error {
-	there, err := s.client.BucketExists(ctx, s.opts.Bucket)
-	if err != nil {
-		return s.failed(ctx, "look for", s.opts.Bucket, err)
-	}
-	if !there {
-		return fault.New(fault.FailedPrecondition, "chunks: %s has no bucket %s; make it first", s.opts.Endpoint, s.opts.Bucket)
-	}
-	return nil
-}
-
 // Close ends the connections that rest.
 func (s *Store) Close() error {
 	if s.own != nil {
@@ -125,6 +119,9 @@ func (s *Store) Close() error {
 	}
 	return nil
 }
+
+// Counters are what the store did since it was opened.
+func (s *Store) Counters() *chunks.Counters { return &s.counts }
 
 func (s *Store) folder(name string) string {
 	if s.opts.Prefix == "" {
@@ -218,21 +215,35 @@ func (s *Store) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 		ContentType: binaryType, DisableMultipart: true, SendContentMd5: true,
 	})
 	if err != nil {
-		return s.failed(ctx, "put", id.String(), err)
+		err = s.failed(ctx, "put", id.String(), err)
+		if fault.Is(err, fault.Exhausted) {
+			s.counts.Refused.Add(1)
+		}
+		return err
 	}
+	s.counts.Puts.Add(1)
+	s.counts.PutBytes.Add(int64(len(frame)))
 	return nil
 }
 
 // Get implements chunks.Store.
 func (s *Store) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
 	frame, err := s.read(ctx, id)
-	if !errors.Is(err, chunk.ErrCorrupt) {
-		return frame, err
+	if errors.Is(err, chunk.ErrCorrupt) {
+		frame, err = s.read(ctx, id) // the network may have done it, or somebody mends it: look twice
 	}
-	// The network may have done it, or somebody mends it: look twice.
-	if frame, err = s.read(ctx, id); !errors.Is(err, chunk.ErrCorrupt) {
-		return frame, err
+	switch {
+	case err == nil:
+		s.counts.Gets.Add(1)
+		s.counts.GetBytes.Add(int64(len(frame)))
+		return frame, nil
+	case fault.Is(err, fault.NotFound):
+		s.counts.NotFound.Add(1)
+		return nil, err
+	case !errors.Is(err, chunk.ErrCorrupt):
+		return nil, err
 	}
+	s.counts.Damaged.Add(1)
 	_, aside := s.client.CopyObject(ctx, minio.CopyDestOptions{Bucket: s.opts.Bucket, Object: s.folder("quarantine") + id.String()},
 		minio.CopySrcOptions{Bucket: s.opts.Bucket, Object: s.key(id)})
 	if aside == nil {
@@ -309,6 +320,8 @@ func (s *Store) Delete(ctx context.Context, id chunk.ID, unmodifiedSince time.Ti
 	if err := s.client.RemoveObject(ctx, s.opts.Bucket, s.key(id), minio.RemoveObjectOptions{}); err != nil && !isAbsent(err) {
 		return s.failed(ctx, "delete", id.String(), err)
 	}
+	s.counts.Deleted.Add(1)
+	s.counts.DeletedBytes.Add(info.Size)
 	return nil
 }
 

@@ -1,5 +1,4 @@
-// The suite of all stores over versitygw, a gateway that makes buckets of directories. `make test-s3` builds it; without it these
-// tests are skipped, and say so.
+// The suite of all stores over versitygw; package s3test says how that comes to be there.
 
 package s3
 
@@ -10,86 +9,35 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/minio/minio-go/v7"
 	"go.uber.org/goleak"
 
 	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/chunks/chunkstest"
+	"github.com/neolith/orchestrator/chunks/s3/s3test"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/serializer/chunk"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// gatewayProgram finds versitygw, which `make test-s3` builds first: that takes minutes where nothing is cached.
-func gatewayProgram() (string, error) {
-	bin, err := filepath.Abs("../../.tools/bin/versitygw")
-	if err != nil {
-		return "", err
-	}
-	_, err = os.Stat(bin)
-	return bin, err
-}
+const accessKey, secretKey = s3test.AccessKey, s3test.SecretKey
 
-const accessKey, secretKey = "test-access", "test-secret"
-
-// gateway is a running versitygw.
+// gateway is a running versitygw, or what poses as one.
 type gateway struct{ addr, root string }
 
-// startGateway starts a gateway that ends with the test.
 func startGateway(t testing.TB) *gateway {
 	t.Helper()
-	bin, err := gatewayProgram()
-	if err != nil {
-		t.Skipf("SKIPPED: the bucket store is not tested, for there is no versitygw (make test-s3 builds it): %v", err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gateway{addr: l.Addr().String(), root: t.TempDir()}
-	l.Close()
-	var log strings.Builder
-	cmd := exec.Command(bin, "--access", accessKey, "--secret", secretKey, "--port", g.addr, "--quiet", "posix", g.root)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-	})
-	for begin := time.Now(); ; {
-		if c, err := net.Dial("tcp", g.addr); err == nil {
-			c.Close()
-			return g
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			if strings.Contains(log.String(), "xattr") || strings.Contains(log.String(), "not supported") {
-				t.Skipf("SKIPPED: versitygw does not run on this file system: %s", &log)
-			}
-			t.Fatalf("versitygw ended: %v: %s", err, &log)
-		case <-time.After(10 * time.Millisecond):
-		}
-		if time.Since(begin) > 20*time.Second {
-			t.Fatal("versitygw does not listen")
-		}
-	}
+	g := s3test.Start(t)
+	return &gateway{g.Address, g.Root}
 }
 
 func (g *gateway) open(t testing.TB, bucket string, change func(*Options)) *Store {
@@ -114,14 +62,7 @@ func bucketOf(state string) string {
 
 func (g *gateway) make(t testing.TB, bucket string) {
 	t.Helper()
-	s := g.open(t, bucket, nil)
-	if there, err := s.client.BucketExists(context.Background(), bucket); err != nil {
-		t.Fatal(err)
-	} else if !there {
-		if err := s.client.MakeBucket(context.Background(), bucket, minio.MakeBucketOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	(&s3test.Gateway{Address: g.addr, Root: g.root}).Make(t, bucket)
 }
 
 func TestConformance(t *testing.T) {
@@ -154,12 +95,33 @@ func TestBucket(t *testing.T) {
 	g := startGateway(t)
 	ctx := context.Background()
 	s := g.open(t, "nothing-there", nil)
-	if err := s.Check(ctx); !fault.Is(err, fault.FailedPrecondition) {
-		t.Error("a bucket that is not there:", err)
+	says := func(what string, err error, want string) {
+		t.Helper()
+		if !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
 	}
+	says("a bucket that is not there", s.Check(ctx), "make the bucket first")
 	g.make(t, "chunks")
 	if err := g.open(t, "chunks", nil).Check(ctx); err != nil {
 		t.Error(err)
+	}
+	if left := (&s3test.Gateway{Root: g.root}).Objects(t, "chunks", "orchestrator"); len(left) > 0 {
+		t.Errorf("a check leaves %q", left)
+	}
+	says("a wrong key", g.open(t, "chunks", func(o *Options) { o.SecretKey = "wrong" }).Check(ctx), "the credentials are wrong")
+	says("an unknown account", g.open(t, "chunks", func(o *Options) { o.AccessKey = "nobody" }).Check(ctx), "the credentials are wrong")
+	says("TLS where there is none", g.open(t, "chunks", func(o *Options) { o.Insecure = false }).Check(ctx), "insecure: true")
+	// Two clusters never keep their chunks under one prefix.
+	one, other := g.open(t, "chunks", nil), g.open(t, "chunks", func(o *Options) { o.Prefix = "" })
+	for range 2 {
+		if err := one.Own(ctx, "cluster-a"); err != nil {
+			t.Error(err)
+		}
+	}
+	says("another cluster's", one.Own(ctx, "cluster-b"), "keeps the chunks of cluster \"cluster-a\"")
+	if err := other.Own(ctx, "cluster-b"); err != nil {
+		t.Error("with a prefix of its own:", err)
 	}
 	f := chunkstest.Chunk(1, 1000)
 	bad := g.open(t, "chunks", func(o *Options) { o.SecretKey = "wrong" })
@@ -245,6 +207,32 @@ func TestKinds(t *testing.T) {
 		}
 		if c.want == fault.Exhausted && fault.As(err).RetryAfter <= 0 {
 			t.Errorf("%s says not when to come back", c.code)
+		}
+		s.Close()
+		server.Close()
+	}
+	// What is wrong with the settings is told apart from what is wrong just now, and the remedy is said.
+	for code, want := range map[string]struct {
+		status int
+		kind   fault.Kind
+		says   string
+	}{
+		"RequestTimeTooSkewed":         {403, fault.FailedPrecondition, "NTP"},
+		"AccessDenied":                 {403, fault.FailedPrecondition, "allow them to get, put, delete and list"},
+		"AuthorizationHeaderMalformed": {400, fault.FailedPrecondition, "set region"},
+		"NoSuchBucket":                 {404, fault.FailedPrecondition, "make the bucket first"},
+		"SlowDown":                     {503, fault.Exhausted, ""},
+		"NotImplemented":               {501, fault.Unavailable, ""},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			w.Header().Set("Content-Type", "application/xml")
+			w.WriteHeader(want.status)
+			fmt.Fprintf(w, `<?xml version="1.0"?><Error><Code>%s</Code><Message>m</Message></Error>`, code)
+		}))
+		s := (&gateway{addr: strings.TrimPrefix(server.URL, "http://")}).open(t, "bucket", nil)
+		if err := s.Check(context.Background()); !fault.Is(err, want.kind) || !strings.Contains(err.Error(), want.says) {
+			t.Errorf("%s: %v", code, err)
 		}
 		s.Close()
 		server.Close()

@@ -96,10 +96,7 @@ func (s *sessions) ExportSession(req *apiv1.ExportSessionRequest, out grpc.Serve
 	if err != nil {
 		return err
 	}
-	ids := []chunk.ID{st.ID}
-	for _, id := range st.Parts[:len(st.Parts)-1] {
-		ids = append(ids, id)
-	}
+	ids := append([]chunk.ID{st.ID}, st.Parts[:len(st.Parts)-1]...)
 	for _, r := range m.Chunks {
 		ids = append(ids, r.ID)
 	}

@@ -125,6 +125,11 @@ func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 	}
 	a.extend(&s, head)
 	s.Captured, s.CheckpointError = nil, ""
+	what := fmt.Sprintf("checkpoint %d: %d bytes in %d chunks, %d of them sent", head.Sequence, head.Bytes, head.Chunks, head.BytesSent)
+	if c.GetLeftOut() != "" {
+		s.CheckpointError = a.reason(fmt.Sprintf("checkpoint %d leaves out %s", head.Sequence, c.GetLeftOut()))
+		what = a.reason(what + "; it leaves out " + c.GetLeftOut())
+	}
 	s.CheckpointAnswered = max(s.CheckpointAnswered, min(c.GetRequest(), s.CheckpointRequest))
 	if s.UnsavedSince != 0 {
 		if s.UnsavedSince = 0; s.Turns > at.Turn {
@@ -137,7 +142,7 @@ func (a *applier) checkpointed(old *session.Session, c *nodev1.Checkpointed) {
 		a.copied(&s, c)
 	}
 	a.save(old, &s)
-	a.sessionEvent("session.checkpointed", &s, fmt.Sprintf("checkpoint %d: %d bytes in %d chunks, %d of them sent", head.Sequence, head.Bytes, head.Chunks, head.BytesSent))
+	a.sessionEvent("session.checkpointed", &s, what)
 }
 
 func (a *applier) keeps(words []string) []string {

@@ -37,7 +37,7 @@ func (a *applier) applyFacts(c *clusterv1.ApplyFacts) (*Node, uint32, error) {
 		done = f.GetIndex()
 		s := a.sessions.get(a.base, f.GetSessionId())
 		if s != nil && f.GetPrepared() != nil {
-			a.prepared(s, n.ID, f.GetEpoch())
+			a.prepared(s, n.ID, f.GetEpoch(), f.GetPrepared())
 			effects++
 			continue
 		}

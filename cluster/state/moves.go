@@ -4,6 +4,7 @@
 package state
 
 import (
+	"bytes"
 	"fmt"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -99,19 +100,26 @@ func (a *applier) copiedOnce(old *session.Session, c *nodev1.Copied) {
 		return
 	}
 	s, m := *old, *old.Migration
-	m.Copied, m.Rounds = session.ManifestID(c.GetManifest()), c.GetRound()
+	m.Copied, m.Rounds, m.Prepared = session.ManifestID(c.GetManifest()), c.GetRound(), false
 	m.BytesSent += c.GetBytesSent()
 	m.BytesReused = c.GetBytesReused()
 	s.Migration = &m
 	a.save(old, &s)
 }
 
-// prepared is told by the target of a move that it has the session ready; it is the only fact about an epoch that has not begun.
-func (a *applier) prepared(old *session.Session, nodeID string, epoch uint32) {
-	if old.Phase != session.Migrating || old.Migration.Target != nodeID || epoch != old.Epoch+1 || old.Migration.Prepared {
+// prepared is told by the target of a move that it has the newest copy ready, or that it cannot have it ready: then the session stays where
+// it works. It is the only fact about an epoch that has not begun.
+func (a *applier) prepared(old *session.Session, nodeID string, epoch uint32, p *nodev1.Prepared) {
+	if old.Phase != session.Migrating || old.Left || old.Migration.Target != nodeID || epoch != old.Epoch+1 || old.Migration.Prepared ||
+		!bytes.Equal(p.GetManifest(), old.Migration.Copied[:]) {
 		return
 	}
 	s, m := *old, *old.Migration
+	if p.GetError() != "" {
+		a.stay(&s, session.MigrationFailed, "its target could not make it ready: "+a.reason(p.GetError()))
+		a.save(old, &s)
+		return
+	}
 	m.Prepared = true
 	s.Migration = &m
 	a.save(old, &s)

@@ -193,6 +193,37 @@ func TestMigration(t *testing.T) {
 		end.GetExited().OutputLine = m.session("s").OutputLine
 		m.ok(m.facts("a", end))
 	}
+	t.Run("its target cannot make it ready", func(t *testing.T) {
+		m := saving(t)
+		move := migrate(m)
+		copied := func(first byte) []byte {
+			manifest := make([]byte, 32)
+			manifest[0] = first
+			m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: move, Round: uint32(first), Manifest: manifest}}}))
+			return manifest
+		}
+		ready := func(manifest []byte, why string) {
+			m.ok(m.facts("b", &nodev1.Fact{SessionId: "s", Epoch: 2, Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{Manifest: manifest, Error: why}}}))
+		}
+		first := copied(1)
+		if ready(first, ""); !m.session("s").Migration.Prepared {
+			t.Error("what is ready is not the newest copy")
+		}
+		second := copied(2)
+		if m.session("s").Migration.Prepared {
+			t.Error("a newer copy is ready before its target says so")
+		}
+		ready(first, "no space left on device") // of a copy that nobody wants any more
+		m.phase(session.Migrating, "a", 1)
+		ready(second, "no space left on device")
+		s := m.phase(session.Running, "a", 1)
+		if s.Migration.State != session.MigrationFailed || !strings.Contains(s.Migration.Error, "could not make it ready: no space left") {
+			t.Errorf("the move is %+v", s.Migration)
+		}
+		if n := m.View().Node("id-b"); n.Sessions != 0 {
+			t.Errorf("its place there is held by %d", n.Sessions)
+		}
+	})
 	t.Run("arrives", func(t *testing.T) {
 		m := saving(t)
 		move := migrate(m)
@@ -517,5 +548,28 @@ func TestDeleteCheckpoint(t *testing.T) {
 	}
 	if err := m.refusal(fault.NotFound, &clusterv1.DeleteCheckpoint{SessionId: "s", Sequence: 2}); !strings.Contains(err.Error(), "it keeps 1, 3") {
 		t.Error(err)
+	}
+}
+
+// A checkpoint that leaves something out counts, and says so until one is made that does not.
+func TestACheckpointThatLeavesSomethingOutSaysSo(t *testing.T) {
+	m := saving(t)
+	f := checkpointed("s", 1, 1, 0)
+	f.GetCheckpointed().LeftOut = "1 file (a: it may not be read)"
+	m.ok(m.facts("a", captured("s", 1, 1, 0), f))
+	s := m.session("s")
+	if s.Head().Sequence != 1 || s.CheckpointError != "checkpoint 1 leaves out 1 file (a: it may not be read)" {
+		t.Errorf("head %d, %q", s.Head().Sequence, s.CheckpointError)
+	}
+	said := false
+	for _, e := range m.View().Events(0, 1000) {
+		said = said || e.Type == "session.checkpointed" && bytes.HasSuffix([]byte(e.Message), []byte("; it leaves out 1 file (a: it may not be read)"))
+	}
+	if !said {
+		t.Error("no event tells it")
+	}
+	m.save("a", 1, 0)
+	if e := m.session("s").CheckpointError; e != "" {
+		t.Errorf("after one that leaves out nothing: %q", e)
 	}
 }

@@ -21,6 +21,8 @@ import (
 const (
 	chunkDialTimeout = 5 * time.Second
 	chunkIdleTimeout = time.Minute
+	// peerDialTimeout is short: the store has what a peer has.
+	peerDialTimeout = time.Second
 	// chunkAttempts are few: another server is tried next.
 	chunkAttempts = 2
 )
@@ -41,8 +43,7 @@ func (n *node) chunkClient(link nodelink.DialOptions) func(address string) (chun
 				return (&tls.Dialer{NetDialer: dialer, Config: cfg}).DialContext(ctx, network, addr)
 			}
 		}
-		o := chunkhttp.ClientOptions{URL: url, Transport: transport, ParallelMax: n.cfg.Checkpoints.Parallel, AttemptsMax: chunkAttempts,
-			BytesPerSecond: int64(n.cfg.Checkpoints.BytesPerSecond)}
+		o := chunkhttp.ClientOptions{URL: url, Transport: transport, ParallelMax: n.cfg.Checkpoints.Parallel, AttemptsMax: chunkAttempts, Limiter: n.limiter}
 		if link.Token != nil {
 			o.Credentials = func(r *http.Request) error {
 				token, err := link.Token()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"log/slog"
 	"net"
 	"os"
@@ -58,7 +59,8 @@ type Config struct {
 		CacheDir       string       `yaml:"cache_dir" help:"chunks that were sent or fetched, for sessions that come back; below data_dir when empty"`
 		CacheBytes     config.Bytes `yaml:"cache_bytes" help:"chunks kept there; what was used least lately goes first; 0 for none"`
 		SpoolBytes     config.Bytes `yaml:"spool_bytes" help:"captured and not stored yet; beyond it sessions are held until the store has taken it"`
-		BytesPerSecond config.Bytes `yaml:"bytes_per_second" help:"sent to, and taken from, the chunk store; 0 for no limit"`
+		BytesPerSecond config.Bytes `yaml:"bytes_per_second" help:"of chunks that come and go, from wherever and to wherever; 0 for no limit"`
+		Serve          string       `yaml:"serve" help:"host:port where other nodes fetch sessions that move to them; without a host the address towards the servers, port 0 any; not served when empty"`
 		Parallel       int          `yaml:"parallel" help:"chunks of one session on their way at one time"`
 		MaxCaptures    int          `yaml:"max_captures" help:"sessions being read at one time"`
 		MaxRestores    int          `yaml:"max_restores" help:"sessions being restored at one time"`
@@ -142,10 +144,33 @@ func (c *Config) validateCheckpoints() error {
 	case k.BytesPerSecond != 0 && k.BytesPerSecond < minBytesPerSecond:
 		return config.Bad("checkpoints.bytes_per_second", "%s is below %s; 0 is for no limit", k.BytesPerSecond, config.Bytes(minBytesPerSecond))
 	}
+	if err := c.validateServe(); err != nil {
+		return err
+	}
 	for key, n := range map[string]int{"parallel": k.Parallel, "max_captures": k.MaxCaptures, "max_restores": k.MaxRestores} {
 		if n < 1 || n > maxParallelLimit {
 			return config.Bad("checkpoints."+key, "%d is not between 1 and %d", n, maxParallelLimit)
 		}
+	}
+	return nil
+}
+
+// validateServe refuses what other nodes could not, or should not, fetch from.
+func (c *Config) validateServe() error {
+	k := c.Checkpoints
+	if k.Serve == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(k.Serve)
+	switch {
+	case err != nil:
+		return config.Bad("checkpoints.serve", "%q is not host:port; use :0 for the address towards the servers and any port", k.Serve)
+	case k.CacheBytes == 0:
+		return config.Bad("checkpoints.serve", "what is served is in the cache, and checkpoints.cache_bytes is 0; give it a size, or serve nothing")
+	case c.usesTLS() && (c.TLS.CertFile == "" || c.TLS.CAFile == ""):
+		return config.Bad("checkpoints.serve", "nodes know each other by their certificates; give tls.ca_file, tls.cert_file and tls.key_file, or serve nothing")
+	case host == "" && c.local() == "":
+		return config.Bad("checkpoints.serve", "no address of this machine towards its servers is known; give one, as in 10.0.0.7:8080")
 	}
 	return nil
 }
@@ -190,12 +215,11 @@ func (c *Config) validateServers() error {
 	return nil
 }
 
-// address is where people reach the machine. Unless they said it, it is the address that the machine has on the way to the
-// first server that it has a way to; nothing is sent to find out.
-func (c *Config) address() string {
-	if c.Address != "" {
-		return c.Address
-	}
+// address is where people reach the machine.
+func (c *Config) address() string { return cmp.Or(c.Address, c.local()) }
+
+// local is the address that the machine has on the way to the first server that it has a way to; nothing is sent to find out.
+func (c *Config) local() string {
 	for _, s := range c.Servers {
 		conn, err := net.Dial("udp", s)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/neolith/orchestrator/agent"
 	"github.com/neolith/orchestrator/agent/capability"
@@ -31,6 +32,7 @@ import (
 	"github.com/neolith/orchestrator/agent/shim/embed"
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/chunks/cache"
+	chunkhttp "github.com/neolith/orchestrator/chunks/http"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/session"
@@ -44,11 +46,15 @@ import (
 //	                └──► lease file ─────────────────────┼──► 4 agent ──► 5 metrics and health over HTTP
 //	3 capabilities, health sampler ──────────────────────┤
 //	  chunk cache, servers' chunk store ──► checkpoints ─┘
+//	  chunks to and from other nodes ───────────┘
 type node struct {
 	cfg      Config
 	log      *slog.Logger
 	registry *prometheus.Registry
 	lease    *lease.Writer
+	certs    *auth.Certs   // nil without TLS
+	limiter  *rate.Limiter // of all chunks that come and go; nil for no limit
+	peers    peers
 	servers  *checkpoint.Servers
 	cache    *cache.Cache // nil for none
 	agent    *agent.Agent
@@ -57,7 +63,7 @@ type node struct {
 
 // newNode makes the parts; run or close must follow.
 func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err error) {
-	n := &node{cfg: cfg, log: log, registry: telemetry.NewRegistry(telemetry.ThisBuild())}
+	n := &node{cfg: cfg, log: log, registry: telemetry.NewRegistry(telemetry.ThisBuild()), limiter: chunkhttp.NewLimiter(int64(cfg.Checkpoints.BytesPerSecond))}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -68,7 +74,7 @@ func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err er
 		Boottime: lease.Now, SecretsDir: cfg.SecretsDir, PastLogs: process.ReadLogs, Sweep: sweep,
 		MaxStarts: cfg.Sessions.MaxStarts, MaxRestores: cfg.Checkpoints.MaxRestores, MaxEndedKept: cfg.Sessions.MaxEndedKept, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
 	}
-	for _, step := range []func(context.Context, *agent.Options) error{n.dialer, n.dataDir, n.checkpoints, n.machine} {
+	for _, step := range []func(context.Context, *agent.Options) error{n.dialer, n.peering, n.dataDir, n.checkpoints, n.machine} {
 		if err := step(ctx, &opts); err != nil {
 			return nil, err
 		}
@@ -94,6 +100,7 @@ func (n *node) dialer(_ context.Context, o *agent.Options) error {
 			return err
 		}
 		n.registry.MustRegister(certs)
+		n.certs = certs
 		d.TLS = func() (*tls.Config, error) { return certs.NodeTLS(), nil }
 	case n.cfg.Insecure:
 		n.log.Warn("INSECURE: the node link is not encrypted and servers are not verified, because insecure: true says so")
@@ -168,7 +175,13 @@ func (n *node) checkpoints(_ context.Context, o *agent.Options) error {
 			k.Cache = n.cache
 			n.registry.MustRegister(cacheMetrics(n.cache)...)
 		}
-		return checkpoint.New(k)
+		n.lendAndBorrow(&k)
+		keeper, err := checkpoint.New(k)
+		if err != nil {
+			return nil, err
+		}
+		n.registry.MustRegister(sourceMetrics(keeper.Sources(), n.peers.lender)...)
+		return keeper, nil
 	}
 	return nil
 }
@@ -216,6 +229,9 @@ func (n *node) run(ctx context.Context) error {
 	if n.listener != nil {
 		group.Go(func() error { return n.serveHTTP(ctx) })
 	}
+	if n.peers.listener != nil {
+		group.Go(func() error { return n.servePeers(ctx) })
+	}
 	return group.Wait()
 }
 
@@ -224,6 +240,7 @@ func (n *node) close() {
 	if n.agent != nil {
 		n.agent.Close()
 	}
+	n.peers.close()
 	if n.servers != nil {
 		_ = n.servers.Close()
 	}

@@ -218,7 +218,7 @@ func (a *app) followDrain(ctx context.Context, n *apiv1.Node) (*apiv1.Node, erro
 	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
 		return n, f.left()
 	}
-	f.tasks.Go(f.watch)
+	f.tasks.Go(func() { f.watch(n.GetId()) })
 	err := f.run(ctx, signals)
 	return f.n, err
 }
@@ -227,11 +227,11 @@ func (a *app) followDrain(ctx context.Context, n *apiv1.Node) (*apiv1.Node, erro
 const drainLooksEvery = 500 * time.Millisecond
 
 // watch looks at the node again and again.
-func (f *drainFollower) watch() {
+func (f *drainFollower) watch(id string) {
 	tick := time.NewTicker(min(f.a.refresh, drainLooksEvery))
 	defer tick.Stop()
 	for {
-		r, err := f.a.client.Nodes.GetNode(f.ctx, &apiv1.GetNodeRequest{Id: f.n.GetId()})
+		r, err := f.a.client.Nodes.GetNode(f.ctx, &apiv1.GetNodeRequest{Id: id})
 		switch {
 		case f.ctx.Err() != nil:
 			return

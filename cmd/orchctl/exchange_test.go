@@ -143,17 +143,17 @@ func TestExportToAPipe(t *testing.T) {
 func TestImportTrusts(t *testing.T) {
 	r, _, dir := withLedger(t)
 	file, key := filepath.Join(dir, "x"), filepath.Join(dir, "key")
-	print := testKey(t, key, 7)
+	signer := testKey(t, key, 7)
 	r.must("sessions export ledger -f " + file + " --key " + key)
 	there := newRig(t)
 	res := there.run("sessions import " + file)
-	if res.code != exitcode.Refused || !strings.Contains(res.err, "it is signed by "+print) || !strings.Contains(res.err, "give --signer "+print) || there.c.Sessions() != 0 {
+	if res.code != exitcode.Refused || !strings.Contains(res.err, "it is signed by "+signer) || !strings.Contains(res.err, "give --signer "+signer) || there.c.Sessions() != 0 {
 		t.Errorf("%+v", res)
 	}
-	if res := there.run("sessions import " + file + " --dry-run"); res.code != 0 || !strings.Contains(res.out, print+" (not trusted: give --signer") {
+	if res := there.run("sessions import " + file + " --dry-run"); res.code != 0 || !strings.Contains(res.out, signer+" (not trusted: give --signer") {
 		t.Errorf("%+v", res)
 	}
-	there.must("sessions import " + file + " --signer " + print)
+	there.must("sessions import " + file + " --signer " + signer)
 	public, err := archive.LoadKey(key)
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func TestImportTrusts(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(config, []byte("trusted_signers: ["+print+"]\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("trusted_signers: ["+signer+"]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	there.must("sessions import " + file)
@@ -182,7 +182,7 @@ func TestImportTrusts(t *testing.T) {
 		t.Errorf("%d sessions", got)
 	}
 	there.must("context set lab --addr 127.0.0.1:8077") // which keeps what it does not know of
-	if b, err := os.ReadFile(config); err != nil || !strings.Contains(string(b), print) {
+	if b, err := os.ReadFile(config); err != nil || !strings.Contains(string(b), signer) {
 		t.Errorf("%s %v", b, err)
 	}
 	if err := os.WriteFile(config, []byte("trusted_signers: [me]\n"), 0o600); err != nil {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client/clienttest"
 	"github.com/neolith/orchestrator/internal/exitcode"
@@ -29,6 +31,18 @@ func moveRig(t *testing.T) (*rig, string) {
 func (r *rig) copyRound(id string, round uint32, sent, reused int64) {
 	r.c.Change(id, func(s *apiv1.Session) {
 		s.Migration.Rounds, s.Migration.BytesSent, s.Migration.BytesReused = round, sent, reused
+	})
+}
+
+// tells is what the nodes of a move tell: a second later each time.
+func (r *rig) tells(id, step string, round uint32, done, total int64) {
+	r.t.Helper()
+	r.c.Change(id, func(s *apiv1.Session) {
+		at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		if before := s.Migration.GetProgress().GetTime(); before != nil {
+			at = before.AsTime().Add(time.Second)
+		}
+		s.Migration.Progress = &apiv1.Session_Progress{Step: step, Round: round, BytesDone: done, BytesTotal: total, Time: timestamppb.New(at)}
 	})
 }
 
@@ -84,6 +98,76 @@ func TestMigrateOnATerminal(t *testing.T) {
 	}
 	if code != 0 {
 		t.Error("exit code", code)
+	}
+}
+
+// TestMigrateShowsBytes: where nodes tell how far they are, each part has its bytes, its rate and its time left, and no line is longer
+// than a terminal is wide.
+func TestMigrateShowsBytes(t *testing.T) {
+	r, id := moveRig(t)
+	c := r.onTerminal("sessions migrate ledger --to node-2")
+	c.screen.until(t, "node-1 ─▶ node-2")
+	r.tells(id, "waiting", 0, 0, 0)
+	c.screen.until(t, "it waits for its turn among other moves")
+	r.tells(id, "copying", 1, 0, 1000<<20)
+	c.screen.until(t, "  0%")
+	r.tells(id, "copying", 1, 250<<20, 1000<<20)
+	c.screen.until(t, " 25%  round 1  250MiB/s  ETA 3.0s")
+	c.screen.until(t, "250MiB of 1000MiB read")
+	r.tells(id, "copying", 1, 1000<<20, 1000<<20)
+	r.copyRound(id, 1, 900<<20, 100<<20)
+	c.screen.until(t, "1000MiB of 1000MiB read, 900MiB sent, 100MiB there already")
+	r.tells(id, "preparing", 1, 0, 1000<<20)
+	c.screen.until(t, "preparing  ")
+	r.tells(id, "preparing", 1, 500<<20, 1000<<20)
+	c.screen.until(t, " 50%  500MiB/s  ETA 1.0s")
+	r.tells(id, "copying", 2, 1<<20, 5<<20)
+	c.screen.until(t, " 20%  round 2")
+	r.tells(id, "holding", 2, 1<<20, 2<<20)
+	c.screen.until(t, "1MiB of 2MiB read")
+	r.tells(id, "saving", 2, 1<<20, 2<<20)
+	c.screen.until(t, "1MiB of 2MiB stored")
+	r.hold(id)
+	r.restore(id)
+	r.tells(id, "restoring", 0, 1<<20, 100<<20)
+	c.screen.until(t, "   1%")
+	r.tells(id, "restoring", 0, 75<<20, 100<<20)
+	c.screen.until(t, " 75%  74MiB/s  ETA 0.3s")
+	r.arrive(id)
+	if code, screen := c.end(); code != 0 || !strings.Contains(screen, "87.3ms without an answer") {
+		t.Errorf("%d %s", code, screen)
+	}
+}
+
+// TestPaces: a rate is of one step and round, told by one clock, and comes when it means something.
+func TestPaces(t *testing.T) {
+	ps := paces{}
+	at := time.Unix(1000, 0)
+	tell := func(after time.Duration, step string, round uint32, done, total int64) string {
+		at = at.Add(after)
+		ps.update(&apiv1.Session_Progress{Step: step, Round: round, BytesDone: done, BytesTotal: total, Time: timestamppb.New(at)})
+		if p := ps[step]; p.known() {
+			return strings.Join(append([]string{p.bytes()}, p.speed()...), " ")
+		}
+		return "?"
+	}
+	for i, tc := range []struct{ got, want string }{
+		{tell(0, "copying", 1, 0, 0), "?"},
+		{tell(time.Second, "copying", 1, 1<<20, 4<<20), "1MiB of 4MiB 1MiB/s ETA 3.0s"},
+		{tell(0, "copying", 1, 2<<20, 4<<20), "1MiB of 4MiB 1MiB/s ETA 3.0s"}, // the same again
+		{tell(time.Second, "copying", 1, 4<<20, 4<<20), "4MiB of 4MiB 2MiB/s"},
+		{tell(time.Second, "copying", 2, 1<<10, 2<<10), "1KiB of 2KiB"}, // another round begins anew
+		{tell(10*time.Millisecond, "copying", 2, 2<<10, 2<<10), "2KiB of 2KiB"},
+		{tell(time.Second, "restoring", 0, 0, 1<<10), "0B of 1KiB"},
+		{tell(time.Second, "restoring", 0, 1<<9, 1<<10), "512B of 1KiB 512B/s ETA 1.0s"},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%d: %q, want %q", i, tc.got, tc.want)
+		}
+	}
+	ps.update(nil)
+	if len(ps) != 2 {
+		t.Errorf("%d steps", len(ps))
 	}
 }
 

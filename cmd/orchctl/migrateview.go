@@ -34,7 +34,7 @@ func phaseOf(s *apiv1.Session) movePhase {
 		return moved
 	case m.GetState() == apiv1.Session_Migration_MOVING && s.GetPhase() != apiv1.Session_MIGRATING:
 		return restoring
-	case m.GetState() == apiv1.Session_Migration_MOVING, m.GetBlackoutMs() > 0, m.GetMode() == modeCold:
+	case m.GetState() == apiv1.Session_Migration_MOVING, m.GetProgress().GetStep() == stepHolding, m.GetProgress().GetStep() == stepSaving, m.GetBlackoutMs() > 0, m.GetMode() == modeCold:
 		return holding
 	default:
 		return copying
@@ -60,7 +60,8 @@ type migrationView struct {
 	s     *apiv1.Session
 	began [movePhases + 1]time.Time // when each part was seen first; a part that was not seen has its successor's
 	at    movePhase
-	total int64  // what there is to copy, as the last checkpoint tells; 0 when that is not known
+	total int64 // what there is to copy, as the last checkpoint tells; 0 when that is not known
+	paces paces
 	said  string // below the phases
 	frame int
 	panel panel
@@ -70,7 +71,7 @@ type migrationView struct {
 }
 
 func (a *app) newMigrationView(s *apiv1.Session) *migrationView {
-	v := &migrationView{a: a, panel: panel{a: a}, s: s, total: s.GetCheckpoint().GetBytes(), at: copying}
+	v := &migrationView{a: a, panel: panel{a: a}, s: s, paces: paces{}, total: s.GetCheckpoint().GetBytes(), at: copying}
 	switch {
 	case a.flags.quiet:
 	case isTerminal(a.stderr) && a.getenv("TERM") != "dumb":
@@ -88,6 +89,7 @@ func (v *migrationView) phase() string { return movePhaseText[v.at] }
 // update takes in what the session has become.
 func (v *migrationView) update(s *apiv1.Session) {
 	v.s = s
+	v.paces.update(s.GetMigration().GetProgress())
 	for p := phaseOf(s); v.at < p; {
 		v.at++
 		v.began[v.at] = time.Now()
@@ -148,8 +150,8 @@ func (v *migrationView) lines() []string {
 			mark, detail = v.color(text.FgRed, "✗"), v.detail(p)
 		}
 		out = append(out, strings.TrimRight(fmt.Sprintf("  %s %-10s %s", mark, movePhaseText[p], detail), " "))
-		if p == copying && v.s.GetMigration().GetRounds() > 0 {
-			out = append(out, fmt.Sprintf("    %-10s %s sent, %s there already", "", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused())))
+		if p == copying {
+			out = append(out, v.beneath()...)
 		}
 	}
 	switch m.GetState() {
@@ -162,6 +164,25 @@ func (v *migrationView) lines() []string {
 	}
 	if v.said != "" {
 		out = append(out, v.color(text.FgYellow, v.said))
+	}
+	return out
+}
+
+// beneath are the lines below the copying: what was copied, and what its target has ready of that.
+func (v *migrationView) beneath() (out []string) {
+	m := v.s.GetMigration()
+	var parts []string
+	if p := v.paces[stepCopying]; p.known() && v.at == copying {
+		parts = append(parts, p.bytes()+" read")
+	}
+	if m.GetRounds() > 0 {
+		parts = append(parts, bytesText(m.GetBytesSent())+" sent", bytesText(m.GetBytesReused())+" there already")
+	}
+	if len(parts) > 0 {
+		out = append(out, fmt.Sprintf("    %-10s %s", "", strings.Join(parts, ", ")))
+	}
+	if ready := v.paced(stepPreparing); ready != "" && v.at == copying {
+		out = append(out, fmt.Sprintf("    %-10s %s", "preparing", ready))
 	}
 	return out
 }
@@ -180,13 +201,21 @@ func (v *migrationView) detail(p movePhase) string {
 		if v.s.GetMigration().GetMode() == modeCold {
 			what = "it stands still; all is copied"
 		}
-		if p < v.at {
+		switch saved := v.paced(stepSaving, v.savedBytes()); {
+		case p < v.at:
 			what = took
+		case saved != "" && v.now() == stepSaving:
+			what = saved
+		case v.paces[stepHolding].known() && v.now() == stepHolding:
+			what = v.paced(stepHolding, v.paces[stepHolding].bytes()+" read")
 		}
 		return what
 	default:
 		if p < v.at {
 			return took
+		}
+		if fetched := v.paced(stepRestoring); fetched != "" {
+			return fetched
 		}
 		return "it begins on " + clean(v.s.GetMigration().GetTarget())
 	}
@@ -198,6 +227,12 @@ func (v *migrationView) copied(took string) string {
 	elapsed := time.Since(v.began[copying])
 	if v.at > copying {
 		elapsed = v.began[copying+1].Sub(v.began[copying])
+	}
+	if v.now() == stepWaiting && v.at == copying {
+		return "it waits for its turn among other moves, and works on"
+	}
+	if p := v.paces[stepCopying]; p.known() && v.at == copying {
+		return v.paced(stepCopying, fmt.Sprintf("round %d", p.round))
 	}
 	parts := []string{fmt.Sprintf("round %d", m.GetRounds())}
 	if seconds := elapsed.Seconds(); seconds > rateAfter.Seconds() && m.GetBytesSent() > 0 {
@@ -220,6 +255,14 @@ func (v *migrationView) copied(took string) string {
 		}
 	}
 	return strings.Join(parts, "  ")
+}
+
+// savedBytes is how much of the last piece is stored.
+func (v *migrationView) savedBytes() string {
+	if p := v.paces[stepSaving]; p.known() {
+		return p.bytes() + " stored"
+	}
+	return ""
 }
 
 // rateAfter is when a rate means something.
@@ -263,6 +306,9 @@ func (v *migrationView) printLine() {
 		return
 	}
 	v.line, v.lineTime = step, time.Now()
+	if p := v.paces[v.now()]; p.known() {
+		step += ", " + v.now() + " " + strings.Join(append([]string{p.bytes()}, p.speed()...), ", ")
+	}
 	if m.GetRounds() > 0 {
 		step += fmt.Sprintf(", %s sent, %s there already", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
 	}

@@ -107,9 +107,6 @@ func lagText(l *apiv1.Session_Lag) string {
 	return strings.Join(parts, ", ")
 }
 
-// stepWaiting is what a move does that waits for others to end.
-const stepWaiting = "waiting"
-
 // migrationText is a move in a few words.
 func (a *app) migrationText(m *apiv1.Session_Migration) string {
 	if m == nil {

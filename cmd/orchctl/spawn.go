@@ -171,13 +171,13 @@ func (a *app) printSpawned(s *apiv1.Session, how string, waited bool) error {
 	if !waited {
 		return nil
 	}
-	how := "failed"
+	ended := "failed"
 	switch s.GetPhase() {
 	case apiv1.Session_FAILED:
 	case apiv1.Session_TERMINATED: // by somebody, or by its time to live
-		how = "was ended"
+		ended = "was ended"
 	default:
 		return nil
 	}
-	return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session %s: %s; see 'orchctl sessions logs %s'", how, first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
+	return &about{s.GetId(), &exitError{exitcode.Failed, fmt.Errorf("the session %s: %s; see 'orchctl sessions logs %s'", ended, first(exitText(s.GetExit()), s.GetReason(), "no reason given"), s.GetId())}}
 }

@@ -66,7 +66,7 @@ func (t *transfer) at(bytes, total int64) {
 	t.mu.Lock()
 	if total > t.total {
 		t.total = total
-		if b, ok := t.out.(interface{ ChangeMax64(max int64) }); ok {
+		if b, ok := t.out.(interface{ ChangeMax64(total int64) }); ok {
 			b.ChangeMax64(total)
 		}
 	}

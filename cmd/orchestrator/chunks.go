@@ -1,10 +1,11 @@
 // The chunk store of a server: its own directory, the other servers' beside it, and who is let in.
 //
 //	node ──► /v1/chunks/ ──► cluster store ──► directory here
-//	                               └─────────► /v1/chunks/ of each other server, as a server ──► its directory
+//	                          │    └─────────► /v1/chunks/ of each other server, as a server ──► its directory
+//	                          └──────────────► bucket, where the settings choose one
 //
 // Nodes are served by the cluster's store, of which a majority of the voters must have each chunk; servers by the directory
-// alone.
+// alone. Where there is a bucket, all of it is there, and directories are only read: for what was stored before there was one.
 
 package main
 
@@ -13,7 +14,6 @@ import (
 	"crypto/subtle"
 	"crypto/tls"
 	"errors"
-	"iter"
 	"log/slog"
 	"net/http"
 	"path/filepath"
@@ -22,16 +22,13 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
-	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/chunks/dir"
 	chunkhttp "github.com/neolith/orchestrator/chunks/http"
 	"github.com/neolith/orchestrator/chunks/majority"
+	"github.com/neolith/orchestrator/chunks/s3"
 	"github.com/neolith/orchestrator/cluster"
-	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
-	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
-	"github.com/neolith/orchestrator/session"
 )
 
 const (
@@ -39,18 +36,13 @@ const (
 	peerHeader = "X-Orchestrator-Peer"
 	// membersEvery is how old the list of servers may be that chunks are written to.
 	membersEvery = 2 * time.Second
-	// sweepEvery is how often chunks are looked for that no checkpoint names; younger ones than sweepGrace stay. A checkpoint must
-	// be committed within it.
-	sweepEvery = time.Hour
-	sweepGrace = 6 * time.Hour
-	// maxLag is how long ago a server may have heard of its leader that sweeps.
-	maxLag = 10 * time.Second
 )
 
 // chunkStore is the cluster's store as this server sees it. It implements chunks.Store.
 type chunkStore struct {
 	id      string
 	local   *dir.Store
+	bucket  *s3.Store // nil for the servers' directories
 	members func() ([]cluster.Member, error)
 	dial    func(address string) (*chunkhttp.Client, error)
 	log     *slog.Logger
@@ -72,8 +64,14 @@ func openChunks(cfg Config, secret string, peer *tls.Config, members func() ([]c
 	if peer != nil {
 		scheme = "https://"
 	}
+	var bucket *s3.Store
+	if cfg.Chunks.Store == storeS3 {
+		if bucket, err = openBucket(cfg.Chunks.S3, log); err != nil {
+			return nil, errors.Join(err, local.Close())
+		}
+	}
 	return &chunkStore{
-		id: cfg.Name, local: local, members: members, log: log,
+		id: cfg.Name, local: local, bucket: bucket, members: members, log: log,
 		dial: func(address string) (*chunkhttp.Client, error) {
 			o := chunkhttp.ClientOptions{URL: scheme + address, Credentials: func(r *http.Request) error {
 				r.Header.Set(peerHeader, secret)
@@ -156,11 +154,17 @@ func (c *chunkStore) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closeRemote()
+	if c.bucket != nil {
+		_ = c.bucket.Close()
+	}
 	return c.local.Close()
 }
 
 // Missing implements chunks.Store.
 func (c *chunkStore) Missing(ctx context.Context, ids []chunk.ID) ([]chunk.ID, error) {
+	if c.bucket != nil {
+		return c.bucket.Missing(ctx, ids)
+	}
 	s, err := c.store()
 	if err != nil {
 		return nil, err
@@ -170,6 +174,9 @@ func (c *chunkStore) Missing(ctx context.Context, ids []chunk.ID) ([]chunk.ID, e
 
 // Put implements chunks.Store.
 func (c *chunkStore) Put(ctx context.Context, id chunk.ID, frame []byte) error {
+	if c.bucket != nil {
+		return c.bucket.Put(ctx, id, frame)
+	}
 	s, err := c.store()
 	if err != nil {
 		return err
@@ -177,8 +184,14 @@ func (c *chunkStore) Put(ctx context.Context, id chunk.ID, frame []byte) error {
 	return s.Put(ctx, id, frame)
 }
 
-// Get implements chunks.Store.
+// Get implements chunks.Store. What was stored before there was a bucket is in the directories.
 func (c *chunkStore) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
+	if c.bucket != nil {
+		frame, err := c.bucket.Get(ctx, id)
+		if !fault.Is(err, fault.NotFound) {
+			return frame, err
+		}
+	}
 	s, err := c.store()
 	if err != nil {
 		return nil, err
@@ -224,64 +237,4 @@ func (s *server) fromPeer(r *http.Request) bool {
 		return ok && id.Role == auth.Server
 	}
 	return s.certs == nil && subtle.ConstantTimeCompare([]byte(r.Header.Get(peerHeader)), []byte(s.secret)) == 1
-}
-
-// sweepChunks deletes, now and then, what no checkpoint names from the directory of this server.
-func (s *server) sweepChunks(ctx context.Context) {
-	t := time.NewTicker(sweepEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return
-		}
-		now := time.Now()
-		// A server that lags by more than the grace would take what is needed for garbage.
-		if st := s.node.Stats(); st.LastContact < 0 || st.LastContact > maxLag || s.node.AppliedIndex() < s.node.CommitIndex() {
-			s.log.Debug("chunks were not swept: the state may be behind")
-			continue
-		}
-		swept, err := chunks.Sweep(ctx, s.chunks.local, liveChunks(s.store.View(), s.chunks), sweepGrace, now)
-		if err != nil && !errors.Is(err, context.Canceled) {
-			s.log.Warn("chunks could not be swept", "error", err)
-			continue
-		}
-		s.log.Info("chunks were swept", "needed", swept.Live, "young", swept.Young, "deleted", swept.Deleted, "deleted_bytes", swept.DeletedBytes)
-	}
-}
-
-// liveChunks yields what the checkpoints of all sessions name.
-func liveChunks(view *state.View, from chunks.Source) chunks.Live {
-	return func(ctx context.Context) iter.Seq2[chunk.ID, error] {
-		return func(yield func(chunk.ID, error) bool) {
-			seen := map[session.ManifestID]bool{}
-			for s := range view.Sessions("") {
-				for _, c := range s.Checkpoints {
-					if seen[c.Manifest] {
-						continue
-					}
-					seen[c.Manifest] = true
-					m, stored, err := serializer.LoadManifest(ctx, from, chunk.ID(c.Manifest))
-					if fault.Is(err, fault.NotFound) {
-						continue // it cannot be restored any more; that must not keep all garbage for ever
-					}
-					if err != nil {
-						yield(chunk.ID{}, err)
-						return
-					}
-					for _, id := range stored.Parts {
-						if !yield(id, nil) {
-							return
-						}
-					}
-					for _, c := range m.Chunks {
-						if !yield(c.ID, nil) {
-							return
-						}
-					}
-				}
-			}
-		}
-	}
 }

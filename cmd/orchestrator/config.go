@@ -87,7 +87,10 @@ type Config struct {
 	} `yaml:"sessions"`
 
 	Chunks struct {
-		MaxBytes config.Bytes `yaml:"max_bytes" help:"how much of checkpoints this server keeps in its data directory; 0 leaves the bound to the disk"`
+		Store                string       `yaml:"store" help:"dir: in the servers' data directories; s3: in a bucket, the same for all servers"`
+		MaxBytes             config.Bytes `yaml:"max_bytes" help:"how much of checkpoints this server keeps in its data directory; 0 leaves the bound to the disk"`
+		RepairBytesPerSecond config.Bytes `yaml:"repair_bytes_per_second" help:"how fast copies that servers lack are made, in the background"`
+		S3                   bucketConfig `yaml:"s3"`
 	} `yaml:"chunks"`
 
 	Log struct {
@@ -131,6 +134,7 @@ func defaults() Config {
 	c.Migration.MaxPerNode, c.Migration.MaxPerCluster = m.PerNode, m.PerCluster
 	c.Failover.RestoresPerSecond, c.Failover.RestoresPerNode = f.PerSecond, f.PerNode
 	c.Sessions.Retention = time.Hour
+	c.Chunks.Store, c.Chunks.RepairBytesPerSecond = storeDir, defaultRepairBytes
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
 	return c
 }
@@ -174,6 +178,9 @@ func (c *Config) Validate() error {
 		if l.value < 1 {
 			return config.Bad(l.key, "%d is not positive; no session would ever move", l.value)
 		}
+	}
+	if err := c.validateChunks(); err != nil {
+		return err
 	}
 	return c.validateTimes()
 }

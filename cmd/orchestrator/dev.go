@@ -327,8 +327,8 @@ func (d *dev) prepareAgent(ca *auth.CA, i int, links []string) error {
 	return d.writeConfig(name, map[string]any{
 		"name": name, "data_dir": d.path(name, "data"), "servers": links,
 		"tls":      map[string]string{"ca_file": files.CA, "cert_file": files.Cert, "key_file": files.Key},
-		"sessions": map[string]any{"end_on_stop": true},
-		"log":      map[string]string{"format": "text"},
+		"sessions": map[string]any{"end_on_stop": true}, "checkpoints": map[string]any{"serve": "127.0.0.1:0"},
+		"log": map[string]string{"format": "text"},
 	})
 }
 

@@ -69,6 +69,7 @@ type server struct {
 	node      *cluster.Node
 	peers     *gateway.Peers
 	chunks    *chunkStore
+	upkeep    *upkeep
 	secret    string // of the servers, where there is no TLS
 	ops       *gateway.Operations
 	api       *gateway.Server
@@ -207,6 +208,7 @@ func (s *server) build() error {
 	if s.chunks, err = openChunks(cfg, s.secret, tlsc.peerDial, s.node.Members, s.log); err != nil {
 		return err
 	}
+	s.upkeep = &upkeep{chunks: s.chunks, view: s.store.View, node: s.node, log: s.log, repairBytesPerSecond: int64(cfg.Chunks.RepairBytesPerSecond)}
 	s.ops = gateway.NewOperations(gateway.Options{
 		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
@@ -322,7 +324,7 @@ func (s *server) run(ctx context.Context) error {
 	defer stop()
 	wait.Go(func() { s.ops.Run(running) })
 	wait.Go(func() { s.followLeader(running) })
-	wait.Go(func() { s.sweepChunks(running) })
+	wait.Go(func() { s.upkeep.run(running) })
 	nodeDone := make(chan struct{})
 	go func() { defer close(nodeDone); _ = s.node.Run(running) }()
 	serve("grpc", func() error { return s.api.Serve(s.listeners.grpc) })

@@ -34,7 +34,7 @@ func TestTruncated(t *testing.T) {
 	for n := range data {
 		try(data, n)
 	}
-	h, items = sample([]byte("m"), noise(300_000, 1), bytes.Repeat(noise(100, 2), 5000), noise(200_000, 3))
+	h, items = sample([]byte("m"), noise(200_000, 1), bytes.Repeat(noise(100, 2), 5000), noise(100_000, 3))
 	for _, data := range [][]byte{write(t, h, items, testKey(1)), pressed(t, tarOf(entries(t, h, items)))} {
 		for n := 0; n < len(data); n += 1 << 10 {
 			try(data, n)
@@ -57,7 +57,7 @@ func TestFlipped(t *testing.T) {
 	for name, data := range map[string][]byte{"written": write(t, h, items, testKey(1)), "pressed": pressed(t, tarOf(entries(t, h, items)))} {
 		harmless := 0
 		for i := range data {
-			for _, flip := range []byte{1, 1 << (i % 8), 128, 255} {
+			for _, flip := range []byte{1 << (i % 8), 255} {
 				data[i] ^= flip
 				got, err := read(bytes.NewReader(data), ReaderOptions{})
 				data[i] ^= flip
@@ -71,7 +71,7 @@ func TestFlipped(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("%s: %d of %d flips change nothing", name, harmless, 4*len(data))
+		t.Logf("%s: %d of %d flips change nothing", name, harmless, 2*len(data))
 		if name == "written" && harmless > 8 { // of the size of the window
 			t.Errorf("%d flips change nothing", harmless)
 		}

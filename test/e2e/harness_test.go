@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -266,16 +267,17 @@ type small struct {
 	networks []*cutter
 	c        *client.Client
 	addr     string
+	dir      string // below which everything keeps what it keeps
 }
 
 // startSmall starts it. Everything is on loopback and open to all.
 func startSmall(t *testing.T, agents int, lease time.Duration) *small {
 	t.Helper()
-	return startSmallOn(t, agents, lease, nil)
+	return startSmallWith(t, agents, lease, nil, nil)
 }
 
-// startSmallOn is startSmall with the agents' data in those directories, where there are any.
-func startSmallOn(t *testing.T, agents int, lease time.Duration, disks []string) *small {
+// startSmallWith starts it with further settings of the server, and with the agents' data in those directories, where there are any.
+func startSmallWith(t *testing.T, agents int, lease time.Duration, settings map[string]any, disks []string) *small {
 	t.Helper()
 	s := &small{t: t}
 	base := ports(t, 5)
@@ -284,14 +286,17 @@ func startSmallOn(t *testing.T, agents int, lease time.Duration, disks []string)
 	for range agents {
 		s.networks = append(s.networks, newCutter(t, at(3)))
 	}
-	s.server = start(t, "server", "orchestrator", "serve", "--config", writeYAML(t, dir, "server.yaml", map[string]any{
+	server := map[string]any{
 		"name": "server-1", "data_dir": filepath.Join(dir, "server"), "auth": map[string]any{"tokens": false},
 		"listen": map[string]string{"gossip": at(0), "raft": at(1), "grpc": at(2), "link": at(3), "client": at(4)},
 		// Nodes learn this address, and nobody is there: each has only the way through its own network.
 		"advertise": map[string]string{"link": "127.0.0.1:9"},
 		"link":      map[string]string{"lease": lease.String(), "renew": (lease / 4).String(), "margin": "500ms", "heartbeat": lease.String(), "offline": (3 * lease).String()},
 		"log":       map[string]string{"level": "debug"},
-	}))
+	}
+	maps.Copy(server, settings)
+	s.dir = dir
+	s.server = start(t, "server", "orchestrator", "serve", "--config", writeYAML(t, dir, "server.yaml", server))
 	s.addr = at(2)
 	for i := range agents {
 		name := fmt.Sprintf("node-%d", i+1)
@@ -301,7 +306,7 @@ func startSmallOn(t *testing.T, agents int, lease time.Duration, disks []string)
 		}
 		s.agents = append(s.agents, start(t, name, "node-agent", "run", "--config", writeYAML(t, dir, name+".yaml", map[string]any{
 			"name": name, "data_dir": data, "servers": []string{s.networks[i].addr()}, "insecure": true,
-			"log": map[string]string{"level": "debug"},
+			"log": map[string]string{"level": "debug"}, "checkpoints": map[string]string{"serve": "127.0.0.1:0"},
 		})))
 	}
 	c, err := client.New(client.Config{Addresses: []string{s.addr}, Timeout: 30 * time.Second})

@@ -37,7 +37,7 @@ func TestMovesAmongKills(t *testing.T) {
 	t.Parallel()
 	watch := newObserver(t)
 	disks := smallDisks(t, 3)
-	s := startSmallOn(t, 3, 3*time.Second, disks)
+	s := startSmallWith(t, 3, 3*time.Second, nil, disks)
 	row := s.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping(), CheckpointEvery: "turn", Restart: "on-failure", MaxRestarts: 10_000})
 	id := row.GetId()
 	var stop atomic.Bool
@@ -120,7 +120,7 @@ func (s *small) strike(n int, row *apiv1.Session, disks []string) {
 		now := s.session(row.GetId()) // which may pass between two looks
 		m := now.GetMigration()
 		over := m.GetStartTime().AsTime().After(row.GetMigration().GetStartTime().AsTime()) && m.GetState() >= apiv1.Session_Migration_DONE
-		return stages[n%len(stages)](now) || now.GetEpoch() > row.GetEpoch() || over
+		return stages[(n+n/len(stages))%len(stages)](now) || now.GetEpoch() > row.GetEpoch() || over
 	})
 	kinds := 4
 	if disks != nil {

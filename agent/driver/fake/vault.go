@@ -144,12 +144,12 @@ func (k *keeper) Copy(ctx context.Context, s checkpoint.Session, _ bool) (r chec
 }
 
 // Stage takes the time of a restore, and leaves an empty directory.
-func (k *keeper) Stage(ctx context.Context, id, dir string, _ [32]byte) (int64, error) {
+func (k *keeper) Stage(ctx context.Context, st checkpoint.Staging) (int64, error) {
 	k.mu.Lock()
-	k.staged[id] = dir
+	k.staged[st.SessionID] = st.Dir
 	k.mu.Unlock()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return 0, fmt.Errorf("fake: stage session %s: %w", id, err)
+	if err := os.MkdirAll(st.Dir, 0o700); err != nil {
+		return 0, fmt.Errorf("fake: stage session %s: %w", st.SessionID, err)
 	}
 	return k.v.opt.ImageBytes, k.v.reach(ctx, k.v.opt.RestoreTime)
 }
@@ -165,6 +165,12 @@ func (k *keeper) Unstage(id string) error {
 	}
 	return os.RemoveAll(dir)
 }
+
+// Lend has nothing to lend: there are no chunks.
+func (k *keeper) Lend(string, string) {}
+
+// Recall has nothing to do.
+func (k *keeper) Recall(string, time.Duration) {}
 
 // Capture takes the tree as it is. One that is at work, or works meanwhile, is an error: nobody may capture it then.
 func (k *keeper) Capture(ctx context.Context, s checkpoint.Session) (checkpoint.Capture, error) {

@@ -804,7 +804,7 @@ type Session struct {
 	Pid int32 `protobuf:"varint,23,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The number of the last output line known to the cluster; the node may be ahead.
 	OutputLine uint64 `protobuf:"varint,24,opt,name=output_line,json=outputLine,proto3" json:"output_line,omitempty"`
-	// Why the last attempt at a checkpoint failed; empty since one was made.
+	// Why the last attempt at a checkpoint failed, or what the last one leaves out; empty since one was made that leaves out nothing.
 	CheckpointError string `protobuf:"bytes,25,opt,name=checkpoint_error,json=checkpointError,proto3" json:"checkpoint_error,omitempty"`
 	// What a checkpoint of it keeps: messages, transcript, workspace, memory.
 	Keeps         []string `protobuf:"bytes,26,rep,name=keeps,proto3" json:"keeps,omitempty"`

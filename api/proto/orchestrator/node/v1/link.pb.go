@@ -42,7 +42,7 @@ const (
 	// runs on. When no checkpoint can be made it runs on, and a fact says why.
 	DesiredSession_LEAVE DesiredSession_Action = 5
 	// Have what restore names ready here, for an epoch that is to begin on this node soon; nothing is started. RUN makes use of
-	// it, and FORGET, or ten minutes, lets go of it.
+	// it, and FORGET, PREPARE without restore, or ten minutes, lets go of it.
 	DesiredSession_PREPARE DesiredSession_Action = 6
 )
 
@@ -1315,8 +1315,11 @@ type DesiredSession struct {
 	Move uint64 `protobuf:"varint,12,opt,name=move,proto3" json:"move,omitempty"`
 	// The sequence of the last committed checkpoint; the next one has a greater one.
 	CheckpointSequence uint64 `protobuf:"varint,13,opt,name=checkpoint_sequence,json=checkpointSequence,proto3" json:"checkpoint_sequence,omitempty"`
-	// With LEAVE: copy, and do not hold the session yet, for its target is not ready. A node waits for a minute after it has copied.
+	// With LEAVE: do not hold the session before its target has the newest copy of it ready. A node waits for a minute, and longer for
+	// what is large.
 	HoldOff bool `protobuf:"varint,14,opt,name=hold_off,json=holdOff,proto3" json:"hold_off,omitempty"`
+	// With hold_off: the copy that the target has ready; empty for none.
+	ReadyManifest []byte `protobuf:"bytes,16,opt,name=ready_manifest,json=readyManifest,proto3" json:"ready_manifest,omitempty"`
 	// With LEAVE: where its target may fetch chunks from it; with PREPARE and RUN: where it may fetch them from the source, before it
 	// asks the store. Unset when the source serves none.
 	Peer          *Peer `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"`
@@ -1450,6 +1453,13 @@ func (x *DesiredSession) GetHoldOff() bool {
 		return x.HoldOff
 	}
 	return false
+}
+
+func (x *DesiredSession) GetReadyManifest() []byte {
+	if x != nil {
+		return x.ReadyManifest
+	}
+	return nil
 }
 
 func (x *DesiredSession) GetPeer() *Peer {
@@ -1897,7 +1907,9 @@ type Prepared struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Manifest []byte                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
 	// That did not come from this node.
-	BytesFetched  int64 `protobuf:"varint,2,opt,name=bytes_fetched,json=bytesFetched,proto3" json:"bytes_fetched,omitempty"`
+	BytesFetched int64 `protobuf:"varint,2,opt,name=bytes_fetched,json=bytesFetched,proto3" json:"bytes_fetched,omitempty"`
+	// Why it cannot be made ready here, in one line; then it is not.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1944,6 +1956,13 @@ func (x *Prepared) GetBytesFetched() int64 {
 		return x.BytesFetched
 	}
 	return 0
+}
+
+func (x *Prepared) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
 }
 
 // Copied: a session that is to leave was copied once more while it works. What is stored is no checkpoint: nobody held the session.
@@ -2105,7 +2124,9 @@ type Checkpointed struct {
 	Move   uint64 `protobuf:"varint,9,opt,name=move,proto3" json:"move,omitempty"`
 	Rounds uint32 `protobuf:"varint,10,opt,name=rounds,proto3" json:"rounds,omitempty"`
 	// When messages began to be held for the last round.
-	HeldTime      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	HeldTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=held_time,json=heldTime,proto3" json:"held_time,omitempty"`
+	// What of the session's files is not in it, and why, in one line; empty when all are, but for sockets, pipes and devices.
+	LeftOut       string `protobuf:"bytes,12,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2215,6 +2236,13 @@ func (x *Checkpointed) GetHeldTime() *timestamppb.Timestamp {
 		return x.HeldTime
 	}
 	return nil
+}
+
+func (x *Checkpointed) GetLeftOut() string {
+	if x != nil {
+		return x.LeftOut
+	}
+	return ""
 }
 
 // CheckpointFailed: no checkpoint could be made; the session runs on.
@@ -4135,7 +4163,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x05inbox\x18\a \x03(\x04R\x05inbox\"_\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12@\n" +
-	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xaf\x05\n" +
+	"\bsessions\x18\x02 \x03(\v2$.orchestrator.node.v1.DesiredSessionR\bsessions\"\xd6\x05\n" +
 	"\x0eDesiredSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -4153,7 +4181,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x04cold\x18\v \x01(\bR\x04cold\x12\x12\n" +
 	"\x04move\x18\f \x01(\x04R\x04move\x12/\n" +
 	"\x13checkpoint_sequence\x18\r \x01(\x04R\x12checkpointSequence\x12\x19\n" +
-	"\bhold_off\x18\x0e \x01(\bR\aholdOff\x12.\n" +
+	"\bhold_off\x18\x0e \x01(\bR\aholdOff\x12%\n" +
+	"\x0eready_manifest\x18\x10 \x01(\fR\rreadyManifest\x12.\n" +
 	"\x04peer\x18\x0f \x01(\v2\x1a.orchestrator.node.v1.PeerR\x04peer\"a\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\a\n" +
@@ -4196,10 +4225,11 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\bcaptured\x18\f \x01(\v2\x1e.orchestrator.node.v1.CapturedH\x00R\bcaptured\x126\n" +
 	"\x06copied\x18\r \x01(\v2\x1c.orchestrator.node.v1.CopiedH\x00R\x06copied\x12<\n" +
 	"\bprepared\x18\x0e \x01(\v2\x1e.orchestrator.node.v1.PreparedH\x00R\bpreparedB\x06\n" +
-	"\x04kind\"K\n" +
+	"\x04kind\"a\n" +
 	"\bPrepared\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12#\n" +
-	"\rbytes_fetched\x18\x02 \x01(\x03R\fbytesFetched\"\xa6\x01\n" +
+	"\rbytes_fetched\x18\x02 \x01(\x03R\fbytesFetched\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xa6\x01\n" +
 	"\x06Copied\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\x04R\x04move\x12\x14\n" +
 	"\x05round\x18\x02 \x01(\rR\x05round\x12\x1a\n" +
@@ -4211,7 +4241,7 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\bCaptured\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1f\n" +
 	"\voutput_line\x18\x02 \x01(\x04R\n" +
-	"outputLine\"\xcb\x02\n" +
+	"outputLine\"\xe6\x02\n" +
 	"\fCheckpointed\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12\x14\n" +
@@ -4225,7 +4255,8 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\x04move\x18\t \x01(\x04R\x04move\x12\x16\n" +
 	"\x06rounds\x18\n" +
 	" \x01(\rR\x06rounds\x127\n" +
-	"\theld_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bheldTime\"V\n" +
+	"\theld_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bheldTime\x12\x19\n" +
+	"\bleft_out\x18\f \x01(\tR\aleftOut\"V\n" +
 	"\x10CheckpointFailed\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\x04R\arequest\x12\x12\n" +
