@@ -92,8 +92,12 @@ func (s *Store) prepare() (err error) {
 	})
 }
 
-// makeLeaves makes the directories that chunks lie in, so that no put waits for one. They stay as long as the store.
+// makeLeaves makes the directories that chunks lie in, so that no put waits for one and its sync; a volatile store syncs nothing, and makes
+// them when they are needed.
 func (s *Store) makeLeaves() error {
+	if s.opts.Volatile {
+		return nil
+	}
 	const digits = "0123456789abcdef"
 	changed := map[string]struct{}{".": {}}
 	for _, outer := range digits {
@@ -109,9 +113,6 @@ func (s *Store) makeLeaves() error {
 			}
 			changed[string(outer)] = struct{}{}
 		}
-	}
-	if s.opts.Volatile {
-		return nil
 	}
 	return s.syncDirs(changed)
 }
