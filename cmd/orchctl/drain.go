@@ -197,7 +197,7 @@ type drainFollower struct {
 	seen    chan *apiv1.Node
 	broken  chan error // why it is seen no more
 	stopped chan error // what an uncordon was answered
-	ask     *terminal  // open while a question is; nil when none is
+	ask     question
 }
 
 // followDrain shows a node's drain until it is over, and returns the node as it is then.
@@ -209,11 +209,13 @@ func (a *app) followDrain(ctx context.Context, n *apiv1.Node) (*apiv1.Node, erro
 	f := &drainFollower{
 		a: a, ctx: own, n: n, show: a.newDrainView(n), seen: make(chan *apiv1.Node), broken: make(chan error, 1), stopped: make(chan error, 1),
 	}
+	f.ask = question{show: &f.show.live, text: drainQuestion, key: 's', end: f.stop}
 	defer func() {
-		f.answered()
+		f.ask.close()
 		cancel()
 		f.tasks.Wait()
-		f.show.end(f.n)
+		f.show.n = f.n
+		f.show.leave()
 	}()
 	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
 		return n, f.left()
@@ -259,10 +261,6 @@ func (f *drainFollower) run(ctx context.Context, signals <-chan os.Signal) error
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for f.n.GetDrain().GetState() == apiv1.Drain_DRAINING {
-		var keys chan []byte
-		if f.ask != nil {
-			keys = f.ask.input
-		}
 		select {
 		case n := <-f.seen:
 			if d := n.GetDrain(); d == nil || !d.GetStartTime().AsTime().Equal(began) {
@@ -279,11 +277,11 @@ func (f *drainFollower) run(ctx context.Context, signals <-chan os.Signal) error
 				f.show.say(err.Error())
 			}
 		case sig := <-signals:
-			if sig != os.Interrupt || !f.question() {
+			if sig != os.Interrupt || !f.ask.ask(f.ctx) {
 				return f.left()
 			}
-		case typed := <-keys:
-			if f.answer(typed) {
+		case typed := <-f.ask.keys():
+			if f.ask.answer(typed) {
 				return errBackground
 			}
 		case <-expired:
@@ -302,52 +300,6 @@ func (f *drainFollower) left() error {
 }
 
 const drainQuestion = "go on in the [b]ackground, [s]top and uncordon the node, or keep [w]atching?"
-
-// question asks what is to become of the drain, and reports whether there is anybody to ask.
-func (f *drainFollower) question() bool {
-	if f.a.flags.quiet || !isTerminal(f.a.stdin) || !isTerminal(f.a.stderr) || f.ask != nil {
-		return false
-	}
-	t, err := f.a.openTerminal(f.ctx, nil, true)
-	if err != nil {
-		return false
-	}
-	t.start(f.a.stdin)
-	f.ask = t
-	f.show.say(drainQuestion)
-	return true
-}
-
-// answered ends the question.
-func (f *drainFollower) answered() {
-	if f.ask != nil {
-		f.ask.close()
-		f.ask = nil
-	}
-}
-
-// answer takes what was typed, and reports whether the user leaves. The terminal is gone when there is nothing.
-func (f *drainFollower) answer(typed []byte) (leave bool) {
-	if len(typed) == 0 {
-		typed = []byte{keyCtrlD}
-	}
-	for _, key := range typed {
-		switch key {
-		case 'b', 'B', keyCtrlC, keyCtrlD:
-			f.answered()
-			return true
-		case 's', 'S':
-			f.answered()
-			f.stop()
-			return false
-		case 'w', 'W', '\r', '\n':
-			f.answered()
-			f.show.say("")
-			return false
-		}
-	}
-	return false
-}
 
 // stop uncordons the node, which cancels the drain.
 func (f *drainFollower) stop() {

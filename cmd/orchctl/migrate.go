@@ -183,7 +183,7 @@ type follower struct {
 	updates   chan *apiv1.Session
 	watched   chan error // why the watch ended
 	cancelled chan error // what a cancellation was answered
-	ask       *terminal  // open while a question is; nil when none is
+	ask       question
 }
 
 // followMigration shows the move that a session is in until it has ended, and returns the session as it is then.
@@ -195,11 +195,13 @@ func (a *app) followMigration(ctx context.Context, s *apiv1.Session) (*apiv1.Ses
 	f := &follower{
 		a: a, ctx: own, s: s, show: a.newMigrationView(s), updates: make(chan *apiv1.Session), watched: make(chan error, 1), cancelled: make(chan error, 1),
 	}
+	f.ask = question{show: &f.show.live, text: questionText, key: 'r', end: f.rollBack}
 	defer func() {
-		f.answered()
+		f.ask.close()
 		cancel()
 		f.tasks.Wait()
-		f.show.end(f.s)
+		f.show.s = f.s
+		f.show.leave()
 	}()
 	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
 		return s, f.left()
@@ -248,10 +250,6 @@ func (f *follower) run(ctx context.Context, signals <-chan os.Signal) (*apiv1.Se
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for underWay(f.s.GetMigration()) && mine() && !session.Phase(f.s.GetPhase()).Ended() {
-		var keys chan []byte
-		if f.ask != nil {
-			keys = f.ask.input
-		}
 		select {
 		case f.s = <-f.updates:
 			f.show.update(f.s)
@@ -264,11 +262,11 @@ func (f *follower) run(ctx context.Context, signals <-chan os.Signal) (*apiv1.Se
 				f.show.say(err.Error())
 			}
 		case sig := <-signals:
-			if sig != os.Interrupt || !f.question() {
+			if sig != os.Interrupt || !f.ask.ask(f.ctx) {
 				return f.s, f.left()
 			}
-		case typed := <-keys:
-			if f.answer(typed) {
+		case typed := <-f.ask.keys():
+			if f.ask.answer(typed) {
 				return f.s, errBackground
 			}
 		case <-expired:
@@ -292,52 +290,6 @@ const (
 	questionText = "go on in the [b]ackground, [r]oll back, or keep [w]atching?"
 	rollingBack  = "rolling back …"
 )
-
-// question asks what is to become of the move, and reports whether there is anybody to ask.
-func (f *follower) question() bool {
-	if f.a.flags.quiet || !isTerminal(f.a.stdin) || !isTerminal(f.a.stderr) || f.ask != nil {
-		return false
-	}
-	t, err := f.a.openTerminal(f.ctx, nil, true)
-	if err != nil {
-		return false
-	}
-	t.start(f.a.stdin)
-	f.ask = t
-	f.show.say(questionText)
-	return true
-}
-
-// answered ends the question.
-func (f *follower) answered() {
-	if f.ask != nil {
-		f.ask.close()
-		f.ask = nil
-	}
-}
-
-// answer takes what was typed, and reports whether the user leaves. The terminal is gone when there is nothing.
-func (f *follower) answer(typed []byte) (leave bool) {
-	if len(typed) == 0 {
-		typed = []byte{keyCtrlD}
-	}
-	for _, key := range typed {
-		switch key {
-		case 'b', 'B', keyCtrlC, keyCtrlD:
-			f.answered()
-			return true
-		case 'r', 'R':
-			f.answered()
-			f.rollBack()
-			return false
-		case 'w', 'W', '\r', '\n':
-			f.answered()
-			f.show.say("")
-			return false
-		}
-	}
-	return false
-}
 
 // rollBack asks for the move to be cancelled. Whether it can be is told by f.cancelled.
 func (f *follower) rollBack() {

@@ -83,7 +83,7 @@ func (v *migrationView) paced(step string, more ...string) string {
 	if !p.known() {
 		return ""
 	}
-	return strings.Join(append(append([]string{v.bar(p.share())}, more...), p.speed()...), "  ")
+	return strings.Join(append(append([]string{v.percent(p.share())}, more...), p.speed()...), "  ")
 }
 
 // now is the step that was told of last; empty when none is.

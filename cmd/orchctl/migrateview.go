@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -41,44 +40,19 @@ func phaseOf(s *apiv1.Session) movePhase {
 	}
 }
 
-// movePlace says how a move is shown.
-type movePlace int
-
-const (
-	nowhere movePlace = iota
-	asLines
-	asScreen
-)
-
-// barCells is how long the bar is.
-const barCells = 24
-
 // migrationView shows a move. Its methods belong to one goroutine.
 type migrationView struct {
-	a     *app
-	where movePlace
+	live
 	s     *apiv1.Session
 	began [movePhases + 1]time.Time // when each part was seen first; a part that was not seen has its successor's
 	at    movePhase
 	total int64 // what there is to copy, as the last checkpoint tells; 0 when that is not known
 	paces paces
-	said  string // below the phases
-	frame int
-	panel panel
-
-	line     string // what was printed last as a line
-	lineTime time.Time
 }
 
 func (a *app) newMigrationView(s *apiv1.Session) *migrationView {
-	v := &migrationView{a: a, panel: panel{a: a}, s: s, paces: paces{}, total: s.GetCheckpoint().GetBytes(), at: copying}
-	switch {
-	case a.flags.quiet:
-	case isTerminal(a.stderr) && a.getenv("TERM") != "dumb":
-		v.where = asScreen
-	default:
-		v.where = asLines
-	}
+	v := &migrationView{s: s, paces: paces{}, total: s.GetCheckpoint().GetBytes(), at: copying}
+	v.live = a.newLive(v.lines, v.step)
 	v.began[copying] = time.Now()
 	v.update(s)
 	return v
@@ -98,42 +72,6 @@ func (v *migrationView) update(s *apiv1.Session) {
 	v.draw()
 }
 
-// tick lets time be seen to pass.
-func (v *migrationView) tick() {
-	v.frame++
-	if v.where == asScreen {
-		v.draw()
-	}
-}
-
-// say shows a text below the phases, until another one takes its place.
-func (v *migrationView) say(text string) {
-	v.said = clean(text)
-	if v.where == asLines && v.said != "" {
-		v.println("orchctl: " + v.said)
-	}
-	v.draw()
-}
-
-// end shows the last state, and leaves it.
-func (v *migrationView) end(s *apiv1.Session) {
-	v.s, v.said = s, ""
-	v.draw()
-	v.where = nowhere
-}
-
-func (v *migrationView) draw() {
-	switch v.where {
-	case asScreen:
-		v.panel.redraw(v.lines())
-	case asLines:
-		v.printLine()
-	}
-}
-
-// spinner turns while a part goes on.
-var spinner = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
-
 // lines are what a terminal shows: where from and to, and a line for each part of the move.
 func (v *migrationView) lines() []string {
 	m := v.s.GetMigration()
@@ -145,7 +83,7 @@ func (v *migrationView) lines() []string {
 		case p < v.at:
 			mark, detail = v.color(text.FgGreen, "✓"), v.detail(p)
 		case p == v.at && underWay(m):
-			mark, detail = v.color(text.FgCyan, spinner[v.frame%len(spinner)]), v.detail(p)
+			mark, detail = v.spin(), v.detail(p)
 		case p == v.at:
 			mark, detail = v.color(text.FgRed, "✗"), v.detail(p)
 		}
@@ -161,9 +99,6 @@ func (v *migrationView) lines() []string {
 		out = append(out, fmt.Sprintf("  %s %s", v.color(text.FgRed, "✗"), strings.ToLower(m.GetState().String())))
 	default:
 		out = append(out, fmt.Sprintf("    %-10s %s", "elapsed", secondsText(time.Since(v.began[copying]))))
-	}
-	if v.said != "" {
-		out = append(out, v.color(text.FgYellow, v.said))
 	}
 	return out
 }
@@ -249,7 +184,7 @@ func (v *migrationView) copied(took string) string {
 	}
 	if v.total > 0 && m.GetRounds() <= 1 { // later rounds copy what has changed, and nobody knows how much that will be
 		share := min(float64(m.GetBytesSent()+m.GetBytesReused())/float64(v.total), 1)
-		parts = append([]string{v.bar(share)}, parts...)
+		parts = append([]string{v.percent(share)}, parts...)
 		if elapsed > rateAfter && share > 0 && share < 1 {
 			parts = append(parts, "ETA "+secondsText(time.Duration(float64(elapsed)*(1-share)/share)))
 		}
@@ -276,45 +211,26 @@ func secondsText(d time.Duration) string {
 	return fmt.Sprintf("%.1fs", d.Seconds())
 }
 
-func (v *migrationView) bar(share float64) string {
-	full := int(share * barCells)
-	return v.color(text.FgCyan, strings.Repeat("█", full)) + v.color(text.Faint, strings.Repeat("░", barCells-full)) + fmt.Sprintf(" %3.0f%%", share*100)
-}
-
 func spanSince(from, to time.Time) string {
 	return millisText(float64(to.Sub(from)) / float64(time.Millisecond))
 }
 
-func (v *migrationView) color(c text.Color, s string) string {
-	if v.a.getenv("NO_COLOR") != "" {
-		return s
-	}
-	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
-}
-
-// printLine says how far it is, where that is news: another part, another round, or more bytes after a while.
-func (v *migrationView) printLine() {
+// step is how far it is: news are another part, and another round.
+func (v *migrationView) step() (part, line string) {
 	m := v.s.GetMigration()
-	step := fmt.Sprintf("session/%s: %s, %s to %s", v.s.GetId(), movePhaseText[v.at], m.GetSource(), m.GetTarget())
-	if m.GetRounds() > 0 {
-		step += fmt.Sprintf(", round %d", m.GetRounds())
-	}
 	if !underWay(m) {
-		return // its figures follow
+		return "", "" // its figures follow
 	}
-	if step == v.line && time.Since(v.lineTime) < v.a.patience {
-		return
+	part = fmt.Sprintf("session/%s: %s, %s to %s", v.s.GetId(), movePhaseText[v.at], m.GetSource(), m.GetTarget())
+	if m.GetRounds() > 0 {
+		part += fmt.Sprintf(", round %d", m.GetRounds())
 	}
-	v.line, v.lineTime = step, time.Now()
+	line = part
 	if p := v.paces[v.now()]; p.known() {
-		step += ", " + v.now() + " " + strings.Join(append([]string{p.bytes()}, p.speed()...), ", ")
+		line += ", " + v.now() + " " + strings.Join(append([]string{p.bytes()}, p.speed()...), ", ")
 	}
 	if m.GetRounds() > 0 {
-		step += fmt.Sprintf(", %s sent, %s there already", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
+		line += fmt.Sprintf(", %s sent, %s there already", bytesText(m.GetBytesSent()), bytesText(m.GetBytesReused()))
 	}
-	v.println(step)
-}
-
-func (v *migrationView) println(s string) {
-	_, _ = io.WriteString(v.a.stderr, clean(s)+"\n") // there is nowhere left to say that it failed
+	return part, line
 }
