@@ -148,18 +148,10 @@ type importLoop struct {
 	notUntil time.Time // no new stream before
 }
 
-// importStream is one opening.
-type importStream struct {
-	apiv1.SessionService_ImportSessionClient
-	cancel  context.CancelFunc
-	answers chan importAnswer // holds all that can come, so that the receiver never waits
-	done    sync.WaitGroup
-}
-
-type importAnswer struct {
-	resp *apiv1.ImportSessionResponse
-	err  error
-}
+type (
+	importStream = exchange[apiv1.ImportSessionRequest, apiv1.ImportSessionResponse]
+	importAnswer = exchangeAnswer[apiv1.ImportSessionResponse]
+)
 
 func (l *importLoop) run() {
 	defer l.closeStream()
@@ -285,38 +277,15 @@ func stepOf(items []*importItem) *apiv1.ImportSessionRequest {
 	}
 }
 
-// open opens a stream and starts its receiver.
-func (l *importLoop) open() error {
-	ctx, cancel := context.WithCancel(l.im.ctx)
-	st, err := l.im.c.Sessions.ImportSession(ctx)
-	if err != nil {
-		cancel()
-		return err
-	}
-	s := &importStream{SessionService_ImportSessionClient: st, cancel: cancel, answers: make(chan importAnswer, ImportStepsInFlight+1)}
-	s.done.Go(func() {
-		for {
-			m, err := st.Recv()
-			select {
-			case s.answers <- importAnswer{m, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	})
-	l.stream = s
-	return nil
+// open opens a stream.
+func (l *importLoop) open() (err error) {
+	l.stream, err = openExchange(l.im.ctx, l.im.c.Sessions.ImportSession, ImportStepsInFlight)
+	return err
 }
 
 func (l *importLoop) closeStream() {
-	if l.stream != nil {
-		l.stream.cancel()
-		l.stream.done.Wait()
-		l.stream = nil
-	}
+	l.stream.close()
+	l.stream = nil
 }
 
 // answered settles the oldest step. Its error ends the import.

@@ -154,18 +154,10 @@ type batch struct {
 	sent  time.Time
 }
 
-// sendStream is one opening.
-type sendStream struct {
-	grpc.BidiStreamingClient[apiv1.SendMessagesRequest, apiv1.SendMessagesResponse]
-	cancel  context.CancelFunc
-	answers chan answer // holds all that can come, so that the receiver never waits
-	done    sync.WaitGroup
-}
-
-type answer struct {
-	resp *apiv1.SendMessagesResponse
-	err  error
-}
+type (
+	sendStream = exchange[apiv1.SendMessagesRequest, apiv1.SendMessagesResponse]
+	answer     = exchangeAnswer[apiv1.SendMessagesResponse]
+)
 
 func (l *sendLoop) run() {
 	defer l.closeStream()
@@ -268,38 +260,15 @@ func (l *sendLoop) cut() (b batch, rest []*outgoing) {
 	return b, nil
 }
 
-// open opens a stream and starts its receiver.
-func (l *sendLoop) open() error {
-	ctx, cancel := context.WithCancel(l.s.ctx)
-	st, err := l.s.c.Sessions.SendMessages(ctx)
-	if err != nil {
-		cancel()
-		return err
-	}
-	s := &sendStream{BidiStreamingClient: st, cancel: cancel, answers: make(chan answer, SenderBatchesInFlight+1)}
-	s.done.Go(func() {
-		for {
-			m, err := st.Recv()
-			select {
-			case s.answers <- answer{m, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	})
-	l.stream = s
-	return nil
+// open opens a stream.
+func (l *sendLoop) open() (err error) {
+	l.stream, err = openExchange(l.s.ctx, l.s.c.Sessions.SendMessages, SenderBatchesInFlight)
+	return err
 }
 
 func (l *sendLoop) closeStream() {
-	if l.stream != nil {
-		l.stream.cancel()
-		l.stream.done.Wait()
-		l.stream = nil
-	}
+	l.stream.close()
+	l.stream = nil
 }
 
 // answered settles the oldest batch.
