@@ -10,10 +10,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -261,6 +265,108 @@ func TestANewLeaderGoesOnWithADrain(t *testing.T) {
 		cancel()
 		<-end
 	})
+}
+
+// askToBeDrained has the agent of a node ask.
+func (c *crowd) askToBeDrained(n *crowdNode, deadline time.Duration) {
+	c.t.Helper()
+	c.hub.frame(n.link, &nodev1.Frame{Payload: &nodev1.Frame_DrainNode{DrainNode: &nodev1.DrainNode{Deadline: durationpb.New(deadline)}}})
+	synctest.Wait()
+}
+
+// TestANodeThatEndsIsDrainedFirst: its sessions move, those without a place are paused, its agent is told how that goes, and when the
+// next agent comes the node takes sessions again.
+func TestANodeThatEndsIsDrainedFirst(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		c := newCrowd(t, log, hub, l, "node-1", "node-2")
+		c.run("node-1", func(s *apiv1.SessionSpec) { s.CpuMilli = 3000 }, "big")
+		c.run("node-1", nil, "s1", "s2")
+		c.run("node-2", func(s *apiv1.SessionSpec) { s.CpuMilli = 3000 }, "other")
+		n := c.nodes[0]
+		n.link.take()
+		c.askToBeDrained(n, time.Minute)
+		c.askToBeDrained(n, time.Minute) // again, for an answer may be lost
+		first := n.link.take()
+		if d := c.drained("node-1"); !d.Under() || !d.Force || d.Agent != 1 || d.Deadline != time.Now().Add(time.Minute).UnixNano() {
+			t.Fatalf("asked for: %+v", d)
+		}
+		if told := drainsTold(first); len(told) == 0 || told[0].GetState() != apiv1.Drain_DRAINING || told[0].GetTotal() != 3 || told[0].GetRemaining() != 3 {
+			t.Errorf("answered %v", told)
+		}
+		c.pass(10 * time.Second)
+		c.where("s1", "node-2")
+		c.where("s2", "node-2")
+		c.phase("big", session.Paused)
+		want := &nodev1.DrainState{State: apiv1.Drain_DRAINED, Total: 3, Moved: 2, Paused: 1}
+		if len(n.drains) == 0 || !proto.Equal(n.drains[len(n.drains)-1], want) {
+			t.Errorf("told last %v, want %v", n.drains, want)
+		}
+		if !slices.ContainsFunc(n.drains, func(d *nodev1.DrainState) bool { return strings.HasPrefix(d.GetReason(), "big: no other node fits") }) {
+			t.Errorf("nobody says why it waits: %v", n.drains)
+		}
+		if e := drainEvent(log); e != "3 sessions are to go, by "+farewellActor {
+			t.Errorf("the event says %q", e)
+		}
+		again := linkAs(t, hub, "node-1", 2)
+		if row := log.store.View().Node("id-node-1"); !row.Schedulable || row.Drain != nil {
+			t.Errorf("its next agent is here: schedulable %v, drain %+v", row.Schedulable, row.Drain)
+		}
+		if told := drainsTold(again.take()); told != nil {
+			t.Errorf("the next agent, which did not ask, is told %v", told)
+		}
+	})
+}
+
+// TestANodeThatEndsAsksEachLeader: a new leader goes on with the drain, and tells the node once it has asked there.
+func TestANodeThatEndsAsksEachLeader(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		c := newCrowd(t, log, hub, l, "node-1", "node-2")
+		c.run("node-1", nil, "s")
+		c.frozen["s"] = true
+		n := c.nodes[0]
+		log.mu.Lock()
+		log.refuse = fault.New(fault.Unavailable, "no leader")
+		log.mu.Unlock()
+		c.askToBeDrained(n, time.Minute)
+		if told := drainsTold(n.link.take()); told != nil {
+			t.Fatalf("told of a drain that was not begun: %v", told)
+		}
+		log.mu.Lock()
+		log.refuse = nil
+		log.mu.Unlock()
+		c.askToBeDrained(n, time.Minute)
+		number := c.drained("node-1").Number
+		n.link = link(t, hub, "node-1", &nodev1.SessionState{SessionId: "s", Epoch: 1}) // as over another leader
+		time.Sleep(time.Second)
+		c.askToBeDrained(n, time.Minute)
+		told := drainsTold(n.link.take())
+		if d := c.drained("node-1"); d.Number != number || d.Deadline != d.StartTime+int64(time.Minute) || len(told) != 1 || told[0].GetRemaining() != 1 {
+			t.Errorf("asked again: %+v, told %v", d, told)
+		}
+		c.cordon("node-1", false)
+		if told := drainsTold(n.link.take()); len(told) != 1 || told[0].GetState() != apiv1.Drain_CANCELLED || told[0].GetReason() != "uncordoned" {
+			t.Errorf("uncordoned, it is told %v", told)
+		}
+	})
+}
+
+func drainsTold(frames []*nodev1.Frame) (told []*nodev1.DrainState) {
+	for _, f := range frames {
+		if d := f.GetDrainState(); d != nil {
+			told = append(told, d)
+		}
+	}
+	return told
+}
+
+// drainEvent is what the event says with which the last drain began.
+func drainEvent(log *soleLog) (message string) {
+	for e := range log.store.View().Events(0) {
+		if e.Type == "node.draining" {
+			message = e.Message
+		}
+	}
+	return message
 }
 
 // TestAdmit: what has begun goes on, then the more urgent, then the older; nobody waits for another one's node.

@@ -156,7 +156,13 @@ func reigningWith(t *testing.T, change func(*Options), f func(t *testing.T, log 
 // link registers a node and shows its inventory.
 func link(t *testing.T, hub *soleHub, name string, has ...*nodev1.SessionState) *fakeLink {
 	t.Helper()
-	l := &fakeLink{hello: &nodev1.Hello{NodeId: "id-" + name, Name: name, Incarnation: 1, Capabilities: &apiv1.Capabilities{
+	return linkAs(t, hub, name, 1, has...)
+}
+
+// linkAs is link for a later agent.
+func linkAs(t *testing.T, hub *soleHub, name string, incarnation uint64, has ...*nodev1.SessionState) *fakeLink {
+	t.Helper()
+	l := &fakeLink{hello: &nodev1.Hello{NodeId: "id-" + name, Name: name, Incarnation: incarnation, Capabilities: &apiv1.Capabilities{
 		CanSpawnSessions: true, SupportedSessionTypes: []string{session.TypeProcess}, CpuMilli: 4000, MemoryBytes: 1 << 30,
 	}}}
 	hub.up(l)
@@ -165,7 +171,7 @@ func link(t *testing.T, hub *soleHub, name string, has ...*nodev1.SessionState) 
 	if len(got) != 2 || got[0].GetHelloAck().GetClusterId() != "c" || got[1].GetGetSessions() == nil {
 		t.Fatalf("after hello: %v", got)
 	}
-	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: &nodev1.SessionsResponse{Incarnation: 1, Sessions: has}}})
+	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: &nodev1.SessionsResponse{Incarnation: incarnation, Sessions: has}}})
 	synctest.Wait()
 	return l
 }
