@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"pgregory.net/rapid"
 
@@ -266,6 +267,31 @@ func TestRemovingFollowsNoLinks(t *testing.T) {
 	exists(t, dir, "sessions/s", false)
 	exists(t, outside, "file", true)
 	if left, _ := os.ReadDir(filepath.Join(dir, "trash")); len(left) != 0 {
+		t.Errorf("the trash holds %v", left)
+	}
+}
+
+// TestDirectoriesOfOneInstant: an agent that finds several of one session to throw away, at one reading of its clock, begins all the same.
+func TestDirectoriesOfOneInstant(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, place := range []string{"restoring", "staged", "sessions"} {
+		write(t, filepath.Join(dir, place, "s", "workspace", "file"))
+	}
+	synctest.Test(t, func(t *testing.T) { // where the clock stands still
+		s, err := newStore(root, dir)
+		if err == nil {
+			err = s.discard("s")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if left, _ := os.ReadDir(filepath.Join(dir, "trash")); len(left) != 3 {
 		t.Errorf("the trash holds %v", left)
 	}
 }

@@ -261,11 +261,18 @@ func (s *store) discard(id string) error {
 
 func (s *store) discardTree(name, id string) error {
 	to := filepath.Join(trashDir, id+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
-	if err := s.root.Rename(name, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := s.root.Rename(name, to)
+	for n := 1; errors.Is(err, fs.ErrExist) && n <= discardsAtOnce; n++ { // two of a session, at one instant of a coarse clock
+		err = s.root.Rename(name, to+"-"+strconv.Itoa(n))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("agent: remove the directory of session %s: %w", id, err)
 	}
 	return nil
 }
+
+// discardsAtOnce is how many directories of one session can be discarded at one instant, beside the first: more than it has.
+const discardsAtOnce = 8
 
 // emptyTrash deletes what was discarded, until ctx ends.
 func (s *store) emptyTrash(ctx context.Context) error {

@@ -377,3 +377,60 @@ func BenchmarkAppend(b *testing.B) {
 	}
 	w.Close()
 }
+
+// TestReaderOfWhatWasCutOff: a record of which only a part fitted onto the disk is cut off and another one takes its place; a reader that saw
+// the part sees the other one.
+func TestReaderOfWhatWasCutOff(t *testing.T) {
+	for _, first := range []string{"", "before"} { // the part is read alone, or behind a whole record
+		dir := t.TempDir()
+		w := openLog(t, dir, Options{})
+		w.Line(Stdout, []byte("one"), false, 1)
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if first != "" {
+			w.Line(Stdout, []byte(first), false, 1)
+			if err := w.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		part := appendRecord(nil, &Record{Kind: Input, Number: w.Last(), Time: 1, Data: make([]byte, 8)})
+		if _, err := w.f.WriteAt(part[:headerBytes+3], w.size); err != nil {
+			t.Fatal(err)
+		}
+		r, err := NewReader(dir, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if rec, err := r.Next(); err != nil || string(rec.Data) != "one" {
+			t.Fatalf("got %q, %v", rec.Data, err)
+		}
+		if first == "" {
+			if _, err := r.Next(); !errors.Is(err, io.EOF) {
+				t.Fatalf("a part of a record: %v", err)
+			}
+		}
+		if err := w.f.Truncate(w.size); err != nil {
+			t.Fatal(err)
+		}
+		w.Line(Stdout, []byte("another, and a longer one"), false, 1)
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		last := ""
+		for {
+			rec, err := r.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = string(rec.Data)
+		}
+		if last != "another, and a longer one" {
+			t.Errorf("with %q before it, the last line read is %q", first, last)
+		}
+	}
+}

@@ -159,18 +159,13 @@ func holeText(first, last uint64) []byte {
 
 // record returns the record at r.at; io.EOF when nothing is there yet.
 func (r *Reader) record() (Record, error) {
-	if err := r.fill(headerBytes); err != nil {
-		return Record{}, err
-	}
-	n, err := recordBytes(r.buf)
-	if err == nil {
-		if err = r.fill(n); err != nil {
-			return Record{}, err
-		}
-	}
-	var rec Record
-	if err == nil {
-		rec, err = parseRecord(r.buf[:n:n])
+	early := len(r.buf) > 0
+	rec, n, err := r.parse()
+	if err != nil && early {
+		// What was read earlier may be the beginning of a record that did not fit onto the disk; the writer has cut it off, and written
+		// another one in its place.
+		r.buf = r.buf[:0]
+		rec, n, err = r.parse()
 	}
 	if err != nil {
 		r.buf = r.buf[:0] // it may be whole the next time
@@ -179,6 +174,21 @@ func (r *Reader) record() (Record, error) {
 	r.buf = r.buf[n:]
 	r.at += int64(n)
 	return rec, nil
+}
+
+// parse returns the record at r.at and its length.
+func (r *Reader) parse() (rec Record, n int, err error) {
+	if err := r.fill(headerBytes); err != nil {
+		return rec, 0, err
+	}
+	if n, err = recordBytes(r.buf); err != nil {
+		return rec, 0, err
+	}
+	if err := r.fill(n); err != nil {
+		return rec, 0, err
+	}
+	rec, err = parseRecord(r.buf[:n:n])
+	return rec, n, err
 }
 
 // fill makes r.buf hold at least n bytes from r.at on. An idle reader keeps no more than idleBytes.

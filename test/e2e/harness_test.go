@@ -145,6 +145,10 @@ func start(t *testing.T, name, program string, args ...string) *process {
 	p.run()
 	t.Cleanup(func() {
 		p.signal(syscall.SIGCONT)
+		if t.Failed() && os.Getenv("TEST_LOGS") != "" {
+			p.signal(syscall.SIGQUIT) // where its goroutines are, into its log
+			_ = p.cmd.Wait()
+		}
 		p.kill()
 		if t.Failed() {
 			b, _ := os.ReadFile(p.log)
