@@ -1,4 +1,5 @@
-// A node whose agent was told to end asks to be drained first, and is told how that goes. The drain itself is like any other.
+// A node whose agent was told to end asks to be drained first, and is told how that goes. The drain itself is like any other; nothing is
+// paused by it, for what is left goes on with the next agent, or elsewhere, without anybody's doing.
 
 package leader
 
@@ -42,7 +43,7 @@ func (r *reign) drainAsked(n *node, ask *nodev1.DrainNode) {
 		}
 		r.tellDrain(n)
 	}, &clusterv1.Command{Kind: &clusterv1.Command_DrainNode{DrainNode: &clusterv1.DrainNode{
-		NodeId: n.id, Deadline: r.opts.Now().Add(in).UnixNano(), Force: true, Actor: farewellActor, Incarnation: h.GetIncarnation(),
+		NodeId: n.id, Deadline: r.opts.Now().Add(in).UnixNano(), Actor: farewellActor, Incarnation: h.GetIncarnation(),
 	}}})
 }
 

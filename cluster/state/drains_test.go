@@ -164,15 +164,28 @@ func TestTheNextAgentEndsADrainOfTheOneBefore(t *testing.T) {
 			m.ok(m.facts("a", exited("s", 1, 0, 0)))
 			end(m, Drained)
 		}, true, 0},
-		"asked for twice":             {func(m *machine) { m.ok(byAgent(m)); m.ok(byAgent(m)) }, true, DrainCancelled},
-		"again after it was over":     {func(m *machine) { m.ok(byAgent(m)); end(m, DrainIncomplete); m.ok(byAgent(m)) }, true, DrainCancelled},
-		"cordoned before":             {func(m *machine) { m.ok(cordon); m.ok(byAgent(m)) }, false, DrainCancelled},
-		"cordoned meanwhile":          {func(m *machine) { m.ok(byAgent(m)); m.ok(cordon); m.ok(cordon) }, false, DrainCancelled},
-		"cordoned, and it is over":    {func(m *machine) { m.ok(cordon); m.ok(byAgent(m)); end(m, DrainIncomplete) }, false, 0},
-		"a person uncordons it":       {func(m *machine) { m.ok(byAgent(m)); m.ok(&clusterv1.SetNodeSchedulable{NodeId: "id-a", Schedulable: true}) }, true, DrainCancelled},
-		"a person drains it too":      {func(m *machine) { m.ok(byAgent(m)); m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + second}) }, false, Draining},
-		"a person drained it before":  {func(m *machine) { m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + second}); m.ok(byAgent(m)) }, false, Draining},
-		"a person had drained it":     {func(m *machine) { m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + 60*second}); end(m, DrainIncomplete); m.ok(byAgent(m)) }, false, DrainCancelled},
+		"asked for twice":          {func(m *machine) { m.ok(byAgent(m)); m.ok(byAgent(m)) }, true, DrainCancelled},
+		"again after it was over":  {func(m *machine) { m.ok(byAgent(m)); end(m, DrainIncomplete); m.ok(byAgent(m)) }, true, DrainCancelled},
+		"cordoned before":          {func(m *machine) { m.ok(cordon); m.ok(byAgent(m)) }, false, DrainCancelled},
+		"cordoned meanwhile":       {func(m *machine) { m.ok(byAgent(m)); m.ok(cordon); m.ok(cordon) }, false, DrainCancelled},
+		"cordoned, and it is over": {func(m *machine) { m.ok(cordon); m.ok(byAgent(m)); end(m, DrainIncomplete) }, false, 0},
+		"a person uncordons it": {func(m *machine) {
+			m.ok(byAgent(m))
+			m.ok(&clusterv1.SetNodeSchedulable{NodeId: "id-a", Schedulable: true})
+		}, true, DrainCancelled},
+		"a person drains it too": {func(m *machine) {
+			m.ok(byAgent(m))
+			m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + second})
+		}, false, Draining},
+		"a person drained it before": {func(m *machine) {
+			m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + second})
+			m.ok(byAgent(m))
+		}, false, Draining},
+		"a person had drained it": {func(m *machine) {
+			m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + 60*second})
+			end(m, DrainIncomplete)
+			m.ok(byAgent(m))
+		}, false, DrainCancelled},
 		"lost before it came to much": {func(m *machine) { m.ok(byAgent(m)); m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1}) }, true, DrainCancelled},
 	} {
 		t.Run(name, func(t *testing.T) {
