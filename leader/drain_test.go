@@ -362,6 +362,42 @@ func TestANodeThatEndsAsksEachLeader(t *testing.T) {
 	})
 }
 
+// TestANodeHearsOfItsOwnDrainOnly: the one before, that ended when its agent came back, is none of an answer.
+func TestANodeHearsOfItsOwnDrainOnly(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		c := newCrowd(t, log, hub, l, "node-1")
+		c.run("node-1", nil, "s")
+		n := c.nodes[0]
+		c.askToBeDrained(n, time.Minute)
+		n.link = linkAs(t, hub, "node-1", 2, &nodev1.SessionState{SessionId: "s", Epoch: 1})
+		if d := c.drained("node-1"); d.State != state.DrainCancelled {
+			t.Fatalf("its next agent is here: %+v", d)
+		}
+		log.mu.Lock()
+		log.holds = true
+		log.mu.Unlock()
+		c.askToBeDrained(n, time.Minute)
+		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_SetNodeStatus{SetNodeStatus: &clusterv1.SetNodeStatus{NodeId: "id-node-1", Status: apiv1.Node_DEGRADED, Reason: "busy"}}})
+		c.pass(time.Second)
+		c.askToBeDrained(n, time.Minute)
+		if len(n.drains) != 0 {
+			t.Errorf("before its drain began it was told %v", n.drains)
+		}
+		log.mu.Lock()
+		log.holds = false
+		held := log.held
+		log.mu.Unlock()
+		if len(held) != 1 {
+			t.Fatalf("%d drains are proposed", len(held))
+		}
+		held[0]()
+		c.pass(time.Second)
+		if len(n.drains) == 0 || n.drains[0].GetState() != apiv1.Drain_DRAINING {
+			t.Errorf("then it was told %v", n.drains)
+		}
+	})
+}
+
 func drainsTold(frames []*nodev1.Frame) (told []*nodev1.DrainState) {
 	for _, f := range frames {
 		if d := f.GetDrainState(); d != nil {

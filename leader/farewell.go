@@ -27,12 +27,17 @@ func (r *reign) drainAsked(n *node, ask *nodev1.DrainNode) {
 	n.drainAsked = true
 	h := n.link.Hello()
 	if row := r.opts.State.View().Node(n.id); row != nil && row.Drain.ByAgent() && row.Drain.Agent == h.GetIncarnation() {
-		r.tellDrain(n) // it asked another leader, or over another link
+		n.drainBegun = true // it asked another leader, or over another link
+		r.tellDrain(n)
 		return
 	}
 	in := min(max(ask.GetDeadline().AsDuration(), minFarewell), maxFarewell)
 	r.log.Info("a node asks to be drained, for its agent is about to end", "node", h.GetName(), "deadline", in)
+	link := n.link
 	r.propose(func(results []state.Result, err error) {
+		if n.link != link {
+			return // over the next one it asks again
+		}
 		if err == nil {
 			err = results[0].Err
 		}
@@ -41,15 +46,17 @@ func (r *reign) drainAsked(n *node, ask *nodev1.DrainNode) {
 			r.log.Warn("a drain that a node asked for was not begun", "node", h.GetName(), "error", err)
 			return
 		}
+		n.drainBegun = true
 		r.tellDrain(n)
 	}, &clusterv1.Command{Kind: &clusterv1.Command_DrainNode{DrainNode: &clusterv1.DrainNode{
 		NodeId: n.id, Deadline: r.opts.Now().Add(in).UnixNano(), Actor: farewellActor, Incarnation: h.GetIncarnation(),
 	}}})
 }
 
-// tellDrain has a node that asked for its drain told how it goes, with the next flush.
+// tellDrain has a node that asked for its drain told how it goes, with the next flush. Before it has begun, the record is that of an
+// earlier one.
 func (r *reign) tellDrain(n *node) {
-	if n.drainAsked {
+	if n.drainBegun {
 		n.drainUntold = true
 		r.mark(n)
 	}

@@ -37,6 +37,8 @@ type soleLog struct {
 	verify   error
 	verified int
 	refuse   error
+	holds    bool // drains that are proposed wait in held
+	held     []func()
 }
 
 func (l *soleLog) ProposeAsync(reply func([]state.Result, error), commands ...*clusterv1.Command) error {
@@ -44,6 +46,10 @@ func (l *soleLog) ProposeAsync(reply func([]state.Result, error), commands ...*c
 	defer l.mu.Unlock()
 	if l.refuse != nil {
 		return l.refuse
+	}
+	if commands[0].GetDrainNode() != nil && l.holds {
+		l.held = append(l.held, func() { _ = l.ProposeAsync(reply, commands...) })
+		return nil
 	}
 	l.index++
 	reply(l.store.Apply(l.index, &clusterv1.Batch{Time: time.Now().UnixNano(), Commands: commands}), nil)

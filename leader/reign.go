@@ -90,11 +90,12 @@ type node struct {
 	factGap  time.Time
 	// links counts the links of this reign: each numbers its streams from a place of its own.
 	links uint64
-	// drainAsked: its agent asked over this link for a drain, and is told how that goes; drainUntold: it is to be told now.
-	drainAsked, drainUntold bool
-	dirty                   map[string]*nodev1.DesiredSession
-	deliver                 []*nodev1.SessionMessages
-	unsent                  bool // it is in the reign's list of the same name
+	// drainAsked: its agent asked over this link for a drain; drainBegun: it is told how that goes; drainUntold: it is to be told now.
+	drainAsked, drainBegun, drainUntold bool
+
+	dirty   map[string]*nodev1.DesiredSession
+	deliver []*nodev1.SessionMessages
+	unsent  bool // it is in the reign's list of the same name
 }
 
 func newReign(l *Leader, term uint64) *reign {

@@ -114,7 +114,7 @@ func (r *reign) dropLink(n *node, code int, reason string) {
 	}
 	n.streams.Close(nodelink.ErrClosed)
 	n.link, n.streams, n.registered, n.synced = nil, nil, false, false
-	n.drainAsked, n.drainUntold = false, false
+	n.drainAsked, n.drainBegun, n.drainUntold = false, false, false
 	n.dirty, n.deliver = map[string]*nodev1.DesiredSession{}, nil
 	live, _ := r.l.Live(n.id)
 	live.Linked, live.Server = false, ""
