@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -39,17 +40,12 @@ func startTrio(t *testing.T, agents int) *trio {
 	for range 3 {
 		c.bases = append(c.bases, ports(t, 5))
 	}
-	var gossip, grpc, links []string
+	var grpc, links []string
 	for i := range 3 {
-		gossip, grpc, links = append(gossip, c.at(i, 0)), append(grpc, c.at(i, 2)), append(links, c.at(i, 3))
+		grpc, links = append(grpc, c.at(i, 2)), append(links, c.at(i, 3))
 	}
 	for i := range 3 {
-		name := fmt.Sprintf("server-%d", i+1)
-		c.servers = append(c.servers, start(t, name, "orchestrator", "serve", "--config", writeYAML(t, c.dir, name+".yaml", map[string]any{
-			"name": name, "data_dir": filepath.Join(c.dir, name), "auth": map[string]any{"tokens": false},
-			"listen":           map[string]string{"gossip": c.at(i, 0), "raft": c.at(i, 1), "grpc": c.at(i, 2), "link": c.at(i, 3), "client": c.at(i, 4)},
-			"bootstrap_expect": 3, "join": gossip, "log": map[string]string{"level": "debug"},
-		})))
+		c.startServer(i)
 	}
 	for i := range agents {
 		name := fmt.Sprintf("node-%d", i+1)
@@ -67,6 +63,33 @@ func startTrio(t *testing.T, agents int) *trio {
 	}
 	c.until("all nodes are linked", func(ctx context.Context) bool { return c.linked(ctx) == agents })
 	return c
+}
+
+// startServer starts a server for the first time; its ports are there.
+func (c *trio) startServer(i int) {
+	c.t.Helper()
+	name := fmt.Sprintf("server-%d", i+1)
+	c.servers = append(c.servers, start(c.t, name, "orchestrator", "serve", "--config", writeYAML(c.t, c.dir, name+".yaml", map[string]any{
+		"name": name, "data_dir": filepath.Join(c.dir, name), "auth": map[string]any{"tokens": false},
+		"listen":           map[string]string{"gossip": c.at(i, 0), "raft": c.at(i, 1), "grpc": c.at(i, 2), "link": c.at(i, 3), "client": c.at(i, 4)},
+		"bootstrap_expect": 3, "join": []string{c.at(0, 0), c.at(1, 0), c.at(2, 0)}, "raft": map[string]string{"remove_left_after": "10s"},
+		"log": map[string]string{"level": "debug"},
+	})))
+}
+
+// voters are the servers that vote, in the order of their names.
+func (c *trio) voters(ctx context.Context) (names []string) {
+	r, err := c.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
+	if err != nil {
+		return nil
+	}
+	for _, m := range r.GetMembers() {
+		if m.GetRole() == apiv1.Member_LEADER || m.GetRole() == apiv1.Member_FOLLOWER {
+			names = append(names, m.GetId())
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // ready is what a server says of whether it can serve: the status, and why not; empty when nobody answers.
@@ -230,4 +253,41 @@ func TestAServerThatStopsSaysSo(t *testing.T) {
 	if c.leads() == i {
 		t.Errorf("server %d still leads", i+1)
 	}
+}
+
+// TestFewerServersAreLeft: two more servers join by themselves and vote; when they are stopped for good, the others do without them by
+// themselves, and can afford to lose one more.
+func TestFewerServersAreLeft(t *testing.T) {
+	t.Parallel()
+	watch := newObserver(t)
+	c := startTrio(t, 1)
+	row := c.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping()})
+	end := c.talk(row.GetId())
+	for i := 3; i < 5; i++ {
+		c.bases = append(c.bases, ports(t, 5))
+		c.startServer(i)
+	}
+	five := []string{"server-1", "server-2", "server-3", "server-4", "server-5"}
+	c.until("all five vote", func(ctx context.Context) bool { return slices.Equal(c.voters(ctx), five) })
+
+	// Both at once, as when a set of pods shrinks; one of them leads.
+	if _, err := c.c.Cluster.TransferLeadership(t.Context(), &apiv1.TransferLeadershipRequest{Id: five[4]}); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[3].signal(syscall.SIGTERM)
+	c.servers[4].signal(syscall.SIGTERM)
+	for _, i := range []int{3, 4} {
+		if code := c.servers[i].wait(); code != 0 {
+			t.Errorf("server %d ended with exit code %d", i+1, code)
+		}
+	}
+	c.until("three vote", func(ctx context.Context) bool { return slices.Equal(c.voters(ctx), five[:3]) })
+	c.servers[c.leads()].kill()
+	if c.count(c.spawn(&apiv1.SessionSpec{Name: "after", Command: watch.keeping()}).GetId()) != 1 {
+		t.Error("what was spawned after the loss counts wrong")
+	}
+	if end() == 0 || c.session(row.GetId()).GetEpoch() != 1 {
+		t.Error("the session did not work on")
+	}
+	watch.check(t)
 }
