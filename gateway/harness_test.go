@@ -117,10 +117,14 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 		LinkAddresses: func() []string { return nil }, Now: time.Now, Logger: log,
 	})
 	mem := raft.NewInmemStore()
+	timings := cluster.Timings{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond, Commit: 5 * time.Millisecond}
+	if len(voters) > 1 { // the leader is to stay the leader on a busy machine
+		timings.Heartbeat, timings.Election, timings.Lease = 300*time.Millisecond, 300*time.Millisecond, 250*time.Millisecond
+	}
 	node, err := cluster.Open(cluster.Options{
 		ID: id, DataDir: "memory", RaftAddress: id, GRPCAddress: id, LinkAddress: id,
 		Servers:       voters,
-		Timings:       cluster.Timings{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond, Commit: 5 * time.Millisecond},
+		Timings:       timings,
 		SnapshotEvery: 1 << 20, TrailingLogs: 64, State: store, Lead: lead.Run,
 		Stats: func(context.Context, string) (cluster.ServerStats, error) { return cluster.ServerStats{}, nil },
 		Fatal: func(err error) { t.Errorf("the server must not go on: %v", err) },

@@ -59,7 +59,7 @@ type Config struct {
 	} `yaml:"sessions"`
 	Checkpoints struct {
 		CacheDir       string       `yaml:"cache_dir" help:"chunks that were sent or fetched, for sessions that come back; below data_dir when empty"`
-		CacheBytes     config.Bytes `yaml:"cache_bytes" help:"chunks kept there; what was used least lately goes first; 0 for none"`
+		CacheBytes     config.Bytes `yaml:"cache_bytes" help:"chunks kept there; what was used least lately goes first, and never more than a tenth of the disk; 0 for none"`
 		SpoolBytes     config.Bytes `yaml:"spool_bytes" help:"captured and not stored yet; beyond it sessions are held until the store has taken it"`
 		BytesPerSecond config.Bytes `yaml:"bytes_per_second" help:"of chunks that come and go, from wherever and to wherever; 0 for no limit"`
 		Serve          string       `yaml:"serve" help:"host:port where other nodes fetch sessions that move to them; without a host the address towards the servers, port 0 any; not served when empty"`
