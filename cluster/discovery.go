@@ -85,6 +85,7 @@ type gossip struct {
 	opts GossipOptions
 	log  *slog.Logger
 	list *memberlist.Memberlist
+	at   string // where this server gossips
 
 	leaving atomic.Bool // it has said goodbye, or is about to
 
@@ -138,6 +139,7 @@ func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hl
 	if g.list, err = memberlist.Create(c); err != nil {
 		return nil, fault.New(fault.Invalid, "gossip: listen on %s: %w; choose another address or end what uses it", o.BindAddress, err)
 	}
+	g.at = g.list.LocalNode().Address() // later it may be read only under memberlist's own lock
 	return g, nil
 }
 
@@ -166,9 +168,8 @@ func (g *gossip) run(ctx context.Context, missing func() bool) {
 // returns how many were reached.
 func (g *gossip) join(ctx context.Context, peers []string) (int, error) {
 	addresses, errs := resolve(ctx, g.opts.Lookup, peers)
-	self := g.list.LocalNode().Address()
 	addresses = slices.DeleteFunc(addresses, func(a string) bool {
-		return a == self || a == g.opts.BindAddress || a == g.opts.AdvertiseAddress
+		return a == g.at || a == g.opts.BindAddress || a == g.opts.AdvertiseAddress
 	})
 	var mu sync.Mutex
 	var wait sync.WaitGroup

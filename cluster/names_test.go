@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -27,13 +28,36 @@ type named struct {
 	*trio
 	gossip, raft int // ports
 	mu           sync.Mutex
-	at           map[string]netip.Addr // by name
+	at           map[string]netip.Addr            // by name
+	seen         map[string]map[string]netip.Addr // by whom, of whom
+}
+
+// seer notes where a server sees the others. memberlist's own list may not be read while it changes.
+type seer struct {
+	memberlist.EventDelegate
+	c  *named
+	id string
+}
+
+func (s seer) NotifyJoin(n *memberlist.Node) {
+	s.c.mu.Lock()
+	a, _ := netip.AddrFromSlice(n.Addr)
+	s.c.seen[s.id][n.Name] = a.Unmap()
+	s.c.mu.Unlock()
+	s.EventDelegate.NotifyJoin(n)
+}
+
+func (s seer) NotifyLeave(n *memberlist.Node) {
+	s.c.mu.Lock()
+	delete(s.c.seen[s.id], n.Name)
+	s.c.mu.Unlock()
+	s.EventDelegate.NotifyLeave(n)
 }
 
 // newNamed starts them on 127.0.0.first and the two behind it.
 func newNamed(t *testing.T, first byte) *named {
 	t.Helper()
-	c := &named{gossip: freePort(t), raft: freePort(t), at: map[string]netip.Addr{}}
+	c := &named{gossip: freePort(t), raft: freePort(t), at: map[string]netip.Addr{}, seen: map[string]map[string]netip.Addr{}}
 	c.move(first, "s1", "s2", "s3")
 	c.trio = newTrio(t, c.tune)
 	t.Cleanup(c.close)
@@ -92,6 +116,9 @@ func (c *named) tune(o *Options) {
 	if o.Listener, err = net.Listen("tcp", joined(found[0], c.raft)); err != nil {
 		c.t.Fatal(err)
 	}
+	c.mu.Lock()
+	c.seen[o.ID] = map[string]netip.Addr{}
+	c.mu.Unlock()
 	o.Transport, o.Dial = nil, c.dial
 	for i := range o.Servers {
 		o.Servers[i].Address = raft.ServerAddress(net.JoinHostPort(string(o.Servers[i].ID), strconv.Itoa(c.raft)))
@@ -102,6 +129,7 @@ func (c *named) tune(o *Options) {
 		return ServerStats{}, fault.New(fault.Unavailable, "nobody asks here")
 	}
 	o.Gossip = &GossipOptions{BindAddress: joined(found[0], c.gossip), Join: []string{net.JoinHostPort("all", strconv.Itoa(c.gossip))}, Lookup: c.lookup, tune: func(m *memberlist.Config) {
+		m.Events = seer{m.Events, c, o.ID}
 		m.ProbeInterval, m.ProbeTimeout, m.SuspicionMult, m.GossipInterval = 100*time.Millisecond, 50*time.Millisecond, 2, 20*time.Millisecond
 	}}
 }
@@ -111,14 +139,9 @@ func (c *named) together() {
 	c.t.Helper()
 	for _, m := range c.servers {
 		eventually(c.t, m.id+" knows all where they are", func() bool {
-			var at []netip.Addr
-			for _, x := range m.node.gossip.list.Members() {
-				a, _ := netip.AddrFromSlice(x.Addr)
-				at = append(at, a.Unmap())
-			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return len(at) == 3 && slices.Contains(at, c.at["s1"]) && slices.Contains(at, c.at["s2"]) && slices.Contains(at, c.at["s3"])
+			return maps.Equal(c.seen[m.id], c.at)
 		})
 	}
 }
