@@ -39,6 +39,7 @@ type alone struct {
 	admin string // a token
 	stop  func() // for good; once
 	hub   *nodelink.Hub
+	api   *Server
 }
 
 // proposer lets the leader be built before the node that it proposes to.
@@ -137,6 +138,7 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 	authenticator := auth.NewAuthenticator(TokenStore{State: store}, time.Now)
 	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Chunks: chunks, Now: time.Now, Logger: log})
 	api := NewServer(a.ops, ServerOptions{Hub: hub, PeerSecret: "secret", Observe: func(string, codes.Code, time.Duration) {}})
+	a.api = api
 	ctx, cancel := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { _ = node.Run(ctx) })
