@@ -87,16 +87,11 @@ func OpenCA(dir string, now func() time.Time) (*CA, error) {
 		return nil, err
 	}
 	keyFile := filepath.Join(dir, CAKeyFile)
-	block, err := readPEM(keyFile, "PRIVATE KEY")
+	key, err := readECKey(keyFile)
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block)
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "ca: %s: %w", keyFile, err)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok || !key.PublicKey.Equal(cert.PublicKey) {
+	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fault.New(fault.Invalid, "ca: %s is not the key of %s; restore both files from one backup", CAKeyFile, CACertFile)
 	}
 	return &CA{cert: cert, key: key, now: now}, nil
@@ -184,13 +179,33 @@ func (c *CA) Issue(r CertRequest) (*Issued, error) {
 	return &Issued{Cert: cert, key: key, ca: c.CertPEM()}, nil
 }
 
+// files are where the certificate goes.
+func (i *Issued) files(dir string) Files {
+	name := i.Cert.Subject.CommonName
+	return Files{Cert: filepath.Join(dir, name+".pem"), Key: filepath.Join(dir, name+"-key.pem"), CA: filepath.Join(dir, CACertFile)}
+}
+
+// Replace is Write where a certificate of that name, its key and ca.pem may be there from before, and are given up. It is for places
+// that hold nothing else, such as the volume of a pod, whose certificate is made again when it starts again.
+func (i *Issued) Replace(dir string) (Files, error) {
+	f := i.files(dir)
+	if i.Cert.Subject.CommonName != "ca" { // Write refuses it
+		for _, name := range []string{f.Cert, f.Key, f.CA} {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return Files{}, fault.New(fault.Invalid, "ca: replace: %w; choose a directory that you may write", err)
+			}
+		}
+	}
+	return i.Write(dir)
+}
+
 var hostRE = regexp.MustCompile(`^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
 
 // Write writes NAME.pem, NAME-key.pem (readable by its owner only) and ca.pem into a directory, and returns their paths.
 // It never overwrites a certificate or key: that is fault.AlreadyExists. A ca.pem that is there must be the same.
 func (i *Issued) Write(dir string) (Files, error) {
+	f := i.files(dir)
 	name := i.Cert.Subject.CommonName
-	f := Files{Cert: filepath.Join(dir, name+".pem"), Key: filepath.Join(dir, name+"-key.pem"), CA: filepath.Join(dir, CACertFile)}
 	if name == "ca" {
 		return Files{}, fault.New(fault.Invalid, "ca: the name \"ca\" is the authority's own")
 	}

@@ -77,6 +77,31 @@ func readPEM(name, kind string) ([]byte, error) {
 	return nil, fault.New(fault.Invalid, "tls: %s: holds no PEM block %q", name, kind)
 }
 
+// readECKey returns the key in a file: in PKCS #8, as ours are, or in SEC 1, as openssl and Helm make them.
+func readECKey(name string) (*ecdsa.PrivateKey, error) {
+	bad := func(err error) error { return fault.New(fault.Invalid, "ca: %s: %w", name, err) }
+	if der, err := readPEM(name, "EC PRIVATE KEY"); err == nil {
+		key, err := x509.ParseECPrivateKey(der)
+		if err != nil {
+			return nil, bad(err)
+		}
+		return key, nil
+	}
+	der, err := readPEM(name, "PRIVATE KEY")
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, bad(err)
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, bad(errors.New("is no key of an elliptic curve; make the authority with `orchestrator ca init`"))
+	}
+	return key, nil
+}
+
 // readCert returns the first certificate in a file.
 func readCert(name string) (*x509.Certificate, error) {
 	der, err := readPEM(name, "CERTIFICATE")

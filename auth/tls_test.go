@@ -4,8 +4,10 @@ package auth
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -448,6 +450,20 @@ func TestCA(t *testing.T) {
 		t.Errorf("the default holds for %s", got)
 	}
 
+	// Replaced where that was asked for, whoever signed the one before.
+	fourth, err := newCA(t, time.Now).Issue(CertRequest{Role: Node, Name: "n-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	third, err := fourth.Replace(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := os.ReadFile(third.Key); bytes.Equal(key, now) || third != files {
+		t.Error("the key was not replaced")
+	}
+	loadCerts(t, third, time.Now)
+
 	// Near the authority's end, certificates end with it; after it, there are none.
 	now = ca.cert.NotAfter.Add(-time.Hour)
 	last, err := again.Issue(CertRequest{Role: Node, Name: "last"})
@@ -481,4 +497,43 @@ func mustIssue(t *testing.T, ca *CA) *Issued {
 		t.Fatal(err)
 	}
 	return issued
+}
+
+// An authority that was made elsewhere has its key in SEC 1.
+func TestCAFromElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	ca, err := InitCA(dir, "prod", time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, CAKeyFile)
+	put := func(kind string, der []byte) {
+		t.Helper()
+		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	der, err := x509.MarshalECPrivateKey(ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("EC PRIVATE KEY", der)
+	if _, err := OpenCA(dir, time.Now); err != nil {
+		t.Error(err)
+	}
+	put("EC PRIVATE KEY", der[1:])
+	if _, err := OpenCA(dir, time.Now); !fault.Is(err, fault.Invalid) {
+		t.Errorf("rubbish: %v", err)
+	}
+	_, other, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if der, err = x509.MarshalPKCS8PrivateKey(other); err != nil {
+		t.Fatal(err)
+	}
+	put("PRIVATE KEY", der)
+	if _, err := OpenCA(dir, time.Now); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "elliptic curve") {
+		t.Errorf("another kind of key: %v", err)
+	}
 }

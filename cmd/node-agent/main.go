@@ -43,7 +43,7 @@ the agent: it may be stopped, killed or replaced, and takes them up again when i
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fault.New(fault.Invalid, "%w", err) })
 	root.SetArgs(args)
-	root.AddCommand(runCommand(stderr), configCommand())
+	root.AddCommand(runCommand(stderr), configCommand(), echoCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(stderr, "node-agent: %s\n", strings.Join(strings.Fields(err.Error()), " "))
 		return exitcode.Of(err)

@@ -25,6 +25,7 @@ import (
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/internal/config/configtest"
 	"github.com/neolith/orchestrator/internal/exitcode"
+	"github.com/neolith/orchestrator/session"
 	"github.com/neolith/orchestrator/telemetry/metricstest"
 )
 
@@ -114,6 +115,22 @@ func TestRefusals(t *testing.T) {
 				t.Error("the token is repeated")
 			}
 		})
+	}
+}
+
+// What answers each line with itself is a session of the default protocol.
+func TestEcho(t *testing.T) {
+	cmd, out := echoCommand(), new(bytes.Buffer)
+	long := strings.Repeat("x", session.MaxMessageBytes)
+	cmd.SetArgs(nil)
+	cmd.SetIn(strings.NewReader("hello\n\n" + long + "\n"))
+	cmd.SetOut(out)
+	if err := cmd.ExecuteContext(t.Context()); err != nil || out.String() != "hello\n\n"+long+"\n" {
+		t.Errorf("%v, and %d bytes", err, out.Len())
+	}
+	cmd.SetIn(strings.NewReader(strings.Repeat("x", maxEchoBytes+1)))
+	if err := cmd.ExecuteContext(t.Context()); err == nil {
+		t.Error("a line without end is no error")
 	}
 }
 

@@ -36,6 +36,7 @@ func caCommand() *cobra.Command {
 	var role, name, out string
 	var hosts []string
 	var validity time.Duration
+	var replace bool
 	issue := &cobra.Command{
 		Use: "issue", Short: "Make a certificate for a server, a node or a client", Args: cobra.NoArgs,
 		Example: "  orchestrator ca issue --dir ca --role server --name server-1 --host server-1.example.org --host 10.0.0.1 --out server-1-tls",
@@ -51,7 +52,11 @@ func caCommand() *cobra.Command {
 			if out == "" {
 				out = name + "-tls"
 			}
-			files, err := issued.Write(out)
+			write := issued.Write
+			if replace {
+				write = issued.Replace
+			}
+			files, err := write(out)
 			if err != nil {
 				return err
 			}
@@ -64,6 +69,7 @@ func caCommand() *cobra.Command {
 	issue.Flags().StringArrayVar(&hosts, "host", nil, "a name or address under which a server is reached; may be repeated")
 	issue.Flags().DurationVar(&validity, "validity", auth.DefaultLeafValidity, "how long it holds")
 	issue.Flags().StringVar(&out, "out", "", "directory for the files; NAME-tls when empty")
+	issue.Flags().BoolVar(&replace, "replace", false, "give up a certificate of that name which is in --out already, instead of refusing")
 	_ = issue.MarkFlagRequired("name") // the flag is there
 	cmd.AddCommand(initCmd, issue)
 	return cmd
