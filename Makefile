@@ -89,6 +89,24 @@ bench: build ## measure, against the raw limits of this machine; ARGS="send --qu
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./bench/cmd/bench
 	bin/bench $(or $(ARGS),all)
 
+# Tags of images have no plus sign, and no slash.
+IMAGE_TAG   ?= $(subst /,-,$(subst +,-,$(VERSION)))
+IMAGES      := dist/images
+
+.PHONY: images
+images: dist/ca-certificates.pem ## build the container images into dist/images, for amd64 and arm64; needs no Docker
+	$(GO) run ./deploy/images -roots $< -out $(IMAGES) -version $(IMAGE_TAG) -revision $(shell git rev-parse HEAD) \
+		-created $(shell git log -1 --format=%cI) $(ARGS)
+
+.PHONY: image-test
+image-test: images ## run the programs of the images from what is unpacked of them, with nothing else around
+	IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -run TestProgramsRun -v ./deploy/images
+
+dist/ca-certificates.pem: tools/roots/go.mod tools/roots/main.go
+	@mkdir -p $(@D)
+	$(GO) run -C tools/roots . > $@.new
+	@mv $@.new $@
+
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the tools into .tools/bin
 

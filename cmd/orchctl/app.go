@@ -17,6 +17,7 @@ import (
 
 	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/kube"
 )
 
 // app is one run of the program.
@@ -28,10 +29,11 @@ type app struct {
 	refresh        time.Duration // between two looks at what cannot be watched
 	patience       time.Duration // before progress is shown
 
-	flags  globals
-	target *target        // where to go; nil until it is needed
-	client *client.Client // nil until it is needed
-	busy   *progress      // shown while nothing else is; nil when not
+	flags   globals
+	target  *target        // where to go; nil until it is needed
+	client  *client.Client // nil until it is needed
+	release *kube.Reach    // nil unless the way there is that of a release on Kubernetes
+	busy    *progress      // shown while nothing else is; nil when not
 }
 
 // globals are the flags of every command.
@@ -40,6 +42,7 @@ type globals struct {
 	addr, token, tokenFile, tlsCA, tlsCert, tlsKey, tlsServerName string
 	timeout                                                       time.Duration
 	quiet, insecure                                               bool
+	kube                                                          kubeFlags
 	set                                                           func(string) bool // whether a flag was given
 }
 
@@ -69,6 +72,9 @@ func (a *app) execute(args []string) int {
 	if a.client != nil {
 		_ = a.client.Close() // it has no error
 	}
+	if a.release != nil {
+		a.release.Close()
+	}
 	return a.report(cmd, err)
 }
 
@@ -90,8 +96,9 @@ func (a *app) root() *cobra.Command {
 
 const rootHelp = `orchctl runs, talks to and looks after agent sessions on a cluster.
 
-Where it goes, in this order: --addr, ORCHCTL_ADDR, the context given with --context or made current with
-'orchctl context use', 127.0.0.1:8077. An address that a context lists is reached with that context's token and TLS
+Where it goes, in this order: --addr or --kube-release, ORCHCTL_ADDR or ORCHCTL_KUBE_RELEASE, the context given with --context
+or made current with 'orchctl context use', 127.0.0.1:8077. A release on Kubernetes is reached through its API server, with
+the release's own admin token and authority. An address that a context lists is reached with that context's token and TLS
 files, unless others are given (--token-file, --tls-ca, … or ORCHCTL_TOKEN_FILE, ORCHCTL_TLS_CA, …).
 
 Exit codes: 0 done; 1 it failed; 2 wrong usage or bad configuration; 3 not found; 4 refused (permission, conflict, no
@@ -111,6 +118,7 @@ func (a *app) globalFlags(root *cobra.Command) {
 	f.StringVar(&g.tlsCert, "tls-cert", "", "a PEM file with the client's certificate (ORCHCTL_TLS_CERT)")
 	f.StringVar(&g.tlsKey, "tls-key", "", "a PEM file with the key of --tls-cert (ORCHCTL_TLS_KEY)")
 	f.StringVar(&g.tlsServerName, "tls-server-name", "", "the name in the servers' certificates, when it is not the address (ORCHCTL_TLS_SERVER_NAME)")
+	g.kube.add(f)
 	f.BoolVar(&g.insecure, "insecure", false, "connect in plain text, without a token, also beyond this machine")
 	g.set = f.Changed
 	a.complete(root, "output", "table", "wide", "json", "yaml", "name")

@@ -40,7 +40,7 @@ func (a *app) memberKind() kind[*apiv1.Member] {
 
 func (a *app) statusCommand() *cobra.Command {
 	return a.command("status", "Show the leader, the members, and how much there is of what", exactly(0), brief, func(ctx context.Context, _ []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -76,7 +76,7 @@ func (a *app) membersCommand() *cobra.Command {
 	var l listFlags
 	c := a.command("members", "List the servers", exactly(0), brief, func(ctx context.Context, _ []string) error {
 		match, err := parseTerms(l.filter, "id", "role", "healthy", "gossip")
-		cl, err2 := a.connect()
+		cl, err2 := a.connect(ctx)
 		if err := errors.Join(err, err2, l.check()); err != nil {
 			return err
 		}
@@ -118,7 +118,7 @@ func show[T proto.Message](ctx context.Context, a *app, k kind[T], l *listFlags,
 
 // findMember returns the id of the member that an id, a unique prefix of one, or an address means.
 func (a *app) findMember(ctx context.Context, ref string) (string, error) {
-	cl, err := a.connect()
+	cl, err := a.connect(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -153,7 +153,7 @@ func unique(noun, list, ref string, ids []string) (string, error) {
 func (a *app) joinCommand() *cobra.Command {
 	return a.command("join ADDRESS", "Make the asked server gossip with another, at host:port, which makes that known to the cluster", exactly(1), brief,
 		func(ctx context.Context, args []string) error {
-			cl, err := a.connect()
+			cl, err := a.connect(ctx)
 			if err != nil {
 				return err
 			}
@@ -190,7 +190,7 @@ func (a *app) transferCommand() *cobra.Command {
 					return err
 				}
 			}
-			cl, err := a.connect()
+			cl, err := a.connect(ctx)
 			if err != nil {
 				return err
 			}

@@ -33,7 +33,7 @@ func (a *app) ask(cmd *cobra.Command, look func(ctx context.Context) ([]cobra.Co
 	}
 	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
 	defer cancel()
-	if _, err := a.connect(); err != nil {
+	if _, err := a.connect(ctx); err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	found, err := look(ctx)

@@ -3,6 +3,9 @@
 package main
 
 import (
+	"context"
+	"crypto/x509"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -10,6 +13,7 @@ import (
 	"github.com/neolith/orchestrator/client"
 	clientcontext "github.com/neolith/orchestrator/client/context"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/kube"
 	"github.com/neolith/orchestrator/session"
 	"github.com/neolith/orchestrator/telemetry"
 )
@@ -25,6 +29,11 @@ type target struct {
 	token     string
 	tls       client.TLSFiles
 	namespace string
+
+	// Of a release on Kubernetes only; all but release come with reach.
+	release *kube.Release
+	roots   *x509.CertPool
+	dial    func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // resolve decides where to go.
@@ -40,6 +49,11 @@ func (a *app) resolve() (*target, error) {
 	t.tls = client.TLSFiles{
 		CA: first(a.flags.tlsCA, a.getenv("ORCHCTL_TLS_CA")), Cert: first(a.flags.tlsCert, a.getenv("ORCHCTL_TLS_CERT")),
 		Key: first(a.flags.tlsKey, a.getenv("ORCHCTL_TLS_KEY")), ServerName: first(a.flags.tlsServerName, a.getenv("ORCHCTL_TLS_SERVER_NAME")),
+	}
+	if rel, meant, err := a.kubeRelease(); err != nil {
+		return nil, err
+	} else if meant {
+		return a.resolveKube(t, rel, tokenFile)
 	}
 	chosen, using, err := a.pick(t)
 	if err != nil {
@@ -110,12 +124,15 @@ func (a *app) pick(t *target) (chosen clientcontext.Context, using bool, err err
 }
 
 // connect makes the client, once.
-func (a *app) connect() (*client.Client, error) {
+func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	if a.client != nil {
 		return a.client, nil
 	}
 	t, err := a.resolve()
 	if err != nil {
+		return nil, err
+	}
+	if err := a.reach(ctx, t); err != nil {
 		return nil, err
 	}
 	cfg, err := a.clientConfig(t)
@@ -127,9 +144,9 @@ func (a *app) connect() (*client.Client, error) {
 }
 
 func (a *app) clientConfig(t *target) (client.Config, error) {
-	tlsConfig, err := t.tls.Load()
+	tlsConfig, err := t.tlsConfig()
 	return client.Config{
-		Addresses: t.addresses, Token: t.token, TLS: tlsConfig, Insecure: a.flags.insecure, Timeout: a.flags.timeout,
+		Dial: t.dial, Addresses: t.addresses, Token: t.token, TLS: tlsConfig, Insecure: a.flags.insecure, Timeout: a.flags.timeout,
 		ReachTimeout: reachTimeout, UserAgent: "orchctl/" + telemetry.ThisBuild().Version,
 		OnRetry: func(r client.Retry) { a.busy.say("trying again: " + r.Err.Error()) },
 	}, err

@@ -37,7 +37,7 @@ func (a *app) dlqListCommand() *cobra.Command {
 	var all bool
 	c := a.command("list [SESSION]", "List dead letters", between(0, 1), brief, func(ctx context.Context, args []string) error {
 		match, err := messageMatch(l.filter)
-		cl, err2 := a.connect()
+		cl, err2 := a.connect(ctx)
 		if err := errors.Join(err, err2, l.check()); err != nil {
 			return err
 		}
@@ -141,7 +141,7 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}

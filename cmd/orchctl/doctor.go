@@ -105,10 +105,13 @@ func (d *doctor) print() error {
 	return nil
 }
 
-func (d *doctor) config(context.Context) bool {
+func (d *doctor) config(ctx context.Context) bool {
 	t, err := d.a.resolve()
 	if err == nil {
-		_, err = t.tls.Load()
+		err = d.a.reach(ctx, t)
+	}
+	if err == nil {
+		_, err = t.tlsConfig()
 	}
 	if err != nil {
 		d.fail("config", "mend the flags, the environment or the context", "%v", err)
@@ -127,9 +130,8 @@ func (d *doctor) config(context.Context) bool {
 func (d *doctor) addresses(ctx context.Context) bool {
 	reached := 0
 	for _, address := range d.target.addresses {
-		dialer := net.Dialer{Timeout: doctorDial}
 		begun := time.Now()
-		conn, err := dialer.DialContext(ctx, "tcp", address)
+		conn, err := d.dial(ctx, address)
 		if err != nil {
 			report := d.fail
 			if len(d.target.addresses) > 1 {
@@ -152,13 +154,27 @@ func (d *doctor) addresses(ctx context.Context) bool {
 	return reached > 0
 }
 
+// dial makes a connection as the client would.
+func (d *doctor) dial(ctx context.Context, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, doctorDial)
+	defer cancel()
+	if d.target.dial != nil {
+		return d.target.dial(ctx, address)
+	}
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, "tcp", address)
+}
+
 // transport makes a TLS connection by itself, to look at the certificate.
 func (d *doctor) transport(ctx context.Context) bool {
-	cfg, err := d.target.tls.Load()
+	cfg, err := d.target.tlsConfig()
 	if err != nil || cfg == nil {
-		if d.a.flags.insecure {
+		switch {
+		case d.a.flags.insecure:
 			d.warn("tls", "configure TLS with --tls-ca", "plain text, as --insecure asks for")
-		} else {
+		case d.target.dial != nil:
+			d.ok("tls", "plain text, within the connection to the Kubernetes API server")
+		default:
 			d.ok("tls", "plain text, which stays on this machine")
 		}
 		return true
@@ -167,17 +183,16 @@ func (d *doctor) transport(ctx context.Context) bool {
 	cfg.NextProtos = []string{"h2"}
 	worked := false
 	for _, address := range d.target.addresses {
-		dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: doctorDial}, Config: cfg}
-		conn, err := dialer.DialContext(ctx, "tcp", address)
-		var op *net.OpError
-		switch {
-		case errors.As(err, &op) && op.Op == "dial":
+		raw, err := d.dial(ctx, address)
+		if err != nil {
 			continue // said already
-		case err != nil:
+		}
+		conn, err := handshake(ctx, raw, address, cfg)
+		if err != nil {
 			d.fail("tls", "give the cluster's CA with --tls-ca, and --tls-server-name when the certificate has another name", "%s: %v", address, err)
 			continue
 		}
-		end := conn.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter
+		end := conn.ConnectionState().PeerCertificates[0].NotAfter
 		_ = conn.Close() // it carried nothing
 		worked = true
 		left := end.Sub(d.a.now())
@@ -190,9 +205,25 @@ func (d *doctor) transport(ctx context.Context) bool {
 	return worked
 }
 
+// handshake makes a connection a TLS one. It closes it when it cannot.
+func handshake(ctx context.Context, raw net.Conn, address string, cfg *tls.Config) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, doctorDial)
+	defer cancel()
+	if cfg.ServerName == "" {
+		cfg = cfg.Clone()
+		cfg.ServerName, _, _ = net.SplitHostPort(address) // what cannot be split was not dialled
+	}
+	conn := tls.Client(raw, cfg)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close() // it carried nothing
+		return nil, err
+	}
+	return conn, nil
+}
+
 // api asks a server the first question, which takes a token.
 func (d *doctor) api(ctx context.Context) bool {
-	cl, err := d.a.connect()
+	cl, err := d.a.connect(ctx)
 	if err != nil {
 		d.fail("token", "mend the configuration", "%v", err)
 		return false

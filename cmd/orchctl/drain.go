@@ -64,7 +64,7 @@ The exit code is 0 when nothing is left, 4 when the drain was refused, and 1 whe
 }
 
 func (a *app) drain(ctx context.Context, ref string, f *drainFlags) error {
-	cl, err := a.connect()
+	cl, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (a *app) eventsCommand() *cobra.Command {
 	l := listFlags{}
 	var after uint64
 	c := a.command("events", "Show what happened last, oldest first; of all namespaces unless -n names one", exactly(0), brief, func(ctx context.Context, _ []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err := errors.Join(err, l.check()); err != nil {
 			return err
 		}

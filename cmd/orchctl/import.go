@@ -87,7 +87,7 @@ func (a *app) importFile(ctx context.Context, name string, f *importFlags) error
 		return err
 	}
 	defer in.Close()
-	cl, err := a.connect()
+	cl, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}

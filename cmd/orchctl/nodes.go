@@ -78,7 +78,7 @@ func sessionsOf(n *apiv1.Node) string {
 func (a *app) nodesListCommand() *cobra.Command {
 	var l listFlags
 	c := a.command("list", "List nodes", exactly(0), brief, func(ctx context.Context, _ []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err := errors.Join(err, l.check()); err != nil {
 			return err
 		}
@@ -109,7 +109,7 @@ func (a *app) nodesListCommand() *cobra.Command {
 
 // findNode returns the node of an id, a unique prefix of one, or a name.
 func (a *app) findNode(ctx context.Context, ref string) (*apiv1.Node, error) {
-	cl, err := a.connect()
+	cl, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
 	}

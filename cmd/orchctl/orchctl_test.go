@@ -21,7 +21,10 @@ import (
 	"github.com/neolith/orchestrator/internal/exitcode"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The library of tunnels through a Kubernetes API server lingers for a second over one that has been closed.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/moby/spdystream.(*Connection).shutdown"))
+}
 
 // rig is a cluster in memory and the means to run orchctl against it.
 type rig struct {

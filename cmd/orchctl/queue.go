@@ -21,7 +21,7 @@ func (a *app) queueCommand() *cobra.Command {
 func (a *app) queueStatsCommand() *cobra.Command {
 	var all bool
 	c := a.command("stats", "Count messages", exactly(0), brief, func(ctx context.Context, _ []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -93,7 +93,7 @@ func (a *app) queueListCommand() *cobra.Command {
 	var all bool
 	c := a.command("list [SESSION]", "List the messages whose turns have not ended, in the order of delivery", between(0, 1), brief, func(ctx context.Context, args []string) error {
 		match, err := messageMatch(l.filter)
-		cl, err2 := a.connect()
+		cl, err2 := a.connect(ctx)
 		if err := errors.Join(err, err2, l.check()); err != nil {
 			return err
 		}

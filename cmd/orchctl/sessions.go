@@ -66,7 +66,7 @@ func (a *app) sessionsListCommand() *cobra.Command {
 	var l listFlags
 	var all bool
 	c := a.command("list", "List sessions", exactly(0), brief, func(ctx context.Context, _ []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err := errors.Join(err, l.check()); err != nil {
 			return err
 		}
@@ -112,7 +112,7 @@ func (a *app) sessionsGetCommand() *cobra.Command {
 
 // findSession returns the session of an id, a unique prefix of one, or a name.
 func (a *app) findSession(ctx context.Context, ref string) (*apiv1.Session, error) {
-	cl, err := a.connect()
+	cl, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +213,7 @@ func exitText(e *apiv1.Session_Exit) string {
 func (a *app) sessionsWatchCommand() *cobra.Command {
 	var filter string
 	c := a.command("watch [SESSION]", "Print sessions as they change, until interrupted", between(0, 1), follow, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -255,7 +255,7 @@ func (a *app) watchSessions(ctx context.Context, cl *client.Client, req *apiv1.W
 
 func (a *app) historyCommand() *cobra.Command {
 	c := a.command("history SESSION", "Show the last changes of a session's phase, with when, where and why", exactly(1), brief, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}

@@ -26,7 +26,7 @@ func (a *app) snapshotCommand() *cobra.Command {
 
 func (a *app) saveCommand() *cobra.Command {
 	c := a.command("save FILE|-", "Save the cluster's state to a file, which appears only when it is whole", exactly(1), streams, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -135,7 +135,7 @@ func (a *app) restoreCommand() *cobra.Command {
 			return err
 		}
 		defer r.Close()
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}

@@ -128,7 +128,7 @@ func (a *app) spec(f *spawnFlags, command []string) (*apiv1.SessionSpec, error) 
 }
 
 func (a *app) spawn(ctx context.Context, f *spawnFlags, spec *apiv1.SessionSpec) error {
-	cl, err := a.connect()
+	cl, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (a *app) tokensCreateCommand() *cobra.Command {
 		if role == "" {
 			return fault.New(fault.Invalid, "--role is missing; give admin, operator, client, node or viewer")
 		}
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ func (a *app) tokensListCommand() *cobra.Command {
 	var l listFlags
 	c := a.command("list", "List tokens, without their secrets", exactly(0), brief, func(ctx context.Context, _ []string) error {
 		match, err := parseTerms(l.filter, "id", "name", "role", "namespace")
-		cl, err2 := a.connect()
+		cl, err2 := a.connect(ctx)
 		if err := errors.Join(err, err2, l.check()); err != nil {
 			return err
 		}
@@ -101,7 +101,7 @@ func (a *app) tokensListCommand() *cobra.Command {
 
 func (a *app) tokensRevokeCommand() *cobra.Command {
 	return a.command("revoke TOKEN", "End a token at once; it is named by its id, a unique prefix of that, or its name", exactly(1), brief, func(ctx context.Context, args []string) error {
-		cl, err := a.connect()
+		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}

@@ -32,7 +32,7 @@ const (
 func (a *app) topCommand() *cobra.Command {
 	return a.command("top", "Show nodes and sessions, refreshed every 2 seconds; q leaves. Prints once where there is no terminal", exactly(0), follow,
 		func(ctx context.Context, _ []string) error {
-			cl, err := a.connect()
+			cl, err := a.connect(ctx)
 			if err != nil {
 				return err
 			}

@@ -23,7 +23,7 @@ func (a *app) versionCommand() *cobra.Command {
 		server := ""
 		var failed error
 		if !only {
-			cl, err := a.connect()
+			cl, err := a.connect(ctx)
 			if err == nil {
 				var s *apiv1.GetStatusResponse
 				s, err = cl.Cluster.GetStatus(ctx, &apiv1.GetStatusRequest{Consistency: apiv1.Consistency_STALE}) // the asked server's own

@@ -169,6 +169,8 @@ var forbidden = []struct{ program, what, why string }{
 	{"cmd/node-agent", "github.com/hashicorp/raft", "a node takes no part in consensus, and its agent stays small"},
 	{"cmd/node-agent", "github.com/hashicorp/memberlist", "a node knows servers by its link only"},
 	{"cmd/node-agent", module + "/cluster", "a node knows the control plane by its link only"},
+	{"cmd/node-agent", "k8s.io/client-go", "what runs in a cluster of Kubernetes speaks to none of its parts: it has no rights there"},
+	{"cmd/orchestrator", "k8s.io/client-go", "what runs in a cluster of Kubernetes speaks to none of its parts: it has no rights there"},
 	{"cmd/orchctl", "github.com/hashicorp/raft", "orchctl is a client"},
 	{"cmd/orchctl", module + "/cluster", "orchctl is a client"},
 	{"cmd/orchctl", module + "/agent", "orchctl is a client"},
