@@ -40,7 +40,7 @@ func (b *Bench) Checkpoints(ctx context.Context) ([]*measure.Figure, error) {
 		return &measure.Figure{Part: "checkpoints", Name: name, Unit: unit}
 	}
 	first := fig("100 MB in 2,000 files: the first checkpoint", "MB/s")
-	first.RawName = "tar | zstd -T2 -1, and sync"
+	first.RawName = "tar, zstd -T2 -1, and sync"
 	changed, share := fig("the same with 1 % changed", "ms"), fig("the same with 1 % changed: sent", "%")
 	unchanged := fig("50,000 files, unchanged", "ms")
 	// All trees stay to the end: ext4 passes over inodes that were freed seconds ago one by one, so that whoever makes many files
