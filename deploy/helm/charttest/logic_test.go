@@ -266,3 +266,42 @@ func TestImages(t *testing.T) {
 		}
 	}
 }
+
+// orchctl --kube-release goes by what the client Service says.
+func TestOrchctlFindsItsWay(t *testing.T) {
+	for name, v := range map[string]values{"made": nil, "given": merged(with("secrets.adminToken.existingSecret", "a"), with("tls.generated.existingCASecret", "c")), "plain": with("tls.mode", "off")} {
+		service := find(t, render(t, v), "Service", fullname)
+		want := map[string][2]string{"made": {fullname + "-admin-token/token", fullname + "-ca/ca.crt"}, "given": {"a/token", "c/ca.crt"}}[name]
+		for i, key := range []string{"neolith.github.io/admin-token", "neolith.github.io/ca"} {
+			if got := text(service, "metadata", "annotations", key); got != want[i] {
+				t.Errorf("%s: %s is %q, not %q", name, key, got, want[i])
+			}
+		}
+	}
+}
+
+// What install prints says how to go on, and warns of what is for trying only.
+func TestNotes(t *testing.T) {
+	for name, c := range map[string]struct {
+		values     values
+		has, lacks []string
+	}{
+		"default":         {nil, []string{"helm test agents -n demo", "ORCHCTL_KUBE_NAMESPACE=demo ORCHCTL_KUBE_RELEASE=agents", "statefulset/" + fullname + "-agent", "-- /node-agent echo"}, []string{"WARNING", "NOTE"}},
+		"for trying":      {merged(with("tls.mode", "off"), with("servers", values{"replicas": 1, "persistence": values{"enabled": false}})), []string{"tls.mode is off", "servers.persistence is off", "1 server and"}, nil},
+		"nothing moves":   {with("agent.drainOnStop", ""), []string{"NOTE: agent.drainOnStop is empty"}, nil},
+		"a DaemonSet":     {with("agent.kind", "DaemonSet"), []string{"a node agent on each machine", "daemonset/" + fullname + "-agent"}, nil},
+		"nodes elsewhere": {with("agent.enabled", false), []string{"orchctl tokens create NODE --role node"}, []string{"helm test", "sessions spawn"}},
+	} {
+		notes := renderNotes(t, c.values)
+		for _, s := range c.has {
+			if !strings.Contains(notes, s) {
+				t.Errorf("%s: nothing of %q in\n%s", name, s, notes)
+			}
+		}
+		for _, s := range c.lacks {
+			if strings.Contains(notes, s) {
+				t.Errorf("%s: %q in\n%s", name, s, notes)
+			}
+		}
+	}
+}

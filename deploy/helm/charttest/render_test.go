@@ -104,20 +104,34 @@ func variants(t *testing.T) map[string]values {
 	return all
 }
 
-// tryRender renders the chart; nothing is in the cluster unless there says so.
-func tryRender(t *testing.T, v values, there engine.ClientProvider) ([]object, error) {
+// renderFiles renders the chart; nothing is in the cluster unless there says so.
+func renderFiles(t *testing.T, v values, there engine.ClientProvider) (files map[string]string, err error) {
 	t.Helper()
 	c := loadChart(t)
 	all, err := util.ToRenderValues(c, v, common.ReleaseOptions{Name: release, Namespace: namespace, IsInstall: true, Revision: 1}, common.DefaultCapabilities)
 	if err != nil {
 		return nil, err
 	}
-	var files map[string]string
 	if there == nil {
 		files, err = engine.Render(c, all)
 	} else {
 		files, err = engine.RenderWithClientProvider(c, all, there)
 	}
+	if err != nil {
+		return nil, err
+	}
+	for name, text := range files {
+		if strings.Contains(text, "<no value>") {
+			return nil, fmt.Errorf("%s names a value that there is not", name)
+		}
+	}
+	return files, nil
+}
+
+// tryRender is renderFiles as objects.
+func tryRender(t *testing.T, v values, there engine.ClientProvider) ([]object, error) {
+	t.Helper()
+	files, err := renderFiles(t, v, there)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +157,16 @@ func render(t *testing.T, v values) []object {
 		t.Fatal(err)
 	}
 	return objects
+}
+
+// renderNotes is what install prints.
+func renderNotes(t *testing.T, v values) string {
+	t.Helper()
+	files, err := renderFiles(t, v, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files["orchestrator/templates/NOTES.txt"]
 }
 
 func parse(file string) (objects []object, err error) {

@@ -164,7 +164,7 @@ func collect(name string, from, to map[string]schema) {
 			}
 		}
 	}
-	refs(map[string]any(d))
+	refs(d)
 }
 
 // strict forbids fields that a schema does not name, and drops what says nothing to a checker.
