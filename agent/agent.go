@@ -53,6 +53,7 @@ type Agent struct {
 	conn   nodelink.Conn // the one last dialled
 
 	linked  atomic.Bool // written by the supervisor
+	leaves  atomic.Bool // it is being drained, because it was told to stop; written by the supervisor
 	running atomic.Int64
 	ran     atomic.Bool
 	super   supervisor
@@ -129,8 +130,9 @@ func (a *Agent) Close() {
 	}
 }
 
-// Run does the agent's work until ctx ends, and then ends in good order: sessions go on without the agent, for as long
-// as their lease lasts, so that the next agent can adopt them. It returns nil after ctx, or why it could not go on.
+// Run does the agent's work until ctx ends, and then ends in good order: with DrainOnStop its sessions go elsewhere first; others go
+// on without the agent, for as long as their lease lasts, so that the next agent can adopt them. It returns nil after ctx, or why it
+// could not go on.
 func (a *Agent) Run(ctx context.Context) error {
 	if !a.ran.CompareAndSwap(false, true) {
 		return errors.New("agent: Run may be called once")

@@ -56,6 +56,8 @@ func (s *supervisor) frame(f *nodev1.Frame) {
 		s.restoreSession(f, p.RestoreSession.GetSession())
 	case *nodev1.Frame_CheckpointSession:
 		s.checkpointSession(f, p.CheckpointSession.GetSessionId())
+	case *nodev1.Frame_DrainState:
+		s.drainState(p.DrainState)
 	case *nodev1.Frame_Error:
 		s.log.Warn("the server reports an error", "request_type", p.Error.GetRequestType(), "code", p.Error.GetCode(), "error", p.Error.GetError())
 	case *nodev1.Frame_Goodbye:

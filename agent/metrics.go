@@ -93,10 +93,11 @@ type Status struct {
 	LeaseLeft    time.Duration // 0 when the node has no lease
 	Sessions     int           // that run, or are being started or stopped
 	FactsUnacked int           // not committed by the control plane
+	Leaving      bool          // it was told to stop, and its sessions go elsewhere first
 }
 
 // Status may be called from any goroutine, at any time.
 func (a *Agent) Status() Status {
 	return Status{Linked: a.linked.Load(), LeaseLeft: max(a.host.lease.remaining(), 0), Sessions: int(a.running.Load()),
-		FactsUnacked: int(a.host.room.waiting.Load())}
+		FactsUnacked: int(a.host.room.waiting.Load()), Leaving: a.leaves.Load()}
 }

@@ -77,7 +77,10 @@ type Options struct {
 	MaxEndedKept    int           // ended sessions whose directory is kept until the cluster forgets them; beyond it the oldest go
 	StartTimeout    time.Duration // of one start or adoption
 
-	// EndOnStop ends the sessions when the agent is told to stop, instead of leaving them to the next one.
+	// DrainOnStop is for how long an agent that was told to stop stays to have its sessions moved elsewhere; 0 not at all.
+	DrainOnStop time.Duration
+	// EndOnStop ends the sessions when the agent is told to stop, instead of leaving them to the next one; behind DrainOnStop, those
+	// that are left.
 	EndOnStop bool
 
 	// Metrics is where the agent's metrics are registered; nil for nowhere.

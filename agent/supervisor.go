@@ -116,6 +116,7 @@ type supervisor struct {
 
 	cluster       atomic.Pointer[string] // read when a hello is made
 	linkedEver    bool
+	farewell      farewell
 	stopping      bool // sessions are being ended; none is started any more
 	renew         time.Duration
 	heartbeat     time.Duration
@@ -189,7 +190,8 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 	runCtx, cancelRuns := context.WithCancel(context.WithoutCancel(ctx))
 	s.runCtx = runCtx
 	s.renewTimer, s.leaseTimer, s.retryTimer = stoppedTimer(), stoppedTimer(), stoppedTimer()
-	s.acks = newFactsPatience()
+	s.acks, s.farewell = newFactsPatience(), newFarewell()
+	defer s.farewell.stop()
 	defer s.renewTimer.Stop()
 	defer s.leaseTimer.Stop()
 	defer s.retryTimer.Stop()
@@ -199,12 +201,12 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 		s.letGo()
 	}()
 	s.adoptAll()
-	stop, patience := ctx.Done(), (<-chan time.Time)(nil)
+	stop := ctx.Done()
 	for {
 		s.checkLease()
 		s.expireStaging()
 		s.flush()
-		if stop == nil && s.allToldAndGone() {
+		if s.farewellOver(false) {
 			return nil
 		}
 		select {
@@ -224,34 +226,19 @@ func (s *supervisor) loop(ctx context.Context) (err error) {
 		case <-s.retryTimer.C:
 		case <-s.acks.timer.C:
 			s.factsOverdue()
+		case <-s.farewell.again.C:
+			s.askToBeDrained()
 		case <-stop:
-			if !s.opts.EndOnStop {
+			stop = nil
+			if s.toldToStop(context.Cause(ctx)) {
 				return nil
 			}
-			stop, patience = nil, time.After(endOnStopPatience)
-			s.endAll()
-		case <-patience:
-			return nil
+		case <-s.farewell.patience.C:
+			if s.farewellOver(true) {
+				return nil
+			}
 		}
 	}
-}
-
-// endAll ends every session because the agent was told to end them with it.
-func (s *supervisor) endAll() {
-	s.stopping = true
-	s.dropNext("the agent is stopping")
-	for _, e := range s.entries {
-		if e.live() {
-			e.run.order(order{strength: orderStop, grace: min(e.run.spec.Grace, endOnStopGrace), exit: session.Exit{
-				Cause: session.CauseEvicted, Message: "the node agent was stopped, and ends its sessions then",
-			}})
-		}
-	}
-}
-
-// allToldAndGone: no session lives, and the cluster knows of every end, as far as there is a link to tell it.
-func (s *supervisor) allToldAndGone() bool {
-	return s.activeSessions() == 0 && (!s.linked.Load() || len(s.facts.unacked) == 0)
 }
 
 // adoptAll starts the runs of what an earlier agent left.
@@ -346,6 +333,7 @@ func (s *supervisor) fromLink(m any) error {
 		s.renewTimer.Stop()
 		s.acks.renew()
 		s.dropWaiters()
+		s.farewell.answered = false
 		if !s.host.lease.held() {
 			s.dropNext("the link was lost before the node had a lease")
 		}
@@ -394,6 +382,8 @@ func (s *supervisor) linkUp(up linkUp) error {
 	}
 	s.lastHealth = math.MinInt64 / 2
 	s.sendHeartbeat()
+	s.farewell.answered = false
+	s.askToBeDrained()
 	s.log.Info("the node link is up", "server", up.server, "cluster", id, "facts_waiting", len(s.facts.unacked))
 	return nil
 }

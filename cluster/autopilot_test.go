@@ -24,12 +24,15 @@ type pilots struct {
 }
 
 // newPilots starts them with thresholds so short that a test can wait for them.
-func newPilots(t *testing.T, minVoters uint) *pilots {
+func newPilots(t *testing.T, minVoters uint, tune ...func(*Autopilot)) *pilots {
 	t.Helper()
 	p := &pilots{open: map[string]*Node{}, lists: map[string]*memberlist.Config{}}
 	p.trio = newTrio(t, func(o *Options) {
 		o.RaftAddress, o.LinkAddress = o.ID, o.ID
-		o.Autopilot = Autopilot{Every: 100 * time.Millisecond, Stable: 200 * time.Millisecond, RemoveAfter: 1500 * time.Millisecond, MinVoters: minVoters}
+		o.Autopilot = Autopilot{Every: 100 * time.Millisecond, Stable: 200 * time.Millisecond, RemoveAfter: 1500 * time.Millisecond, RemoveLeftAfter: 500 * time.Millisecond, MinVoters: minVoters}
+		for _, f := range tune {
+			f(&o.Autopilot)
+		}
 		o.Stats = p.stats
 		o.Gossip = &GossipOptions{BindAddress: "127.0.0.1:0", Join: p.seeds(), tune: func(c *memberlist.Config) {
 			p.place(o.ID, c)
@@ -125,19 +128,17 @@ func eventually(t *testing.T, what string, yes func() bool) {
 	}
 }
 
-func failed(m, dead *member) bool {
-	g, ok := m.node.gossip.member(dead.id)
-	return ok && g.Status == memberFailed
+func failed(m, dead *member) bool { return status(m, dead) == memberFailed }
+
+// status is what gossip says of a server to another.
+func status(m, of *member) string {
+	g, _ := m.node.gossip.member(of.id)
+	return g.Status
 }
 
-func TestADeadServerIsRemoved(t *testing.T) {
-	p := newPilots(t, 2)
-	leader := p.leader(nil)
-	p.spawn(leader, "before")
-	dead := p.followers(leader)[0]
-	began := time.Now()
-	p.kill(dead)
-	eventually(t, "its death is noticed", func() bool { return failed(leader, dead) })
+// without waits until all others have a server for none of theirs.
+func (p *pilots) without(dead *member) {
+	p.t.Helper()
 	var left []string
 	for _, m := range p.servers {
 		if m != dead {
@@ -146,25 +147,103 @@ func TestADeadServerIsRemoved(t *testing.T) {
 	}
 	for _, m := range p.servers {
 		if m != dead { // gossip goes on remembering it on those that do not lead
-			eventually(t, m.id+" has "+strings.Join(left, " ")+" as members", func() bool { return p.members(m) == strings.Join(left, " ") })
+			eventually(p.t, m.id+" has "+strings.Join(left, " ")+" as members", func() bool { return p.members(m) == strings.Join(left, " ") })
 		}
 	}
-	if took := time.Since(began); took < leader.node.opts.Autopilot.RemoveAfter {
-		t.Errorf("it was removed after %s already", took)
-	}
-	p.spawn(leader, "after")
+}
 
-	// It comes back, and is one of them again.
-	p.start(dead)
-	eventually(t, dead.id+" is a voter again", func() bool {
+// back starts a server that was removed, and waits until it is one of them again.
+func (p *pilots) back(m *member) {
+	p.t.Helper()
+	p.start(m)
+	eventually(p.t, m.id+" is a voter again", func() bool {
 		list, err := p.leader(nil).node.Members()
-		for _, m := range list {
-			if m.ID == dead.id {
-				return err == nil && m.Voter
+		for _, x := range list {
+			if x.ID == m.id {
+				return err == nil && x.Voter
 			}
 		}
 		return false
 	})
+}
+
+func TestADeadServerIsRemoved(t *testing.T) {
+	for name, forgotten := range map[string]bool{"that gossip knows": false, "that gossip has forgotten": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newPilots(t, 2)
+			leader := p.leader(nil)
+			p.spawn(leader, "before")
+			dead := p.followers(leader)[0]
+			began := time.Now()
+			p.kill(dead)
+			eventually(t, "its death is noticed", func() bool { return failed(leader, dead) })
+			if forgotten { // as by a leader that has started since
+				for _, m := range p.servers {
+					if m != dead {
+						m.node.gossip.forget(dead.id)
+					}
+				}
+			}
+			p.without(dead)
+			if took := time.Since(began); took < leader.node.opts.Autopilot.RemoveAfter {
+				t.Errorf("it was removed after %s already", took)
+			}
+			p.spawn(leader, "after")
+			p.back(dead)
+		})
+	}
+}
+
+// TestAServerThatLeftIsRemovedSooner: for who is stopped in good order for good is not waited for as long as who died.
+func TestAServerThatLeftIsRemovedSooner(t *testing.T) {
+	p := newPilots(t, 2, func(a *Autopilot) { a.RemoveAfter = time.Hour })
+	leader := p.leader(nil)
+	left := p.followers(leader)[0]
+	left.node.Leave(t.Context())
+	p.kill(left)
+	eventually(t, "it is known to have left", func() bool { return status(leader, left) == memberLeft })
+	p.without(left)
+	p.back(left)
+}
+
+func TestHowLongAServerIsGone(t *testing.T) {
+	limits := Autopilot{RemoveAfter: 5 * time.Minute, RemoveLeftAfter: time.Minute}
+	var p pilotInfo
+	p.forget()
+	now := time.Unix(0, 0)
+	look := func(status string, after time.Duration, want bool) {
+		t.Helper()
+		now = now.Add(after)
+		if got := p.goneTooLong(gossipMember{ID: "s", Status: status}, now, limits); got != want {
+			t.Errorf("%s, after %s more: %t", status, after, got)
+		}
+	}
+	look(memberFailed, 0, false)
+	look(memberFailed, 5*time.Minute, false)
+	look(memberFailed, 1, true)
+	look(memberAlive, 0, false)
+	look(memberFailed, time.Hour, false) // it was there meanwhile
+	look(memberLeft, 4*time.Minute, false)
+	look(memberLeft, time.Minute, false)
+	look(memberLeft, 1, true)
+	p.forget() // another one led meanwhile, and who knows what was then
+	look(memberLeft, time.Hour, false)
+	look(memberFailed, time.Minute, false)
+}
+
+// TestTheLeadershipGoesToOneThatStays: also where raft would choose another one, which is about to stop as well.
+func TestTheLeadershipGoesToOneThatStays(t *testing.T) {
+	p := newPilots(t, 3)
+	leader := p.leader(nil)
+	followers := p.followers(leader)
+	goes, stays := followers[0], followers[1]
+	goes.node.Leave(t.Context())
+	eventually(t, "it is known to leave", func() bool { return status(leader, goes) == memberLeft })
+	leader.node.Leave(t.Context())
+	if l, _ := leader.node.Leader(); l.Self || l.ID != stays.id {
+		t.Errorf("%s leads, not %s", l.ID, stays.id)
+	}
+	p.spawn(p.leader(leader), "after")
 }
 
 // Nobody is removed where a majority is gone, or too few voters would remain.

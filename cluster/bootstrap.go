@@ -40,7 +40,7 @@ func (n *Node) bootstrap(ctx context.Context) {
 		case <-time.After(time.Second):
 		}
 	}
-	n.gossip.update(func(m *memberMeta) { m.Formed = true })
+	n.gossip.update(gossipUpdate, func(m *memberMeta) { m.Formed = true })
 }
 
 // firstConfiguration returns the configuration that all expected servers agree on, or why it must wait.
@@ -116,6 +116,24 @@ func (n *Node) admitOnce() {
 			n.log.Warn("could not change the raft configuration", "server", m.ID, "error", err)
 		}
 	}
+}
+
+// missing reports whether a server of the cluster is not there as far as gossip knows, or the cluster is yet to be formed.
+func (n *Node) missing() bool {
+	f := n.raft.GetConfiguration()
+	if f.Error() != nil {
+		return false // raft has ended
+	}
+	servers := f.Configuration().Servers
+	if len(servers) == 0 {
+		return true
+	}
+	for _, s := range servers {
+		if m, ok := n.gossip.member(string(s.ID)); !ok || m.Status != memberAlive {
+			return true
+		}
+	}
+	return false
 }
 
 func pid() int { return os.Getpid() }

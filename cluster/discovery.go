@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,12 +24,16 @@ import (
 
 // GossipOptions say where to gossip and with whom.
 type GossipOptions struct {
-	// BindAddress is host:port; AdvertiseAddress is what peers are told, the same when empty.
+	// BindAddress is host:port; AdvertiseAddress is what peers are told, the same when empty, and without a name in it: see
+	// ResolveAdvertised.
 	BindAddress, AdvertiseAddress string
 	// Key encrypts gossip: 16, 24 or 32 bytes; empty for none.
 	Key []byte
-	// Join are gossip addresses of peers, tried until one answers, and again when this server is alone.
+	// Join are gossip addresses of peers, as host:port, tried until all servers of the cluster are there, and again when one is missing. A
+	// name may stand for many, and for this server too.
 	Join []string
+	// Lookup resolves the names in Join; SystemLookup when nil.
+	Lookup Lookup
 	// tune changes memberlist's own settings; for tests.
 	tune func(*memberlist.Config)
 }
@@ -42,6 +48,8 @@ type memberMeta struct {
 	Expect      int    `json:"e,omitempty"`
 	// Formed: the server has raft state, so a cluster exists already.
 	Formed bool `json:"f,omitempty"`
+	// Leaving: the server is about to stop, and will not be missed. memberlist does not tell who has left from who failed.
+	Leaving bool `json:"x,omitempty"`
 }
 
 // What discovery says of a member.
@@ -59,10 +67,17 @@ type gossipMember struct {
 
 const (
 	gossipLeaveTimeout = 500 * time.Millisecond
-	gossipRejoin       = 2 * time.Second
-	gossipUpdate       = time.Second
-	// A server that comes back under a new address takes its name over after this time.
-	gossipReclaim = 5 * time.Second
+	// gossipTell is for how long news of this server spread before its goodbye takes their place: a few rounds of gossip.
+	gossipTell = 500 * time.Millisecond
+	// gossipRejoin is how often a server that is alone looks for others, and gossipRejoinMissing how often one that misses some: they may
+	// have come back elsewhere, or belong to a part of the cluster that found itself without this one.
+	gossipRejoin, gossipRejoinMissing = 2 * time.Second, 4 * time.Second
+	gossipUpdate                      = time.Second
+	// gossipReclaim: a server that was found dead and comes back under a new address takes its name over after this time. One that left
+	// does so at once.
+	gossipReclaim = time.Second
+	// gossipTCPTimeout bounds one exchange of what two servers know, which is little.
+	gossipTCPTimeout = 3 * time.Second
 )
 
 // gossip tucks memberlist behind a few methods. It remembers members that failed or left.
@@ -70,6 +85,9 @@ type gossip struct {
 	opts GossipOptions
 	log  *slog.Logger
 	list *memberlist.Memberlist
+	at   string // where this server gossips
+
+	leaving atomic.Bool // it has said goodbye, or is about to
 
 	mu      sync.Mutex
 	self    memberMeta
@@ -86,8 +104,13 @@ func (n *Node) selfMeta() (id string, m memberMeta) {
 }
 
 func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hlog hclog.Logger) (*gossip, error) {
+	if o.Lookup == nil {
+		o.Lookup = SystemLookup
+	}
 	g := &gossip{opts: o, log: log, self: self, known: map[string]gossipMember{}, changed: make(chan struct{})}
-	if b, err := json.Marshal(self); err != nil || len(b) > memberlist.MetaMaxSize {
+	most := self
+	most.Formed, most.Leaving = true, true
+	if b, err := json.Marshal(most); err != nil || len(b) > memberlist.MetaMaxSize {
 		return nil, fault.New(fault.Invalid, "gossip: the addresses of this server are %d bytes as metadata, more than %d; use shorter names", len(b), memberlist.MetaMaxSize)
 	}
 	c := memberlist.DefaultLANConfig()
@@ -102,13 +125,11 @@ func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hl
 		if host, port, err = splitHostPort(o.AdvertiseAddress); err != nil {
 			return nil, fmt.Errorf("gossip: %w", err)
 		}
-		if ips, err := net.LookupIP(host); err == nil && len(ips) > 0 {
-			c.AdvertiseAddr, c.AdvertisePort = ips[0].String(), port
-		}
+		c.AdvertiseAddr, c.AdvertisePort = host, port
 	}
 	c.Delegate, c.Events = g, g
 	c.Logger = hlog.Named("gossip").StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
-	c.DeadNodeReclaimTime = gossipReclaim
+	c.DeadNodeReclaimTime, c.TCPTimeout = gossipReclaim, gossipTCPTimeout
 	c.EnableCompression = false
 	if len(o.Key) > 0 {
 		c.SecretKey = o.Key
@@ -120,16 +141,20 @@ func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hl
 	if g.list, err = memberlist.Create(c); err != nil {
 		return nil, fault.New(fault.Invalid, "gossip: listen on %s: %w; choose another address or end what uses it", o.BindAddress, err)
 	}
+	g.at = g.list.LocalNode().Address() // later it may be read only under memberlist's own lock
 	return g, nil
 }
 
-// run joins peers, and again whenever this server finds itself alone.
-func (g *gossip) run(ctx context.Context) {
+// run joins peers, and again whenever this server finds itself alone, or missing says that somebody is not there.
+func (g *gossip) run(ctx context.Context, missing func() bool) {
 	tick := time.NewTicker(gossipRejoin)
 	defer tick.Stop()
+	var last time.Time
 	for {
-		if g.list.NumMembers() < 2 && len(g.opts.Join) > 0 {
-			if _, err := g.join(g.opts.Join); err != nil {
+		alone := g.list.NumMembers() < 2
+		if len(g.opts.Join) > 0 && !g.leaving.Load() && (alone || missing() && time.Since(last) >= gossipRejoinMissing) {
+			last = time.Now()
+			if _, err := g.join(ctx, g.opts.Join); err != nil {
 				g.log.Debug("no peer answers yet", "error", err)
 			}
 		}
@@ -141,14 +166,30 @@ func (g *gossip) run(ctx context.Context) {
 	}
 }
 
-func (g *gossip) join(addresses []string) (int, error) {
-	others := slices.DeleteFunc(slices.Clone(addresses), func(a string) bool { return a == g.opts.BindAddress || a == g.opts.AdvertiseAddress })
-	if len(others) == 0 {
-		return 0, nil
+// join tells peers of this server, and learns what they know, all of them at once: one that is gone must not delay the others. It
+// returns how many were reached.
+func (g *gossip) join(ctx context.Context, peers []string) (int, error) {
+	addresses, errs := resolve(ctx, g.opts.Lookup, peers)
+	addresses = slices.DeleteFunc(addresses, func(a string) bool {
+		return a == g.at || a == g.opts.BindAddress || a == g.opts.AdvertiseAddress
+	})
+	var mu sync.Mutex
+	var wait sync.WaitGroup
+	reached := 0
+	for _, a := range addresses {
+		wait.Go(func() {
+			n, err := g.list.Join([]string{a})
+			mu.Lock()
+			defer mu.Unlock()
+			reached += n
+			if err != nil {
+				errs = append(errs, err)
+			}
+		})
 	}
-	reached, err := g.list.Join(others)
-	if reached == 0 && err != nil {
-		return 0, fault.New(fault.Unavailable, "join %s: %s", strings.Join(others, ", "), oneLine(err))
+	wait.Wait()
+	if reached == 0 && len(errs) > 0 {
+		return 0, fault.New(fault.Unavailable, "join %s: %s", strings.Join(peers, ", "), oneLine(errors.Join(errs...)))
 	}
 	return reached, nil
 }
@@ -179,22 +220,29 @@ func (g *gossip) changes() <-chan struct{} {
 	return g.changed
 }
 
-// update changes what this server says of itself.
-func (g *gossip) update(change func(*memberMeta)) {
+// update changes what this server says of itself, and waits a little until that has spread.
+func (g *gossip) update(wait time.Duration, change func(*memberMeta)) {
 	g.mu.Lock()
 	change(&g.self)
 	g.mu.Unlock()
-	if err := g.list.UpdateNode(gossipUpdate); err != nil {
+	if err := g.list.UpdateNode(wait); err != nil {
 		g.log.Debug("gossip own changes", "error", err)
 	}
 }
 
+// leave tells the others that this server goes, so that they need not find out. It is said once.
 func (g *gossip) leave(ctx context.Context) {
-	d := gossipLeaveTimeout
-	if t, ok := ctx.Deadline(); ok {
-		d = min(d, time.Until(t))
+	if g.leaving.Swap(true) {
+		return
 	}
-	if err := g.list.Leave(d); err != nil {
+	left := func(d time.Duration) time.Duration { // 0 would be for ever
+		if t, ok := ctx.Deadline(); ok {
+			d = max(min(d, time.Until(t)), time.Millisecond)
+		}
+		return d
+	}
+	g.update(left(gossipTell), func(m *memberMeta) { m.Leaving = true })
+	if err := g.list.Leave(left(gossipLeaveTimeout)); err != nil {
 		g.log.Debug("leave gossip", "error", err)
 	}
 }
@@ -232,13 +280,7 @@ func (g *gossip) NotifyJoin(n *memberlist.Node) { g.note(n, memberAlive) }
 func (g *gossip) NotifyUpdate(n *memberlist.Node) { g.note(n, memberAlive) }
 
 // NotifyLeave implements memberlist.EventDelegate; memberlist calls it for failed members too.
-func (g *gossip) NotifyLeave(n *memberlist.Node) {
-	status := memberFailed
-	if n.State == memberlist.StateLeft {
-		status = memberLeft
-	}
-	g.note(n, status)
-}
+func (g *gossip) NotifyLeave(n *memberlist.Node) { g.note(n, memberFailed) }
 
 func (g *gossip) note(n *memberlist.Node, status string) {
 	var meta memberMeta
@@ -251,6 +293,9 @@ func (g *gossip) note(n *memberlist.Node, status string) {
 	defer g.mu.Unlock()
 	if old, ok := g.known[n.Name]; ok && meta.RaftAddress == "" {
 		meta = old.Meta
+	}
+	if meta.Leaving {
+		status = memberLeft
 	}
 	g.known[n.Name] = gossipMember{ID: n.Name, Status: status, Meta: meta}
 	close(g.changed)

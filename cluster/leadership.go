@@ -88,6 +88,7 @@ func (n *Node) lead(ctx context.Context) {
 	n.log.Info("this server leads", "term", term, "index", n.raft.AppliedIndex())
 	n.watch.set(Leader{ID: n.opts.ID, Address: n.opts.GRPCAddress, Self: true, Ready: true, Term: term})
 	if n.pilot != nil {
+		n.pilotInfo.forget()
 		n.pilot.Start(ctx)
 		defer func() { <-n.pilot.Stop() }()
 	}

@@ -118,7 +118,7 @@ func (n *Node) Join(addresses ...string) (int, error) {
 	if n.gossip == nil {
 		return 0, fault.New(fault.FailedPrecondition, "join: this server has no discovery")
 	}
-	return n.gossip.join(addresses)
+	return n.gossip.join(context.Background(), addresses)
 }
 
 // Remove takes a server out of the raft configuration. This server must lead.

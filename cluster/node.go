@@ -111,6 +111,7 @@ const (
 	maxAppendEntries   = 512
 	transportPool      = 3
 	transportTimeout   = 10 * time.Second
+	dialTimeout        = 3 * time.Second
 	maxRaftRPCInFlight = 1 // with pipelining a follower can wedge while heartbeats look healthy (hashicorp/raft#612)
 )
 
@@ -172,7 +173,7 @@ func (n *Node) open() error {
 		}
 	}
 	if n.gossip != nil {
-		n.gossip.update(func(m *memberMeta) { m.Formed = has })
+		n.gossip.update(gossipUpdate, func(m *memberMeta) { m.Formed = has })
 		n.pilot = n.newAutopilot()
 	}
 	n.verifier.ask = n.confirm
@@ -224,24 +225,12 @@ func (n *Node) Run(ctx context.Context) error {
 		run(n.watchStall)
 	}
 	if n.gossip != nil {
-		run(n.gossip.run)
+		run(func(ctx context.Context) { n.gossip.run(ctx, n.missing) })
 		run(n.bootstrap)
 		run(n.admit)
 	}
 	wait.Wait()
 	return nil
-}
-
-// Leave hands the leadership over, if this server has it, and says goodbye to the others. The server stays a member.
-func (n *Node) Leave(ctx context.Context) {
-	if n.raft.State() == raft.Leader {
-		if err := n.transfer(ctx, ""); err != nil {
-			n.log.Warn("could not hand the leadership over", "error", err)
-		}
-	}
-	if n.gossip != nil {
-		n.gossip.leave(ctx)
-	}
 }
 
 // Close stops raft and closes the stores. Run must have returned.
@@ -255,6 +244,9 @@ func (n *Node) Close() error {
 		err = n.raft.Shutdown().Error()
 		if t, ok := n.opts.Transport.(io.Closer); ok {
 			err = errors.Join(err, t.Close())
+		}
+		if t, ok := n.opts.Transport.(interface{ CloseStreams() }); ok {
+			t.CloseStreams() // connections that wait to be used again
 		}
 		err = errors.Join(err, n.closeStores())
 	})
@@ -325,8 +317,10 @@ type streamLayer struct {
 	advertise string
 }
 
+// Dial looks a name up each time. An address at which nobody is any more may swallow what is sent there, and the name may lead
+// elsewhere by now, so it is given up soon.
 func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return s.dial(string(address), timeout)
+	return s.dial(string(address), min(timeout, dialTimeout))
 }
 
 // Addr is the advertised address: it goes into what peers are told, and may be a name that only they resolve.

@@ -127,6 +127,6 @@ func drainProto(n *state.Node) *apiv1.Drain {
 	return &apiv1.Drain{
 		State: apiv1.Drain_State(d.State), StartTime: pbconv.Time(d.StartTime), Deadline: pbconv.Time(d.Deadline), EndTime: pbconv.Time(d.EndTime),
 		Force: d.Force, Total: d.Total, Moved: d.Moved, Paused: d.Paused, Remaining: n.Sessions, Reason: d.Reason,
-		LongestBlackoutMs: milliseconds(time.Duration(d.LongestBlackout)),
+		LongestBlackoutMs: milliseconds(time.Duration(d.LongestBlackout)), ByAgent: d.ByAgent(),
 	}
 }

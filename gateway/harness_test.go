@@ -39,6 +39,7 @@ type alone struct {
 	admin string // a token
 	stop  func() // for good; once
 	hub   *nodelink.Hub
+	api   *Server
 }
 
 // proposer lets the leader be built before the node that it proposes to.
@@ -116,10 +117,14 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 		LinkAddresses: func() []string { return nil }, Now: time.Now, Logger: log,
 	})
 	mem := raft.NewInmemStore()
+	timings := cluster.Timings{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond, Commit: 5 * time.Millisecond}
+	if len(voters) > 1 { // the leader is to stay the leader on a busy machine
+		timings.Heartbeat, timings.Election, timings.Lease = 300*time.Millisecond, 300*time.Millisecond, 250*time.Millisecond
+	}
 	node, err := cluster.Open(cluster.Options{
 		ID: id, DataDir: "memory", RaftAddress: id, GRPCAddress: id, LinkAddress: id,
 		Servers:       voters,
-		Timings:       cluster.Timings{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond, Commit: 5 * time.Millisecond},
+		Timings:       timings,
 		SnapshotEvery: 1 << 20, TrailingLogs: 64, State: store, Lead: lead.Run,
 		Stats: func(context.Context, string) (cluster.ServerStats, error) { return cluster.ServerStats{}, nil },
 		Fatal: func(err error) { t.Errorf("the server must not go on: %v", err) },
@@ -133,6 +138,7 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 	authenticator := auth.NewAuthenticator(TokenStore{State: store}, time.Now)
 	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Chunks: chunks, Now: time.Now, Logger: log})
 	api := NewServer(a.ops, ServerOptions{Hub: hub, PeerSecret: "secret", Observe: func(string, codes.Code, time.Duration) {}})
+	a.api = api
 	ctx, cancel := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { _ = node.Run(ctx) })

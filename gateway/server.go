@@ -44,6 +44,7 @@ type Server struct {
 	*grpc.Server
 	Health *health.Server
 	ops    *Operations
+	guard  *guard
 }
 
 // ServerOptions say how the gRPC API is served.
@@ -61,7 +62,7 @@ type ServerOptions struct {
 
 // NewServer makes the gRPC API.
 func NewServer(ops *Operations, so ServerOptions) *Server {
-	g := &guard{auth: ops.Auth, log: ops.Logger, observe: so.Observe, plain: so.TLS == nil, open: so.Open, peerSecret: so.PeerSecret}
+	g := &guard{stopping: newStopping(ops.Node.ID()), auth: ops.Auth, log: ops.Logger, observe: so.Observe, plain: so.TLS == nil, open: so.Open, peerSecret: so.PeerSecret}
 	f := &forwarder{node: ops.Node, peers: ops.Peers}
 	opts := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(g.unary, f.unary),
@@ -77,7 +78,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 	if so.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(so.TLS)))
 	}
-	s := &Server{Server: grpc.NewServer(opts...), Health: health.NewServer(), ops: ops}
+	s := &Server{Server: grpc.NewServer(opts...), Health: health.NewServer(), ops: ops, guard: g}
 	apiv1.RegisterSessionServiceServer(s, &sessionService{ops: ops})
 	apiv1.RegisterNodeServiceServer(s, &nodeService{ops: ops})
 	apiv1.RegisterClusterServiceServer(s, &clusterService{ops: ops})
@@ -92,6 +93,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 
 // guard lets nobody in who may not, and lets no panic out.
 type guard struct {
+	*stopping
 	auth    *auth.Authenticator
 	log     *slog.Logger
 	observe func(method string, code codes.Code, d time.Duration)
@@ -153,7 +155,14 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if ctx, err = g.admit(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
-	return handler(ctx, req)
+	if !waiting(req) {
+		return handler(ctx, req)
+	}
+	err = g.within(g.waits, ctx, func(ctx context.Context) (err error) {
+		resp, err = handler(ctx, req)
+		return err
+	})
+	return resp, err
 }
 
 func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
@@ -169,7 +178,7 @@ func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	if err != nil {
 		return err
 	}
-	return handler(srv, &identified{ss, ctx})
+	return g.within(g.streams, ctx, func(ctx context.Context) error { return handler(srv, &identified{ss, ctx}) })
 }
 
 // panicked keeps a defect in one call from ending the server: the stack goes to the log, never to the client.

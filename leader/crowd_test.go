@@ -35,6 +35,8 @@ type crowdNode struct {
 	facts uint64
 	told  map[string]*nodev1.DesiredSession // what was last told of a session
 	leave []string                          // sessions that were told to leave, in that order
+
+	drains []*nodev1.DrainState // what its agent was told of the drain that it asked for
 }
 
 func newCrowd(t *testing.T, log *soleLog, hub *soleHub, l *Leader, names ...string) *crowd {
@@ -75,6 +77,9 @@ func (c *crowd) listen() {
 	synctest.Wait()
 	for _, n := range c.nodes {
 		for _, f := range n.link.take() {
+			if d := f.GetDrainState(); d != nil {
+				n.drains = append(n.drains, d)
+			}
 			for _, d := range f.GetDesired().GetSessions() {
 				n.told[d.GetSessionId()] = d
 				if d.GetAction() == nodev1.DesiredSession_LEAVE && !slices.Contains(n.leave, d.GetSessionId()) {

@@ -176,7 +176,10 @@ func (r *reign) drainNode(id string, d *drain, now time.Time) {
 		}
 	}
 	decided := decideDrain(in)
-	r.l.setDrainReason(id, decided.reason)
+	if decided.reason != r.l.DrainReason(id) {
+		r.l.setDrainReason(id, decided.reason)
+		r.tellDrain(r.node(id))
+	}
 	for _, s := range decided.pause[:min(len(decided.pause), maxPausesPerRound)] {
 		r.pauseDrained(d, row, s)
 	}

@@ -10,10 +10,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
+	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -261,6 +265,156 @@ func TestANewLeaderGoesOnWithADrain(t *testing.T) {
 		cancel()
 		<-end
 	})
+}
+
+// askToBeDrained has the agent of a node ask.
+func (c *crowd) askToBeDrained(n *crowdNode, deadline time.Duration) {
+	c.t.Helper()
+	c.hub.frame(n.link, &nodev1.Frame{Payload: &nodev1.Frame_DrainNode{DrainNode: &nodev1.DrainNode{Deadline: durationpb.New(deadline)}}})
+	synctest.Wait()
+}
+
+// TestANodeThatEndsIsDrainedFirst: its sessions move, those without a place stay, its agent is told how that goes, and when the next
+// agent comes the node takes sessions again.
+func TestANodeThatEndsIsDrainedFirst(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		c := newCrowd(t, log, hub, l, "node-1", "node-2")
+		c.run("node-1", func(s *apiv1.SessionSpec) { s.CpuMilli = 3000 }, "big")
+		c.run("node-1", nil, "s1", "s2")
+		c.run("node-2", func(s *apiv1.SessionSpec) { s.CpuMilli = 3000 }, "other")
+		n := c.nodes[0]
+		n.link.take()
+		c.askToBeDrained(n, time.Minute)
+		c.askToBeDrained(n, time.Minute) // again, for an answer may be lost
+		first := n.link.take()
+		if d := c.drained("node-1"); !d.Under() || d.Force || d.Agent != 1 || d.Deadline != time.Now().Add(time.Minute).UnixNano() {
+			t.Fatalf("asked for: %+v", d)
+		}
+		if told := drainsTold(first); len(told) == 0 || told[0].GetState() != apiv1.Drain_DRAINING || told[0].GetTotal() != 3 || told[0].GetRemaining() != 3 {
+			t.Errorf("answered %v", told)
+		}
+		told := func() *nodev1.DrainState {
+			t.Helper()
+			if len(n.drains) == 0 {
+				t.Fatal("its agent is told nothing")
+			}
+			d := proto.CloneOf(n.drains[len(n.drains)-1])
+			if !strings.HasPrefix(d.GetReason(), "big: no other node fits") {
+				t.Errorf("told last %v, and not why it waits", d)
+			}
+			d.Reason = ""
+			return d
+		}
+		c.pass(10 * time.Second)
+		c.where("s1", "node-2")
+		c.where("s2", "node-2")
+		if got, want := told(), (&nodev1.DrainState{State: apiv1.Drain_DRAINING, Total: 3, Moved: 2, Remaining: 1}); !proto.Equal(got, want) {
+			t.Errorf("told %v, want %v", got, want)
+		}
+		c.pass(time.Minute)
+		c.phase("big", session.Running)
+		if got, want := told(), (&nodev1.DrainState{State: apiv1.Drain_INCOMPLETE, Total: 3, Moved: 2, Remaining: 1}); !proto.Equal(got, want) {
+			t.Errorf("at the end told %v, want %v", got, want)
+		}
+		if e := drainEvent(log); e != "3 sessions are to go, by "+farewellActor {
+			t.Errorf("the event says %q", e)
+		}
+		again := linkAs(t, hub, "node-1", 2)
+		if row := log.store.View().Node("id-node-1"); !row.Schedulable || row.Drain != nil {
+			t.Errorf("its next agent is here: schedulable %v, drain %+v", row.Schedulable, row.Drain)
+		}
+		if told := drainsTold(again.take()); told != nil {
+			t.Errorf("the next agent, which did not ask, is told %v", told)
+		}
+	})
+}
+
+// TestANodeThatEndsAsksEachLeader: a new leader goes on with the drain, and tells the node once it has asked there.
+func TestANodeThatEndsAsksEachLeader(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		c := newCrowd(t, log, hub, l, "node-1", "node-2")
+		c.run("node-1", nil, "s")
+		c.frozen["s"] = true
+		n := c.nodes[0]
+		log.mu.Lock()
+		log.refuse = fault.New(fault.Unavailable, "no leader")
+		log.mu.Unlock()
+		c.askToBeDrained(n, time.Minute)
+		if told := drainsTold(n.link.take()); told != nil {
+			t.Fatalf("told of a drain that was not begun: %v", told)
+		}
+		log.mu.Lock()
+		log.refuse = nil
+		log.mu.Unlock()
+		c.askToBeDrained(n, time.Minute)
+		number := c.drained("node-1").Number
+		n.link = link(t, hub, "node-1", &nodev1.SessionState{SessionId: "s", Epoch: 1}) // as over another leader
+		time.Sleep(time.Second)
+		c.askToBeDrained(n, time.Minute)
+		told := drainsTold(n.link.take())
+		if d := c.drained("node-1"); d.Number != number || d.Deadline != d.StartTime+int64(time.Minute) || len(told) != 1 || told[0].GetRemaining() != 1 {
+			t.Errorf("asked again: %+v, told %v", d, told)
+		}
+		c.cordon("node-1", false)
+		if told := drainsTold(n.link.take()); len(told) != 1 || told[0].GetState() != apiv1.Drain_CANCELLED || told[0].GetReason() != "uncordoned" {
+			t.Errorf("uncordoned, it is told %v", told)
+		}
+	})
+}
+
+// TestANodeHearsOfItsOwnDrainOnly: the one before, that ended when its agent came back, is none of an answer.
+func TestANodeHearsOfItsOwnDrainOnly(t *testing.T) {
+	reigning(t, func(t *testing.T, log *soleLog, hub *soleHub, l *Leader) {
+		c := newCrowd(t, log, hub, l, "node-1")
+		c.run("node-1", nil, "s")
+		n := c.nodes[0]
+		c.askToBeDrained(n, time.Minute)
+		n.link = linkAs(t, hub, "node-1", 2, &nodev1.SessionState{SessionId: "s", Epoch: 1})
+		if d := c.drained("node-1"); d.State != state.DrainCancelled {
+			t.Fatalf("its next agent is here: %+v", d)
+		}
+		log.mu.Lock()
+		log.holds = true
+		log.mu.Unlock()
+		c.askToBeDrained(n, time.Minute)
+		log.do(t, &clusterv1.Command{Kind: &clusterv1.Command_SetNodeStatus{SetNodeStatus: &clusterv1.SetNodeStatus{NodeId: "id-node-1", Status: apiv1.Node_DEGRADED, Reason: "busy"}}})
+		c.pass(time.Second)
+		c.askToBeDrained(n, time.Minute)
+		if len(n.drains) != 0 {
+			t.Errorf("before its drain began it was told %v", n.drains)
+		}
+		log.mu.Lock()
+		log.holds = false
+		held := log.held
+		log.mu.Unlock()
+		if len(held) != 1 {
+			t.Fatalf("%d drains are proposed", len(held))
+		}
+		held[0]()
+		c.pass(time.Second)
+		if len(n.drains) == 0 || n.drains[0].GetState() != apiv1.Drain_DRAINING {
+			t.Errorf("then it was told %v", n.drains)
+		}
+	})
+}
+
+func drainsTold(frames []*nodev1.Frame) (told []*nodev1.DrainState) {
+	for _, f := range frames {
+		if d := f.GetDrainState(); d != nil {
+			told = append(told, d)
+		}
+	}
+	return told
+}
+
+// drainEvent is what the event says with which the last drain began.
+func drainEvent(log *soleLog) (message string) {
+	for _, e := range log.store.View().Events(0, 1000) {
+		if e.Type == "node.draining" {
+			message = e.Message
+		}
+	}
+	return message
 }
 
 // TestAdmit: what has begun goes on, then the more urgent, then the older; nobody waits for another one's node.

@@ -13,6 +13,7 @@
 //	place.go    sessions that wait for a node
 //	moves.go    how many sessions move at once
 //	drain.go    nodes that get rid of their sessions
+//	farewell.go nodes that ask for it, because their agents are about to end
 //	idle.go     sessions that are paused when they are idle
 //	expire.go   times to live, deadlines of messages, garbage
 //	peer.go     which node may fetch chunks from which other one

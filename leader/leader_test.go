@@ -37,6 +37,8 @@ type soleLog struct {
 	verify   error
 	verified int
 	refuse   error
+	holds    bool // drains that are proposed wait in held
+	held     []func()
 }
 
 func (l *soleLog) ProposeAsync(reply func([]state.Result, error), commands ...*clusterv1.Command) error {
@@ -44,6 +46,10 @@ func (l *soleLog) ProposeAsync(reply func([]state.Result, error), commands ...*c
 	defer l.mu.Unlock()
 	if l.refuse != nil {
 		return l.refuse
+	}
+	if commands[0].GetDrainNode() != nil && l.holds {
+		l.held = append(l.held, func() { _ = l.ProposeAsync(reply, commands...) })
+		return nil
 	}
 	l.index++
 	reply(l.store.Apply(l.index, &clusterv1.Batch{Time: time.Now().UnixNano(), Commands: commands}), nil)
@@ -156,7 +162,13 @@ func reigningWith(t *testing.T, change func(*Options), f func(t *testing.T, log 
 // link registers a node and shows its inventory.
 func link(t *testing.T, hub *soleHub, name string, has ...*nodev1.SessionState) *fakeLink {
 	t.Helper()
-	l := &fakeLink{hello: &nodev1.Hello{NodeId: "id-" + name, Name: name, Incarnation: 1, Capabilities: &apiv1.Capabilities{
+	return linkAs(t, hub, name, 1, has...)
+}
+
+// linkAs is link for a later agent.
+func linkAs(t *testing.T, hub *soleHub, name string, incarnation uint64, has ...*nodev1.SessionState) *fakeLink {
+	t.Helper()
+	l := &fakeLink{hello: &nodev1.Hello{NodeId: "id-" + name, Name: name, Incarnation: incarnation, Capabilities: &apiv1.Capabilities{
 		CanSpawnSessions: true, SupportedSessionTypes: []string{session.TypeProcess}, CpuMilli: 4000, MemoryBytes: 1 << 30,
 	}}}
 	hub.up(l)
@@ -165,7 +177,7 @@ func link(t *testing.T, hub *soleHub, name string, has ...*nodev1.SessionState) 
 	if len(got) != 2 || got[0].GetHelloAck().GetClusterId() != "c" || got[1].GetGetSessions() == nil {
 		t.Fatalf("after hello: %v", got)
 	}
-	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: &nodev1.SessionsResponse{Incarnation: 1, Sessions: has}}})
+	hub.frame(l, &nodev1.Frame{Payload: &nodev1.Frame_SessionsResponse{SessionsResponse: &nodev1.SessionsResponse{Incarnation: incarnation, Sessions: has}}})
 	synctest.Wait()
 	return l
 }

@@ -89,7 +89,10 @@ type node struct {
 	nextFact uint64
 	factGap  time.Time
 	// links counts the links of this reign: each numbers its streams from a place of its own.
-	links   uint64
+	links uint64
+	// drainAsked: its agent asked over this link for a drain; drainBegun: it is told how that goes; drainUntold: it is to be told now.
+	drainAsked, drainBegun, drainUntold bool
+
 	dirty   map[string]*nodev1.DesiredSession
 	deliver []*nodev1.SessionMessages
 	unsent  bool // it is in the reign's list of the same name
@@ -232,6 +235,7 @@ func (r *reign) observe(c *state.Change) {
 		r.watchDrain(row)
 		n := r.node(row.ID)
 		n.settled = 0
+		r.tellDrain(n)
 		if n.expiry.IsZero() {
 			now := r.opts.Now()
 			n.silentSince = now

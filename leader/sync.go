@@ -114,6 +114,7 @@ func (r *reign) dropLink(n *node, code int, reason string) {
 	}
 	n.streams.Close(nodelink.ErrClosed)
 	n.link, n.streams, n.registered, n.synced = nil, nil, false, false
+	n.drainAsked, n.drainBegun, n.drainUntold = false, false, false
 	n.dirty, n.deliver = map[string]*nodev1.DesiredSession{}, nil
 	live, _ := r.l.Live(n.id)
 	live.Linked, live.Server = false, ""
@@ -147,6 +148,8 @@ func (r *reign) frame(l nodelink.Link, f *nodev1.Frame) {
 		n.streams.Handle(f)
 	case *nodev1.Frame_MoveProgress:
 		r.moveProgress(n, f.GetEpoch(), p.MoveProgress)
+	case *nodev1.Frame_DrainNode:
+		r.drainAsked(n, p.DrainNode)
 	case *nodev1.Frame_Goodbye:
 		r.log.Info("a node says goodbye", "node", l.Hello().GetName(), "reason", p.Goodbye.GetReason())
 	case *nodev1.Frame_Error:
@@ -358,6 +361,9 @@ func (r *reign) forgetElsewhere(s *session.Session) {
 
 // flushNode sends a node its changes, in frames of a bounded size.
 func (r *reign) flushNode(n *node, index uint64) {
+	if n.drainUntold {
+		r.sendDrain(n)
+	}
 	if n.link == nil || !n.synced {
 		n.dirty, n.deliver = map[string]*nodev1.DesiredSession{}, nil
 		return

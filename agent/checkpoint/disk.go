@@ -26,7 +26,7 @@ const (
 	// DefaultSpoolBytes is Options.SpoolBytes.
 	DefaultSpoolBytes = 1 << 30
 	// DefaultParallel is Options.Parallel, in chunks.
-	DefaultParallel = 8
+	DefaultParallel = 16
 	// DefaultCaptures is Options.Captures, in sessions.
 	DefaultCaptures = 4
 	// maxKnown bounds the sessions of which it is remembered what the store has; the others are asked about again.

@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/chunks/dir"
@@ -24,7 +27,7 @@ const touchEvery = time.Minute
 // Options are the bounds of a cache.
 type Options struct {
 	// MaxBytes is how long all frames together may be; it must be given. Damaged frames that were put aside come on top
-	// (dir.QuarantineMax of them at most).
+	// (dir.QuarantineMax of them at most). A tenth of the file system is the bound where that is less.
 	MaxBytes int64
 	// Logger hears of damaged chunks; nil is silence.
 	Logger *slog.Logger
@@ -56,11 +59,24 @@ func Open(path string, o Options) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cache{kept: kept, max: o.MaxBytes, order: list.New(), entries: make(map[chunk.ID]*list.Element)}
+	c := &Cache{kept: kept, max: min(o.MaxBytes, shareOfDisk(path)), order: list.New(), entries: make(map[chunk.ID]*list.Element)}
 	if err := c.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("chunks: open the cache in %s: %w", path, err), kept.Close())
 	}
 	return c, nil
+}
+
+// diskShare is the part of its file system that a cache takes at most: what is there only to save time must not fill a small disk, on which
+// the sessions themselves write.
+const diskShare = 10
+
+// shareOfDisk is how many bytes a cache in a directory may have by the size of its file system; without a bound where that is not known.
+func shareOfDisk(path string) int64 {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil || fs.Blocks == 0 {
+		return math.MaxInt64
+	}
+	return int64(fs.Blocks) * fs.Bsize / diskShare
 }
 
 // load puts what is there in the order of its use.

@@ -82,7 +82,7 @@ func (s *Store) prepare() (err error) {
 			return err
 		}
 	}
-	if err := s.syncDirs(map[string]struct{}{".": {}}); err != nil {
+	if err := s.makeLeaves(); err != nil {
 		return err
 	}
 	return s.walk(context.Background(), chunk.ID{}, func(_ chunk.ID, info fs.FileInfo) error {
@@ -90,6 +90,31 @@ func (s *Store) prepare() (err error) {
 		s.count.Add(1)
 		return nil
 	})
+}
+
+// makeLeaves makes the directories that chunks lie in, so that no put waits for one and its sync; a volatile store syncs nothing, and makes
+// them when they are needed.
+func (s *Store) makeLeaves() error {
+	if s.opts.Volatile {
+		return nil
+	}
+	const digits = "0123456789abcdef"
+	changed := map[string]struct{}{".": {}}
+	for _, outer := range digits {
+		for _, inner := range digits {
+			leaf := string(outer) + "/" + string(inner)
+			if _, err := s.root.Lstat(leaf); err == nil {
+				continue
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			if err := s.root.MkdirAll(leaf, dirMode); err != nil {
+				return err
+			}
+			changed[string(outer)] = struct{}{}
+		}
+	}
+	return s.syncDirs(changed)
 }
 
 // checkFormat refuses a directory of another layout, and marks a new one.

@@ -46,16 +46,23 @@ type Drain struct {
 	// LongestBlackout is the longest time, in nanoseconds, for which one that was moved answered nothing.
 	LongestBlackout int64
 	Reason          string // why what is left is
+	// Agent is the incarnation of the node's agent that asked for it, because it is about to end; 0 when a person did. The next agent ends
+	// such a drain, and the node takes sessions again unless it is Cordoned by a person beside.
+	Agent    uint64
+	Cordoned bool
 }
 
 // Under reports whether the drain goes on.
 func (d *Drain) Under() bool { return d != nil && d.State == Draining }
 
+// ByAgent reports whether the node's own agent asked for it.
+func (d *Drain) ByAgent() bool { return d != nil && d.Agent != 0 }
+
 // counts reports whether sessions that leave are counted: those whose moves had begun may leave behind the end of the drain.
 func (d *Drain) counts() bool { return d.Under() || d != nil && d.State == DrainIncomplete }
 
 // drainNode cordons a node and notes that its sessions are to go. A drain that is under way is given the deadline and the force
-// of the new order.
+// of the new order; it becomes a person's when one asks, and stays a person's when the agent does.
 func (a *applier) drainNode(c *clusterv1.DrainNode) (*Node, error) {
 	old := a.nodes.get(a.base, c.GetNodeId())
 	switch {
@@ -63,6 +70,8 @@ func (a *applier) drainNode(c *clusterv1.DrainNode) (*Node, error) {
 		return nil, noNode(c.GetNodeId())
 	case c.GetDeadline() <= a.meta.time:
 		return nil, fault.New(fault.Invalid, "drain: the deadline is not after now; give the drain some time").WithField("deadline")
+	case c.GetIncarnation() != 0 && c.GetIncarnation() != old.Incarnation:
+		return nil, fault.New(fault.Aborted, "drain: node %s was started again since (incarnation %d, this is %d)", old.Name, old.Incarnation, c.GetIncarnation())
 	}
 	a.turnAway(old.ID, session.MigrationCancelled, "the target "+old.Name+" is being drained")
 	n := *a.nodes.get(a.base, old.ID)
@@ -72,12 +81,40 @@ func (a *applier) drainNode(c *clusterv1.DrainNode) (*Node, error) {
 		d = *n.Drain
 	}
 	d.Deadline, d.Force = c.GetDeadline(), c.GetForce()
+	switch {
+	case c.GetIncarnation() == 0:
+		d.Agent, d.Cordoned = 0, false
+	case !again:
+		d.Agent, d.Cordoned = c.GetIncarnation(), n.cordoned()
+	case !d.ByAgent(): // a person's, and the agent does not stay for longer
+		d.Deadline, d.Force = min(d.Deadline, n.Drain.Deadline), d.Force || n.Drain.Force
+	}
 	n.Drain, n.Schedulable, n.ModifyIndex = &d, false, a.meta.index
 	a.nodes.put(n.ID, &n)
 	if !again {
 		a.nodeEvent("node.draining", &n, a.by(c.GetActor(), fmt.Sprintf("%d sessions are to go", d.Total)))
 	}
 	return &n, nil
+}
+
+// cordoned reports whether a person keeps sessions away from the node.
+func (n *Node) cordoned() bool { return !n.Schedulable && (!n.Drain.ByAgent() || n.Drain.Cordoned) }
+
+// agentBack is told that the next agent of a node, not shared yet, has registered: it ends the drain that the one before asked for.
+func (a *applier) agentBack(n *Node) {
+	if !n.Drain.ByAgent() || n.Drain.Agent >= n.Incarnation {
+		return
+	}
+	const why = "its agent is back"
+	n.Schedulable = !n.cordoned()
+	if n.Drain.Under() {
+		a.drainOver(n, DrainCancelled, why)
+	} else {
+		n.Drain = nil
+	}
+	if n.Schedulable {
+		a.nodeEvent("node.uncordoned", n, why)
+	}
 }
 
 // endDrain notes that a drain is over.
@@ -108,6 +145,9 @@ var drainEvents = [...]string{Drained: "node.drained", DrainIncomplete: "node.dr
 func (a *applier) drainOver(n *Node, state DrainState, why string) {
 	d := *n.Drain
 	d.State, d.EndTime, d.Reason = state, a.meta.time, a.reason(why)
+	if state == DrainCancelled {
+		d.Agent, d.Cordoned = 0, false // nothing is left for the next agent to end
+	}
 	n.Drain = &d
 	message := fmt.Sprintf("%d of %d moved, %d paused, %d left", d.Moved, d.Total, d.Paused, n.Sessions)
 	if why != "" {

@@ -140,8 +140,102 @@ func TestALostNodeIsDrained(t *testing.T) {
 	}
 }
 
+// TestTheNextAgentEndsADrainOfTheOneBefore: but a person's cordon or drain, from before or from meanwhile, stays.
+func TestTheNextAgentEndsADrainOfTheOneBefore(t *testing.T) {
+	byAgent := func(m *machine) *clusterv1.DrainNode {
+		return &clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + 60*second, Force: true, Incarnation: 1, Actor: "its agent"}
+	}
+	cordon := &clusterv1.SetNodeSchedulable{NodeId: "id-a", Actor: "ann"}
+	end := func(m *machine, s DrainState) {
+		if s == DrainIncomplete {
+			m.now += 60 * second
+		}
+		m.ok(&clusterv1.EndDrain{NodeId: "id-a", Number: m.drain("a").Number, State: uint32(s)})
+	}
+	for name, c := range map[string]struct {
+		before      func(m *machine) // sessions "s" runs on a
+		schedulable bool
+		drain       DrainState // of the record that is left; 0 for none
+	}{
+		"under way":  {func(m *machine) { m.ok(byAgent(m)) }, true, DrainCancelled},
+		"incomplete": {func(m *machine) { m.ok(byAgent(m)); end(m, DrainIncomplete) }, true, 0},
+		"done": {func(m *machine) {
+			m.ok(byAgent(m))
+			m.ok(m.facts("a", exited("s", 1, 0, 0)))
+			end(m, Drained)
+		}, true, 0},
+		"asked for twice":          {func(m *machine) { m.ok(byAgent(m)); m.ok(byAgent(m)) }, true, DrainCancelled},
+		"again after it was over":  {func(m *machine) { m.ok(byAgent(m)); end(m, DrainIncomplete); m.ok(byAgent(m)) }, true, DrainCancelled},
+		"cordoned before":          {func(m *machine) { m.ok(cordon); m.ok(byAgent(m)) }, false, DrainCancelled},
+		"cordoned meanwhile":       {func(m *machine) { m.ok(byAgent(m)); m.ok(cordon); m.ok(cordon) }, false, DrainCancelled},
+		"cordoned, and it is over": {func(m *machine) { m.ok(cordon); m.ok(byAgent(m)); end(m, DrainIncomplete) }, false, 0},
+		"a person uncordons it": {func(m *machine) {
+			m.ok(byAgent(m))
+			m.ok(&clusterv1.SetNodeSchedulable{NodeId: "id-a", Schedulable: true})
+		}, true, DrainCancelled},
+		"a person drains it too": {func(m *machine) {
+			m.ok(byAgent(m))
+			m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + second})
+		}, false, Draining},
+		"a person drained it before": {func(m *machine) {
+			m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + second})
+			m.ok(byAgent(m))
+		}, false, Draining},
+		"a person had drained it": {func(m *machine) {
+			m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + 60*second})
+			end(m, DrainIncomplete)
+			m.ok(byAgent(m))
+		}, false, DrainCancelled},
+		"lost before it came to much": {func(m *machine) { m.ok(byAgent(m)); m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1}) }, true, DrainCancelled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			m.node("a")
+			m.node("b")
+			m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.CheckpointEvery = "5m" }))
+			m.ok(m.facts("a", started("s", 1)))
+			c.before(m)
+			was := m.View().Node("id-a")
+			m.ok(register("a", 1)) // the same agent, over another link
+			if n := m.View().Node("id-a"); n.Schedulable != was.Schedulable || *n.Drain != *was.Drain {
+				t.Errorf("after another link of the same agent: schedulable %v, drain %+v", n.Schedulable, n.Drain)
+			}
+			m.ok(register("a", 2))
+			n := m.View().Node("id-a")
+			if d := m.drain("a"); n.Schedulable != c.schedulable || (d == nil) != (c.drain == 0) || d != nil && (d.State != c.drain || d.ByAgent()) {
+				t.Errorf("schedulable %v, drain %+v", n.Schedulable, d)
+			}
+			m.ok(register("a", 3))
+			if later := m.View().Node("id-a"); later.Schedulable != n.Schedulable {
+				t.Errorf("after one more start: schedulable %v", later.Schedulable)
+			}
+		})
+	}
+}
+
+// TestADrainByTheAgentHasItsTerms: an agent that has gone is not heard, and one that joins a person's drain makes it no longer.
+func TestADrainByTheAgentHasItsTerms(t *testing.T) {
+	m := draining(t, "s")
+	began := *m.drain("a")
+	ask := &clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + 90*second, Force: true, Incarnation: 1}
+	m.ok(ask)
+	if d := m.drain("a"); d.Deadline != began.Deadline || !d.Force || d.ByAgent() || d.Number != began.Number {
+		t.Errorf("a person's drain that the agent joins: %+v", d)
+	}
+	ask.Deadline = m.now + 10*second
+	m.ok(ask)
+	if d := m.drain("a"); d.Deadline != m.now+10*second {
+		t.Errorf("the agent stays for 10 s, and the drain is %+v", d)
+	}
+	m.ok(register("a", 2))
+	m.refused(fault.Aborted, ask)
+}
+
 func TestADrainOutlivesASnapshot(t *testing.T) {
 	m := draining(t, "s")
+	m.ok(&clusterv1.SetNodeSchedulable{NodeId: "id-a", Schedulable: true})
+	m.ok(&clusterv1.SetNodeSchedulable{NodeId: "id-a"})
+	m.ok(&clusterv1.DrainNode{NodeId: "id-a", Deadline: m.now + 60*second, Incarnation: 1})
 	m.ok(&clusterv1.PauseSession{SessionId: "s"})
 	m.leave("a", "s")
 	m.now += 60 * second
@@ -151,7 +245,7 @@ func TestADrainOutlivesASnapshot(t *testing.T) {
 	if err := back.Restore(bytes.NewReader(bytesOf)); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := *back.View().Node("id-a").Drain, *m.drain("a"); got != want || want.Paused != 1 {
+	if got, want := *back.View().Node("id-a").Drain, *m.drain("a"); got != want || want.Paused != 1 || !want.ByAgent() || !want.Cordoned {
 		t.Errorf("restored %+v, want %+v", got, want)
 	}
 }

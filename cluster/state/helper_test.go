@@ -419,7 +419,11 @@ func (h *history) move(v *View, some *session.Session) any {
 	}
 	switch h.rng.IntN(12) {
 	case 9:
-		return &clusterv1.DrainNode{NodeId: target.ID, Deadline: h.now + h.rng.Int64N(20*second) - second, Force: h.rng.IntN(2) == 0, Actor: "ann"}
+		d := &clusterv1.DrainNode{NodeId: target.ID, Deadline: h.now + h.rng.Int64N(20*second) - second, Force: h.rng.IntN(2) == 0, Actor: "ann"}
+		if h.rng.IntN(2) == 0 {
+			d.Incarnation = target.Incarnation + uint64(h.rng.IntN(4)/3)
+		}
+		return d
 	case 10:
 		end := &clusterv1.EndDrain{NodeId: target.ID, State: uint32(1 + h.rng.IntN(4)), Reason: "no room"}
 		if target.Drain != nil {

@@ -153,6 +153,8 @@ func checkDrain(t fataler, n *Node) {
 		t.Fatalf("node %s (schedulable %v) is in the drain %+v", n.Name, n.Schedulable, d)
 	case d.State != DrainCancelled && d.Moved+d.Paused+n.Sessions > d.Total:
 		t.Fatalf("node %s holds %d sessions in the drain %+v: some came meanwhile", n.Name, n.Sessions, d)
+	case d.Agent > n.Incarnation, d.ByAgent() && (n.Schedulable || d.Agent < n.Incarnation), d.Cordoned && !d.ByAgent():
+		t.Fatalf("node %s (schedulable %v, incarnation %d) is in a drain of its agent %+v", n.Name, n.Schedulable, n.Incarnation, d)
 	}
 }
 

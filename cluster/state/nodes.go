@@ -46,6 +46,7 @@ func (a *applier) registerNode(c *clusterv1.RegisterNode) (*Node, error) {
 	n.Incarnation = c.GetIncarnation()
 	n.Lost, n.Status, n.Reason = false, Healthy, ""
 	n.ModifyIndex = a.meta.index
+	a.agentBack(&n)
 	if old == nil || old.Name != n.Name {
 		if old != nil {
 			a.unset(setNodeNames, "", old.Name)
@@ -175,7 +176,8 @@ func (a *applier) setNodeSchedulable(c *clusterv1.SetNodeSchedulable) (*Node, er
 	if old == nil {
 		return nil, noNode(c.GetNodeId())
 	}
-	if old.Schedulable == c.GetSchedulable() {
+	over := !c.GetSchedulable() && old.Drain.ByAgent() && !old.Drain.Cordoned // a cordon that outlives the agent's drain
+	if old.Schedulable == c.GetSchedulable() && !over {
 		return old, nil
 	}
 	n := *old
@@ -188,9 +190,13 @@ func (a *applier) setNodeSchedulable(c *clusterv1.SetNodeSchedulable) (*Node, er
 	if c.GetActor() != "" {
 		by = "by " + a.reason(c.GetActor())
 	}
-	if n.Schedulable {
+	switch {
+	case n.Schedulable:
 		a.drainUndone(&n, by)
-	} else {
+	case over:
+		d := *n.Drain
+		d.Cordoned, n.Drain = true, &d
+	default:
 		n.Drain = nil // one that was cancelled
 	}
 	a.nodes.put(n.ID, &n)

@@ -87,6 +87,7 @@ func drainToRow(d *Drain) *clusterv1.DrainRow {
 	return &clusterv1.DrainRow{
 		Number: d.Number, State: uint32(d.State), StartTime: d.StartTime, Deadline: d.Deadline, EndTime: d.EndTime, Force: d.Force,
 		Total: d.Total, Moved: d.Moved, Paused: d.Paused, Reason: d.Reason, LongestBlackout: d.LongestBlackout,
+		Agent: d.Agent, Cordoned: d.Cordoned,
 	}
 }
 
@@ -98,6 +99,7 @@ func drainFromRow(r *clusterv1.DrainRow, in *interner) *Drain {
 		Number: r.GetNumber(), State: DrainState(min(r.GetState(), 255)), StartTime: r.GetStartTime(), Deadline: r.GetDeadline(),
 		EndTime: r.GetEndTime(), Force: r.GetForce(), Total: r.GetTotal(), Moved: r.GetMoved(), Paused: r.GetPaused(),
 		Reason: in.str(r.GetReason()), LongestBlackout: r.GetLongestBlackout(),
+		Agent: r.GetAgent(), Cordoned: r.GetCordoned(),
 	}
 }
 

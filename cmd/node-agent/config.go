@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/neolith/orchestrator/agent"
 	"github.com/neolith/orchestrator/agent/capability"
@@ -49,15 +50,16 @@ type Config struct {
 
 	SecretsDir string `yaml:"secrets_dir" help:"directory with one file for each secret that sessions may name; none when empty"`
 	Sessions   struct {
-		OutputLogBytes config.Bytes `yaml:"output_log_bytes" help:"output kept of each session; the oldest goes first"`
-		MaxStarts      int          `yaml:"max_starts" help:"processes being started at one time"`
-		MaxEndedKept   int          `yaml:"max_ended_kept" help:"ended sessions whose directory is kept at most"`
-		EndOnStop      bool         `yaml:"end_on_stop" help:"end the sessions when this agent is told to stop, instead of leaving them to the next"`
-		Cgroups        bool         `yaml:"cgroups" help:"give each session a cgroup where the kernel lets it"`
+		OutputLogBytes config.Bytes  `yaml:"output_log_bytes" help:"output kept of each session; the oldest goes first"`
+		MaxStarts      int           `yaml:"max_starts" help:"processes being started at one time"`
+		MaxEndedKept   int           `yaml:"max_ended_kept" help:"ended sessions whose directory is kept at most"`
+		DrainOnStop    time.Duration `yaml:"drain_on_stop" help:"when this agent is told to stop, stay for so long at most to have the sessions moved to other nodes; 0 not at all"`
+		EndOnStop      bool          `yaml:"end_on_stop" help:"end the sessions when this agent is told to stop, instead of leaving them to the next"`
+		Cgroups        bool          `yaml:"cgroups" help:"give each session a cgroup where the kernel lets it"`
 	} `yaml:"sessions"`
 	Checkpoints struct {
 		CacheDir       string       `yaml:"cache_dir" help:"chunks that were sent or fetched, for sessions that come back; below data_dir when empty"`
-		CacheBytes     config.Bytes `yaml:"cache_bytes" help:"chunks kept there; what was used least lately goes first; 0 for none"`
+		CacheBytes     config.Bytes `yaml:"cache_bytes" help:"chunks kept there; what was used least lately goes first, and never more than a tenth of the disk; 0 for none"`
 		SpoolBytes     config.Bytes `yaml:"spool_bytes" help:"captured and not stored yet; beyond it sessions are held until the store has taken it"`
 		BytesPerSecond config.Bytes `yaml:"bytes_per_second" help:"of chunks that come and go, from wherever and to wherever; 0 for no limit"`
 		Serve          string       `yaml:"serve" help:"host:port where other nodes fetch sessions that move to them; without a host the address towards the servers, port 0 any; not served when empty"`
@@ -87,6 +89,8 @@ const (
 	minCacheBytes     = 16 << 20
 	minBytesPerSecond = 64 << 10
 	maxParallelLimit  = 256
+	// minDrainOnStop lets one session move; maxDrainOnStop is as long as any drain may be.
+	minDrainOnStop, maxDrainOnStop = time.Second, 7 * 24 * time.Hour
 )
 
 func defaults() Config {
@@ -188,6 +192,8 @@ func (c *Config) validateNumbers() error {
 		return config.Bad("sessions.output_log_bytes", "%s is below %s; a session's last words would be lost before anybody reads them", s.OutputLogBytes, config.Bytes(minOutputLogBytes))
 	case s.MaxStarts < 1 || s.MaxStarts > maxStartsLimit:
 		return config.Bad("sessions.max_starts", "%d is not between 1 and %d", s.MaxStarts, maxStartsLimit)
+	case s.DrainOnStop != 0 && (s.DrainOnStop < minDrainOnStop || s.DrainOnStop > maxDrainOnStop):
+		return config.Bad("sessions.drain_on_stop", "%s is not between %s and %s; 0 is for no drain", s.DrainOnStop, minDrainOnStop, maxDrainOnStop)
 	case s.MaxEndedKept < 1:
 		return config.Bad("sessions.max_ended_kept", "%d is not positive; logs of ended sessions are read from there", s.MaxEndedKept)
 	}

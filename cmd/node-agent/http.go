@@ -54,9 +54,11 @@ func (n *node) serveHTTP(ctx context.Context) error {
 // health says that the process is alive, and how it stands.
 func (n *node) health(w http.ResponseWriter, _ *http.Request) { n.answer(w, http.StatusOK, "ok", "") }
 
-// ready says whether sessions may be placed here: the node is linked and holds its lease.
+// ready says whether sessions may be placed here: the node is linked and holds its lease, and stays.
 func (n *node) ready(w http.ResponseWriter, _ *http.Request) {
 	switch st := n.agent.Status(); {
+	case st.Leaving:
+		n.answer(w, http.StatusServiceUnavailable, "not ready", "the agent was told to stop, and its sessions go elsewhere")
 	case !st.Linked:
 		n.answer(w, http.StatusServiceUnavailable, "not ready", "no server is linked")
 	case st.LeaseLeft == 0:

@@ -21,11 +21,23 @@ import (
 
 func main() {
 	shim.MainIfRequested() // a build that carries no shim is its own
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	os.Exit(run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. The second ends the process at once; not by the kernel's
+// default, which does nothing to the first process of a container.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() { // for as long as the process lasts
+		<-signals
+		cancel()
+		second := <-signals
+		fmt.Fprintf(os.Stderr, "node-agent: stopping at once, for a second signal came (%s)\n", second)
+		os.Exit(exitcode.Failed)
+	}()
+	return ctx
 }
 
 // run is the whole program; it returns the exit code.
@@ -67,7 +79,8 @@ func runCommand(stderr io.Writer) *cobra.Command {
 		Use:   "run",
 		Short: "Run the agent",
 		Long: `run runs the agent until it is told to stop (SIGINT, SIGTERM); it then ends within 10 seconds, and its sessions go on
-for as long as the node's lease lasts, for the next agent to take up.
+for as long as the node's lease lasts, for the next agent to take up. With sessions.drain_on_stop they are moved to other
+nodes first, for as long as it says. A second signal ends the agent at once.
 
 Settings come from a YAML file, from the environment (ORCH_ and the path with _, such as ORCH_DATA_DIR) and from flags,
 in rising order of precedence. node-agent config print shows what is in force and where it comes from.`,

@@ -72,7 +72,7 @@ func newNode(ctx context.Context, cfg Config, log *slog.Logger) (_ *node, err er
 	opts := agent.Options{
 		Name: cfg.Name, Labels: cfg.Labels, Version: telemetry.ThisBuild().Version, Address: cfg.address(), Servers: cfg.Servers,
 		Boottime: lease.Now, SecretsDir: cfg.SecretsDir, PastLogs: process.ReadLogs, Sweep: sweep,
-		MaxStarts: cfg.Sessions.MaxStarts, MaxRestores: cfg.Checkpoints.MaxRestores, MaxEndedKept: cfg.Sessions.MaxEndedKept, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
+		MaxStarts: cfg.Sessions.MaxStarts, MaxRestores: cfg.Checkpoints.MaxRestores, MaxEndedKept: cfg.Sessions.MaxEndedKept, DrainOnStop: cfg.Sessions.DrainOnStop, EndOnStop: cfg.Sessions.EndOnStop, Metrics: n.registry, Logger: log,
 	}
 	for _, step := range []func(context.Context, *agent.Options) error{n.dialer, n.peering, n.dataDir, n.checkpoints, n.machine} {
 		if err := step(ctx, &opts); err != nil {
@@ -221,16 +221,21 @@ func sweep(ctx context.Context, sessionDir string) error {
 	return shim.Sweep(ctx, run)
 }
 
-// run works until ctx ends, or until a part fails.
+// run works until ctx ends, or until a part fails. What serves others does so until the agent has ended: it may take its time.
 func (n *node) run(ctx context.Context) error {
 	defer n.close()
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.agent.Run(ctx) })
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, agentCtx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer stop()
+		return n.agent.Run(agentCtx)
+	})
 	if n.listener != nil {
-		group.Go(func() error { return n.serveHTTP(ctx) })
+		group.Go(func() error { return n.serveHTTP(serving) })
 	}
 	if n.peers.listener != nil {
-		group.Go(func() error { return n.servePeers(ctx) })
+		group.Go(func() error { return n.servePeers(serving) })
 	}
 	return group.Wait()
 }

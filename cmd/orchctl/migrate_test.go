@@ -267,6 +267,7 @@ func TestMigrateInterruptedIsWatchedOn(t *testing.T) {
 	r, id := moveRig(t)
 	c := r.interrupted(t)
 	c.typed("w")
+	c.screen.untilGone(t, "keep [w]atching?")
 	r.copyRound(id, 7, 1<<20, 0)
 	c.screen.until(t, "round 7")
 	// The move ends while the question is open.

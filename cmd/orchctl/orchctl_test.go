@@ -332,12 +332,26 @@ func (w *tap) String() string {
 // until waits for a text.
 func (w *tap) until(t *testing.T, text string) {
 	t.Helper()
+	w.wait(t, text, func(all string) bool { return strings.Contains(all, text) })
+}
+
+// untilGone waits until a text is not in what was drawn last.
+func (w *tap) untilGone(t *testing.T, text string) {
+	t.Helper()
+	w.wait(t, "an end of "+text, func(all string) bool {
+		frame, drawn := strings.CutSuffix(all, "\x1b[J") // a frame ends with erasing what the one before had below it
+		return drawn && !strings.Contains(frame[max(0, strings.LastIndex(frame, "\x1b[J")):], text)
+	})
+}
+
+func (w *tap) wait(t *testing.T, what string, came func(all string) bool) {
+	t.Helper()
 	limit := time.After(20 * time.Second)
-	for !strings.Contains(w.String(), text) {
+	for !came(w.String()) {
 		select {
 		case <-w.grew:
 		case <-limit:
-			t.Fatalf("%q did not come in %q", text, w.String())
+			t.Fatalf("%q did not come in %q", what, w.String())
 		}
 	}
 }

@@ -65,6 +65,7 @@ type Config struct {
 		SnapshotEntries  int           `yaml:"snapshot_entries" help:"log entries between snapshots"`
 		TrailingEntries  int           `yaml:"trailing_entries" help:"log entries kept behind a snapshot"`
 		RemoveDeadAfter  time.Duration `yaml:"remove_dead_after" help:"how long a server must be dead before it is removed from the cluster"`
+		RemoveLeftAfter  time.Duration `yaml:"remove_left_after" help:"the same for a server that was stopped in good order and did not start again"`
 		MinVoters        int           `yaml:"min_voters" help:"a dead server is removed only where so many voters remain"`
 	} `yaml:"raft"`
 
@@ -128,7 +129,7 @@ func defaults() Config {
 	c.Raft.CommitTimeout, c.Raft.StallTimeout = t.Commit, t.Stall
 	c.Raft.SnapshotEntries, c.Raft.TrailingEntries = 65536, 32768
 	p := cluster.DefaultAutopilot()
-	c.Raft.RemoveDeadAfter, c.Raft.MinVoters = p.RemoveAfter, int(p.MinVoters)
+	c.Raft.RemoveDeadAfter, c.Raft.RemoveLeftAfter, c.Raft.MinVoters = p.RemoveAfter, p.RemoveLeftAfter, int(p.MinVoters)
 	c.Placement.Strategy = "least-connections"
 	m, f := leader.DefaultMoveLimits(), leader.DefaultRestoreLimits()
 	c.Migration.MaxPerNode, c.Migration.MaxPerCluster = m.PerNode, m.PerCluster
@@ -215,6 +216,8 @@ func (c *Config) validateTimes() error {
 		return config.Bad("raft.snapshot_entries", "snapshot_entries and trailing_entries must be positive")
 	case r.RemoveDeadAfter < 10*time.Second:
 		return config.Bad("raft.remove_dead_after", "%s is below 10s; a server that only starts again would be removed", r.RemoveDeadAfter)
+	case r.RemoveLeftAfter < 10*time.Second:
+		return config.Bad("raft.remove_left_after", "%s is below 10s; a server that only starts again would be removed", r.RemoveLeftAfter)
 	case r.MinVoters < 1:
 		return config.Bad("raft.min_voters", "%d is not positive; a cluster needs a voter", r.MinVoters)
 	}
@@ -227,7 +230,7 @@ func (c *Config) validateTimes() error {
 // autopilot is the default, but for what is set.
 func (c *Config) autopilot() cluster.Autopilot {
 	p := cluster.DefaultAutopilot()
-	p.RemoveAfter, p.MinVoters = c.Raft.RemoveDeadAfter, uint(c.Raft.MinVoters)
+	p.RemoveAfter, p.RemoveLeftAfter, p.MinVoters = c.Raft.RemoveDeadAfter, c.Raft.RemoveLeftAfter, uint(c.Raft.MinVoters)
 	return p
 }
 

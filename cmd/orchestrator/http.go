@@ -50,17 +50,26 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, map[string]any{"status": "ok", "server": s.cfg.Name})
 }
 
-// ready says whether this server can serve: it leads with its state complete, or knows who does.
+// ready says whether this server can serve: it leads with its state complete, or knows who does and has caught up; and it goes on
+// doing so.
 func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 	l, _ := s.node.Leader()
 	body := map[string]any{"server": s.cfg.Name, "leader": l.ID, "appliedIndex": s.node.AppliedIndex()}
-	if serving(l) != healthv1.HealthCheckResponse_SERVING {
-		body["status"], body["reason"] = "not ready", "the cluster has no leader that this server knows"
-		answer(w, http.StatusServiceUnavailable, body)
+	why := ""
+	switch {
+	case s.stopping.Load():
+		why = "the server is stopping"
+	case serving(l) != healthv1.HealthCheckResponse_SERVING:
+		why = "the cluster has no leader that this server knows"
+	case !s.level.found():
+		why = "the server has not caught up with the leader since it started"
+	default:
+		body["status"] = "ready"
+		answer(w, http.StatusOK, body)
 		return
 	}
-	body["status"] = "ready"
-	answer(w, http.StatusOK, body)
+	body["status"], body["reason"] = "not ready", why
+	answer(w, http.StatusServiceUnavailable, body)
 }
 
 func serving(l cluster.Leader) healthv1.HealthCheckResponse_ServingStatus {

@@ -79,7 +79,7 @@ flags, in rising order of precedence. orchestrator config print shows what is in
 		for _, w := range loaded.Warnings {
 			log.Warn(w)
 		}
-		s, err := newServer(loaded.Config, log)
+		s, err := newServer(cmd.Context(), loaded.Config, log)
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,8 +34,8 @@ import (
 	"github.com/neolith/orchestrator/telemetry/hclogger"
 )
 
-// shutdownTime bounds the end of a server.
-const shutdownTime = 9 * time.Second
+// shutdownTime bounds the end of a server, and in it leaveTime the handing over, and callsTime what is still being answered.
+const shutdownTime, leaveTime, callsTime = 9 * time.Second, 4 * time.Second, 3 * time.Second
 
 // server is one orchestrator. It is built in the order of the numbers, and ends in the reverse.
 //
@@ -80,22 +81,24 @@ type server struct {
 	linkHTTP  *http.Server
 	userHTTP  *http.Server
 
-	fatal chan error
+	fatal    chan error
+	stopping atomic.Bool // it was told to stop
+	level    level       // whether its state has caught up since it started
 }
 
 type listeners struct{ raft, grpc, link, client net.Listener }
 
 // newServer builds a server; nothing serves yet. Close must be called also after an error of run.
-func newServer(cfg Config, log *slog.Logger) (*server, error) {
+func newServer(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	s := &server{cfg: cfg, log: log, fatal: make(chan error, 1)}
-	if err := s.prepare(); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		s.closeParts()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *server) prepare() (err error) {
+func (s *server) prepare(ctx context.Context) (err error) {
 	cfg := s.cfg
 	if err := s.checkPorts(); err != nil {
 		return err
@@ -110,7 +113,7 @@ func (s *server) prepare() (err error) {
 	}
 	s.store = state.New(state.DefaultLimits())
 	s.auth = auth.NewAuthenticator(gateway.TokenStore{State: s.store}, time.Now)
-	return s.build()
+	return s.build(ctx)
 }
 
 // checkPorts refuses to open the cluster to other machines unprotected.
@@ -156,7 +159,7 @@ func (s *server) tls() (c tlsConfigs, err error) {
 	return c, err
 }
 
-func (s *server) build() error {
+func (s *server) build(ctx context.Context) error {
 	cfg := s.cfg
 	tlsc, err := s.tls()
 	if err != nil {
@@ -185,13 +188,17 @@ func (s *server) build() error {
 		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
 		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
 	})
+	gossipAddress, err := cluster.ResolveAdvertised(ctx, cfg.Advertise.Gossip, cfg.Listen.Gossip, cluster.SystemLookup, s.log)
+	if err != nil {
+		return fmt.Errorf("advertise.gossip: %w", err)
+	}
 	raftAddress, grpcAddress, linkAddress := cfg.advertised()
 	build := telemetry.ThisBuild()
 	s.node, err = cluster.Open(cluster.Options{
 		ID: cfg.Name, Version: build.Version, DataDir: cfg.DataDir,
 		RaftAddress: raftAddress, GRPCAddress: grpcAddress, LinkAddress: linkAddress,
 		Listener: s.listeners.raft, Dial: raftDialer(tlsc.peerDial), BootstrapExpect: cfg.BootstrapExpect,
-		Gossip: &cluster.GossipOptions{BindAddress: cfg.Listen.Gossip, AdvertiseAddress: cfg.Advertise.Gossip, Key: key, Join: cfg.Join},
+		Gossip: &cluster.GossipOptions{BindAddress: cfg.Listen.Gossip, AdvertiseAddress: gossipAddress, Key: key, Join: cfg.Join},
 		Timings: cluster.Timings{
 			Heartbeat: cfg.Raft.HeartbeatTimeout, Election: cfg.Raft.ElectionTimeout, Lease: cfg.Raft.LeaseTimeout,
 			Commit: cfg.Raft.CommitTimeout, Stall: cfg.Raft.StallTimeout,
@@ -325,6 +332,7 @@ func (s *server) run(ctx context.Context) error {
 	wait.Go(func() { s.ops.Run(running) })
 	wait.Go(func() { s.followLeader(running) })
 	wait.Go(func() { s.upkeep.run(running) })
+	wait.Go(func() { s.level.find(running, s.node, s.peers) })
 	nodeDone := make(chan struct{})
 	go func() { defer close(nodeDone); _ = s.node.Run(running) }()
 	serve("grpc", func() error { return s.api.Serve(s.listeners.grpc) })
@@ -343,27 +351,35 @@ func (s *server) run(ctx context.Context) error {
 	return err
 }
 
-// shutdown ends what newServer built, in the reverse order: first no new work, then the leadership, then the rest.
+// shutdown ends what newServer built, in the reverse order: first it is out of service, so that others are asked; then the leadership
+// is handed over; then what is under way ends, and who is linked goes elsewhere; then the rest.
 func (s *server) shutdown(stop func(), nodeDone <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTime)
 	defer cancel()
+	s.stopping.Store(true)
 	s.api.Health.Shutdown()
-	s.node.Leave(ctx)
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); s.api.GracefulStop() }()
-	_ = s.hub.Close(ctx)
-	_ = s.linkHTTP.Shutdown(ctx)
-	_ = s.userHTTP.Shutdown(ctx)
-	select {
-	case <-stopped:
-	case <-time.After(shutdownTime / 3):
-		s.api.Stop() // streams such as watches and logs do not end by themselves
-		<-stopped
+	s.leave(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() { s.api.End(callsTime) })
+	wait.Go(func() { _ = s.hub.Close(ctx) })
+	wait.Wait()
+	if err := s.linkHTTP.Shutdown(ctx); err != nil {
+		_ = s.linkHTTP.Close() // chunks that take too long; who sends or fetches them asks another server
 	}
+	s.leave(ctx) // it may have been elected meanwhile
+	_ = s.userHTTP.Shutdown(ctx)
+	_ = s.userHTTP.Close()
 	stop()
 	<-nodeDone
 	s.closeParts()
 	s.log.Info("stopped")
+}
+
+// leave has the node leave, in the time for it.
+func (s *server) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	s.node.Leave(ctx)
 }
 
 // closeParts closes what was opened.

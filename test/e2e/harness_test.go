@@ -79,13 +79,14 @@ func observed(dir string) {
 	kept, _ := os.ReadFile("count")
 	n, _ := strconv.Atoi(string(kept))
 	keep := len(os.Args) > 3 && os.Args[3] == "keeping"
+	again := time.NewTicker(10 * time.Millisecond)
 	buf := make([]byte, 4096)
 	for {
 		got, err := os.Stdin.Read(buf)
 		for range bytes.Count(buf[:got], []byte("\n")) {
 			n++
-			if keep && os.WriteFile("count", []byte(strconv.Itoa(n)), 0o600) != nil {
-				note("violations")
+			for keep && (os.WriteFile("count.new", []byte(strconv.Itoa(n)), 0o600) != nil || os.Rename("count.new", "count") != nil) {
+				<-again.C // the disk may be full: it answers when it has kept its count
 			}
 			fmt.Println(n)
 		}

@@ -57,6 +57,7 @@ var variable = []struct {
 	{regexp.MustCompile(`--context dev(-\d+)?\b`), "CONTEXT"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "ADDRESS"},
 	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|%|[KM]?i?B)`), "SOME"},
+	{regexp.MustCompile(`\bSHA256:[A-Za-z0-9+/]{43}`), "SIGNER"},
 	{regexp.MustCompile(`PID: +\d+`), "PID"},
 	{regexp.MustCompile(`Rounds: +\d+`), "ROUNDS"},
 	{regexp.MustCompile(`checkpoint \d+`), "CHECKPOINT"}, // by how fast one follows the other

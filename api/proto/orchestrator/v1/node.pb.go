@@ -592,8 +592,10 @@ type Drain struct {
 	Reason string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The longest time for which one of its sessions answered nothing.
 	LongestBlackoutMs float64 `protobuf:"fixed64,11,opt,name=longest_blackout_ms,json=longestBlackoutMs,proto3" json:"longest_blackout_ms,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The node's own agent asked for it, because it is about to end; the node is uncordoned when its agent starts again.
+	ByAgent       bool `protobuf:"varint,12,opt,name=by_agent,json=byAgent,proto3" json:"by_agent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Drain) Reset() {
@@ -701,6 +703,13 @@ func (x *Drain) GetLongestBlackoutMs() float64 {
 		return x.LongestBlackoutMs
 	}
 	return 0
+}
+
+func (x *Drain) GetByAgent() bool {
+	if x != nil {
+		return x.ByAgent
+	}
+	return false
 }
 
 type ListNodesRequest struct {
@@ -1511,7 +1520,7 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\aHEALTHY\x10\x01\x12\f\n" +
 	"\bDEGRADED\x10\x02\x12\r\n" +
 	"\tUNHEALTHY\x10\x03\x12\v\n" +
-	"\aOFFLINE\x10\x04\"\xff\x03\n" +
+	"\aOFFLINE\x10\x04\"\x9a\x04\n" +
 	"\x05Drain\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.orchestrator.v1.Drain.StateR\x05state\x129\n" +
 	"\n" +
@@ -1525,7 +1534,8 @@ const file_orchestrator_v1_node_proto_rawDesc = "" +
 	"\tremaining\x18\t \x01(\rR\tremaining\x12\x16\n" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12.\n" +
-	"\x13longest_blackout_ms\x18\v \x01(\x01R\x11longestBlackoutMs\"X\n" +
+	"\x13longest_blackout_ms\x18\v \x01(\x01R\x11longestBlackoutMs\x12\x19\n" +
+	"\bby_agent\x18\f \x01(\bR\abyAgent\"X\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bDRAINING\x10\x01\x12\v\n" +

@@ -2570,9 +2570,12 @@ type DrainNode struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// Unix nanoseconds.
-	Deadline      int64  `protobuf:"varint,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	Force         bool   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
-	Actor         string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	Deadline int64  `protobuf:"varint,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Force    bool   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	Actor    string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Of the node's agent, when it asks for itself because it is about to end; 0 when a person does. The next agent that registers
+	// ends such a drain.
+	Incarnation   uint64 `protobuf:"varint,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2633,6 +2636,13 @@ func (x *DrainNode) GetActor() string {
 		return x.Actor
 	}
 	return ""
+}
+
+func (x *DrainNode) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 // EndDrain says how a drain ended.
@@ -2911,12 +2921,13 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"l\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x8e\x01\n" +
 	"\tDrainNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
 	"\bdeadline\x18\x02 \x01(\x03R\bdeadline\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\"i\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12 \n" +
+	"\vincarnation\x18\x05 \x01(\x04R\vincarnation\"i\n" +
 	"\bEndDrain\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x14\n" +

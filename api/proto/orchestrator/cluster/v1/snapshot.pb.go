@@ -1585,8 +1585,12 @@ type DrainRow struct {
 	Reason    string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Nanoseconds.
 	LongestBlackout int64 `protobuf:"varint,11,opt,name=longest_blackout,json=longestBlackout,proto3" json:"longest_blackout,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of the node's agent that asked for it; 0 when a person did.
+	Agent uint64 `protobuf:"varint,12,opt,name=agent,proto3" json:"agent,omitempty"`
+	// A person keeps sessions away from the node beside.
+	Cordoned      bool `protobuf:"varint,13,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DrainRow) Reset() {
@@ -1694,6 +1698,20 @@ func (x *DrainRow) GetLongestBlackout() int64 {
 		return x.LongestBlackout
 	}
 	return 0
+}
+
+func (x *DrainRow) GetAgent() uint64 {
+	if x != nil {
+		return x.Agent
+	}
+	return 0
+}
+
+func (x *DrainRow) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
 }
 
 type TokenRow struct {
@@ -2257,7 +2275,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05drain\x18\x13 \x01(\v2!.orchestrator.cluster.v1.DrainRowR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xab\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdd\x02\n" +
 	"\bDrainRow\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x12\x1d\n" +
@@ -2271,7 +2289,9 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x06paused\x18\t \x01(\rR\x06paused\x12\x16\n" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12)\n" +
-	"\x10longest_blackout\x18\v \x01(\x03R\x0flongestBlackout\"\xb6\x01\n" +
+	"\x10longest_blackout\x18\v \x01(\x03R\x0flongestBlackout\x12\x14\n" +
+	"\x05agent\x18\f \x01(\x04R\x05agent\x12\x1a\n" +
+	"\bcordoned\x18\r \x01(\bR\bcordoned\"\xb6\x01\n" +
 	"\bTokenRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +

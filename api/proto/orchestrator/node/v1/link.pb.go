@@ -137,6 +137,8 @@ type Frame struct {
 	//	*Frame_CheckpointSession
 	//	*Frame_SessionCheckpointed
 	//	*Frame_MoveProgress
+	//	*Frame_DrainNode
+	//	*Frame_DrainState
 	Payload       isFrame_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -470,6 +472,24 @@ func (x *Frame) GetMoveProgress() *MoveProgress {
 	return nil
 }
 
+func (x *Frame) GetDrainNode() *DrainNode {
+	if x != nil {
+		if x, ok := x.Payload.(*Frame_DrainNode); ok {
+			return x.DrainNode
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetDrainState() *DrainState {
+	if x != nil {
+		if x, ok := x.Payload.(*Frame_DrainState); ok {
+			return x.DrainState
+		}
+	}
+	return nil
+}
+
 type isFrame_Payload interface {
 	isFrame_Payload()
 }
@@ -594,6 +614,14 @@ type Frame_MoveProgress struct {
 	MoveProgress *MoveProgress `protobuf:"bytes,39,opt,name=move_progress,json=moveProgress,proto3,oneof"`
 }
 
+type Frame_DrainNode struct {
+	DrainNode *DrainNode `protobuf:"bytes,40,opt,name=drain_node,json=drainNode,proto3,oneof"`
+}
+
+type Frame_DrainState struct {
+	DrainState *DrainState `protobuf:"bytes,41,opt,name=drain_state,json=drainState,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Payload() {}
 
 func (*Frame_HelloAck) isFrame_Payload() {}
@@ -653,6 +681,10 @@ func (*Frame_CheckpointSession) isFrame_Payload() {}
 func (*Frame_SessionCheckpointed) isFrame_Payload() {}
 
 func (*Frame_MoveProgress) isFrame_Payload() {}
+
+func (*Frame_DrainNode) isFrame_Payload() {}
+
+func (*Frame_DrainState) isFrame_Payload() {}
 
 // Hello is a node's first frame.
 type Hello struct {
@@ -4014,6 +4046,141 @@ func (x *StreamClose) GetExit() *v1.Session_Exit {
 	return nil
 }
 
+// DrainNode: the node's agent was told to end, and asks for its sessions to be moved away first. It asks again until a drain_state
+// answers, and again over each link. The drain is lifted when the node registers with its next incarnation.
+type DrainNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long from now the agent stays for that; what is left then is left to its next start, or to failover.
+	Deadline      *durationpb.Duration `protobuf:"bytes,1,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNode) Reset() {
+	*x = DrainNode{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNode) ProtoMessage() {}
+
+func (x *DrainNode) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNode.ProtoReflect.Descriptor instead.
+func (*DrainNode) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DrainNode) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// DrainState tells a node that asked for a drain how that goes: once as the answer, and again when it changes.
+type DrainState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State v1.Drain_State         `protobuf:"varint,1,opt,name=state,proto3,enum=orchestrator.v1.Drain_State" json:"state,omitempty"`
+	// How many sessions there were when it began, how many of them went elsewhere, and how many were paused.
+	Total  uint32 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	Moved  uint32 `protobuf:"varint,3,opt,name=moved,proto3" json:"moved,omitempty"`
+	Paused uint32 `protobuf:"varint,4,opt,name=paused,proto3" json:"paused,omitempty"`
+	// How many the cluster has on the node still.
+	Remaining uint32 `protobuf:"varint,5,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Why what remains does; empty when nothing waits.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainState) Reset() {
+	*x = DrainState{}
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainState) ProtoMessage() {}
+
+func (x *DrainState) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainState.ProtoReflect.Descriptor instead.
+func (*DrainState) Descriptor() ([]byte, []int) {
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *DrainState) GetState() v1.Drain_State {
+	if x != nil {
+		return x.State
+	}
+	return v1.Drain_State(0)
+}
+
+func (x *DrainState) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *DrainState) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *DrainState) GetPaused() uint32 {
+	if x != nil {
+		return x.Paused
+	}
+	return 0
+}
+
+func (x *DrainState) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *DrainState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Goodbye: this side is about to close in good order.
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4024,7 +4191,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[49]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4036,7 +4203,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_node_v1_link_proto_msgTypes[49]
+	mi := &file_orchestrator_node_v1_link_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4049,7 +4216,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{49}
+	return file_orchestrator_node_v1_link_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -4063,7 +4230,7 @@ var File_orchestrator_node_v1_link_proto protoreflect.FileDescriptor
 
 const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\n" +
-	"\x1forchestrator/node/v1/link.proto\x12\x14orchestrator.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xce\x11\n" +
+	"\x1forchestrator/node/v1/link.proto\x12\x14orchestrator.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xd5\x12\n" +
 	"\x05Frame\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -4103,7 +4270,11 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\agoodbye\x18$ \x01(\v2\x1d.orchestrator.node.v1.GoodbyeH\x00R\agoodbye\x12X\n" +
 	"\x12checkpoint_session\x18% \x01(\v2'.orchestrator.node.v1.CheckpointSessionH\x00R\x11checkpointSession\x12^\n" +
 	"\x14session_checkpointed\x18& \x01(\v2).orchestrator.node.v1.SessionCheckpointedH\x00R\x13sessionCheckpointed\x12I\n" +
-	"\rmove_progress\x18' \x01(\v2\".orchestrator.node.v1.MoveProgressH\x00R\fmoveProgressB\t\n" +
+	"\rmove_progress\x18' \x01(\v2\".orchestrator.node.v1.MoveProgressH\x00R\fmoveProgress\x12@\n" +
+	"\n" +
+	"drain_node\x18( \x01(\v2\x1f.orchestrator.node.v1.DrainNodeH\x00R\tdrainNode\x12C\n" +
+	"\vdrain_state\x18) \x01(\v2 .orchestrator.node.v1.DrainStateH\x00R\n" +
+	"drainStateB\t\n" +
 	"\apayload\"\xa9\x04\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
@@ -4377,7 +4548,17 @@ const file_orchestrator_node_v1_link_proto_rawDesc = "" +
 	"\vStreamClose\x12\x1b\n" +
 	"\tstream_id\x18\x01 \x01(\x04R\bstreamId\x121\n" +
 	"\x05error\x18\x02 \x01(\v2\x1b.orchestrator.node.v1.ErrorR\x05error\x121\n" +
-	"\x04exit\x18\x03 \x01(\v2\x1d.orchestrator.v1.Session.ExitR\x04exit\"!\n" +
+	"\x04exit\x18\x03 \x01(\v2\x1d.orchestrator.v1.Session.ExitR\x04exit\"B\n" +
+	"\tDrainNode\x125\n" +
+	"\bdeadline\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"\xba\x01\n" +
+	"\n" +
+	"DrainState\x122\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1c.orchestrator.v1.Drain.StateR\x05state\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\rR\x05total\x12\x14\n" +
+	"\x05moved\x18\x03 \x01(\rR\x05moved\x12\x16\n" +
+	"\x06paused\x18\x04 \x01(\rR\x06paused\x12\x1c\n" +
+	"\tremaining\x18\x05 \x01(\rR\tremaining\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"!\n" +
 	"\aGoodbye\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reasonBGZEgithub.com/neolith/orchestrator/api/proto/orchestrator/node/v1;nodev1b\x06proto3"
 
@@ -4394,7 +4575,7 @@ func file_orchestrator_node_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_node_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_orchestrator_node_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(DesiredSession_Action)(0),    // 0: orchestrator.node.v1.DesiredSession.Action
 	(*Frame)(nil),                 // 1: orchestrator.node.v1.Frame
@@ -4446,19 +4627,22 @@ var file_orchestrator_node_v1_link_proto_goTypes = []any{
 	(*StreamData)(nil),            // 47: orchestrator.node.v1.StreamData
 	(*StreamWindow)(nil),          // 48: orchestrator.node.v1.StreamWindow
 	(*StreamClose)(nil),           // 49: orchestrator.node.v1.StreamClose
-	(*Goodbye)(nil),               // 50: orchestrator.node.v1.Goodbye
-	nil,                           // 51: orchestrator.node.v1.Hello.LabelsEntry
-	(*v1.Capabilities)(nil),       // 52: orchestrator.v1.Capabilities
-	(*durationpb.Duration)(nil),   // 53: google.protobuf.Duration
-	(*v1.NodeHealth)(nil),         // 54: orchestrator.v1.NodeHealth
-	(v1.Node_Status)(0),           // 55: orchestrator.v1.Node.Status
-	(v1.Session_Phase)(0),         // 56: orchestrator.v1.Session.Phase
-	(*v1.Session_Exit)(nil),       // 57: orchestrator.v1.Session.Exit
-	(*v1.SessionSpec)(nil),        // 58: orchestrator.v1.SessionSpec
-	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
-	(*v1.Message)(nil),            // 60: orchestrator.v1.Message
-	(*v1.Session_Progress)(nil),   // 61: orchestrator.v1.Session.Progress
-	(*v1.LogLine)(nil),            // 62: orchestrator.v1.LogLine
+	(*DrainNode)(nil),             // 50: orchestrator.node.v1.DrainNode
+	(*DrainState)(nil),            // 51: orchestrator.node.v1.DrainState
+	(*Goodbye)(nil),               // 52: orchestrator.node.v1.Goodbye
+	nil,                           // 53: orchestrator.node.v1.Hello.LabelsEntry
+	(*v1.Capabilities)(nil),       // 54: orchestrator.v1.Capabilities
+	(*durationpb.Duration)(nil),   // 55: google.protobuf.Duration
+	(*v1.NodeHealth)(nil),         // 56: orchestrator.v1.NodeHealth
+	(v1.Node_Status)(0),           // 57: orchestrator.v1.Node.Status
+	(v1.Session_Phase)(0),         // 58: orchestrator.v1.Session.Phase
+	(*v1.Session_Exit)(nil),       // 59: orchestrator.v1.Session.Exit
+	(*v1.SessionSpec)(nil),        // 60: orchestrator.v1.SessionSpec
+	(*timestamppb.Timestamp)(nil), // 61: google.protobuf.Timestamp
+	(*v1.Message)(nil),            // 62: orchestrator.v1.Message
+	(*v1.Session_Progress)(nil),   // 63: orchestrator.v1.Session.Progress
+	(*v1.LogLine)(nil),            // 64: orchestrator.v1.LogLine
+	(v1.Drain_State)(0),           // 65: orchestrator.v1.Drain.State
 }
 var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	2,  // 0: orchestrator.node.v1.Frame.hello:type_name -> orchestrator.node.v1.Hello
@@ -4487,66 +4671,70 @@ var file_orchestrator_node_v1_link_proto_depIdxs = []int32{
 	47, // 23: orchestrator.node.v1.Frame.stream_data:type_name -> orchestrator.node.v1.StreamData
 	48, // 24: orchestrator.node.v1.Frame.stream_window:type_name -> orchestrator.node.v1.StreamWindow
 	49, // 25: orchestrator.node.v1.Frame.stream_close:type_name -> orchestrator.node.v1.StreamClose
-	50, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
+	52, // 26: orchestrator.node.v1.Frame.goodbye:type_name -> orchestrator.node.v1.Goodbye
 	37, // 27: orchestrator.node.v1.Frame.checkpoint_session:type_name -> orchestrator.node.v1.CheckpointSession
 	38, // 28: orchestrator.node.v1.Frame.session_checkpointed:type_name -> orchestrator.node.v1.SessionCheckpointed
 	39, // 29: orchestrator.node.v1.Frame.move_progress:type_name -> orchestrator.node.v1.MoveProgress
-	52, // 30: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
-	51, // 31: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
-	53, // 32: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
-	53, // 33: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
-	53, // 34: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
-	54, // 35: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
-	55, // 36: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
-	53, // 37: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
-	8,  // 38: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
-	56, // 39: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
-	57, // 40: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
-	10, // 41: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
-	0,  // 42: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
-	58, // 43: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
-	53, // 44: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
-	12, // 45: orchestrator.node.v1.DesiredSession.restore:type_name -> orchestrator.node.v1.Restore
-	11, // 46: orchestrator.node.v1.DesiredSession.peer:type_name -> orchestrator.node.v1.Peer
-	14, // 47: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
-	59, // 48: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
-	20, // 49: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
-	21, // 50: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
-	22, // 51: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
-	23, // 52: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
-	24, // 53: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
-	18, // 54: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
-	19, // 55: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
-	17, // 56: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
-	16, // 57: orchestrator.node.v1.Fact.copied:type_name -> orchestrator.node.v1.Copied
-	15, // 58: orchestrator.node.v1.Fact.prepared:type_name -> orchestrator.node.v1.Prepared
-	59, // 59: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
-	57, // 60: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
-	27, // 61: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
-	60, // 62: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
-	29, // 63: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
-	10, // 64: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 65: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
-	53, // 66: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
-	8,  // 67: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
-	10, // 68: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
-	8,  // 69: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
-	18, // 70: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
-	61, // 71: orchestrator.node.v1.MoveProgress.progress:type_name -> orchestrator.v1.Session.Progress
-	54, // 72: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
-	55, // 73: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
-	44, // 74: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
-	45, // 75: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
-	46, // 76: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
-	59, // 77: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
-	62, // 78: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
-	42, // 79: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
-	57, // 80: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
-	81, // [81:81] is the sub-list for method output_type
-	81, // [81:81] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	50, // 30: orchestrator.node.v1.Frame.drain_node:type_name -> orchestrator.node.v1.DrainNode
+	51, // 31: orchestrator.node.v1.Frame.drain_state:type_name -> orchestrator.node.v1.DrainState
+	54, // 32: orchestrator.node.v1.Hello.capabilities:type_name -> orchestrator.v1.Capabilities
+	53, // 33: orchestrator.node.v1.Hello.labels:type_name -> orchestrator.node.v1.Hello.LabelsEntry
+	55, // 34: orchestrator.node.v1.HelloAck.lease:type_name -> google.protobuf.Duration
+	55, // 35: orchestrator.node.v1.HelloAck.renew_interval:type_name -> google.protobuf.Duration
+	55, // 36: orchestrator.node.v1.HelloAck.heartbeat_interval:type_name -> google.protobuf.Duration
+	56, // 37: orchestrator.node.v1.Heartbeat.health:type_name -> orchestrator.v1.NodeHealth
+	57, // 38: orchestrator.node.v1.Heartbeat.status:type_name -> orchestrator.v1.Node.Status
+	55, // 39: orchestrator.node.v1.HeartbeatAck.lease:type_name -> google.protobuf.Duration
+	8,  // 40: orchestrator.node.v1.SessionsResponse.sessions:type_name -> orchestrator.node.v1.SessionState
+	58, // 41: orchestrator.node.v1.SessionState.phase:type_name -> orchestrator.v1.Session.Phase
+	59, // 42: orchestrator.node.v1.SessionState.exit:type_name -> orchestrator.v1.Session.Exit
+	10, // 43: orchestrator.node.v1.Desired.sessions:type_name -> orchestrator.node.v1.DesiredSession
+	0,  // 44: orchestrator.node.v1.DesiredSession.action:type_name -> orchestrator.node.v1.DesiredSession.Action
+	60, // 45: orchestrator.node.v1.DesiredSession.spec:type_name -> orchestrator.v1.SessionSpec
+	55, // 46: orchestrator.node.v1.DesiredSession.grace:type_name -> google.protobuf.Duration
+	12, // 47: orchestrator.node.v1.DesiredSession.restore:type_name -> orchestrator.node.v1.Restore
+	11, // 48: orchestrator.node.v1.DesiredSession.peer:type_name -> orchestrator.node.v1.Peer
+	14, // 49: orchestrator.node.v1.Facts.facts:type_name -> orchestrator.node.v1.Fact
+	61, // 50: orchestrator.node.v1.Fact.time:type_name -> google.protobuf.Timestamp
+	20, // 51: orchestrator.node.v1.Fact.started:type_name -> orchestrator.node.v1.Started
+	21, // 52: orchestrator.node.v1.Fact.exited:type_name -> orchestrator.node.v1.Exited
+	22, // 53: orchestrator.node.v1.Fact.message_delivered:type_name -> orchestrator.node.v1.MessageDelivered
+	23, // 54: orchestrator.node.v1.Fact.turn_ended:type_name -> orchestrator.node.v1.TurnEnded
+	24, // 55: orchestrator.node.v1.Fact.message_refused:type_name -> orchestrator.node.v1.MessageRefused
+	18, // 56: orchestrator.node.v1.Fact.checkpointed:type_name -> orchestrator.node.v1.Checkpointed
+	19, // 57: orchestrator.node.v1.Fact.checkpoint_failed:type_name -> orchestrator.node.v1.CheckpointFailed
+	17, // 58: orchestrator.node.v1.Fact.captured:type_name -> orchestrator.node.v1.Captured
+	16, // 59: orchestrator.node.v1.Fact.copied:type_name -> orchestrator.node.v1.Copied
+	15, // 60: orchestrator.node.v1.Fact.prepared:type_name -> orchestrator.node.v1.Prepared
+	61, // 61: orchestrator.node.v1.Checkpointed.held_time:type_name -> google.protobuf.Timestamp
+	59, // 62: orchestrator.node.v1.Exited.exit:type_name -> orchestrator.v1.Session.Exit
+	27, // 63: orchestrator.node.v1.Deliver.sessions:type_name -> orchestrator.node.v1.SessionMessages
+	62, // 64: orchestrator.node.v1.SessionMessages.messages:type_name -> orchestrator.v1.Message
+	29, // 65: orchestrator.node.v1.Delivered.sessions:type_name -> orchestrator.node.v1.SessionSequences
+	10, // 66: orchestrator.node.v1.SpawnSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 67: orchestrator.node.v1.SessionSpawned.session:type_name -> orchestrator.node.v1.SessionState
+	55, // 68: orchestrator.node.v1.TerminateSession.grace:type_name -> google.protobuf.Duration
+	8,  // 69: orchestrator.node.v1.SessionTerminated.session:type_name -> orchestrator.node.v1.SessionState
+	10, // 70: orchestrator.node.v1.RestoreSession.session:type_name -> orchestrator.node.v1.DesiredSession
+	8,  // 71: orchestrator.node.v1.SessionRestored.session:type_name -> orchestrator.node.v1.SessionState
+	18, // 72: orchestrator.node.v1.SessionCheckpointed.checkpoint:type_name -> orchestrator.node.v1.Checkpointed
+	63, // 73: orchestrator.node.v1.MoveProgress.progress:type_name -> orchestrator.v1.Session.Progress
+	56, // 74: orchestrator.node.v1.HealthResponse.health:type_name -> orchestrator.v1.NodeHealth
+	57, // 75: orchestrator.node.v1.HealthResponse.status:type_name -> orchestrator.v1.Node.Status
+	44, // 76: orchestrator.node.v1.StreamOpen.read_logs:type_name -> orchestrator.node.v1.ReadLogs
+	45, // 77: orchestrator.node.v1.StreamOpen.attach:type_name -> orchestrator.node.v1.Attach
+	46, // 78: orchestrator.node.v1.StreamOpen.exec:type_name -> orchestrator.node.v1.Exec
+	61, // 79: orchestrator.node.v1.ReadLogs.since:type_name -> google.protobuf.Timestamp
+	64, // 80: orchestrator.node.v1.StreamData.lines:type_name -> orchestrator.v1.LogLine
+	42, // 81: orchestrator.node.v1.StreamClose.error:type_name -> orchestrator.node.v1.Error
+	59, // 82: orchestrator.node.v1.StreamClose.exit:type_name -> orchestrator.v1.Session.Exit
+	55, // 83: orchestrator.node.v1.DrainNode.deadline:type_name -> google.protobuf.Duration
+	65, // 84: orchestrator.node.v1.DrainState.state:type_name -> orchestrator.v1.Drain.State
+	85, // [85:85] is the sub-list for method output_type
+	85, // [85:85] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_node_v1_link_proto_init() }
@@ -4585,6 +4773,8 @@ func file_orchestrator_node_v1_link_proto_init() {
 		(*Frame_CheckpointSession)(nil),
 		(*Frame_SessionCheckpointed)(nil),
 		(*Frame_MoveProgress)(nil),
+		(*Frame_DrainNode)(nil),
+		(*Frame_DrainState)(nil),
 	}
 	file_orchestrator_node_v1_link_proto_msgTypes[13].OneofWrappers = []any{
 		(*Fact_Started)(nil),
@@ -4609,7 +4799,7 @@ func file_orchestrator_node_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_node_v1_link_proto_rawDesc), len(file_orchestrator_node_v1_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
