@@ -46,6 +46,16 @@ test-s3: $(TOOLS)/versitygw ## test the bucket store against a gateway that is b
 	VERSITYGW=$(TOOLS)/versitygw $(GO) test -count=1 $(RACE) ./chunks/s3
 	VERSITYGW=$(TOOLS)/versitygw $(GO) test -count=1 -run Bucket ./cmd/orchestrator ./test/e2e
 
+# The chart is tested with the programs that it is for; the tests are a module of their own. What lies outside of a module is not
+# looked at before an earlier result is taken, so none is taken.
+.PHONY: chart-test
+chart-test: build $(TOOLS)/kube-score ## lint, render and check the Helm chart, in all its variants
+	cd deploy/helm/charttest && PROGRAMS=$(CURDIR)/bin KUBE_SCORE=$(TOOLS)/kube-score HELM_DOCS=$(TOOLS)/helm-docs $(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: chart-docs
+chart-docs: $(TOOLS)/kube-score ## write the README of the Helm chart
+	$(TOOLS)/helm-docs --chart-search-root deploy/helm/orchestrator --sort-values-order file
+
 .PHONY: check
 check: check-format check-module vet lint check-proto ## everything that looks at the source without running it
 
@@ -139,6 +149,12 @@ $(TOOLS)/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 $(TOOLS)/versitygw: tools/versitygw/go.mod tools/versitygw/go.sum
 	@mkdir -p $(TOOLS)
 	$(GO) build -C tools/versitygw -o $(TOOLS)/ tool
+	@touch $@
+
+# Beside kube-score, helm-docs.
+$(TOOLS)/kube-score: tools/chart/go.mod tools/chart/go.sum
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/chart -o $(TOOLS)/ tool
 	@touch $@
 
 .PHONY: clean
