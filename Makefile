@@ -112,6 +112,17 @@ images: dist/ca-certificates.pem ## build the container images into dist/images,
 image-test: images ## run the programs of the images from what is unpacked of them, with nothing else around
 	IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -run TestProgramsRun -v ./deploy/images
 
+KUBERNETES_TOOLS ?= $(CURDIR)/.tools/kubernetes
+
+.PHONY: kubernetes-test
+kubernetes-test: shim ## the chart on a real Kubernetes that is brought up for it (root; the first time takes six minutes more); ARGS="-events …"
+	@mkdir -p dist
+	@if [ -n "$(CI)" ] && [ "$(KUBERNETES_TEST)" != 1 ] && [ ! -x $(KUBERNETES_TOOLS)/bin/kubeall ]; then \
+		echo "SKIPPED kubernetes-test: its tools are not built ($(KUBERNETES_TOOLS)); KUBERNETES_TEST=1 builds them"; \
+	else \
+		$(GO) build -o dist/kubernetes-test ./test/kubernetes && KUBERNETES_TOOLS=$(KUBERNETES_TOOLS) dist/kubernetes-test -report dist/kubernetes-test.md $(ARGS); \
+	fi
+
 dist/ca-certificates.pem: tools/roots/go.mod tools/roots/main.go
 	@mkdir -p $(@D)
 	$(GO) run -C tools/roots . > $@.new
