@@ -108,7 +108,9 @@ func newGossip(o GossipOptions, id string, self memberMeta, log *slog.Logger, hl
 		o.Lookup = SystemLookup
 	}
 	g := &gossip{opts: o, log: log, self: self, known: map[string]gossipMember{}, changed: make(chan struct{})}
-	if b, err := json.Marshal(self); err != nil || len(b) > memberlist.MetaMaxSize {
+	most := self
+	most.Formed, most.Leaving = true, true
+	if b, err := json.Marshal(most); err != nil || len(b) > memberlist.MetaMaxSize {
 		return nil, fault.New(fault.Invalid, "gossip: the addresses of this server are %d bytes as metadata, more than %d; use shorter names", len(b), memberlist.MetaMaxSize)
 	}
 	c := memberlist.DefaultLANConfig()

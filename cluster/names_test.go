@@ -260,8 +260,24 @@ func TestAdvertisedNamesAreGivenUpWithTheServer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	lookup := func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
-	if _, err := ResolveAdvertised(ctx, "s:1", lookup, slog.New(slog.DiscardHandler)); !errors.Is(err, context.Canceled) {
+	if _, err := ResolveAdvertised(ctx, "s:1", "0.0.0.0:1", lookup, slog.New(slog.DiscardHandler)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhereGossipListens(t *testing.T) {
+	for bind, want := range map[string][]bool{ // at 127.0.0.1, 127.0.0.2, 192.0.2.1
+		"127.0.0.1:8075": {true, false, false},
+		"192.0.2.1:8075": {false, false, true}, // whether there is such an address is found out by listening
+		"0.0.0.0:8075":   {true, true, false},
+		":8075":          {true, true, false},
+	} {
+		at := listensAt(bind)
+		for i, a := range []string{"127.0.0.1", "127.0.0.2", "192.0.2.1"} {
+			if got := at(netip.MustParseAddr(a)); got != want[i] {
+				t.Errorf("who listens on %s does so at %s: %t", bind, a, got)
+			}
+		}
 	}
 }
 

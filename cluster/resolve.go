@@ -41,10 +41,10 @@ const (
 )
 
 // ResolveAdvertised returns an address for gossip to advertise, host:port, with a name in it looked up: gossip needs the address
-// itself. It waits until the name is known and leads to this machine; when it goes on leading elsewhere, as behind a translation of
-// addresses, that is taken for meant.
-func ResolveAdvertised(ctx context.Context, address string, lookup Lookup, log *slog.Logger) (string, error) {
-	return resolver{lookup: lookup, own: hasAddress, log: log}.advertised(ctx, address)
+// itself. It waits until the name is known and leads to where gossip listens, which bind says; when it goes on leading elsewhere, as
+// behind a translation of addresses, that is taken for meant.
+func ResolveAdvertised(ctx context.Context, address, bind string, lookup Lookup, log *slog.Logger) (string, error) {
+	return resolver{lookup: lookup, own: listensAt(bind), log: log}.advertised(ctx, address)
 }
 
 // resolver looks up a server's own name.
@@ -102,6 +102,18 @@ func lookupOnce(ctx context.Context, lookup Lookup, host string) ([]netip.Addr, 
 }
 
 func joined(a netip.Addr, port int) string { return net.JoinHostPort(a.String(), strconv.Itoa(port)) }
+
+// listensAt returns a function that reports whether who listens on bind does so at an address.
+func listensAt(bind string) func(netip.Addr) bool {
+	host, _, err := net.SplitHostPort(bind)
+	if err != nil {
+		return hasAddress
+	}
+	if a, err := netip.ParseAddr(host); err == nil && !a.IsUnspecified() {
+		return func(b netip.Addr) bool { return a.Unmap() == b }
+	}
+	return hasAddress
+}
 
 // hasAddress reports whether the machine has an address: whether it can listen there.
 func hasAddress(a netip.Addr) bool {

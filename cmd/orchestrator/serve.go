@@ -188,7 +188,7 @@ func (s *server) build(ctx context.Context) error {
 		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
 		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
 	})
-	gossipAddress, err := cluster.ResolveAdvertised(ctx, cfg.Advertise.Gossip, cluster.SystemLookup, s.log)
+	gossipAddress, err := cluster.ResolveAdvertised(ctx, cfg.Advertise.Gossip, cfg.Listen.Gossip, cluster.SystemLookup, s.log)
 	if err != nil {
 		return fmt.Errorf("advertise.gossip: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,6 +32,11 @@ type trio struct {
 
 func (c *trio) at(server, port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.bases[server]+port))
+}
+
+// named is the same port under a name.
+func (c *trio) named(server, port int) string {
+	return net.JoinHostPort("localhost", strconv.Itoa(c.bases[server]+port))
 }
 
 // startTrio starts it. Everything is on loopback and open to all.
@@ -71,8 +77,10 @@ func (c *trio) startServer(i int) {
 	name := fmt.Sprintf("server-%d", i+1)
 	c.servers = append(c.servers, start(c.t, name, "orchestrator", "serve", "--config", writeYAML(c.t, c.dir, name+".yaml", map[string]any{
 		"name": name, "data_dir": filepath.Join(c.dir, name), "auth": map[string]any{"tokens": false},
-		"listen":           map[string]string{"gossip": c.at(i, 0), "raft": c.at(i, 1), "grpc": c.at(i, 2), "link": c.at(i, 3), "client": c.at(i, 4)},
-		"bootstrap_expect": 3, "join": []string{c.at(0, 0), c.at(1, 0), c.at(2, 0)}, "raft": map[string]string{"remove_left_after": "10s"},
+		"listen": map[string]string{"gossip": c.at(i, 0), "raft": c.at(i, 1), "grpc": c.at(i, 2), "link": c.at(i, 3), "client": c.at(i, 4)},
+		// By name, as servers whose addresses may change.
+		"advertise":        map[string]string{"gossip": c.named(i, 0), "raft": c.named(i, 1), "grpc": c.named(i, 2)},
+		"bootstrap_expect": 3, "join": []string{c.named(0, 0), c.named(1, 0), c.named(2, 0)}, "raft": map[string]string{"remove_left_after": "10s"},
 		"log": map[string]string{"level": "debug"},
 	})))
 }
@@ -283,6 +291,30 @@ func TestFewerServersAreLeft(t *testing.T) {
 	}
 	c.until("three vote", func(ctx context.Context) bool { return slices.Equal(c.voters(ctx), five[:3]) })
 	c.servers[c.leads()].kill()
+	if c.count(c.spawn(&apiv1.SessionSpec{Name: "after", Command: watch.keeping()}).GetId()) != 1 {
+		t.Error("what was spawned after the loss counts wrong")
+	}
+	if end() == 0 || c.session(row.GetId()).GetEpoch() != 1 {
+		t.Error("the session did not work on")
+	}
+	watch.check(t)
+}
+
+// TestAServerThatLostItsDisk: it comes back under its name with nothing, and is given all there is.
+func TestAServerThatLostItsDisk(t *testing.T) {
+	t.Parallel()
+	watch := newObserver(t)
+	c := startTrio(t, 1)
+	row := c.spawn(&apiv1.SessionSpec{Name: "watched", Command: watch.keeping()})
+	end := c.talk(row.GetId())
+	lost := (c.leads() + 1) % 3
+	c.servers[lost].kill()
+	if err := os.RemoveAll(filepath.Join(c.dir, fmt.Sprintf("server-%d", lost+1))); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[lost].run()
+	c.untilReady(lost)
+	c.servers[c.leads()].kill() // what it was given counts
 	if c.count(c.spawn(&apiv1.SessionSpec{Name: "after", Command: watch.keeping()}).GetId()) != 1 {
 		t.Error("what was spawned after the loss counts wrong")
 	}
