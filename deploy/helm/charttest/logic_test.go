@@ -75,6 +75,16 @@ func TestWhatReplacesPods(t *testing.T) {
 	}
 }
 
+// What is taken away by null is as if it were not given: what a release that was made by an older chart has not, either.
+func TestNothingIsNothing(t *testing.T) {
+	for _, path := range []string{"servers.settings", "agent.settings", "agent.podSecurityContext", "agent.containerSecurityContext", "servers.topologySpread", "agent.extraEnv",
+		"commonLabels", "servers.podLabels", "agent.sessionSecretsFrom", "agent.drainOnStop", "networkPolicy.clientsFrom", "chunks.maxBytes", "backup.uploader", "servers.nodeSelector"} {
+		if _, err := tryRender(t, with(path, nil), nil); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 // Who runs sessions in a sandbox says so; the rest stays as it is.
 func TestSandbox(t *testing.T) {
 	pod := podSpec(workload(render(t, with("agent", values{"runtimeClassName": "gvisor", "podSecurityContext": values{"fsGroup": 7.0},
