@@ -45,8 +45,12 @@ func (s *server) httpServers(tlsConfig *tls.Config) (link, user *http.Server) {
 	return serverOf(linkMux), serverOf(userMux)
 }
 
-// health says that the process is alive.
+// health says whether the server is alive: a restart would help when it is not.
 func (s *server) health(w http.ResponseWriter, _ *http.Request) {
+	if why := s.pulse.wedged(); why != "" {
+		answer(w, http.StatusServiceUnavailable, map[string]any{"status": "wedged", "server": s.cfg.Name, "reason": why})
+		return
+	}
 	answer(w, http.StatusOK, map[string]any{"status": "ok", "server": s.cfg.Name})
 }
 

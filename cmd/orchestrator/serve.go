@@ -84,6 +84,7 @@ type server struct {
 	fatal    chan error
 	stopping atomic.Bool // it was told to stop
 	level    level       // whether its state has caught up since it started
+	pulse    pulse       // whether it still applies what is committed
 }
 
 type listeners struct{ raft, grpc, link, client net.Listener }
@@ -333,6 +334,7 @@ func (s *server) run(ctx context.Context) error {
 	wait.Go(func() { s.followLeader(running) })
 	wait.Go(func() { s.upkeep.run(running) })
 	wait.Go(func() { s.level.find(running, s.node, s.peers) })
+	wait.Go(func() { s.pulse.beat(running, s.node) })
 	nodeDone := make(chan struct{})
 	go func() { defer close(nodeDone); _ = s.node.Run(running) }()
 	serve("grpc", func() error { return s.api.Serve(s.listeners.grpc) })
