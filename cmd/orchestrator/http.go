@@ -67,6 +67,8 @@ func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 		why = "the cluster has no leader that this server knows"
 	case !s.level.found():
 		why = "the server has not caught up with the leader since it started"
+	case s.daemons.Failing() != "":
+		why = s.daemons.Failing()
 	default:
 		body["status"] = "ready"
 		answer(w, http.StatusOK, body)
