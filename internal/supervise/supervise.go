@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	// MaxRestarts is how many failures of a daemon are answered by a restart at once. A failure counts half after Decay.
+	// MaxRestarts is how many failures of a daemon are answered by a restart at once. 
 	MaxRestarts = 5
-	Decay       = time.Minute
+	// Decay is the half-life of a failure.
+	Decay = time.Minute
 	// Pause follows more failures than that; after it they are counted anew.
 	Pause = 5 * time.Second
 	// StopTimeout is how long a daemon may take to stop.
@@ -113,7 +114,7 @@ func (d *daemon) start(ctx context.Context) (stop func()) {
 	ended := s.ServeBackground(ctx)
 	return func() {
 		cancel()
-		<-ended // at most StopTimeout, as the supervisor sees to
+		_ = <-ended // that it was told to; at most StopTimeout, as the supervisor sees to
 		d.become(Stopped)
 	}
 }
@@ -129,7 +130,7 @@ func (d *daemon) Serve(ctx context.Context) (err error) {
 		d.become(Done)
 		return suture.ErrDoNotRestart
 	case errors.Is(err, suture.ErrDoNotRestart), errors.Is(err, suture.ErrTerminateSupervisorTree), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s", err) // it is a failure all the same: the supervisor must not take it for more
+		return errors.New(err.Error()) // it is a failure all the same: the supervisor must not take it for more
 	default:
 		return err
 	}
