@@ -102,10 +102,10 @@ func (c *cluster) up(ctx context.Context) error {
 }
 
 // gather keeps what explains a failure: the state of the pods, and their logs.
-func (c *cluster) gather() {
+func (c *cluster) gather(event string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	dir := filepath.Join("dist", "kubernetes", "failure")
+	dir := filepath.Join("dist", "kubernetes", "failed-"+event)
 	_ = os.RemoveAll(dir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return
@@ -118,6 +118,9 @@ func (c *cluster) gather() {
 		_ = os.WriteFile(filepath.Join(dir, name), []byte(out), 0o644)
 	}
 	keep("objects.txt", "-n", namespace, "get", "all,pvc,pdb,events", "-o", "wide")
+	members, err := c.orchctl(ctx, "cluster", "members", "-o", "yaml")
+	more, err2 := c.orchctl(ctx, "sessions", "list", "-o", "yaml")
+	_ = os.WriteFile(filepath.Join(dir, "cluster.txt"), []byte(fmt.Sprint(members, err, more, err2)), 0o644)
 	keep("describe.txt", "-n", namespace, "describe", "pods")
 	pods, _ := c.kubectl(ctx, "-n", namespace, "get", "pods", "-o", "name")
 	for _, pod := range strings.Fields(pods) {
@@ -219,7 +222,7 @@ func (c *cluster) pods(ctx context.Context, component string) (map[string]string
 
 // awaitPods waits until a component has so many pods, all of them ready.
 func (c *cluster) awaitPods(ctx context.Context, component string, n int) error {
-	return poll(ctx, 5*time.Minute, fmt.Sprintf("%d %s pods are ready", n, component), func() (bool, error) {
+	return poll(ctx, 5*time.Minute, fmt.Sprintf("%d %s pods are ready", n, component), func(ctx context.Context) (bool, error) {
 		have, err := c.pods(ctx, component)
 		return len(have) == n, err
 	})
@@ -279,16 +282,16 @@ func dialFrom(ctx context.Context, netns, address string) (net.Conn, error) {
 }
 
 // poll asks until the answer is yes; errors of single questions are asked again.
-func poll(ctx context.Context, limit time.Duration, what string, yes func() (bool, error)) error {
+func poll(ctx context.Context, limit time.Duration, what string, yes func(ctx context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error
 	for {
-		ok, err := yes()
+		ok, err := yes(ctx)
 		if err == nil && ok {
 			return nil
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
 			last = err
 		}
 		select {

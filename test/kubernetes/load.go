@@ -259,7 +259,7 @@ func (l *load) audit(ctx context.Context) (verdict, error) {
 	var v verdict
 	l.stop()
 	l.sending.Wait()
-	err := poll(ctx, 3*time.Minute, "all messages are answered", func() (bool, error) {
+	err := poll(ctx, 3*time.Minute, "all messages are answered", func(ctx context.Context) (bool, error) {
 		r, err := l.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
 		if err != nil {
 			return false, err

@@ -50,7 +50,7 @@ func run(ctx context.Context) int {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	t := &test{cluster: newCluster(), started: time.Now()}
-	err = t.whole(ctx, chosen, *keep)
+	err = t.whole(ctx, chosen, *keep) // events that failed are in the report
 	if *report != "" && t.load != nil {
 		err = errors.Join(err, os.WriteFile(*report, []byte(t.markdown()), 0o644))
 	}
@@ -86,9 +86,6 @@ func (t *test) whole(ctx context.Context, chosen []event, keep bool) (err error)
 		if t.load != nil {
 			t.load.close()
 		}
-		if err != nil {
-			t.gather()
-		}
 		if keep {
 			step("the cluster stays; test/kubernetes/down.sh takes it away")
 			return
@@ -100,12 +97,18 @@ func (t *test) whole(ctx context.Context, chosen []event, keep bool) (err error)
 	if err := t.up(ctx); err != nil {
 		return err
 	}
+	var failed []error
 	for _, e := range chosen {
 		if err := t.happen(ctx, e); err != nil {
-			return fmt.Errorf("%s: %w", e.name, err)
+			failed = append(failed, fmt.Errorf("%s: %w", e.name, err))
+			t.gather(e.name)
+			// The others show whether it was this alone; without a release there is nothing to show.
+			if e.name == "install" || ctx.Err() != nil {
+				break
+			}
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // choose picks events by name, in their own order; install comes first in any case.
