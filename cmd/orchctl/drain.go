@@ -141,6 +141,9 @@ func (a *app) drainText(d *apiv1.Drain) string {
 	if d.GetForce() {
 		out += ", with force"
 	}
+	if d.GetByAgent() {
+		out += ", asked for by its agent, which was told to stop"
+	}
 	if d.GetReason() != "" {
 		out += ": " + d.GetReason()
 	}

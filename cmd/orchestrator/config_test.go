@@ -27,6 +27,7 @@ func TestContradictionsAreRefused(t *testing.T) {
 		"raft.lease_timeout: ":           func(c *Config) { c.Raft.LeaseTimeout = time.Minute },
 		"raft.election_timeout: ":        func(c *Config) { c.Raft.ElectionTimeout = time.Millisecond },
 		"raft.remove_dead_after: ":       func(c *Config) { c.Raft.RemoveDeadAfter = time.Second },
+		"raft.remove_left_after: ":       func(c *Config) { c.Raft.RemoveLeftAfter = time.Second },
 		"raft.min_voters: ":              func(c *Config) { c.Raft.MinVoters = 0 },
 		"listen.gossip: ":                func(c *Config) { c.Listen = Addresses{} }, // the first of several
 		"migration.max_per_node: 0 is":   func(c *Config) { c.Migration.MaxPerNode = 0 },
