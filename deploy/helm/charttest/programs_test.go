@@ -265,3 +265,65 @@ func readSchema(t *testing.T) (s values) {
 	}
 	return s
 }
+
+// Every file that a program is told to read is mounted where it is told.
+func TestFilesAreMounted(t *testing.T) {
+	given := variants(t)
+	given["keys of S3"] = s3(with("chunks.s3", values{"accessKey": "a", "secretKey": "b", "caSecret": "c"}))
+	given["certificates of nodes"] = with("tls", values{"mode": "existingSecret", "existingSecret": "s", "existingNodeSecret": "n"})
+	for name, v := range given {
+		t.Run(name, func(t *testing.T) {
+			objects := render(t, v)
+			for _, w := range workloads {
+				pod := podSpec(workload(objects, fullname+w.suffix))
+				settings := effective(t, objects, w.suffix, w.program, w.file)
+				files := pathsIn(settings)
+				if len(files) == 0 {
+					t.Errorf("%s is told of no file", w.program)
+				}
+				for key, path := range files {
+					if !mounted(pod, path) {
+						t.Errorf("%s: %s is %s, where nothing is mounted", w.program, key, path)
+					}
+				}
+			}
+		})
+	}
+}
+
+// pathsIn are the settings that are paths.
+func pathsIn(v values) map[string]string {
+	found := map[string]string{}
+	for k, inner := range v {
+		switch inner := inner.(type) {
+		case string:
+			if strings.HasPrefix(inner, "/") {
+				found[k] = inner
+			}
+		case map[string]any:
+			for kk, path := range pathsIn(inner) {
+				found[k+"."+kk] = path
+			}
+		}
+	}
+	return found
+}
+
+// mounted reports whether a path in a pod's program is of a volume; where that names its files, of one that it names.
+func mounted(pod map[string]any, path string) bool {
+	for _, m := range list(pod, "containers", 0, "volumeMounts") {
+		rest, below := strings.CutPrefix(path, text(m, "mountPath"))
+		if !below || rest != "" && rest[0] != '/' {
+			continue
+		}
+		for _, v := range list(pod, "volumes") {
+			items := list(v, "secret", "items")
+			if text(v, "name") != text(m, "name") || items == nil {
+				continue
+			}
+			return slices.ContainsFunc(items, func(item any) bool { return "/"+text(item, "path") == rest })
+		}
+		return true
+	}
+	return false
+}

@@ -145,14 +145,9 @@ func TestSecretsAreGood(t *testing.T) {
 			t.Errorf("%s: %q", name, v)
 		}
 	}
-	dir := t.TempDir()
-	for key, file := range map[string]string{"ca.crt": "ca.pem", "ca.key": "ca-key.pem"} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(decoded(t, made[fullname+"-ca"], key)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, w := range workloads {
 		o := workload(objects, fullname+w.suffix)
+		dir := authority(t, podSpec(o), made)
 		issuer := at(podSpec(o), "initContainers", 0)
 		var args []string
 		for _, a := range list(issuer, "command")[1:] {
@@ -174,6 +169,24 @@ func TestSecretsAreGood(t *testing.T) {
 			}
 		}
 	}
+}
+
+// authority is the directory with the authority, as the pod's init container sees it.
+func authority(t *testing.T, pod map[string]any, made map[string]object) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, v := range list(pod, "volumes") {
+		if text(v, "name") != "ca" {
+			continue
+		}
+		for _, item := range list(v, "secret", "items") {
+			value := decoded(t, made[text(v, "secret", "secretName")], text(item, "key"))
+			if err := os.WriteFile(filepath.Join(dir, text(item, "path")), []byte(value), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
 }
 
 // The authority's key is nowhere but in what signs with it, and in no container that runs sessions.

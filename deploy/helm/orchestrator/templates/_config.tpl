@@ -45,7 +45,7 @@ must restart servers, and a change of their number is none. */}}
 {{- $_ := set $chunks "s3" $s3 -}}
 {{- end -}}
 {{- $_ := set $c "chunks" $chunks -}}
-{{- $more := deepCopy $v.servers.settings -}}
+{{- $more := deepCopy (default dict $v.servers.settings) -}}
 {{- include "orchestrator.whole" $more -}}
 {{- mergeOverwrite $c $more | toYaml -}}
 {{- end -}}
@@ -74,7 +74,7 @@ must restart servers, and a change of their number is none. */}}
 {{- with $v.agent.tokenSecret }}{{ $_ := set $c "token_file" "/var/run/orchestrator/token/token" }}{{ end -}}
 {{- with $v.agent.sessionSecretsFrom }}{{ $_ := set $c "secrets_dir" "/var/run/orchestrator/secrets" }}{{ end -}}
 {{- with $v.agent.drainOnStop }}{{ $_ := set $c "sessions" (dict "drain_on_stop" .) }}{{ end -}}
-{{- $more := deepCopy $v.agent.settings -}}
+{{- $more := deepCopy (default dict $v.agent.settings) -}}
 {{- include "orchestrator.whole" $more -}}
 {{- mergeOverwrite $c $more | toYaml -}}
 {{- end -}}
