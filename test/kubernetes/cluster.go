@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,7 +29,7 @@ const (
 	chart     = "deploy/helm/orchestrator"
 	// Where the scripts put what: see env.sh.
 	controlNetns = "okube-cp"
-	clientNetns  = "okube-n1" // a machine of the cluster, whose kube-proxy knows the Services
+	machineNetns = "okube-" // and the machine's name
 	tagA, tagB   = "test-a", "test-b"
 	commandLimit = 15 * time.Minute
 	// The default of env.sh.
@@ -38,7 +39,8 @@ const (
 // cluster is the Kubernetes cluster, and the folder of the source.
 type cluster struct {
 	tools, state string
-	values       []string // of the release, as arguments of helm
+	values       []string     // of the release, as arguments of helm
+	clientOn     atomic.Value // string: the machine from whose network the client dials; its kube-proxy knows the Services
 }
 
 func newCluster() *cluster {
@@ -56,6 +58,7 @@ func newCluster() *cluster {
 		tools: or(os.Getenv("KUBERNETES_TOOLS"), filepath.Join(wd, ".tools", "kubernetes")),
 		state: or(os.Getenv("KUBERNETES_STATE"), filepath.Join(os.TempDir(), "orchestrator-kubernetes")),
 	}
+	c.clientOn.Store("n1")
 	return c
 }
 
@@ -249,22 +252,20 @@ func processOf(pod, program string) (int, error) {
 
 func kill(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
 
-// dialIn makes connections from a network namespace. The thread that entered it is given up with its goroutine.
-func dialIn(netns string) func(ctx context.Context, address string) (net.Conn, error) {
-	return func(ctx context.Context, address string) (net.Conn, error) {
-		type made struct {
-			conn net.Conn
-			err  error
-		}
-		done := make(chan made, 1)
-		go func() {
-			runtime.LockOSThread() // and never unlocked
-			conn, err := dialFrom(ctx, netns, address)
-			done <- made{conn, err}
-		}()
-		m := <-done
-		return m.conn, m.err
+// dial makes a connection from a machine's network. The thread that entered it is given up with its goroutine.
+func (c *cluster) dial(ctx context.Context, address string) (net.Conn, error) {
+	type made struct {
+		conn net.Conn
+		err  error
 	}
+	done := make(chan made, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		conn, err := dialFrom(ctx, machineNetns+c.clientOn.Load().(string), address)
+		done <- made{conn, err}
+	}()
+	m := <-done
+	return m.conn, m.err
 }
 
 func dialFrom(ctx context.Context, netns, address string) (net.Conn, error) {

@@ -41,9 +41,13 @@ func events() []event {
 		{"upgrade", "`helm upgrade` to another image", (*test).upgrade},
 		{"rollback", "`helm rollback`", (*test).rollback},
 		{"drain", "`kubectl drain` of each machine in turn", (*test).drain},
+		{"drain-crowd", "`kubectl drain` of a machine with all 20 sessions", (*test).drainCrowd},
 		{"delete-leader", "`kubectl delete pod --force` of the leader", (*test).deleteLeader},
 		{"kill-agent", "`kill -9` of a node agent", (*test).killAgent},
 		{"crash", "crash of a machine", (*test).crash},
+		{"all-servers", "all server pods deleted at once, and with them all addresses", (*test).deleteServers},
+		{"server-volume", "the volume of a server is lost", (*test).loseServerVolume},
+		{"agent-volume", "the volume of a node agent is lost", (*test).loseAgentVolume},
 		{"scale-servers-up", "3 to 5 servers", func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 5) }},
 		{"scale-servers-down", "5 to 3 servers", func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 3) }},
 		{"scale-agents-up", "3 to 5 node agents", func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 5) }},
@@ -84,7 +88,7 @@ func (t *test) happen(ctx context.Context, e event) error {
 
 // epochs are those of the sessions, by id; nil before there are any.
 func (t *test) epochs(ctx context.Context) (map[string]uint32, error) {
-	if t.load == nil || t.load.c == nil || t.verdict.found > 0 {
+	if t.load == nil || t.load.c == nil || t.audited {
 		return nil, nil
 	}
 	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
@@ -100,7 +104,7 @@ func (t *test) epochs(ctx context.Context) (map[string]uint32, error) {
 
 // moves counts the sessions that moved since, and finds the longest blackout of their last moves.
 func (t *test) moves(ctx context.Context, before map[string]uint32) (n int, longest time.Duration, err error) {
-	if before == nil || t.verdict.found > 0 {
+	if before == nil || t.audited {
 		return 0, 0, nil
 	}
 	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
@@ -272,21 +276,74 @@ func (t *test) version(ctx context.Context, want string) (string, error) {
 // drain empties one machine after the other, as before its maintenance.
 func (t *test) drain(ctx context.Context) (string, error) {
 	var took []string
-	for _, machine := range []string{"n1", "n2", "n3"} {
-		begun := time.Now()
-		if _, err := t.kubectl(ctx, "drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=10m"); err != nil {
+	for _, machine := range machines() {
+		d, err := t.drainOne(ctx, machine)
+		if err != nil {
 			return "", err
 		}
-		took = append(took, round(time.Since(begun)).String())
-		if _, err := t.kubectl(ctx, "uncordon", machine); err != nil {
+		took = append(took, round(d).String())
+	}
+	return "the drains took " + strings.Join(took, ", "), nil
+}
+
+// drainOne empties a machine, and waits until everything runs elsewhere.
+func (t *test) drainOne(ctx context.Context, machine string) (time.Duration, error) {
+	begun := time.Now()
+	if _, err := t.kubectl(ctx, "drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=10m"); err != nil {
+		return 0, err
+	}
+	took := time.Since(begun)
+	if _, err := t.kubectl(ctx, "uncordon", machine); err != nil {
+		return 0, err
+	}
+	return took, errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
+}
+
+// crowd moves all sessions to one node, so that the next event meets all of them.
+func (t *test) crowd(ctx context.Context) (string, error) {
+	nodes, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
+	if err != nil {
+		return "", err
+	}
+	if len(nodes.GetNodes()) == 0 {
+		return "", errors.New("no node is healthy")
+	}
+	target := nodes.GetNodes()[0].GetName()
+	for _, id := range t.load.ids {
+		s, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: id})
+		if err != nil {
 			return "", err
 		}
-		if err := errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx)); err != nil {
+		if s.GetSession().GetNode() == target {
+			continue
+		}
+		r, err := t.load.c.Sessions.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: id, Target: target, Wait: true})
+		if err != nil {
 			return "", err
+		}
+		if m := r.GetSession().GetMigration(); m.GetState() != apiv1.Session_Migration_DONE {
+			return "", fmt.Errorf("the move of %s ended as %s: %s", id, m.GetState(), m.GetError())
 		}
 	}
-	return "took " + strings.Join(took, ", "), nil
+	return target, nil
 }
+
+// drainCrowd empties the machine on whose node all sessions are.
+func (t *test) drainCrowd(ctx context.Context) (string, error) {
+	target, err := t.crowd(ctx)
+	if err != nil {
+		return "", err
+	}
+	agents, err := t.pods(ctx, "agent")
+	if err != nil {
+		return "", err
+	}
+	took, err := t.drainOne(ctx, agents[target])
+	return fmt.Sprintf("%d sessions on %s; the drain took %s", len(t.load.ids), target, round(took)), err
+}
+
+// machines are the nodes, as Kubernetes calls them.
+func machines() []string { return []string{"n1", "n2", "n3"} }
 
 // leader is the pod of the server that leads.
 func (t *test) leader(ctx context.Context) (string, error) {
@@ -362,9 +419,8 @@ func (t *test) restored(ctx context.Context, before map[string]uint32, n int) er
 	})
 }
 
-// crash cuts the power of a machine, and gives it back.
+// crash cuts the power of the machine with the most sessions, and gives it back once Kubernetes knows.
 func (t *test) crash(ctx context.Context) (string, error) {
-	const machine, number = "n3", "3" // not the one whose network the client is in
 	agents, err := t.pods(ctx, "agent")
 	if err != nil {
 		return "", err
@@ -373,42 +429,122 @@ func (t *test) crash(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	lost := 0
 	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
 	if err != nil {
 		return "", err
 	}
+	on := map[string]int{}
 	for _, s := range r.GetSessions() {
-		if agents[s.GetNode()] == machine {
-			lost++
-		}
+		on[agents[s.GetNode()]]++
 	}
+	machine := slices.MaxFunc(machines(), func(a, b string) int { return on[a] - on[b] })
+	// The client goes on from another machine.
+	t.clientOn.Store(machines()[(slices.Index(machines(), machine)+1)%len(machines())])
 	before, err := t.epochs(ctx)
 	if err != nil {
 		return "", err
 	}
 	begun := time.Now()
-	if err := t.script(ctx, "node.sh", "crash", number); err != nil {
+	if err := t.script(ctx, "node.sh", "crash", machine[1:]); err != nil {
 		return "", err
 	}
-	if err := t.restored(ctx, before, lost); err != nil {
+	if err := t.restored(ctx, before, on[machine]); err != nil {
 		return "", err
 	}
 	took := time.Since(begun)
-	on := func(pods map[string]string) []string {
-		return slices.Sorted(maps.Keys(maps.Collect(func(yield func(string, bool) bool) {
-			for pod, m := range pods {
-				if m == machine && !yield(pod, true) {
-					return
-				}
-			}
-		})))
+	here := slices.Sorted(maps.Keys(agents))
+	here = append(here, slices.Sorted(maps.Keys(servers))...)
+	here = slices.DeleteFunc(here, func(pod string) bool { return agents[pod] != machine && servers[pod] != machine })
+	note := fmt.Sprintf("%s had %s and %d sessions; they ran again after %s", machine, strings.Join(here, ", "), on[machine], round(took))
+	ready := func(want string) error {
+		return poll(ctx, 2*time.Minute, machine+" is Ready="+want, func(ctx context.Context) (bool, error) {
+			have, err := t.kubectl(ctx, "get", "node", machine, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+			return have == want, err
+		})
 	}
-	note := fmt.Sprintf("%s had %s and %d sessions; they ran again after %s", machine, strings.Join(append(on(servers), on(agents)...), ", "), lost, round(took))
-	if err := t.script(ctx, "node.sh", "start", number); err != nil {
+	if err := ready("Unknown"); err != nil {
 		return note, err
 	}
-	return note, errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
+	if err := t.script(ctx, "node.sh", "start", machine[1:]); err != nil {
+		return note, err
+	}
+	return note, errors.Join(ready("True"), t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
+}
+
+// deleteServers takes away all servers: what comes back has the volumes and the names, and nothing else.
+func (t *test) deleteServers(ctx context.Context) (string, error) {
+	_, err := t.kubectl(ctx, "-n", namespace, "delete", "pod", "--force", "--grace-period=0", "-l", "app.kubernetes.io/instance="+release+",app.kubernetes.io/component=server")
+	if err != nil {
+		return "", err
+	}
+	return "", errors.Join(t.awaitPods(ctx, "server", 3), t.settle(ctx))
+}
+
+// loseServerVolume goes by docs/operating/kubernetes.md: the old member is taken out, and its name comes back as a new one.
+func (t *test) loseServerVolume(ctx context.Context) (string, error) {
+	leader, err := t.leader(ctx)
+	if err != nil {
+		return "", err
+	}
+	servers, err := t.pods(ctx, "server")
+	if err != nil {
+		return "", err
+	}
+	delete(servers, leader)
+	pod := slices.Min(slices.Collect(maps.Keys(servers)))
+	if _, err := t.orchctl(ctx, "cluster", "remove", pod); err != nil {
+		return "", err
+	}
+	return pod, errors.Join(t.loseVolume(ctx, pod, "server"), t.voters(ctx, 3), t.settle(ctx))
+}
+
+func (t *test) loseAgentVolume(ctx context.Context) (string, error) {
+	agents, err := t.pods(ctx, "agent")
+	if err != nil {
+		return "", err
+	}
+	pod := slices.Min(slices.Collect(maps.Keys(agents)))
+	return pod, errors.Join(t.loseVolume(ctx, pod, "agent"), t.settle(ctx))
+}
+
+// loseVolume deletes a pod at once, and its claim with it.
+func (t *test) loseVolume(ctx context.Context, pod, component string) error {
+	claim := "data-" + pod
+	before, err := t.read(ctx, "pvc/"+claim, "{.metadata.uid}")
+	if err != nil {
+		return err
+	}
+	if _, err := t.kubectl(ctx, "-n", namespace, "delete", "pvc", claim, "--wait=false"); err != nil {
+		return err
+	}
+	// A pod that was made before the old claim was gone hangs on it: it is deleted until it has a new one.
+	err = poll(ctx, 2*time.Minute, claim+" is a new claim", func(ctx context.Context) (bool, error) {
+		if _, err := t.kubectl(ctx, "-n", namespace, "delete", "pod", pod, "--force", "--grace-period=0", "--ignore-not-found"); err != nil {
+			return false, err
+		}
+		var now string
+		err := poll(ctx, 10*time.Second, claim+" is a new claim", func(ctx context.Context) (bool, error) {
+			var err error
+			now, err = t.read(ctx, "pvc/"+claim, "{.metadata.uid}")
+			return now != before && now != "", err
+		})
+		return err == nil, err
+	})
+	return errors.Join(err, t.awaitPods(ctx, component, 3))
+}
+
+// voters waits until the cluster has so many members, all of them voters.
+func (t *test) voters(ctx context.Context, n int) error {
+	return poll(ctx, 3*time.Minute, fmt.Sprintf("the cluster has %d voters", n), func(ctx context.Context) (bool, error) {
+		r, err := t.load.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
+		voters := 0
+		for _, m := range r.GetMembers() {
+			if m.GetRole() == apiv1.Member_LEADER || m.GetRole() == apiv1.Member_FOLLOWER {
+				voters++
+			}
+		}
+		return voters == n && len(r.GetMembers()) == n, err
+	})
 }
 
 func (t *test) scaleServers(ctx context.Context, n int) (string, error) {
@@ -419,18 +555,8 @@ func (t *test) scaleServers(ctx context.Context, n int) (string, error) {
 	if err := t.awaitPods(ctx, "server", n); err != nil {
 		return "", err
 	}
-	// Members come and go by themselves: voters, as many as there are pods.
-	err := poll(ctx, 3*time.Minute, fmt.Sprintf("the cluster has %d voters", n), func(ctx context.Context) (bool, error) {
-		r, err := t.load.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
-		voters := 0
-		for _, m := range r.GetMembers() {
-			if m.GetRole() == apiv1.Member_LEADER || m.GetRole() == apiv1.Member_FOLLOWER {
-				voters++
-			}
-		}
-		return voters == n && len(r.GetMembers()) == n, err
-	})
-	return "", errors.Join(err, t.settle(ctx))
+	// Members come and go by themselves.
+	return "", errors.Join(t.voters(ctx, n), t.settle(ctx))
 }
 
 func (t *test) scaleAgents(ctx context.Context, n int) (string, error) {
@@ -447,6 +573,7 @@ func (t *test) scaleAgents(ctx context.Context, n int) (string, error) {
 func (t *test) audit(ctx context.Context) (string, error) {
 	var err error
 	t.verdict, err = t.load.audit(ctx)
+	t.audited = err == nil
 	v := t.verdict
 	return fmt.Sprintf("%d accepted, %d found, %d lost, %d doubled", v.accepted, v.found, v.lost, v.doubled), err
 }

@@ -62,8 +62,9 @@ func run(ctx context.Context) int {
 	case t.failed():
 		fmt.Println("FAILED")
 		return 1
+	case t.audited:
+		fmt.Println("Nothing was lost, nothing happened twice.")
 	}
-	fmt.Println("Nothing was lost, nothing happened twice.")
 	return 0
 }
 
@@ -74,6 +75,7 @@ type test struct {
 	load    *load
 	results []result
 	verdict verdict
+	audited bool
 	left    []string // what was there after the release was uninstalled
 }
 
