@@ -24,8 +24,10 @@ import (
 )
 
 const (
+	// As the chart's README says.
 	namespace = "agents"
-	release   = "orchestrator"
+	release   = "agents"
+	full      = "agents-orchestrator" // what objects of the release begin with
 	chart     = "deploy/helm/orchestrator"
 	// Where the scripts put what: see env.sh.
 	controlNetns = "okube-cp"
@@ -184,6 +186,27 @@ func (c *cluster) orchctl(ctx context.Context, args ...string) (string, error) {
 // read gets an object's field by a JSONPath.
 func (c *cluster) read(ctx context.Context, what, path string) (string, error) {
 	return c.kubectl(ctx, "-n", namespace, "get", what, "-o", "jsonpath="+path)
+}
+
+// readme is what the chart's README says to type for an installation.
+func readme() (lines [][]string, err error) {
+	b, err := os.ReadFile(filepath.Join(chart, "README.md"))
+	if err != nil {
+		return nil, err
+	}
+	_, text, _ := strings.Cut(string(b), "\n## Install\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	for line := range strings.Lines(text) {
+		if command, ok := strings.CutPrefix(line, "    "); ok {
+			lines = append(lines, strings.Fields(command))
+		}
+	}
+	return lines, nil
+}
+
+// typed runs a line of the README.
+func (c *cluster) typed(ctx context.Context, words []string, more ...string) (string, error) {
+	return c.tool(ctx, append(append([]string{filepath.Join(c.tools, "bin", words[0])}, words[1:]...), more...)...)
 }
 
 // object decodes an object, or a list of them.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 // event is one thing that happens.
 type event struct {
 	name, title string
+	prepare     func(*test, context.Context) error // before anything is measured; may be nil
 	do          func(*test, context.Context) (note string, err error)
 }
 
@@ -33,33 +33,39 @@ type result struct {
 // events are all, in their order.
 func events() []event {
 	return []event{
-		{"install", "`helm install`, until the first session runs", (*test).install},
-		{"helm-test", "`helm test`", (*test).helmTest},
-		{"orchctl", "`orchctl --kube-release` from outside", (*test).outside},
-		{"roll-servers", "rolling restart of the servers", func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "server") }},
-		{"roll-agents", "rolling restart of the node agents", func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "agent") }},
-		{"upgrade", "`helm upgrade` to another image", (*test).upgrade},
-		{"rollback", "`helm rollback`", (*test).rollback},
-		{"drain", "`kubectl drain` of each machine in turn", (*test).drain},
-		{"drain-crowd", "`kubectl drain` of a machine with all 20 sessions", (*test).drainCrowd},
-		{"delete-leader", "`kubectl delete pod --force` of the leader", (*test).deleteLeader},
-		{"kill-agent", "`kill -9` of a node agent", (*test).killAgent},
-		{"crash", "crash of a machine", (*test).crash},
-		{"all-servers", "all server pods deleted at once, and with them all addresses", (*test).deleteServers},
-		{"server-volume", "the volume of a server is lost", (*test).loseServerVolume},
-		{"agent-volume", "the volume of a node agent is lost", (*test).loseAgentVolume},
-		{"scale-servers-up", "3 to 5 servers", func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 5) }},
-		{"scale-servers-down", "5 to 3 servers", func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 3) }},
-		{"scale-agents-up", "3 to 5 node agents", func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 5) }},
-		{"scale-agents-down", "5 to 2 node agents", func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 2) }},
-		{"audit", "the ledgers are compared with what was accepted", (*test).audit},
-		{"uninstall", "`helm uninstall`", (*test).uninstall},
+		{"install", "`helm install`, until the first session runs", nil, (*test).install},
+		{"helm-test", "`helm test`", nil, (*test).helmTest},
+		{"orchctl", "`orchctl --kube-release` from outside", nil, (*test).outside},
+		{"roll-servers", "rolling restart of the servers", nil, func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "server") }},
+		{"roll-agents", "rolling restart of the node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "agent") }},
+		{"upgrade", "`helm upgrade` to another image", nil, (*test).upgrade},
+		{"rollback", "`helm rollback`", nil, (*test).rollback},
+		{"drain", "`kubectl drain` of each machine in turn", nil, (*test).drain},
+		{"drain-crowd", "`kubectl drain` of a machine with all 20 sessions", (*test).crowd, (*test).drainCrowd},
+		{"delete-leader", "`kubectl delete pod --force` of the leader", nil, (*test).deleteLeader},
+		{"kill-agent", "`kill -9` of a node agent", nil, (*test).killAgent},
+		{"crash", "crash of a machine", (*test).spread, (*test).crash},
+		{"all-servers", "all server pods deleted at once, and with them all addresses", nil, (*test).deleteServers},
+		{"server-volume", "the volume of a server is lost", nil, (*test).loseServerVolume},
+		{"agent-volume", "the volume of a node agent is lost", nil, (*test).loseAgentVolume},
+		{"scale-servers-up", "3 to 5 servers", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 5) }},
+		{"scale-servers-down", "5 to 3 servers", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 3) }},
+		{"scale-agents-up", "3 to 5 node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 5) }},
+		{"scale-agents-down", "5 to 2 node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 2) }},
+		{"audit", "the ledgers are compared with what was accepted", nil, (*test).audit},
+		{"uninstall", "`helm uninstall`", nil, (*test).uninstall},
 	}
 }
 
 // happen runs one event and measures it, until everything is as it should be again.
 func (t *test) happen(ctx context.Context, e event) error {
 	step("%s", strings.ReplaceAll(e.title, "`", ""))
+	if e.prepare != nil {
+		if err := e.prepare(t, ctx); err != nil {
+			t.results = append(t.results, result{event: e, note: failure(err)})
+			return err
+		}
+	}
 	before, err := t.epochs(ctx)
 	if err != nil {
 		return err
@@ -78,13 +84,16 @@ func (t *test) happen(ctx context.Context, e event) error {
 		r.moved, r.blackout, err = t.moves(ctx, before)
 	}
 	if err != nil {
-		r.note = strings.TrimPrefix(r.note+"; FAILED: "+strings.Join(strings.Fields(err.Error()), " "), "; ")
+		r.note = strings.TrimPrefix(r.note+"; "+failure(err), "; ")
 	}
 	t.results = append(t.results, r)
 	say("%s; longest without an accepted message %s, for an answer %s; %d calls failed; %d sessions moved, blackout at most %s; %s",
 		round(r.took), round(r.gap), round(r.answer), r.failed, r.moved, round(r.blackout), r.note)
 	return err
 }
+
+// failure is an error as a note.
+func failure(err error) string { return "FAILED: " + strings.Join(strings.Fields(err.Error()), " ") }
 
 // epochs are those of the sessions, by id; nil before there are any.
 func (t *test) epochs(ctx context.Context) (map[string]uint32, error) {
@@ -138,48 +147,69 @@ func (t *test) settle(ctx context.Context) error {
 	})
 }
 
-// install installs the chart as its README says, and waits for the first session to run.
+// install types what the chart's README says, and waits for the first session to run.
 func (t *test) install(ctx context.Context) (string, error) {
-	if _, err := t.kubectl(ctx, "create", "namespace", namespace); err != nil {
-		return "", err
-	}
-	// What a careful administrator would have set.
-	if _, err := t.kubectl(ctx, "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"); err != nil {
-		return "", err
-	}
-	t.values = []string{"--set-string", "image.tag=" + tagA, "--set", "agent.drainOnStop=2m"}
-	begun := time.Now()
-	if _, err := t.helm(ctx, append([]string{"install", release, chart}, t.values...)...); err != nil {
-		return "", err
-	}
-	c, err := t.connect(ctx)
+	lines, err := readme()
 	if err != nil {
 		return "", err
 	}
-	t.load = &load{c: c}
+	t.values = []string{"--set-string", "image.tag=" + tagA}
+	var first, all time.Duration
+	for _, words := range lines {
+		switch command := strings.Join(words[:min(2, len(words))], " "); command {
+		case "helm install":
+			if first, all, err = t.helmInstall(ctx, words); err != nil {
+				return "", err
+			}
+		case "helm test":
+			t.testLine = words
+		default:
+			if _, err := t.typed(ctx, words); err != nil {
+				return "", err
+			}
+		}
+	}
+	if first == 0 || t.testLine == nil {
+		return "", errors.New("the README of the chart has no `helm install` and `helm test` below Install")
+	}
+	if err := errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3)); err != nil {
+		return "", err
+	}
+	if err := t.load.start(ctx); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("first session RUNNING after %s, helm done after %s", round(first), round(all)), nil
+}
+
+// helmInstall runs `helm install`, and meanwhile tries to spawn a session.
+func (t *test) helmInstall(ctx context.Context, words []string) (first, all time.Duration, err error) {
+	begun := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		_, err := t.typed(ctx, words, t.values...)
+		all = time.Since(begun)
+		done <- err
+	}()
 	err = poll(ctx, 3*time.Minute, "the first session runs", func(ctx context.Context) (bool, error) {
+		if t.load == nil {
+			c, err := t.connect(ctx)
+			if err != nil {
+				return false, err
+			}
+			t.load = &load{c: c}
+		}
 		s, err := t.load.spawn(ctx, "ledger-01")
 		if err == nil {
 			t.load.ids = []string{s.GetId()}
 		}
 		return err == nil, err
 	})
-	if err != nil {
-		return "", err
-	}
-	first := time.Since(begun)
-	if err := errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3)); err != nil {
-		return "", err
-	}
-	all := time.Since(begun)
-	if err := t.load.start(ctx); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("first session RUNNING after %s, all pods ready after %s", round(first), round(all)), nil
+	first = time.Since(begun)
+	return first, all, errors.Join(<-done, err)
 }
 
 func (t *test) helmTest(ctx context.Context) (string, error) {
-	out, err := t.helm(ctx, "test", release, "--timeout", "3m")
+	out, err := t.typed(ctx, t.testLine)
 	if err != nil {
 		return "", err
 	}
@@ -210,7 +240,7 @@ func (t *test) outside(ctx context.Context) (string, error) {
 // roll restarts all pods of a component, one after the other.
 func (t *test) roll(ctx context.Context, component string) (string, error) {
 	return "", t.rolled(ctx, func() error {
-		_, err := t.kubectl(ctx, "-n", namespace, "rollout", "restart", "statefulset/"+release+"-"+component)
+		_, err := t.kubectl(ctx, "-n", namespace, "rollout", "restart", "statefulset/"+full+"-"+component)
 		return err
 	}, component)
 }
@@ -221,7 +251,7 @@ func (t *test) rolled(ctx context.Context, do func() error, components ...string
 		return err
 	}
 	for _, c := range components {
-		if _, err := t.kubectl(ctx, "-n", namespace, "rollout", "status", "statefulset/"+release+"-"+c, "--timeout=12m"); err != nil {
+		if _, err := t.kubectl(ctx, "-n", namespace, "rollout", "status", "statefulset/"+full+"-"+c, "--timeout=12m"); err != nil {
 			return err
 		}
 	}
@@ -300,37 +330,37 @@ func (t *test) drainOne(ctx context.Context, machine string) (time.Duration, err
 }
 
 // crowd moves all sessions to one node, so that the next event meets all of them.
-func (t *test) crowd(ctx context.Context) (string, error) {
+func (t *test) crowd(ctx context.Context) error {
 	nodes, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
 	if err != nil {
-		return "", err
+		return err
 	}
 	if len(nodes.GetNodes()) == 0 {
-		return "", errors.New("no node is healthy")
+		return errors.New("no node is healthy")
 	}
 	target := nodes.GetNodes()[0].GetName()
 	for _, id := range t.load.ids {
 		s, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: id})
 		if err != nil {
-			return "", err
+			return err
 		}
 		if s.GetSession().GetNode() == target {
 			continue
 		}
 		r, err := t.load.c.Sessions.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: id, Target: target, Wait: true})
 		if err != nil {
-			return "", err
+			return err
 		}
 		if m := r.GetSession().GetMigration(); m.GetState() != apiv1.Session_Migration_DONE {
-			return "", fmt.Errorf("the move of %s ended as %s: %s", id, m.GetState(), m.GetError())
+			return fmt.Errorf("the move of %s ended as %s: %s", id, m.GetState(), m.GetError())
 		}
 	}
-	return target, nil
+	return nil
 }
 
 // drainCrowd empties the machine on whose node all sessions are.
 func (t *test) drainCrowd(ctx context.Context) (string, error) {
-	target, err := t.crowd(ctx)
+	s, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: t.load.ids[0]})
 	if err != nil {
 		return "", err
 	}
@@ -338,200 +368,13 @@ func (t *test) drainCrowd(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	took, err := t.drainOne(ctx, agents[target])
-	return fmt.Sprintf("%d sessions on %s; the drain took %s", len(t.load.ids), target, round(took)), err
+	node := s.GetSession().GetNode()
+	took, err := t.drainOne(ctx, agents[node])
+	return fmt.Sprintf("%s had them; the drain took %s", node, round(took)), err
 }
 
 // machines are the nodes, as Kubernetes calls them.
 func machines() []string { return []string{"n1", "n2", "n3"} }
-
-// leader is the pod of the server that leads.
-func (t *test) leader(ctx context.Context) (string, error) {
-	members, err := t.load.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
-	if err != nil {
-		return "", err
-	}
-	for _, m := range members.GetMembers() {
-		if m.GetRole() == apiv1.Member_LEADER {
-			return m.GetId(), nil
-		}
-	}
-	return "", errors.New("no server leads")
-}
-
-func (t *test) deleteLeader(ctx context.Context) (string, error) {
-	pod, err := t.leader(ctx)
-	if err != nil {
-		return "", err
-	}
-	if _, err := t.kubectl(ctx, "-n", namespace, "delete", "pod", pod, "--force", "--grace-period=0"); err != nil {
-		return "", err
-	}
-	return pod, errors.Join(t.awaitPods(ctx, "server", 3), t.settle(ctx))
-}
-
-// killAgent kills the agent of the node with the most sessions. It is the first process of its container: its sessions end with it.
-func (t *test) killAgent(ctx context.Context) (string, error) {
-	nodes, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{})
-	if err != nil {
-		return "", err
-	}
-	victim := slices.MaxFunc(nodes.GetNodes(), func(a, b *apiv1.Node) int { return int(a.GetSessions()) - int(b.GetSessions()) })
-	pid, err := processOf(victim.GetName(), "/node-agent")
-	if err != nil {
-		return "", err
-	}
-	before, err := t.epochs(ctx)
-	if err != nil {
-		return "", err
-	}
-	begun := time.Now()
-	if err := kill(pid); err != nil {
-		return "", err
-	}
-	n := int(victim.GetSessions())
-	if err := t.restored(ctx, before, n); err != nil {
-		return "", err
-	}
-	took := time.Since(begun)
-	return fmt.Sprintf("%s had %d sessions; they ran again after %s", victim.GetName(), n, round(took)),
-		errors.Join(t.awaitPods(ctx, "agent", 3), t.settle(ctx))
-}
-
-// restored waits until at least n sessions run under newer epochs, and all run.
-func (t *test) restored(ctx context.Context, before map[string]uint32, n int) error {
-	return poll(ctx, 3*time.Minute, "the sessions run again", func(ctx context.Context) (bool, error) {
-		r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
-		if err != nil {
-			return false, err
-		}
-		again, all := 0, true
-		for _, s := range r.GetSessions() {
-			if !slices.Contains(t.load.ids, s.GetId()) {
-				continue
-			}
-			all = all && s.GetPhase() == apiv1.Session_RUNNING
-			if s.GetEpoch() > before[s.GetId()] {
-				again++
-			}
-		}
-		return all && again >= n, nil
-	})
-}
-
-// crash cuts the power of the machine with the most sessions, and gives it back once Kubernetes knows.
-func (t *test) crash(ctx context.Context) (string, error) {
-	agents, err := t.pods(ctx, "agent")
-	if err != nil {
-		return "", err
-	}
-	servers, err := t.pods(ctx, "server")
-	if err != nil {
-		return "", err
-	}
-	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
-	if err != nil {
-		return "", err
-	}
-	on := map[string]int{}
-	for _, s := range r.GetSessions() {
-		on[agents[s.GetNode()]]++
-	}
-	machine := slices.MaxFunc(machines(), func(a, b string) int { return on[a] - on[b] })
-	// The client goes on from another machine.
-	t.clientOn.Store(machines()[(slices.Index(machines(), machine)+1)%len(machines())])
-	before, err := t.epochs(ctx)
-	if err != nil {
-		return "", err
-	}
-	begun := time.Now()
-	if err := t.script(ctx, "node.sh", "crash", machine[1:]); err != nil {
-		return "", err
-	}
-	if err := t.restored(ctx, before, on[machine]); err != nil {
-		return "", err
-	}
-	took := time.Since(begun)
-	here := slices.Sorted(maps.Keys(agents))
-	here = append(here, slices.Sorted(maps.Keys(servers))...)
-	here = slices.DeleteFunc(here, func(pod string) bool { return agents[pod] != machine && servers[pod] != machine })
-	note := fmt.Sprintf("%s had %s and %d sessions; they ran again after %s", machine, strings.Join(here, ", "), on[machine], round(took))
-	ready := func(want string) error {
-		return poll(ctx, 2*time.Minute, machine+" is Ready="+want, func(ctx context.Context) (bool, error) {
-			have, err := t.kubectl(ctx, "get", "node", machine, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-			return have == want, err
-		})
-	}
-	if err := ready("Unknown"); err != nil {
-		return note, err
-	}
-	if err := t.script(ctx, "node.sh", "start", machine[1:]); err != nil {
-		return note, err
-	}
-	return note, errors.Join(ready("True"), t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
-}
-
-// deleteServers takes away all servers: what comes back has the volumes and the names, and nothing else.
-func (t *test) deleteServers(ctx context.Context) (string, error) {
-	_, err := t.kubectl(ctx, "-n", namespace, "delete", "pod", "--force", "--grace-period=0", "-l", "app.kubernetes.io/instance="+release+",app.kubernetes.io/component=server")
-	if err != nil {
-		return "", err
-	}
-	return "", errors.Join(t.awaitPods(ctx, "server", 3), t.settle(ctx))
-}
-
-// loseServerVolume goes by docs/operating/kubernetes.md: the old member is taken out, and its name comes back as a new one.
-func (t *test) loseServerVolume(ctx context.Context) (string, error) {
-	leader, err := t.leader(ctx)
-	if err != nil {
-		return "", err
-	}
-	servers, err := t.pods(ctx, "server")
-	if err != nil {
-		return "", err
-	}
-	delete(servers, leader)
-	pod := slices.Min(slices.Collect(maps.Keys(servers)))
-	if _, err := t.orchctl(ctx, "cluster", "remove", pod); err != nil {
-		return "", err
-	}
-	return pod, errors.Join(t.loseVolume(ctx, pod, "server"), t.voters(ctx, 3), t.settle(ctx))
-}
-
-func (t *test) loseAgentVolume(ctx context.Context) (string, error) {
-	agents, err := t.pods(ctx, "agent")
-	if err != nil {
-		return "", err
-	}
-	pod := slices.Min(slices.Collect(maps.Keys(agents)))
-	return pod, errors.Join(t.loseVolume(ctx, pod, "agent"), t.settle(ctx))
-}
-
-// loseVolume deletes a pod at once, and its claim with it.
-func (t *test) loseVolume(ctx context.Context, pod, component string) error {
-	claim := "data-" + pod
-	before, err := t.read(ctx, "pvc/"+claim, "{.metadata.uid}")
-	if err != nil {
-		return err
-	}
-	if _, err := t.kubectl(ctx, "-n", namespace, "delete", "pvc", claim, "--wait=false"); err != nil {
-		return err
-	}
-	// A pod that was made before the old claim was gone hangs on it: it is deleted until it has a new one.
-	err = poll(ctx, 2*time.Minute, claim+" is a new claim", func(ctx context.Context) (bool, error) {
-		if _, err := t.kubectl(ctx, "-n", namespace, "delete", "pod", pod, "--force", "--grace-period=0", "--ignore-not-found"); err != nil {
-			return false, err
-		}
-		var now string
-		err := poll(ctx, 10*time.Second, claim+" is a new claim", func(ctx context.Context) (bool, error) {
-			var err error
-			now, err = t.read(ctx, "pvc/"+claim, "{.metadata.uid}")
-			return now != before && now != "", err
-		})
-		return err == nil, err
-	})
-	return errors.Join(err, t.awaitPods(ctx, component, 3))
-}
 
 // voters waits until the cluster has so many members, all of them voters.
 func (t *test) voters(ctx context.Context, n int) error {

@@ -110,7 +110,7 @@ func (m *meter) mark() measured {
 
 // connect makes a client that goes through the release's Service from a machine of the cluster.
 func (t *test) connect(ctx context.Context) (*client.Client, error) {
-	service := release
+	service := full
 	ip, err := t.read(ctx, "service/"+service, "{.spec.clusterIP}")
 	if err != nil {
 		return nil, err
@@ -182,13 +182,13 @@ func (l *load) start(ctx context.Context) error {
 	return nil
 }
 
-// close ends the sending.
+// close ends the sending, and the calls that are under way.
 func (l *load) close() {
 	if l.stop != nil {
 		l.stop()
 	}
-	l.sending.Wait()
 	_ = l.c.Close() // it has no error
+	l.sending.Wait()
 }
 
 // write sends messages at their pace, each once it is accepted.

@@ -8,7 +8,7 @@
 //	go run ./test/kubernetes [-report FILE] [-events install,roll-servers,…] [-keep]
 //
 // What is where: cluster.go is the machine's side (scripts, kubectl, helm), load.go the sessions and the messages,
-// events.go what happens, report.go what was found.
+// events.go what happens, failures.go what of it is no ordinary day, verdict.go and report.go what was found.
 package main
 
 import (
@@ -71,12 +71,13 @@ func run(ctx context.Context) int {
 // test is one run.
 type test struct {
 	*cluster
-	started time.Time
-	load    *load
-	results []result
-	verdict verdict
-	audited bool
-	left    []string // what was there after the release was uninstalled
+	started  time.Time
+	load     *load
+	results  []result
+	testLine []string // what the README says for a test
+	verdict  verdict
+	audited  bool
+	left     []string // what was there after the release was uninstalled
 }
 
 // whole brings the cluster up, runs what was chosen, and takes the cluster away whatever happened.
