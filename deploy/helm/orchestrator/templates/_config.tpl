@@ -58,11 +58,12 @@ must restart servers, and a change of their number is none. */}}
 {{- $c := dict
   "data_dir" "/var/lib/node-agent/data"
   "servers" (list (printf "%s:8078" (include "orchestrator.host" .)))
-  "insecure" true
-  "metrics" (dict "listen" (printf "%s:9078" $any))
+  "metrics" (dict "listen" (printf "%s:9078" $any) "public" true)
   "log" (dict "format" "json")
 -}}
-{{- if $tls -}}
+{{- if not $tls -}}
+{{- $_ := set $c "insecure" true -}}
+{{- else -}}
 {{- if eq $v.tls.mode "generated" -}}
 {{- $_ := set $c "tls" (dict "ca_file" "/var/run/orchestrator/tls/ca.pem") -}}
 {{- else if and (eq $v.tls.mode "existingSecret") (not $v.tls.existingNodeSecret) -}}
