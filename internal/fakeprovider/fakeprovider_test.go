@@ -25,9 +25,9 @@ const (
 )
 
 // post sends a body and returns the status and all of the answer that came.
-func post(t *testing.T, ctx context.Context, url, body string) (int, string, http.Header, error) {
+func post(t *testing.T, url, body string) (int, string, http.Header, error) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestDialectsAndMisbehaviour(t *testing.T) {
 			s := New()
 			url := s.Start(t)
 			s.Script(c.step)
-			status, text, header, err := post(t, t.Context(), url+c.path, c.body)
+			status, text, header, err := post(t, url+c.path, c.body)
 			if status != c.status || !strings.Contains(text, c.want) || (err != nil) != c.broken {
 				t.Errorf("%d, %v: %s", status, err, text)
 			}
@@ -128,11 +128,11 @@ func TestKeysAndProbes(t *testing.T) {
 	s := New()
 	url := s.Start(t)
 	s.Accept("other")
-	if status, _, _, err := post(t, t.Context(), url+"/chat/completions", chatBody); status != 401 || err != nil {
+	if status, _, _, err := post(t, url+"/chat/completions", chatBody); status != 401 || err != nil {
 		t.Errorf("%d, %v", status, err)
 	}
 	s.Accept("k")
-	if status, _, _, err := post(t, t.Context(), url+"/chat/completions", chatBody); status != 200 || err != nil {
+	if status, _, _, err := post(t, url+"/chat/completions", chatBody); status != 200 || err != nil {
 		t.Errorf("%d, %v", status, err)
 	}
 	s.Accept()
