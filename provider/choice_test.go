@@ -63,6 +63,45 @@ func TestBalanceOverKeys(t *testing.T) {
 	})
 }
 
+func TestTheLeastBusyKeyIsTaken(t *testing.T) {
+	c := one(OpenAI, withKeys(t, map[string]int{"k1": 1, "k2": 1}))
+	inBubble(t, Options{Config: Config{Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
+		w.fakes["a"].Script(step{Delay: time.Minute})
+		done := make(chan error)
+		go func() { _, err := w.Chat(t.Context(), ask()); done <- err }()
+		w.settle()
+		busy := w.fakes["a"].Calls()[0].Key
+		for range 5 {
+			if _, err := w.Chat(t.Context(), ask()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := keys(w.fakes["a"]); got[busy] != 1 {
+			t.Errorf("%s was busy: %v", busy, got)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A stream is read to its end, so that its connection serves the next.
+func TestAStreamLeavesItsConnection(t *testing.T) {
+	for _, dialect := range []string{OpenAI, Anthropic} {
+		inBubble(t, Options{Config: Config{Pools: []PoolConfig{one(dialect)}}}, func(t *testing.T, w *world) {
+			for _, s := range []step{{}, {Status: 429, RetryAfter: "1"}, {Status: 500}, {}} {
+				w.fakes["a"].Script(s)
+				if _, _, err := w.stream(t.Context(), ask()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if d := w.net.Dials("a:80"); d != 1 {
+				t.Errorf("%s: %d connections", dialect, d)
+			}
+		})
+	}
+}
+
 // A key that is refused is left alone, the others take its calls, and a new one in its file is taken without a restart.
 func TestAKeyThatIsRefused(t *testing.T) {
 	c := one(OpenAI, withKeys(t, map[string]int{"bad": 1, "good": 1}))

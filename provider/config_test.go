@@ -114,7 +114,7 @@ func TestKeyFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{open: "chmod 600 it", two: "holds no single word", empty: "holds no single word", filepath.Join(dir, "none"): "no such file"} {
-		_, err := New(Options{Key: "providers", Config: Config{AttemptsMax: 1, Pools: []PoolConfig{{Name: "moonshot", KeyFile: file}}}})
+		_, err := New(Options{ConfigKey: "providers", Config: Config{AttemptsMax: 1, Pools: []PoolConfig{{Name: "moonshot", KeyFile: file}}}})
 		wantKind(t, err, fault.Invalid)
 		if err != nil && (!strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "providers.pools[0].key_file: ") || strings.Contains(err.Error(), "hush")) {
 			t.Errorf("%v", err)
@@ -127,6 +127,7 @@ func TestRefusedRequests(t *testing.T) {
 		big, bad := strings.Repeat("x", requestBytesMax), -0.1
 		for name, change := range map[string]func(*Request){
 			"no tenant":    func(r *Request) { r.Tenant = "" },
+			"long tenant":  func(r *Request) { r.Tenant = strings.Repeat("x", 257) },
 			"nothing":      func(r *Request) { r.Messages = nil },
 			"many":         func(r *Request) { r.Messages = make([]Message, messagesMax+1) },
 			"no role":      func(r *Request) { r.Messages[0].Role = "tool" },

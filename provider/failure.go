@@ -40,7 +40,7 @@ type failure struct {
 	unsent bool
 	// gone tells that the connection did not outlive the call.
 	gone bool
-	// waited is what the call has waited for its turn.
+	// waited is how much of its patience the call has used up.
 	waited time.Duration
 }
 
@@ -71,9 +71,13 @@ func (l *lane) refusal(status int, body []byte, lim limits, model string) *failu
 	switch {
 	case outOfMoney(status, u):
 		return f(fault.Unavailable, refused, "the account has run out of money or quota (status %d); top it up, or give another key", status).blocking(l.pool.cfg.BreakerOpen, "out of money")
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+	case status == http.StatusUnauthorized:
 		x := f(fault.Unavailable, refused, "refuses the key (status %d); put a valid one into its key_file, which is read again by itself", status).blocking(l.pool.cfg.BreakerOpen, "key refused")
 		x.badKey = true
+		return x
+	case status == http.StatusForbidden: // of this model or this request; the key may be good for others
+		x := f(fault.Unavailable, refused, "does not allow its key what was asked of %q (status 403)%s; give the key that right, or take the model out of the configuration", model, said)
+		x.hopeless = true
 		return x
 	case status == http.StatusTooManyRequests:
 		x := f(fault.Exhausted, refused, "its rate limit is reached%s", said).blocking(l.backoff(lim.retryAfter), "rate limit")

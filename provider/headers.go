@@ -52,10 +52,10 @@ func readLeft(h http.Header, now time.Time, names ...string) left {
 func readSpan(s string, now time.Time) time.Duration {
 	s = strings.TrimSpace(s)
 	var d time.Duration
-	if seconds, err := strconv.ParseFloat(s, 64); err == nil && seconds < retryAfterMax.Seconds() {
-		d = time.Duration(seconds * float64(time.Second))
-	} else if err == nil {
-		d = retryAfterMax
+	if seconds, err := strconv.ParseFloat(s, 64); err == nil {
+		if seconds > 0 { // and a number
+			d = time.Duration(min(seconds, retryAfterMax.Seconds()) * float64(time.Second))
+		}
 	} else if span, err := time.ParseDuration(s); err == nil {
 		d = span
 	} else if at, err := time.Parse(time.RFC3339, s); err == nil {

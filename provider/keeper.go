@@ -175,7 +175,7 @@ func (l *lane) probed(status int, err error) {
 	switch {
 	case err != nil:
 		health = "cannot be reached"
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+	case status == http.StatusUnauthorized: // 403 may forbid the list alone
 		health = "key refused"
 	case status >= 500 && status != http.StatusNotImplemented:
 		health = fmt.Sprintf("answers with status %d", status)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -134,5 +133,5 @@ func (l *lane) backoff(said time.Duration) time.Duration {
 	n := min(l.refusals, 6)
 	l.pool.mu.Unlock()
 	d := min(blockMin<<n, blockMax)
-	return d/2 + rand.N(d/2)
+	return d/2 + time.Duration(l.pool.chance()*float64(d)/2)
 }

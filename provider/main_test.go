@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,7 +66,7 @@ func inBubble(t *testing.T, o Options, f func(t *testing.T, w *world)) {
 		if o.Config.AttemptsMax == 0 {
 			o.Config.AttemptsMax = Defaults().AttemptsMax
 		}
-		o.Dial, o.Key = w.net.DialContext, "providers"
+		o.Dial, o.ConfigKey = w.net.DialContext, "providers"
 		var err error
 		if w.Pools, err = New(o); err != nil {
 			t.Fatal(err)
@@ -138,4 +139,13 @@ func (w *world) settle() { synctest.Wait() }
 // logTo is a logger that writes text.
 func logTo(b *strings.Builder) *slog.Logger {
 	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// each runs f for 0 to n-1 at once, and waits.
+func (w *world) each(n int, f func(i int)) {
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { f(i) })
+	}
+	all.Wait()
 }

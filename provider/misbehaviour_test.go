@@ -48,6 +48,7 @@ func TestMisbehaviour(t *testing.T) {
 		{name: "502, repeated on request", script: []step{{Status: 502}}, unsure: true, kind: answered, calls: 2, max: time.Second},
 		{name: "400", script: []step{{Status: 400}}, kind: fault.Invalid, calls: 1, max: time.Millisecond},
 		{name: "404", script: []step{{Status: 404}}, kind: fault.NotFound, calls: 1, max: time.Millisecond},
+		{name: "403", script: []step{{Status: 403}}, kind: fault.Unavailable, calls: 1, max: time.Millisecond},
 		{name: "307", script: []step{{Status: 307, Header: map[string]string{"Location": "http://b/"}}}, kind: fault.Unavailable, calls: 1, max: time.Millisecond},
 		{name: "401", script: []step{{Status: 401}}, kind: fault.Unavailable, calls: 1, max: time.Millisecond, retry: 30 * time.Second},
 		{name: "hangs, whole", plain: true, script: []step{{Hang: true}}, kind: fault.Timeout, calls: 1, gone: 1, min: 2 * time.Minute, max: 2 * time.Minute},

@@ -33,6 +33,7 @@ type pool struct {
 	slots   *puddle.Pool[*slot]
 	closing context.Context // ends with Close
 	metrics *histograms
+	chance  func() float64
 
 	connections atomic.Int64 // open now
 	waiting     atomic.Int64 // calls that wait for a slot
@@ -55,7 +56,7 @@ type counts struct {
 func newPool(closing context.Context, key string, c PoolConfig, o Options, m *histograms) (*pool, error) {
 	fromConfig := len(c.Endpoints) > 0
 	c = c.withDefaults()
-	p := &pool{cfg: c, log: o.Logger.With("provider", c.Name), dialect: newDialect(c.Dialect), closing: closing, metrics: m}
+	p := &pool{cfg: c, log: o.Logger.With("provider", c.Name), dialect: newDialect(c.Dialect), closing: closing, metrics: m, chance: o.Rand}
 	var err error
 	if p.tls, err = tlsConfig(key+".ca_file", c.CAFile); err != nil {
 		return nil, err
@@ -236,11 +237,10 @@ func (p *pool) acquire(ctx context.Context) (*puddle.Resource[*slot], *failure) 
 		}
 		return nil, &failure{sure: final, err: fault.New(kind, "chat: %s: %w while waiting for a connection", p.cfg.Name, context.Cause(ctx))}
 	}
-	f := p.fullFailure("all %d connections were busy for %s", p.cfg.Max, p.cfg.AcquireTimeout)
-	f.waited = p.cfg.AcquireTimeout
-	return nil, f
+	return nil, p.fullFailure("all %d connections were busy for %s", p.cfg.Max, p.cfg.AcquireTimeout)
 }
 
+// fullFailure refuses a call. The next provider may take it; this one is not to be asked again.
 func (p *pool) fullFailure(format string, args ...any) *failure {
 	err := fault.New(fault.Exhausted, "chat: %s: "+format+"; come back later, or raise max of the provider", append([]any{p.cfg.Name}, args...)...)
 	now := time.Now()
@@ -248,5 +248,5 @@ func (p *pool) fullFailure(format string, args ...any) *failure {
 	defer p.mu.Unlock()
 	p.counts.full++
 	p.counts.lastError, p.counts.lastErrorTime = err.Error(), now
-	return &failure{sure: refused, unsent: true, err: err.WithRetry(p.cfg.AcquireTimeout)}
+	return &failure{sure: refused, unsent: true, waited: p.cfg.AcquireTimeout, err: err.WithRetry(p.cfg.AcquireTimeout)}
 }

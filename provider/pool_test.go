@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -141,18 +142,33 @@ func TestCallsWaitForASlotAndNoLonger(t *testing.T) {
 		}
 		w.fakes["a"].Usually(step{Delay: 10 * time.Second})
 		began = time.Now()
-		failed := w.together(6)
-		if len(failed) != 4 || w.fakes["a"].Count() != 6 {
-			t.Errorf("%d failed, %d calls: %v", len(failed), w.fakes["a"].Count(), failed)
+		results := make(chan error, 6)
+		for range 6 { // two are served, three wait
+			go func() { _, err := w.Chat(t.Context(), ask()); results <- err }()
+			w.settle()
 		}
-		for _, err := range failed {
+		for i, want := range []struct {
+			at  time.Duration
+			say string
+		}{{0, "3 calls wait for a connection already"}, {3 * time.Second, "all 2 connections were busy for 3s"}, {3 * time.Second, "busy"}, {3 * time.Second, "busy"},
+			{10 * time.Second, ""}, {10 * time.Second, ""}} {
+			err := <-results
+			if at := time.Since(began); at != want.at {
+				t.Errorf("ended %d after %s", i, at)
+			}
+			if want.say == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				continue
+			}
 			wantKind(t, err, fault.Exhausted)
-			if fault.As(err).RetryAfter <= 0 {
-				t.Errorf("no time to come back: %v", err)
+			if e := fault.As(err); e == nil || e.RetryAfter <= 0 || !strings.Contains(e.Message, want.say) {
+				t.Errorf("come back in %s: %v", e.RetryAfter, err)
 			}
 		}
-		if took := time.Since(began); took != 10*time.Second {
-			t.Errorf("took %s", took)
+		if n := w.fakes["a"].Count(); n != 6 {
+			t.Errorf("%d calls", n)
 		}
 		if s := w.List()[0]; s.Full < 4 || s.Open > 2 || s.InUse != 0 {
 			t.Errorf("%+v", s)
@@ -298,7 +314,8 @@ func TestCancellation(t *testing.T) {
 }
 
 func TestAReaderThatStopsEndsTheCall(t *testing.T) {
-	inBubble(t, Options{Config: Config{Pools: []PoolConfig{one(Anthropic)}}}, func(t *testing.T, w *world) {
+	c := one(Anthropic, func(c *PoolConfig) { c.CallTimeout = time.Hour })
+	inBubble(t, Options{Config: Config{Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
 		fake := w.fakes["a"]
 		fake.Script(step{Text: "one two three", Pause: time.Second})
 		enough := errors.New("enough")
@@ -311,7 +328,7 @@ func TestAReaderThatStopsEndsTheCall(t *testing.T) {
 			t.Errorf("%d running, %d gone of %d", fake.Running(), fake.Gone(), fake.Count())
 		}
 		// A reader that is slow is not a provider that stalls.
-		res, err := w.Stream(t.Context(), ask(), func(Delta) error { time.Sleep(90 * time.Second / 4); return nil })
+		res, err := w.Stream(t.Context(), ask(), func(Delta) error { time.Sleep(70 * time.Second); return nil })
 		if err != nil || res.Text != "echo: hello there" {
 			t.Errorf("%+v, %v", res, err)
 		}

@@ -22,12 +22,14 @@ import (
 // Options say what pools are made of.
 type Options struct {
 	Config Config
-	// Key is where the configuration is in that of the program, for errors: "providers".
-	Key string
+	// ConfigKey is where the configuration is in that of the program, for errors: "providers".
+	ConfigKey string
 	// SpendFile keeps what tenants have spent today over a restart; empty does not.
 	SpendFile string
 	// Dial opens connections (net.Dialer's).
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Rand is the chance in waiting times (math/rand's).
+	Rand func() float64
 	// Metrics takes the metrics; nil none.
 	Metrics prometheus.Registerer
 	Logger  *slog.Logger
@@ -36,11 +38,11 @@ type Options struct {
 // Pools are the providers of a program. Their methods may be called from any goroutine.
 type Pools struct {
 	cfg       Config
-	key       string
 	log       *slog.Logger
 	list      []*pool
 	budgets   *budgets
 	spendFile string
+	chance    func() float64
 	close     context.CancelFunc
 	closing   context.Context
 	calls     sync.WaitGroup
@@ -50,7 +52,7 @@ type Pools struct {
 
 // New checks the configuration and reads the keys. It connects to nobody: Run does, or the first call.
 func New(o Options) (*Pools, error) {
-	if err := o.Config.Validate(o.Key); err != nil {
+	if err := o.Config.Validate(o.ConfigKey); err != nil {
 		return nil, err
 	}
 	if o.Logger == nil {
@@ -59,11 +61,14 @@ func New(o Options) (*Pools, error) {
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 	}
+	if o.Rand == nil {
+		o.Rand = rand.Float64
+	}
 	closing, closeAll := context.WithCancel(context.Background())
-	p := &Pools{cfg: o.Config, key: o.Key, log: o.Logger, budgets: newBudgets(o.Config.Budgets), spendFile: o.SpendFile, close: closeAll, closing: closing}
+	p := &Pools{cfg: o.Config, log: o.Logger, budgets: newBudgets(o.Config.Budgets), spendFile: o.SpendFile, chance: o.Rand, close: closeAll, closing: closing}
 	prefix := ""
-	if o.Key != "" {
-		prefix = o.Key + "."
+	if o.ConfigKey != "" {
+		prefix = o.ConfigKey + "."
 	}
 	m := newHistograms()
 	for i, c := range o.Config.Pools {
@@ -245,7 +250,7 @@ func (p *Pools) pause(c *call, targets []target, last *failure, round int) (time
 	}
 	if last == nil || !last.unsent { // a connection is tried again at the same interval, an answer that failed later and later
 		retry <<= min(round, 6)
-		retry += rand.N(retry/4 + 1)
+		retry += time.Duration(p.chance() * float64(retry) / 4)
 	}
 	pause := max(soonest, retry)
 	if last != nil {

@@ -15,6 +15,7 @@ const (
 	messagesMax     = 4096
 	requestBytesMax = 8 << 20 // of all texts
 	stopsMax        = 16
+	tenantBytesMax  = 256
 	stopBytesMax    = 256
 )
 
@@ -96,6 +97,9 @@ func (r *Request) check() error {
 	}
 	if r.Tenant == "" {
 		return bad("tenant", "is empty; a call belongs to a namespace")
+	}
+	if len(r.Tenant) > tenantBytesMax {
+		return bad("tenant", "is longer than %d bytes", tenantBytesMax)
 	}
 	if len(r.Messages) == 0 {
 		return bad("messages", "is empty; give at least one message")

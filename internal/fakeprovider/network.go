@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Start serves on loopback until the test ends, and returns the URL.
@@ -26,6 +27,9 @@ func (s *Server) Start(t testing.TB) string {
 	})
 	return h.URL
 }
+
+// IdleTime is when a server of a Memory closes a connection that nobody uses, as providers do.
+const IdleTime = time.Minute
 
 // Memory is a network within the process, of servers by their addresses (host:port). It knows nothing but goroutines and channels, so
 // that it runs under simulated time. Close it before the bubble ends.
@@ -52,7 +56,7 @@ func NewMemory() *Memory {
 
 // Serve puts a server at an address.
 func (m *Memory) Serve(address string, s *Server) {
-	h := &host{server: &http.Server{Handler: s, ErrorLog: log.New(io.Discard, "", 0)}, accept: make(chan net.Conn), closed: make(chan struct{})}
+	h := &host{server: &http.Server{Handler: s, IdleTimeout: IdleTime, ErrorLog: log.New(io.Discard, "", 0)}, accept: make(chan net.Conn), closed: make(chan struct{})}
 	m.mu.Lock()
 	m.hosts[address] = h
 	m.mu.Unlock()

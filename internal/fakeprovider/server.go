@@ -69,6 +69,7 @@ type Call struct {
 	Stream  bool
 	Body    map[string]any
 	Remote  string // the client's end of the connection
+	Step    Step   // what became of it
 }
 
 // Server is a provider that does as it is told. Its methods may be called from any goroutine.
@@ -213,13 +214,13 @@ func (s *Server) arrive(c Call) Step {
 	defer s.mu.Unlock()
 	s.count++
 	s.running++
+	c.Step = s.usual
+	if len(s.script) > 0 {
+		c.Step = s.script[0]
+		s.script = s.script[1:]
+	}
 	if len(s.calls) < callsMax {
 		s.calls = append(s.calls, c)
 	}
-	if len(s.script) == 0 {
-		return s.usual
-	}
-	step := s.script[0]
-	s.script = s.script[1:]
-	return step
+	return c.Step
 }
