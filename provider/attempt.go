@@ -30,7 +30,15 @@ func (p *pool) attempt(ctx context.Context, k *pick, c *call, t target) (*Respon
 		return nil, f
 	}
 	e := &exchange{pool: p, lane: k.lane, call: c, target: t, slot: r.Value(), began: time.Now()}
+	ended := false
+	defer func() {
+		if !ended { // the caller's emit panicked, and somebody above may go on
+			r.Destroy()
+			p.back(k)
+		}
+	}()
 	f = e.run(ctx)
+	ended = true
 	if f != nil && f.gone {
 		r.Destroy() // its connection is gone
 	} else {

@@ -264,6 +264,43 @@ func TestRateLimits(t *testing.T) {
 			}
 		})
 	})
+	t.Run("what was not sent does not count", func(t *testing.T) {
+		c := one(OpenAI, func(c *PoolConfig) { c.RequestsPerMinute, c.TokensPerMinute, c.BreakerFailures = 2, 10_000, 100 })
+		inBubble(t, Options{Config: Config{Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
+			w.net.Refuse("a:80", true)
+			time.AfterFunc(2*time.Second, func() { w.net.Refuse("a:80", false) })
+			for range 2 {
+				if _, err := w.Chat(t.Context(), ask()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	})
+	t.Run("waiting for a limit is waiting", func(t *testing.T) {
+		c := one(OpenAI, func(c *PoolConfig) { c.WaitingMax, c.AcquireTimeout = 3, time.Minute })
+		inBubble(t, Options{Config: Config{Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
+			w.fakes["a"].Script(step{Status: 429, RetryAfter: "10"})
+			results := make(chan error, 5)
+			for range 5 {
+				go func() { _, err := w.Chat(t.Context(), ask()); results <- err }()
+				w.settle()
+			}
+			if s := w.List()[0]; s.Waiting != 3 {
+				t.Errorf("%d wait", s.Waiting)
+			}
+			good := 0
+			for range 5 {
+				if err := <-results; err == nil {
+					good++
+				} else {
+					wantKind(t, err, fault.Exhausted)
+				}
+			}
+			if good != 3 {
+				t.Errorf("%d of 5 were answered", good)
+			}
+		})
+	})
 	t.Run("tokens a minute", func(t *testing.T) {
 		c := one(OpenAI, func(c *PoolConfig) { c.TokensPerMinute = 1000 })
 		inBubble(t, Options{Config: Config{Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
@@ -308,6 +345,20 @@ func TestRateLimits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Newer models of OpenAI refuse the old name.
+func TestTheNameOfTheLimit(t *testing.T) {
+	c := one(OpenAI, func(c *PoolConfig) { c.MaxTokensField, c.MaxTokens = "max_completion_tokens", 9 })
+	inBubble(t, Options{Config: Config{Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
+		if _, err := w.Chat(t.Context(), ask()); err != nil {
+			t.Fatal(err)
+		}
+		body := w.fakes["a"].Calls()[0].Body
+		if body["max_completion_tokens"] != 9.0 || body["max_tokens"] != nil {
+			t.Errorf("%v", body)
+		}
+	})
 }
 
 // What goes over the wire: who says what, the limits, and where a system message goes.

@@ -50,6 +50,8 @@ type PoolConfig struct {
 	TokensPerMinute   int `yaml:"tokens_per_minute" help:"tokens by each key in any minute; 0 leaves it to what the provider answers"`
 	MaxTokens         int `yaml:"max_tokens" help:"the longest answer where a call does not say, in tokens"`
 
+	MaxTokensField string `yaml:"max_tokens_field" help:"what the API names that limit, with dialect openai: max_tokens, or max_completion_tokens for newer models of OpenAI"`
+
 	CAFile   string `yaml:"ca_file" help:"authority of the provider's certificate; the system's when empty"`
 	Insecure bool   `yaml:"insecure" help:"allow a key to be sent over plain http"`
 }
@@ -117,6 +119,7 @@ func (c PoolConfig) withDefaults() PoolConfig {
 	c.BreakerFailures = cmp.Or(c.BreakerFailures, 5)
 	c.BreakerOpen = cmp.Or(c.BreakerOpen, 30*time.Second)
 	c.MaxTokens = cmp.Or(c.MaxTokens, 4096)
+	c.MaxTokensField = cmp.Or(c.MaxTokensField, maxTokensName)
 	if len(c.Endpoints) == 0 {
 		c.Endpoints = []EndpointConfig{{KeyFile: c.KeyFile}}
 	}

@@ -33,6 +33,10 @@ func load(t *testing.T, text string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
+	var printed strings.Builder
+	if err := l.Print(&printed); err != nil || !strings.Contains(printed.String(), "pools:") {
+		t.Errorf("config print: %v: %s", err, &printed)
+	}
 	return l.Config.Providers, nil
 }
 
@@ -88,6 +92,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		{"pools: [{name: moonshot, key_file: /k, max: -1}]", "providers.pools[0].max: 0 is not between 1 and 1000"},
 		{"pools: [{name: moonshot, key_file: /k, idle_timeout: 1ms}]", "providers.pools[0].idle_timeout: 1ms is not between 1s and 1h0m0s"},
 		{"pools: [{name: moonshot, key_file: /k, acquire: 1s}]", "providers.pools[0].acquire: unknown key"},
+		{"pools: [{name: moonshot, key_file: /k, max_tokens_field: tokens}]", `providers.pools[0].max_tokens_field: "tokens" is neither`},
 		{"budgets: [{tokens_per_day: 1}]", "providers.budgets[0].tenant: is empty"},
 		{"budgets: [{tenant: a}]", "providers.budgets[0]: limits nothing"},
 		{"budgets: [{tenant: a, tokens_per_day: 1}, {tenant: a, tokens_per_day: 1}]", `providers.budgets[1].tenant: "a" has a budget already`},

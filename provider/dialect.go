@@ -26,12 +26,12 @@ type dialect interface {
 	event(e sseEvent, a *answer) (Delta, error)
 }
 
-// newDialect returns a dialect by its name in the configuration.
-func newDialect(name string) dialect {
-	if name == Anthropic {
+// newDialect returns a provider's dialect.
+func newDialect(c PoolConfig) dialect {
+	if c.Dialect == Anthropic {
 		return anthropicDialect{}
 	}
-	return openAIDialect{}
+	return openAIDialect{maxTokensField: c.MaxTokensField}
 }
 
 // answer is what has come of an answer.

@@ -41,7 +41,7 @@ var (
 	descSlots       = desc("slots", "Slots of a pool, each for one call at a time.", "provider", "state")
 	descSlotsMax    = desc("slots_max", "Slots that a pool may have.", "provider")
 	descConnections = desc("connections", "Connections to a provider.", "provider")
-	descWaiting     = desc("waiting_calls", "Calls that wait for a slot.", "provider")
+	descWaiting     = desc("waiting_calls", "Calls that wait: for a slot, or to be tried again.", "provider")
 	descHealthy     = desc("healthy", "1 while a call would be taken.", "provider")
 	descCalls       = desc("calls_total", "Calls that were sent, by what came of them.", "provider", "outcome")
 	descLimited     = desc("rate_limited_total", "Calls that a provider refused by its rate limit.", "provider")

@@ -7,7 +7,9 @@ import (
 	"net/http"
 )
 
-type openAIDialect struct{}
+type openAIDialect struct {
+	maxTokensField string // what the API names the limit of an answer
+}
 
 func (openAIDialect) chatPath() string   { return "/chat/completions" }
 func (openAIDialect) healthPath() string { return "/models" }
@@ -18,12 +20,18 @@ func (openAIDialect) authorize(h http.Header, key secret) {
 	}
 }
 
+// What the limit of an answer is called: everywhere, and by OpenAI's newer models.
+const (
+	maxTokensName       = "max_tokens"
+	maxCompletionTokens = "max_completion_tokens"
+)
+
 type openAIMessage struct {
 	Role    Role   `json:"role"`
 	Content string `json:"content"`
 }
 
-func (openAIDialect) encode(r *Request, model string, maxTokens int, stream bool) ([]byte, error) {
+func (d openAIDialect) encode(r *Request, model string, maxTokens int, stream bool) ([]byte, error) {
 	type options struct {
 		IncludeUsage bool `json:"include_usage"`
 	}
@@ -31,12 +39,16 @@ func (openAIDialect) encode(r *Request, model string, maxTokens int, stream bool
 		Model         string          `json:"model"`
 		Messages      []openAIMessage `json:"messages"`
 		MaxTokens     int             `json:"max_tokens,omitempty"`
+		MaxCompletion int             `json:"max_completion_tokens,omitempty"`
 		Temperature   *float64        `json:"temperature,omitempty"`
 		TopP          *float64        `json:"top_p,omitempty"`
 		Stop          []string        `json:"stop,omitempty"`
 		Stream        bool            `json:"stream,omitempty"`
 		StreamOptions *options        `json:"stream_options,omitempty"`
 	}{Model: model, MaxTokens: maxTokens, Temperature: r.Temperature, TopP: r.TopP, Stop: r.Stop, Stream: stream}
+	if d.maxTokensField == maxCompletionTokens {
+		body.MaxTokens, body.MaxCompletion = 0, maxTokens
+	}
 	if stream {
 		body.StreamOptions = &options{IncludeUsage: true}
 	}

@@ -65,7 +65,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(`{"error":"x"}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, name := range []string{OpenAI, Anthropic} {
-			d := newDialect(name)
+			d := newDialect(PoolConfig{Dialect: name})
 			var a answer
 			_ = d.decode([]byte(text), &a)
 			s := newSSEReader(strings.NewReader(text), func() {})

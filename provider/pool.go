@@ -36,7 +36,7 @@ type pool struct {
 	chance  func() float64
 
 	connections atomic.Int64 // open now
-	waiting     atomic.Int64 // calls that wait for a slot
+	waiting     atomic.Int64 // calls that wait: for a slot, or to be tried again
 
 	mu     sync.Mutex
 	lanes  []*lane
@@ -56,7 +56,7 @@ type counts struct {
 func newPool(closing context.Context, key string, c PoolConfig, o Options, m *histograms) (*pool, error) {
 	fromConfig := len(c.Endpoints) > 0
 	c = c.withDefaults()
-	p := &pool{cfg: c, log: o.Logger.With("provider", c.Name), dialect: newDialect(c.Dialect), closing: closing, metrics: m, chance: o.Rand}
+	p := &pool{cfg: c, log: o.Logger.With("provider", c.Name), dialect: newDialect(c), closing: closing, metrics: m, chance: o.Rand}
 	var err error
 	if p.tls, err = tlsConfig(key+".ca_file", c.CAFile); err != nil {
 		return nil, err
@@ -177,6 +177,9 @@ func (p *pool) finish(k *pick, f *failure, lim *limits, used int64) {
 	l := k.lane
 	l.inFlight--
 	l.tokens.settle(k.tokAt, k.tokens, used, now)
+	if f != nil && f.unsent {
+		l.requests.settle(k.requestAt, 1, 0, now)
+	}
 	if lim != nil {
 		l.requests.told(lim.requests, now)
 		l.tokens.told(lim.tokens, now)

@@ -34,6 +34,7 @@ func TestShippedPoolsWarmUpAndCool(t *testing.T) {
 				if errs := w.together(c.max); len(errs) > 0 {
 					t.Fatal(errs)
 				}
+				w.settle() // the keeper may be looking after slots
 				if s := w.List()[0]; s.Open != c.max || s.Idle != c.max || w.net.Open() != c.max {
 					t.Errorf("after %d calls at once: %+v", c.max, s)
 				}
@@ -331,6 +332,27 @@ func TestAReaderThatStopsEndsTheCall(t *testing.T) {
 		res, err := w.Stream(t.Context(), ask(), func(Delta) error { time.Sleep(70 * time.Second); return nil })
 		if err != nil || res.Text != "echo: hello there" {
 			t.Errorf("%+v, %v", res, err)
+		}
+	})
+}
+
+// A panic of the caller's own goes up to the caller, and takes nothing of the pool along.
+func TestAReaderThatPanics(t *testing.T) {
+	inBubble(t, Options{Config: Config{Pools: []PoolConfig{one(OpenAI, func(c *PoolConfig) { c.Max = 1 })}}}, func(t *testing.T, w *world) {
+		func() {
+			defer func() {
+				if recover() != "oh" {
+					t.Error("the panic was swallowed")
+				}
+			}()
+			_, _ = w.Stream(t.Context(), ask(), func(Delta) error { panic("oh") })
+		}()
+		w.settle()
+		if s := w.List()[0]; s.InUse != 0 || s.Endpoints[0].InFlight != 0 || w.fakes["a"].Running() != 0 {
+			t.Errorf("%+v", s)
+		}
+		if _, err := w.Chat(t.Context(), ask()); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -180,6 +180,7 @@ func (p *Pools) do(ctx context.Context, r *Request, emit func(Delta) error) (*Re
 // try asks one target after another, in rounds, until one answers, the outcome is final, or waiting for another round makes no sense.
 func (p *Pools) try(ctx context.Context, c *call, targets []target) (*Response, error) {
 	var last *failure
+	var failing *pool // whose failure it was
 	var waited, patience time.Duration
 	hopeless, lanes := map[*lane]bool{}, 0
 	for _, t := range targets {
@@ -194,6 +195,9 @@ func (p *Pools) try(ctx context.Context, c *call, targets []target) (*Response, 
 					break
 				}
 				tried[k.lane] = true
+				if failing != nil {
+					failing.again()
+				}
 				res, f := t.pool.attempt(ctx, k, c, t)
 				if f == nil || !f.unsent {
 					c.sent++
@@ -209,8 +213,8 @@ func (p *Pools) try(ctx context.Context, c *call, targets []target) (*Response, 
 					hopeless[k.lane] = true
 				}
 				c.note(k.lane, f)
-				p.log.Info("provider: a call is tried elsewhere, or again", "endpoint", k.name, "tenant", c.req.Tenant, "error", f.err)
-				t.pool.again()
+				failing = t.pool
+				p.log.Debug("provider: a call may be tried elsewhere, or again", "endpoint", k.name, "tenant", c.req.Tenant, "error", f.err)
 			}
 		}
 		if len(hopeless) == lanes {
@@ -220,7 +224,10 @@ func (p *Pools) try(ctx context.Context, c *call, targets []target) (*Response, 
 		if waited += pause; waited > patience {
 			return nil, refusal
 		}
-		if err := sleep(ctx, p.closing, pause); err != nil {
+		if err := targets[0].pool.rest(ctx, pause); err != nil {
+			if f, full := err.(*failure); full { //nolint:errorlint // rest returns it as it is
+				return nil, f.err
+			}
 			if last == nil {
 				last = &failure{err: fault.New(fault.Unavailable, "chat: every endpoint is busy or at its limit")}
 			}
@@ -267,6 +274,16 @@ func (p *Pools) pause(c *call, targets []target, last *failure, round int) (time
 		reasons = []string{"another call tries whether it is well"}
 	}
 	return pause, fault.New(kind, "chat: no provider takes a call now (%s); come back in %s", strings.Join(reasons, "; "), pause.Round(10*time.Millisecond)).WithRetry(pause)
+}
+
+// rest waits before all is asked again, among the calls that wait.
+func (p *pool) rest(ctx context.Context, d time.Duration) error {
+	if p.waiting.Add(1) > int64(p.cfg.WaitingMax) {
+		p.waiting.Add(-1)
+		return p.fullFailure("%d calls wait already", p.cfg.WaitingMax)
+	}
+	defer p.waiting.Add(-1)
+	return sleep(ctx, p.closing, d)
 }
 
 // again counts a call that is tried elsewhere.

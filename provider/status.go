@@ -17,7 +17,7 @@ type Status struct {
 	Open        int // slots: idle and in use
 	Idle        int
 	InUse       int
-	Waiting     int // calls that wait for a slot
+	Waiting     int // calls that wait: for a slot, or to be tried again
 	Connections int // that are open
 
 	// Breaker is closed, half-open or open: that of the endpoint that is best off.

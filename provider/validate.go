@@ -112,6 +112,9 @@ func (c PoolConfig) validate(key string) error {
 	default:
 		return config.Bad(key+".dialect", "%q is neither openai nor anthropic", c.Dialect)
 	}
+	if f := d.MaxTokensField; f != maxTokensName && (f != maxCompletionTokens || d.Dialect != OpenAI) {
+		return config.Bad(key+".max_tokens_field", "%q is neither max_tokens nor, with dialect openai, max_completion_tokens", f)
+	}
 	for i, e := range d.Endpoints {
 		at := fmt.Sprintf("%s.endpoints[%d]", key, i)
 		if len(c.Endpoints) == 0 {
