@@ -1,0 +1,110 @@
+// What Prometheus is told of providers.
+
+package provider
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// histograms are the metrics that are observed as calls end; the others are read off the pools.
+type histograms struct {
+	call      *prometheus.HistogramVec
+	firstByte *prometheus.HistogramVec
+}
+
+func newHistograms() *histograms {
+	buckets := prometheus.ExponentialBuckets(0.01, 2, 16) // 10 ms to 5 min
+	return &histograms{
+		call: prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "orchestrator", Name: "provider_call_seconds",
+			Help: "Time of a call to a provider, from its slot on.", Buckets: buckets}, []string{"provider", "outcome"}),
+		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "orchestrator", Name: "provider_first_byte_seconds",
+			Help: "Time until the first piece of an answer came, or the whole.", Buckets: buckets}, []string{"provider"}),
+	}
+}
+
+func (h *histograms) register(r prometheus.Registerer, p *Pools) error {
+	for _, c := range []prometheus.Collector{h.call, h.firstByte, collector{p}} {
+		if err := r.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("orchestrator_provider_"+name, help, labels, nil)
+}
+
+var (
+	descSlots       = desc("slots", "Slots of a pool, each for one call at a time.", "provider", "state")
+	descSlotsMax    = desc("slots_max", "Slots that a pool may have.", "provider")
+	descConnections = desc("connections", "Connections to a provider.", "provider")
+	descWaiting     = desc("waiting_calls", "Calls that wait: for a slot, or to be tried again.", "provider")
+	descHealthy     = desc("healthy", "1 while a call would be taken.", "provider")
+	descCalls       = desc("calls_total", "Calls that were sent, by what came of them.", "provider", "outcome")
+	descLimited     = desc("rate_limited_total", "Calls that a provider refused by its rate limit.", "provider")
+	descUnsure      = desc("unsure_total", "Calls of which nobody knows whether they took place.", "provider")
+	descElsewhere   = desc("repeated_total", "Calls that failed and were tried elsewhere, or again.", "provider")
+	descFull        = desc("full_total", "Calls that were not taken because all slots were busy.", "provider")
+	descTokens      = desc("tokens_total", "Tokens, in and out.", "provider", "direction")
+	descCost        = desc("cost_dollars_total", "What calls cost by the configured prices, in US dollars.", "provider")
+	descBreaker     = desc("breaker_open", "1 while an endpoint's breaker is open, 0.5 while it is half open.", "provider", "endpoint")
+	descBlocked     = desc("endpoint_blocked_seconds", "For how long an endpoint takes no calls: its breaker, a rate limit, its key.", "provider", "endpoint")
+	descRefused     = desc("budget_refused_total", "Calls that a tenant's budget refused.")
+)
+
+// collector reads metrics off the pools. Tenants are no label: there may be any number of them.
+type collector struct{ p *Pools }
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descSlots, descSlotsMax, descConnections, descWaiting, descHealthy, descCalls, descLimited, descUnsure, descElsewhere,
+		descFull, descTokens, descCost, descBreaker, descBlocked, descRefused} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	for _, s := range c.p.List() {
+		gauge(descSlots, float64(s.Idle), s.Name, "idle")
+		gauge(descSlots, float64(s.InUse), s.Name, "in_use")
+		gauge(descSlotsMax, float64(s.Max), s.Name)
+		gauge(descConnections, float64(s.Connections), s.Name)
+		gauge(descWaiting, float64(s.Waiting), s.Name)
+		gauge(descHealthy, truth(s.Healthy), s.Name)
+		counter(descCalls, float64(s.Answered), s.Name, "answered")
+		counter(descCalls, float64(s.Sent-s.Answered), s.Name, "failed")
+		counter(descLimited, float64(s.Limited), s.Name)
+		counter(descUnsure, float64(s.Unsure), s.Name)
+		counter(descElsewhere, float64(s.Elsewhere), s.Name)
+		counter(descFull, float64(s.Full), s.Name)
+		counter(descTokens, float64(s.InputTokens), s.Name, "in")
+		counter(descTokens, float64(s.OutputTokens), s.Name, "out")
+		counter(descCost, s.CostUSD, s.Name)
+		for _, e := range s.Endpoints {
+			open := map[string]float64{"open": 1, "half-open": 0.5}[e.Breaker]
+			gauge(descBreaker, open, s.Name, e.Name)
+			gauge(descBlocked, e.BlockedFor.Round(time.Millisecond).Seconds(), s.Name, e.Name)
+		}
+	}
+	c.p.budgets.mu.Lock()
+	refused := c.p.budgets.refused
+	c.p.budgets.mu.Unlock()
+	counter(descRefused, float64(refused))
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
