@@ -103,7 +103,7 @@ func TestWhoMayWhat(t *testing.T) {
 		slices.Sort(list)
 		return list
 	}
-	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes",
+	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes", "ProviderService/ListModels", "ProviderService/ListProviders",
 		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListDeadLetters", "QueueService/ListMessages",
 		"SessionService/DiffCheckpoints", "SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory",
 		"SessionService/ListCheckpoints",
@@ -112,7 +112,7 @@ func TestWhoMayWhat(t *testing.T) {
 		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
 		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
-		"SessionService/ExportSession", "SessionService/ImportSession"})
+		"SessionService/ExportSession", "SessionService/ImportSession", "ProviderService/Chat"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListDaemons", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})
@@ -120,7 +120,7 @@ func TestWhoMayWhat(t *testing.T) {
 		"ClusterService/TransferLeadership", "TokenService/CreateToken", "TokenService/ListTokens", "TokenService/RevokeToken", MethodLink})
 	for role, want := range map[Role][]string{
 		Viewer: viewer, Client: client, Operator: operator, Admin: admin, Node: {MethodLink},
-		Server: {"RelayService/GetServerDaemons", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
+		Server: {"RelayService/GetServerDaemons", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
 	} {
 		slices.Sort(want)
 		if got := allowed(role); !slices.Equal(got, want) {

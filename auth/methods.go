@@ -66,6 +66,10 @@ var Methods = map[string]Rule{
 	apiv1.EventService_ListEvents_FullMethodName:  {Read, Namespaced},
 	apiv1.EventService_WatchEvents_FullMethodName: {Read, Namespaced},
 
+	apiv1.ProviderService_ListProviders_FullMethodName: {Read, ClusterWide},
+	apiv1.ProviderService_ListModels_FullMethodName:    {Read, Namespaced},
+	apiv1.ProviderService_Chat_FullMethodName:          {Use, Namespaced},
+
 	apiv1.NodeService_ListNodes_FullMethodName:    {Read, ClusterWide},
 	apiv1.NodeService_GetNode_FullMethodName:      {Read, ClusterWide},
 	apiv1.NodeService_CordonNode_FullMethodName:   {Operate, ClusterWide},
@@ -86,9 +90,10 @@ var Methods = map[string]Rule{
 	apiv1.TokenService_ListTokens_FullMethodName:  {Administer, ClusterWide},
 	apiv1.TokenService_RevokeToken_FullMethodName: {Administer, ClusterWide},
 
-	clusterv1.RelayService_GetServerStats_FullMethodName:   {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerDaemons_FullMethodName: {Relay, ClusterWide},
-	clusterv1.RelayService_Link_FullMethodName:             {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerStats_FullMethodName:     {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerDaemons_FullMethodName:   {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerProviders_FullMethodName: {Relay, ClusterWide},
+	clusterv1.RelayService_Link_FullMethodName:               {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

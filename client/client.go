@@ -35,6 +35,7 @@ type Client struct {
 	Queues   apiv1.QueueServiceClient
 	Tokens   apiv1.TokenServiceClient
 	Events   apiv1.EventServiceClient
+	Models   apiv1.ProviderServiceClient
 
 	cfg  Config
 	pool *pool
@@ -57,6 +58,7 @@ func New(cfg Config) (*Client, error) {
 	c.Queues = apiv1.NewQueueServiceClient(ch)
 	c.Tokens = apiv1.NewTokenServiceClient(ch)
 	c.Events = apiv1.NewEventServiceClient(ch)
+	c.Models = apiv1.NewProviderServiceClient(ch)
 	return c, nil
 }
 

@@ -350,7 +350,7 @@ func TestTLSAndToken(t *testing.T) {
 }
 
 func TestAWaitingCallOutlivesTheTimeout(t *testing.T) {
-	c, _, cl := setup(t, 1, func(cfg *client.Config) { cfg.Timeout = 50 * time.Millisecond })
+	c, _, cl := setup(t, 1, func(cfg *client.Config) { cfg.Timeout = 300 * time.Millisecond })
 	id := spawn(t, cl, "a")
 	c.SetNodeStatus("node-1", apiv1.Node_OFFLINE, "gone")
 	r, err := cl.Sessions.SpawnSession(t.Context(), &apiv1.SpawnSessionRequest{Spec: &apiv1.SessionSpec{Command: []string{"run"}}})
@@ -358,11 +358,11 @@ func TestAWaitingCallOutlivesTheTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A pending session does not answer; the waiting ends with the caller's deadline, not with the client's timeout.
-	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
 	_, err = cl.Sessions.SendMessage(ctx, &apiv1.SendMessageRequest{SessionId: r.GetSession().GetId(), Text: []byte("x"), Wait: true})
-	if !fault.Is(err, fault.Timeout) || time.Since(begun) < 300*time.Millisecond {
+	if !fault.Is(err, fault.Timeout) || time.Since(begun) < 700*time.Millisecond {
 		t.Fatal(err, time.Since(begun))
 	}
 	_, err = cl.Sessions.SendMessage(t.Context(), &apiv1.SendMessageRequest{SessionId: id, Text: []byte("x"), Wait: true})

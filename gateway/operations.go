@@ -22,6 +22,7 @@ import (
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/leader"
+	"github.com/neolith/orchestrator/provider"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/session"
 )
@@ -38,10 +39,12 @@ type Options struct {
 	Chunks chunks.Store
 	// Daemons describes what runs in this server beside the calls; nil for nothing.
 	Daemons func() []*apiv1.Daemon
-	Version string
-	PID     int
-	Now     func() time.Time
-	Logger  *slog.Logger
+	// Providers are the pools that this server asks models through; nil for none.
+	Providers *provider.Pools
+	Version   string
+	PID       int
+	Now       func() time.Time
+	Logger    *slog.Logger
 }
 
 // Operations do what clients ask for. They must run on the leader, but for stale reads.

@@ -83,6 +83,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 	apiv1.RegisterNodeServiceServer(s, &nodeService{ops: ops})
 	apiv1.RegisterClusterServiceServer(s, &clusterService{ops: ops})
 	apiv1.RegisterQueueServiceServer(s, &queueService{ops: ops})
+	apiv1.RegisterProviderServiceServer(s, &providerService{ops: ops})
 	apiv1.RegisterTokenServiceServer(s, &tokenService{ops: ops})
 	apiv1.RegisterEventServiceServer(s, &eventService{ops: ops})
 	clusterv1.RegisterRelayServiceServer(s, &relayService{ops: ops, hub: so.Hub})

@@ -480,3 +480,26 @@ func (s *events) WatchEvents(req *apiv1.WatchEventsRequest, out apiv1.EventServi
 		}
 	}
 }
+
+type providers struct {
+	apiv1.UnimplementedProviderServiceServer
+}
+
+func (providers) ListProviders(context.Context, *apiv1.ListProvidersRequest) (*apiv1.ListProvidersResponse, error) {
+	return &apiv1.ListProvidersResponse{Providers: []*apiv1.Provider{
+		{
+			Server: "server-1", Name: "moonshot", Dialect: "openai", Models: []string{"kimi"}, Healthy: true, Min: 2, Max: 10, Open: 3, Idle: 2, InUse: 1, Breaker: "closed",
+			Calls: 7, InputTokens: 1200, OutputTokens: 300, CostUsd: 0.0126, RequestsLeft: 59, TokensLeft: -1,
+		},
+		{
+			Server: "server-2", Name: "zhipuai", Dialect: "openai", Models: []string{"glm", "glm-air"}, Min: 1, Max: 5, Waiting: 2, Breaker: "open", Calls: 6, Failed: 6, Limited: 1,
+			LastError: "no connection within 3s", RequestsLeft: -1, TokensLeft: -1,
+		},
+	}}, nil
+}
+
+func (providers) ListModels(context.Context, *apiv1.ListModelsRequest) (*apiv1.ListModelsResponse, error) {
+	return &apiv1.ListModelsResponse{Models: []*apiv1.Model{
+		{Name: "kimi", Provider: "moonshot", Default: true, InputPrice: 0.6, OutputPrice: 2.5}, {Name: "glm", Provider: "zhipuai", Default: true},
+	}}, nil
+}

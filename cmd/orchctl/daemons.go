@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -51,9 +49,7 @@ func (a *app) listDaemonsCommand() *cobra.Command {
 		answer := &apiv1.ListDaemonsResponse{}
 		fetch := func() ([]*apiv1.Daemon, error) {
 			r, err := cl.Cluster.ListDaemons(ctx, &apiv1.ListDaemonsRequest{})
-			for _, id := range slices.Sorted(maps.Keys(r.GetMissing())) {
-				a.note(fmt.Sprintf("%s did not answer: %s", id, r.GetMissing()[id]))
-			}
+			a.noteMissing(r.GetMissing())
 			answer.Missing = r.GetMissing()
 			answer.Daemons = keep(r.GetDaemons(), l.limit, func(d *apiv1.Daemon) bool {
 				return match.match(map[string]string{"server": d.GetServer(), "name": d.GetName(), "state": d.GetState().String()})

@@ -13,6 +13,7 @@ import (
 	"github.com/neolith/orchestrator/internal/config"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/loadbalancer"
+	"github.com/neolith/orchestrator/provider"
 	"github.com/neolith/orchestrator/session"
 	"github.com/neolith/orchestrator/telemetry"
 )
@@ -94,6 +95,8 @@ type Config struct {
 		S3                   bucketConfig `yaml:"s3"`
 	} `yaml:"chunks"`
 
+	Providers provider.Config `yaml:"providers"`
+
 	Log struct {
 		Level  string              `yaml:"level" help:"debug, info, warn or error"`
 		Format telemetry.LogFormat `yaml:"format" help:"auto, text or json"`
@@ -120,6 +123,7 @@ func defaults() Config {
 	c.DataDir = "/var/lib/orchestrator"
 	c.Listen = addressesFrom("127.0.0.1", BasePort)
 	c.BootstrapExpect = 1
+	c.Providers = provider.Defaults()
 	c.Auth.Tokens = true
 	l := leader.DefaultLease()
 	c.Link.Lease, c.Link.Margin, c.Link.Renew, c.Link.Heartbeat, c.Link.Offline = l.Duration, l.Margin, l.Renew, l.Heartbeat, l.Offline
@@ -181,6 +185,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	if err := c.validateChunks(); err != nil {
+		return err
+	}
+	if err := c.Providers.Validate("providers"); err != nil {
 		return err
 	}
 	return c.validateTimes()

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/supervise"
+	"github.com/neolith/orchestrator/provider"
 )
 
 // superviseParts makes the tree of a server's daemons, in the order of their start.
@@ -21,11 +23,20 @@ func (s *server) superviseParts() {
 		return func(ctx context.Context) error { run(ctx); return nil }
 	}
 	s.daemons = supervise.New(s.log, append([]supervise.Daemon{
+		{Name: "provider-pools", Run: s.models.Run},
 		{Name: "call-waker", Run: quiet(s.ops.Run)},
 		{Name: "leader-watch", Run: quiet(s.followLeader)},
 		{Name: "catch-up", Run: quiet(func(ctx context.Context) { s.level.find(ctx, s.node, s.peers) })},
 		{Name: "pulse", Run: quiet(func(ctx context.Context) { s.pulse.beat(ctx, s.node) })},
 	}, s.upkeep.daemons()...)...)
+}
+
+// openProviders opens the pools through which models are asked. Run fills them.
+func (s *server) openProviders() (err error) {
+	s.models, err = provider.New(provider.Options{
+		Config: s.cfg.Providers, ConfigKey: "providers", SpendFile: filepath.Join(s.cfg.DataDir, "providers-spent.json"), Metrics: s.registry, Logger: s.log,
+	})
+	return err
 }
 
 // daemonProtos describes the daemons for clients.

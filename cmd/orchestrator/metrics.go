@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/neolith/orchestrator/session"
-	"github.com/neolith/orchestrator/telemetry"
 )
 
 // metrics collects from the parts when it is asked, so that counting costs nothing in between.
@@ -18,8 +17,9 @@ type metrics struct {
 	calls *prometheus.HistogramVec
 }
 
-func newMetrics(s *server, b telemetry.Build) (*metrics, *prometheus.Registry) {
-	r := telemetry.NewRegistry(b)
+// newMetrics describes the parts in the server's registry.
+func newMetrics(s *server) *metrics {
+	r := s.registry
 	m := &metrics{s: s, calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "orchestrator_grpc_call_duration_seconds", Help: "Time of gRPC calls, streams included, by method and code.",
 		Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
@@ -28,7 +28,7 @@ func newMetrics(s *server, b telemetry.Build) (*metrics, *prometheus.Registry) {
 	if s.certs != nil {
 		r.MustRegister(s.certs)
 	}
-	return m, r
+	return m
 }
 
 func (m *metrics) observeCall(method string, code codes.Code, d time.Duration) {

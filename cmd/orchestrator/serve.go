@@ -30,6 +30,7 @@ import (
 	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
+	"github.com/neolith/orchestrator/provider"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/telemetry"
 	"github.com/neolith/orchestrator/telemetry/hclogger"
@@ -87,6 +88,7 @@ type server struct {
 	level    level       // whether its state has caught up since it started
 	pulse    pulse       // whether it still applies what is committed
 	daemons  *supervise.Tree
+	models   *provider.Pools
 }
 
 type listeners struct{ raft, grpc, link, client net.Listener }
@@ -218,14 +220,18 @@ func (s *server) build(ctx context.Context) error {
 	if s.chunks, err = openChunks(cfg, s.secret, tlsc.peerDial, s.node.Members, s.log); err != nil {
 		return err
 	}
+	s.registry = telemetry.NewRegistry(build)
+	if err := s.openProviders(); err != nil {
+		return err
+	}
 	s.upkeep = &upkeep{chunks: s.chunks, view: s.store.View, node: s.node, log: s.log, repairBytesPerSecond: int64(cfg.Chunks.RepairBytesPerSecond)}
 	s.ops = gateway.NewOperations(gateway.Options{
 		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
-		Daemons: s.daemonProtos,
+		Daemons: s.daemonProtos, Providers: s.models,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
 	s.superviseParts()
-	s.metrics, s.registry = newMetrics(s, build)
+	s.metrics = newMetrics(s)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
 	})
@@ -393,6 +399,11 @@ func (s *server) leave(ctx context.Context) {
 func (s *server) closeParts() {
 	if s.peers != nil {
 		_ = s.peers.Close()
+	}
+	if s.models != nil {
+		if err := s.models.Close(); err != nil {
+			s.log.Warn("close the pools of providers", "error", err)
+		}
 	}
 	if s.chunks != nil {
 		if err := s.chunks.Close(); err != nil {

@@ -122,7 +122,9 @@ func (openAI) failure(kind, text string) any {
 	return object{"error": object{"message": text, "type": kind, "code": kind}}
 }
 
-func (d openAI) streamFailure(kind string) event { return event{data: d.failure(kind, "the script says so")} }
+func (d openAI) streamFailure(kind string) event {
+	return event{data: d.failure(kind, "the script says so")}
+}
 
 // anthropic is the dialect of messages.
 type anthropic struct{}

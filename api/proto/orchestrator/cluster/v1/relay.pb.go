@@ -233,6 +233,86 @@ func (x *GetServerDaemonsResponse) GetDaemons() []*v1.Daemon {
 	return nil
 }
 
+type GetServerProvidersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerProvidersRequest) Reset() {
+	*x = GetServerProvidersRequest{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerProvidersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerProvidersRequest) ProtoMessage() {}
+
+func (x *GetServerProvidersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerProvidersRequest.ProtoReflect.Descriptor instead.
+func (*GetServerProvidersRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{4}
+}
+
+type GetServerProvidersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Providers     []*v1.Provider         `protobuf:"bytes,1,rep,name=providers,proto3" json:"providers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerProvidersResponse) Reset() {
+	*x = GetServerProvidersResponse{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerProvidersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerProvidersResponse) ProtoMessage() {}
+
+func (x *GetServerProvidersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerProvidersResponse.ProtoReflect.Descriptor instead.
+func (*GetServerProvidersResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetServerProvidersResponse) GetProviders() []*v1.Provider {
+	if x != nil {
+		return x.Providers
+	}
+	return nil
+}
+
 // LinkUp is something that happened on a node's link at a follower.
 type LinkUp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -250,7 +330,7 @@ type LinkUp struct {
 
 func (x *LinkUp) Reset() {
 	*x = LinkUp{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +342,7 @@ func (x *LinkUp) String() string {
 func (*LinkUp) ProtoMessage() {}
 
 func (x *LinkUp) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +355,7 @@ func (x *LinkUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkUp.ProtoReflect.Descriptor instead.
 func (*LinkUp) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LinkUp) GetLinkId() uint64 {
@@ -361,7 +441,7 @@ type LinkDown struct {
 
 func (x *LinkDown) Reset() {
 	*x = LinkDown{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +453,7 @@ func (x *LinkDown) String() string {
 func (*LinkDown) ProtoMessage() {}
 
 func (x *LinkDown) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +466,7 @@ func (x *LinkDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkDown.ProtoReflect.Descriptor instead.
 func (*LinkDown) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LinkDown) GetLinkId() uint64 {
@@ -456,7 +536,7 @@ type LinkRequest struct {
 
 func (x *LinkRequest) Reset() {
 	*x = LinkRequest{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +548,7 @@ func (x *LinkRequest) String() string {
 func (*LinkRequest) ProtoMessage() {}
 
 func (x *LinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +561,7 @@ func (x *LinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRequest.ProtoReflect.Descriptor instead.
 func (*LinkRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{6}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LinkRequest) GetServerId() string {
@@ -507,7 +587,7 @@ type LinkResponse struct {
 
 func (x *LinkResponse) Reset() {
 	*x = LinkResponse{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +599,7 @@ func (x *LinkResponse) String() string {
 func (*LinkResponse) ProtoMessage() {}
 
 func (x *LinkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +612,7 @@ func (x *LinkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkResponse.ProtoReflect.Descriptor instead.
 func (*LinkResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{7}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LinkResponse) GetItems() []*LinkDown {
@@ -546,7 +626,7 @@ var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\n" +
-	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\x1dorchestrator/v1/cluster.proto\"\x17\n" +
+	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\x1dorchestrator/v1/cluster.proto\x1a\x1eorchestrator/v1/provider.proto\"\x17\n" +
 	"\x15GetServerStatsRequest\"\xd4\x01\n" +
 	"\x16GetServerStatsResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -559,7 +639,10 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\x03pid\x18\a \x01(\x05R\x03pid\"\x19\n" +
 	"\x17GetServerDaemonsRequest\"M\n" +
 	"\x18GetServerDaemonsResponse\x121\n" +
-	"\adaemons\x18\x01 \x03(\v2\x17.orchestrator.v1.DaemonR\adaemons\"}\n" +
+	"\adaemons\x18\x01 \x03(\v2\x17.orchestrator.v1.DaemonR\adaemons\"\x1b\n" +
+	"\x19GetServerProvidersRequest\"U\n" +
+	"\x1aGetServerProvidersResponse\x127\n" +
+	"\tproviders\x18\x01 \x03(\v2\x19.orchestrator.v1.ProviderR\tproviders\"}\n" +
 	"\x06LinkUp\x12\x17\n" +
 	"\alink_id\x18\x01 \x01(\x04R\x06linkId\x12\x1c\n" +
 	"\battached\x18\x02 \x01(\fH\x00R\battached\x12\x16\n" +
@@ -577,10 +660,11 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x125\n" +
 	"\x05items\x18\x02 \x03(\v2\x1f.orchestrator.cluster.v1.LinkUpR\x05items\"G\n" +
 	"\fLinkResponse\x127\n" +
-	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xd3\x02\n" +
+	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xd2\x03\n" +
 	"\fRelayService\x12q\n" +
 	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12w\n" +
-	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12W\n" +
+	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12}\n" +
+	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
 var (
@@ -595,33 +679,39 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
-	(*GetServerStatsRequest)(nil),    // 0: orchestrator.cluster.v1.GetServerStatsRequest
-	(*GetServerStatsResponse)(nil),   // 1: orchestrator.cluster.v1.GetServerStatsResponse
-	(*GetServerDaemonsRequest)(nil),  // 2: orchestrator.cluster.v1.GetServerDaemonsRequest
-	(*GetServerDaemonsResponse)(nil), // 3: orchestrator.cluster.v1.GetServerDaemonsResponse
-	(*LinkUp)(nil),                   // 4: orchestrator.cluster.v1.LinkUp
-	(*LinkDown)(nil),                 // 5: orchestrator.cluster.v1.LinkDown
-	(*LinkRequest)(nil),              // 6: orchestrator.cluster.v1.LinkRequest
-	(*LinkResponse)(nil),             // 7: orchestrator.cluster.v1.LinkResponse
-	(*v1.Daemon)(nil),                // 8: orchestrator.v1.Daemon
+	(*GetServerStatsRequest)(nil),      // 0: orchestrator.cluster.v1.GetServerStatsRequest
+	(*GetServerStatsResponse)(nil),     // 1: orchestrator.cluster.v1.GetServerStatsResponse
+	(*GetServerDaemonsRequest)(nil),    // 2: orchestrator.cluster.v1.GetServerDaemonsRequest
+	(*GetServerDaemonsResponse)(nil),   // 3: orchestrator.cluster.v1.GetServerDaemonsResponse
+	(*GetServerProvidersRequest)(nil),  // 4: orchestrator.cluster.v1.GetServerProvidersRequest
+	(*GetServerProvidersResponse)(nil), // 5: orchestrator.cluster.v1.GetServerProvidersResponse
+	(*LinkUp)(nil),                     // 6: orchestrator.cluster.v1.LinkUp
+	(*LinkDown)(nil),                   // 7: orchestrator.cluster.v1.LinkDown
+	(*LinkRequest)(nil),                // 8: orchestrator.cluster.v1.LinkRequest
+	(*LinkResponse)(nil),               // 9: orchestrator.cluster.v1.LinkResponse
+	(*v1.Daemon)(nil),                  // 10: orchestrator.v1.Daemon
+	(*v1.Provider)(nil),                // 11: orchestrator.v1.Provider
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	8, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
-	4, // 1: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
-	5, // 2: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	0, // 3: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
-	2, // 4: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
-	6, // 5: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1, // 6: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	3, // 7: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
-	7, // 8: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	10, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	11, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
+	6,  // 2: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
+	7,  // 3: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
+	0,  // 4: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
+	2,  // 5: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
+	4,  // 6: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
+	8,  // 7: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1,  // 8: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	3,  // 9: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
+	5,  // 10: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
+	9,  // 11: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	8,  // [8:12] is the sub-list for method output_type
+	4,  // [4:8] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_relay_proto_init() }
@@ -629,12 +719,12 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 	if File_orchestrator_cluster_v1_relay_proto != nil {
 		return
 	}
-	file_orchestrator_cluster_v1_relay_proto_msgTypes[4].OneofWrappers = []any{
+	file_orchestrator_cluster_v1_relay_proto_msgTypes[6].OneofWrappers = []any{
 		(*LinkUp_Attached)(nil),
 		(*LinkUp_Frame)(nil),
 		(*LinkUp_Detached)(nil),
 	}
-	file_orchestrator_cluster_v1_relay_proto_msgTypes[5].OneofWrappers = []any{
+	file_orchestrator_cluster_v1_relay_proto_msgTypes[7].OneofWrappers = []any{
 		(*LinkDown_Frame)(nil),
 		(*LinkDown_Close)(nil),
 	}
@@ -644,7 +734,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

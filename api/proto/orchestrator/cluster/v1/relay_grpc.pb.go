@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RelayService_GetServerStats_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerStats"
-	RelayService_GetServerDaemons_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
-	RelayService_Link_FullMethodName             = "/orchestrator.cluster.v1.RelayService/Link"
+	RelayService_GetServerStats_FullMethodName     = "/orchestrator.cluster.v1.RelayService/GetServerStats"
+	RelayService_GetServerDaemons_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
+	RelayService_GetServerProviders_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
+	RelayService_Link_FullMethodName               = "/orchestrator.cluster.v1.RelayService/Link"
 )
 
 // RelayServiceClient is the client API for RelayService service.
@@ -36,6 +37,8 @@ type RelayServiceClient interface {
 	GetServerStats(ctx context.Context, in *GetServerStatsRequest, opts ...grpc.CallOption) (*GetServerStatsResponse, error)
 	// GetServerDaemons describes what runs in the asked server beside the calls.
 	GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error)
+	// GetServerProviders describes the asked server's pools of connections to providers.
+	GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error)
 }
@@ -68,6 +71,16 @@ func (c *relayServiceClient) GetServerDaemons(ctx context.Context, in *GetServer
 	return out, nil
 }
 
+func (c *relayServiceClient) GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerProvidersResponse)
+	err := c.cc.Invoke(ctx, RelayService_GetServerProviders_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *relayServiceClient) Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &RelayService_ServiceDesc.Streams[0], RelayService_Link_FullMethodName, cOpts...)
@@ -91,6 +104,8 @@ type RelayServiceServer interface {
 	GetServerStats(context.Context, *GetServerStatsRequest) (*GetServerStatsResponse, error)
 	// GetServerDaemons describes what runs in the asked server beside the calls.
 	GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error)
+	// GetServerProviders describes the asked server's pools of connections to providers.
+	GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error
 	mustEmbedUnimplementedRelayServiceServer()
@@ -108,6 +123,9 @@ func (UnimplementedRelayServiceServer) GetServerStats(context.Context, *GetServe
 }
 func (UnimplementedRelayServiceServer) GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerDaemons not implemented")
+}
+func (UnimplementedRelayServiceServer) GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerProviders not implemented")
 }
 func (UnimplementedRelayServiceServer) Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error {
 	return status.Error(codes.Unimplemented, "method Link not implemented")
@@ -169,6 +187,24 @@ func _RelayService_GetServerDaemons_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_GetServerProviders_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerProvidersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).GetServerProviders(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_GetServerProviders_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).GetServerProviders(ctx, req.(*GetServerProvidersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_Link_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(RelayServiceServer).Link(&grpc.GenericServerStream[LinkRequest, LinkResponse]{ServerStream: stream})
 }
@@ -190,6 +226,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerDaemons",
 			Handler:    _RelayService_GetServerDaemons_Handler,
+		},
+		{
+			MethodName: "GetServerProviders",
+			Handler:    _RelayService_GetServerProviders_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
