@@ -94,6 +94,8 @@ type Config struct {
 		S3                   bucketConfig `yaml:"s3"`
 	} `yaml:"chunks"`
 
+	Gateway gatewayConfig `yaml:"gateway"`
+
 	Log struct {
 		Level  string              `yaml:"level" help:"debug, info, warn or error"`
 		Format telemetry.LogFormat `yaml:"format" help:"auto, text or json"`
@@ -136,6 +138,7 @@ func defaults() Config {
 	c.Failover.RestoresPerSecond, c.Failover.RestoresPerNode = f.PerSecond, f.PerNode
 	c.Sessions.Retention = time.Hour
 	c.Chunks.Store, c.Chunks.RepairBytesPerSecond = storeDir, defaultRepairBytes
+	c.Gateway = defaultGateway()
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
 	return c
 }
@@ -181,6 +184,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	if err := c.validateChunks(); err != nil {
+		return err
+	}
+	if err := c.Gateway.validate(); err != nil {
 		return err
 	}
 	return c.validateTimes()

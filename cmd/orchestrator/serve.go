@@ -26,6 +26,8 @@ import (
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/gateway"
+	"github.com/neolith/orchestrator/gateway/socket"
+	"github.com/neolith/orchestrator/gateway/tools"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
@@ -74,6 +76,8 @@ type server struct {
 	secret    string // of the servers, where there is no TLS
 	ops       *gateway.Operations
 	api       *gateway.Server
+	tools     *tools.Set
+	gateway   *socket.Hub
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
 	metrics   *metrics
@@ -224,6 +228,8 @@ func (s *server) build(ctx context.Context) error {
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
 	})
+	s.openGateway()
+	s.registry.MustRegister(gatewayMetrics{s.gateway})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
@@ -360,6 +366,11 @@ func (s *server) shutdown(stop func(), nodeDone <-chan struct{}) {
 	s.api.Health.Shutdown()
 	s.leave(ctx)
 	var wait sync.WaitGroup
+	wait.Go(func() {
+		calls, cancel := context.WithTimeout(ctx, callsTime)
+		defer cancel()
+		s.gateway.Close(calls)
+	})
 	wait.Go(func() { s.api.End(callsTime) })
 	wait.Go(func() { _ = s.hub.Close(ctx) })
 	wait.Wait()
@@ -382,8 +393,11 @@ func (s *server) leave(ctx context.Context) {
 	s.node.Leave(ctx)
 }
 
-// closeParts closes what was opened.
+// closeParts closes what was opened, and is not closed yet.
 func (s *server) closeParts() {
+	if s.gateway != nil {
+		s.gateway.Close(context.Background())
+	}
 	if s.peers != nil {
 		_ = s.peers.Close()
 	}
