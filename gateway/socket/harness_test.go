@@ -3,6 +3,8 @@ package socket
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -117,7 +119,9 @@ func (b *bench) Call(ctx context.Context, t *tools.Tool, c tools.Call) ([]tools.
 	case "panic":
 		panic("a defect")
 	case "big":
-		return []tools.Output{{Type: "text", Text: strings.Repeat("x", 100<<10)}}, nil
+		noise := make([]byte, 50<<10) // which no compression makes small
+		_, _ = rand.Read(noise)
+		return []tools.Output{{Type: "text", Text: hex.EncodeToString(noise)}}, nil
 	}
 	return []tools.Output{{Type: "text", Text: a["key"]}}, nil
 }

@@ -255,7 +255,10 @@ func (h *Hub) sweep() {
 func (h *Hub) Close(ctx context.Context) {
 	h.stopping.Store(true)
 	h.quiesce(ctx)
-	h.end() // calls that still run end now
+	h.end() // calls that still run end now, and are answered
+	farewell, cancel := context.WithTimeout(context.Background(), farewellTime)
+	defer cancel()
+	h.quiesce(farewell)
 	h.mu.Lock()
 	h.ended = true
 	all := make([]*conn, 0, len(h.conns))
