@@ -3,9 +3,13 @@
 package main
 
 import (
+	"context"
 	"net/http"
 	"time"
 
+	"github.com/gorilla/websocket"
+
+	"github.com/neolith/orchestrator/gateway/mcp"
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/gateway/tools"
 	"github.com/neolith/orchestrator/internal/config"
@@ -118,12 +122,28 @@ func (c *gatewayConfig) validate() error {
 }
 
 // openGateway makes the client gateway, whose tools call this server's own API.
-func (s *server) openGateway() {
-	s.tools = tools.New(s.api.Local())
+func (s *server) openGateway(version string) (err error) {
+	set := tools.New(s.api.Local())
 	s.gateway = socket.New(socket.Options{
-		Server: s.cfg.Name, Tools: s.tools, Access: s.api, Origins: s.cfg.Gateway.Origins, Open: !s.cfg.Auth.Tokens,
+		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, Open: !s.cfg.Auth.Tokens,
 		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,
 	})
+	s.mcp, err = mcp.New(mcp.Options{
+		Server: s.cfg.Name, Version: version, Tools: set, Access: s.api, Door: s.gateway, MaxBodyBytes: int64(s.cfg.Gateway.MaxFrameBytes), Logger: s.log,
+	})
+	return err
+}
+
+// closeGateway ends it in good order: calls in flight may end until ctx does.
+func (s *server) closeGateway(ctx context.Context) {
+	done := make(chan struct{})
+	go func() { defer close(done); s.gateway.Close(ctx) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	s.mcp.Close() // its calls are among those that the gateway waits for
+	<-done
 }
 
 // gatewayPath is where clients connect.
@@ -131,6 +151,12 @@ const gatewayPath = "/mcp"
 
 // handleGateway registers all ways of speaking to clients.
 func (s *server) handleGateway(mux *http.ServeMux) {
-	mux.Handle(gatewayPath, s.gateway)
+	mux.HandleFunc(gatewayPath, func(w http.ResponseWriter, r *http.Request) {
+		if websocket.IsWebSocketUpgrade(r) {
+			s.gateway.ServeHTTP(w, r)
+			return
+		}
+		s.mcp.ServeHTTP(w, r)
+	})
 	s.gateway.Handle(mux)
 }

@@ -26,8 +26,8 @@ import (
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/gateway"
+	"github.com/neolith/orchestrator/gateway/mcp"
 	"github.com/neolith/orchestrator/gateway/socket"
-	"github.com/neolith/orchestrator/gateway/tools"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
@@ -76,8 +76,8 @@ type server struct {
 	secret    string // of the servers, where there is no TLS
 	ops       *gateway.Operations
 	api       *gateway.Server
-	tools     *tools.Set
 	gateway   *socket.Hub
+	mcp       *mcp.Handler
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
 	metrics   *metrics
@@ -228,7 +228,9 @@ func (s *server) build(ctx context.Context) error {
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
 	})
-	s.openGateway()
+	if err := s.openGateway(build.Version); err != nil {
+		return err
+	}
 	s.registry.MustRegister(gatewayMetrics{s.gateway})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
@@ -369,7 +371,7 @@ func (s *server) shutdown(stop func(), nodeDone <-chan struct{}) {
 	wait.Go(func() {
 		calls, cancel := context.WithTimeout(ctx, callsTime)
 		defer cancel()
-		s.gateway.Close(calls)
+		s.closeGateway(calls)
 	})
 	wait.Go(func() { s.api.End(callsTime) })
 	wait.Go(func() { _ = s.hub.Close(ctx) })
@@ -395,8 +397,8 @@ func (s *server) leave(ctx context.Context) {
 
 // closeParts closes what was opened, and is not closed yet.
 func (s *server) closeParts() {
-	if s.gateway != nil {
-		s.gateway.Close(context.Background())
+	if s.mcp != nil {
+		s.closeGateway(context.Background())
 	}
 	if s.peers != nil {
 		_ = s.peers.Close()

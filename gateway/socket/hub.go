@@ -275,7 +275,7 @@ func (h *Hub) Close(ctx context.Context) {
 }
 
 // farewellTime is how long what waits for a client may still be written when the server stops.
-const farewellTime = 2 * time.Second
+const farewellTime = time.Second
 
 // quiescePoll is how often a hub that stops looks whether calls are still in flight.
 const quiescePoll = 20 * time.Millisecond

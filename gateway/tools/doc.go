@@ -5,6 +5,6 @@
 // Check, and has the tool run with Call. Tools know nothing of authentication: the context that they are called with carries
 // the caller, and the API answers as it would have answered that caller.
 //
-// A call that has an ID has one effect, however often it is made and at whichever server: the ID becomes the API's idempotency
+// Calls of one ID have one effect, however often they are made and at whichever server: the ID becomes the API's idempotency
 // key. So a tool may, and does, ask again when a server or the leader went away under it.
 package tools

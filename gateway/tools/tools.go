@@ -24,7 +24,7 @@ var ErrCancelled = errors.New("the caller cancelled the call")
 
 // Call is one call of a tool.
 type Call struct {
-	// ID names the call: calls with one ID have one effect. Empty for a call that is made once.
+	// ID names the call: calls with one ID have one effect. A call without gets one of its own.
 	ID string
 	// Arguments are a JSON object that the tool's schema accepts.
 	Arguments json.RawMessage
@@ -97,6 +97,9 @@ func (s *Set) Find(name string) (*Tool, bool) {
 
 // Call runs a tool whose arguments were checked. Errors are faults.
 func (s *Set) Call(ctx context.Context, t *Tool, c Call) ([]Output, error) {
+	if c.ID == "" {
+		c.ID = client.NewKey()
+	}
 	out, err := t.run(ctx, s.api, &c)
 	if err != nil {
 		return nil, client.Fault(err)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client"
@@ -159,9 +161,48 @@ func TestClientsAtAnyServer(t *testing.T) {
 		_ = other.ws.Close()
 		_ = c.ws.Close()
 	}
+	for server := range 3 {
+		speaksMCP(t, at(server, 4), trust, token)
+	}
 	c := connect(t, at(0, 4), trust, token, "looks")
 	if nodes := c.call("node_list", nil)["nodes"].([]any); len(nodes) != 2 {
 		t.Errorf("nodes: %v", nodes)
 	}
 	o.check(t)
+}
+
+// bearer adds a token to each request.
+type bearer struct {
+	token string
+	base  *http.Transport
+}
+
+func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.base.RoundTrip(r)
+}
+
+// speaksMCP has a client of the official SDK look at the nodes, on the path where WebSockets are.
+func speaksMCP(t *testing.T, address string, trust *tls.Config, token string) {
+	t.Helper()
+	base := &http.Transport{TLSClientConfig: trust}
+	defer base.CloseIdleConnections()
+	transport := &mcp.StreamableClientTransport{Endpoint: "https://" + address + "/mcp", HTTPClient: &http.Client{Transport: &bearer{token, base}}}
+	s, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), transport, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: "node_list"})
+	if err != nil || r.IsError {
+		t.Fatalf("node_list: %+v %v", r, err)
+	}
+	if nodes, _ := r.StructuredContent.(map[string]any); len(nodes["nodes"].([]any)) != 2 {
+		t.Errorf("node_list: %v", r.StructuredContent)
+	}
+	stranger := &mcp.StreamableClientTransport{Endpoint: transport.Endpoint, HTTPClient: &http.Client{Transport: base}, MaxRetries: -1}
+	if _, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), stranger, nil); err == nil {
+		t.Error("a client without a token was let in")
+	}
 }
