@@ -48,7 +48,7 @@ func incoming(ctx context.Context) context.Context {
 }
 
 // Local is the API as a connection that needs no socket: a call runs in its caller's goroutine, is authenticated, authorized,
-// counted and forwarded to the leader like any other, and ends with its context. It carries no streams.
+// counted and forwarded to the leader like any other, and ends with its context. Of streams it carries those of answers.
 func (s *Server) Local() grpc.ClientConnInterface { return &loopback{s} }
 
 type loopback struct{ s *Server }
@@ -63,6 +63,7 @@ type localMethod struct {
 type registrar struct {
 	grpc.ServiceRegistrar
 	methods map[string]localMethod
+	streams map[string]localStreamMethod
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
@@ -70,6 +71,9 @@ func (r *registrar) RegisterService(d *grpc.ServiceDesc, service any) {
 	r.ServiceRegistrar.RegisterService(d, service)
 	for _, m := range d.Methods {
 		r.methods["/"+d.ServiceName+"/"+m.MethodName] = localMethod{service, m}
+	}
+	for _, m := range d.Streams {
+		r.streams["/"+d.ServiceName+"/"+m.StreamName] = localStreamMethod{service, m}
 	}
 }
 
@@ -90,11 +94,6 @@ func (l *loopback) Invoke(ctx context.Context, method string, args, reply any, _
 	}
 	proto.Merge(reply.(proto.Message), answer.(proto.Message))
 	return nil
-}
-
-// NewStream implements grpc.ClientConnInterface.
-func (l *loopback) NewStream(_ context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, status.Errorf(codes.Unimplemented, "%s: streams are not carried within a server", method)
 }
 
 // unary is what every call goes through, in order.

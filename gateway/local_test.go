@@ -2,6 +2,7 @@
 package gateway
 
 import (
+	"context"
 	"runtime"
 	"testing"
 	"time"
@@ -69,7 +70,47 @@ func TestNobodyIsAServerFromWithin(t *testing.T) {
 	if err := a.api.Local().Invoke(a.as(""), "/orchestrator.v1.Nobody/Nothing", nil, nil); status.Code(err) != codes.Unimplemented {
 		t.Error(err)
 	}
-	if _, err := a.api.Local().NewStream(a.as(""), &grpc.StreamDesc{}, apiv1.SessionService_ReadLogs_FullMethodName); status.Code(err) != codes.Unimplemented {
+	if _, err := a.api.Local().NewStream(a.as(""), &grpc.StreamDesc{}, apiv1.SessionService_AttachSession_FullMethodName); status.Code(err) != codes.Unimplemented {
 		t.Error(err)
+	}
+}
+
+// A stream comes whole, at a follower too, and ends with its reader.
+func TestStreamsFromWithin(t *testing.T) {
+	for i, a := range startServers(t, 3) {
+		if i == 0 {
+			a.spawn("s1", "default", "one")
+		}
+		sessions := apiv1.NewSessionServiceClient(a.api.Local())
+		ctx, cancel := context.WithCancel(a.api.As(a.as(""), auth.Credential{Token: a.admin}))
+		stream, err := sessions.WatchSessions(ctx, &apiv1.WatchSessionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := false
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				t.Fatalf("server %d: %v", i, err)
+			}
+			seen = seen || r.GetSession().GetId() == "s1"
+			if r.GetSynced() {
+				break
+			}
+		}
+		cancel()
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if !seen || status.Code(err) != codes.Canceled {
+			t.Errorf("server %d: seen %v, ended with %v", i, seen, err)
+		}
+		stranger, err := sessions.WatchSessions(a.as(""), &apiv1.WatchSessionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stranger.Recv(); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("server %d, nobody: %v", i, err)
+		}
 	}
 }

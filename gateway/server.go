@@ -45,7 +45,9 @@ type Server struct {
 	Health  *health.Server
 	guard   *guard
 	forward *forwarder
-	methods map[string]localMethod // by full name, for calls from within
+	// By full name, for calls from within.
+	methods map[string]localMethod
+	streams map[string]localStreamMethod
 }
 
 // ServerOptions say how the gRPC API is served.
@@ -65,10 +67,10 @@ type ServerOptions struct {
 func NewServer(ops *Operations, so ServerOptions) *Server {
 	g := &guard{stopping: newStopping(ops.Node.ID()), auth: ops.Auth, log: ops.Logger, observe: so.Observe, plain: so.TLS == nil, open: so.Open, peerSecret: so.PeerSecret}
 	f := &forwarder{node: ops.Node, peers: ops.Peers}
-	s := &Server{Health: health.NewServer(), guard: g, forward: f, methods: map[string]localMethod{}}
+	s := &Server{Health: health.NewServer(), guard: g, forward: f, methods: map[string]localMethod{}, streams: map[string]localStreamMethod{}}
 	opts := []grpc.ServerOption{
 		grpc.UnaryInterceptor(s.unary),
-		grpc.ChainStreamInterceptor(g.stream, f.stream),
+		grpc.StreamInterceptor(s.stream),
 		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.NumStreamWorkers(callWorkers),
 		grpc.MaxRecvMsgSize(MaxMessageBytes), grpc.MaxSendMsgSize(MaxMessageBytes),
@@ -81,7 +83,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(so.TLS)))
 	}
 	s.Server = grpc.NewServer(opts...)
-	r := &registrar{s.Server, s.methods}
+	r := &registrar{s.Server, s.methods, s.streams}
 	apiv1.RegisterSessionServiceServer(r, &sessionService{ops: ops})
 	apiv1.RegisterNodeServiceServer(r, &nodeService{ops: ops})
 	apiv1.RegisterClusterServiceServer(r, &clusterService{ops: ops})

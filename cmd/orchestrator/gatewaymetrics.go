@@ -23,6 +23,7 @@ var (
 	descClientFull      = desc("client_over_capacity_total", "Refusals because a limit was reached.")
 	descClientMalformed = desc("client_malformed_total", "Messages that were refused because they were wrong.")
 	descClientEvicted   = desc("client_results_evicted_total", "Delivered results that were dropped early, for want of room.")
+	descClientTruncated = desc("client_streams_truncated_total", "Streams of which parts were left out, because their client was away and its queue full.")
 	descClientFramesIn  = desc("client_frames_received_total", "Messages from clients.")
 	descClientFramesOut = desc("client_frames_sent_total", "Messages to clients.")
 	descClientBytesIn   = desc("client_received_bytes_total", "Bytes of messages from clients.")
@@ -48,7 +49,7 @@ func (m gatewayMetrics) Collect(ch chan<- prometheus.Metric) {
 	}{
 		{descClientAccepted, st.Accepted}, {descClientRefused, st.Refused}, {descClientResumed, st.Resumed}, {descClientCalls, st.Calls},
 		{descClientJoined, st.Joined}, {descClientCached, st.Cached}, {descClientCancelled, st.Cancelled}, {descClientFull, st.OverCapacity},
-		{descClientMalformed, st.Malformed}, {descClientEvicted, st.Evicted}, {descClientFramesIn, st.FramesReceived},
+		{descClientMalformed, st.Malformed}, {descClientEvicted, st.Evicted}, {descClientTruncated, st.Truncated}, {descClientFramesIn, st.FramesReceived},
 		{descClientFramesOut, st.FramesSent}, {descClientBytesIn, st.Received}, {descClientBytesOut, st.Written},
 	} {
 		t.counter(c.desc, int64(c.value))

@@ -33,10 +33,13 @@ type call struct {
 	moved  bool  // it was asked for again on another connection
 	joined int   // how often it was asked for again on the same one
 	result *message
+	taken  bool // the result was handed out over HTTP
 	again  bool // the outcome is not for good: asking again makes a new call
 	bytes  int
 	ends   time.Time
 	beat   *time.Timer // for progress
+	// Of its stream: whether there is one, and whether chunks were left out because nobody took them.
+	streamed, truncated bool
 }
 
 // errStopping is the cause of calls that end because the server does.
@@ -131,7 +134,7 @@ func (c *client) mayBegin() *failure {
 // delivered reports whether a result waits for nobody. c.mu is held.
 func (c *client) delivered(k *call) bool {
 	if k.conn == nil {
-		return false
+		return k.taken
 	}
 	for i := range c.queue {
 		if c.queue[i].call == k.id {
@@ -183,7 +186,7 @@ func (k *call) run(ctx context.Context, tool *tools.Tool, t toolCall, effect str
 	c.mu.Lock()
 	k.beat = time.AfterFunc(c.hub.o.Limits.ProgressEvery, k.tick)
 	c.mu.Unlock()
-	outputs, err := k.protected(ctx, tool, tools.Call{ID: effect, Arguments: t.arguments, Priority: t.priority, Progress: k.progress})
+	outputs, err := k.protected(ctx, tool, tools.Call{ID: effect, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk})
 	k.finish(ctx, outputs, err)
 }
 
@@ -218,6 +221,38 @@ func (k *call) progress(note string) {
 	}
 	m := message{Op: "progress", RequestID: k.id, Message: note}
 	c.push(frame{call: k.id, data: m.encode()})
+}
+
+// chunk queues a part of the answer. While its client reads too slowly it waits; while its client is away and the queue is full,
+// it is left out, and the end of the stream says so: the answer itself is whole in any case.
+func (k *call) chunk(ctx context.Context, text string) error {
+	c := k.client
+	for {
+		c.mu.Lock()
+		if k.conn == nil || k.result != nil || k.truncated { // nobody streams over HTTP
+			c.mu.Unlock()
+			return nil
+		}
+		k.streamed = true
+		room := c.waitRoom()
+		if room == nil {
+			c.answer(message{Op: "stream_chunk", RequestID: k.id, Chunk: text})
+			c.mu.Unlock()
+			return nil
+		}
+		if c.conn == nil {
+			k.truncated = true
+			c.hub.count.truncated.Add(1)
+			c.mu.Unlock()
+			return nil
+		}
+		c.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // outcome is the message that ends a call.
@@ -272,6 +307,9 @@ func (k *call) finish(ctx context.Context, outputs []tools.Output, err error) {
 	if m.Op == "cancelled" {
 		c.hub.count.cancelled.Add(1)
 	}
+	if k.streamed {
+		c.answer(message{Op: "stream_complete", RequestID: k.id, Truncated: k.truncated})
+	}
 	if k.conn != nil {
 		first := m
 		first.FromInflight = k.moved
@@ -313,5 +351,6 @@ func (c *client) fetched(k *call) message {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.withdraw(k.id)
+	k.taken = true
 	return *k.result
 }

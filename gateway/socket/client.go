@@ -128,7 +128,10 @@ func (c *client) detach(conn *conn) {
 	}
 	clear(c.queue[len(stay):])
 	c.queue = stay
-	c.makeRoom()
+	if c.room != nil { // who waits sees that it is away
+		close(c.room)
+		c.room = nil
+	}
 	idle := len(c.calls) == 0 && len(c.queue) == 0 && len(c.written) == 0
 	c.mu.Unlock()
 	if idle {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -77,7 +78,7 @@ func newBench() *bench {
 
 func (b *bench) Find(name string) (*tools.Tool, bool) {
 	switch name {
-	case "echo", "hold", "fail", "panic", "big":
+	case "echo", "hold", "fail", "panic", "big", "stream":
 		return &tools.Tool{Name: name, Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
 	}
 	return b.Set.Find(name)
@@ -116,6 +117,15 @@ func (b *bench) Call(ctx context.Context, t *tools.Tool, c tools.Call) ([]tools.
 			return nil, fault.New(fault.Exhausted, "the mailbox is full").WithRetry(1500 * time.Millisecond)
 		}
 		return nil, fault.New(fault.NotFound, "session %q: there is none", a["key"])
+	case "stream":
+		for i := range 40 {
+			if err := c.Chunk(ctx, fmt.Sprintf("%d:%s\n", i, strings.Repeat("x", 2000))); err != nil {
+				return nil, err
+			}
+			if i == 19 && a["key"] != "" {
+				<-b.gate(a["key"])
+			}
+		}
 	case "panic":
 		panic("a defect")
 	case "big":

@@ -80,6 +80,7 @@ type counters struct {
 	accepted, refused, resumed        atomic.Uint64
 	calls, joined, cached, cancelled  atomic.Uint64
 	overCapacity, malformed, evicted  atomic.Uint64
+	truncated                         atomic.Uint64 // streams
 	framesIn, framesOut, bytesIn, out atomic.Uint64
 }
 
@@ -322,7 +323,7 @@ type Stats struct {
 	KeptBytes                                     int64 // of results and of frames that wait
 	Accepted, Refused, Resumed                    uint64
 	Calls, Joined, Cached, Cancelled              uint64
-	OverCapacity, Malformed, Evicted              uint64
+	OverCapacity, Malformed, Evicted, Truncated   uint64
 	FramesReceived, FramesSent, Received, Written uint64 // the last two in bytes
 }
 
@@ -336,7 +337,7 @@ func (h *Hub) Stats() Stats {
 		Connections: conns, Clients: clients, InFlight: int(n.inFlight.Load()), KeptBytes: n.kept.Load(),
 		Accepted: n.accepted.Load(), Refused: n.refused.Load(), Resumed: n.resumed.Load(),
 		Calls: n.calls.Load(), Joined: n.joined.Load(), Cached: n.cached.Load(), Cancelled: n.cancelled.Load(),
-		OverCapacity: n.overCapacity.Load(), Malformed: n.malformed.Load(), Evicted: n.evicted.Load(),
+		OverCapacity: n.overCapacity.Load(), Malformed: n.malformed.Load(), Evicted: n.evicted.Load(), Truncated: n.truncated.Load(),
 		FramesReceived: n.framesIn.Load(), FramesSent: n.framesOut.Load(), Received: n.bytesIn.Load(), Written: n.out.Load(),
 	}
 }

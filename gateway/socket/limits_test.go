@@ -128,12 +128,25 @@ func TestKeptResultsAreBounded(t *testing.T) {
 	if st := w.hub.Stats(); st.Evicted < 10 {
 		t.Errorf("%d were dropped", st.Evicted)
 	}
-	// Undelivered ones do not: over HTTP, nobody fetches them.
-	for i := range 6 {
-		status, m := w.post("/v1/call_tool", "bob", "", map[string]any{"session_id": "bobs", "request_id": fmt.Sprint(i), "name": "echo"})
-		if i == 5 && (status != http.StatusTooManyRequests || code(m) != codeOverCapacity) || i < 5 && status != http.StatusOK {
-			t.Errorf("call %d: %d %v", i, status, m)
+	// Those that nobody has taken do not: over HTTP, nobody has fetched them.
+	call := func(id, name, query string) (int, map[string]any) {
+		return w.post("/v1/call_tool", "bob", query, map[string]any{"session_id": "bobs", "request_id": id, "name": name, "arguments": map[string]string{"key": "late"}})
+	}
+	for i := range 5 {
+		if status, m := call(fmt.Sprint(i), "hold", "?wait_ms=0"); status != http.StatusAccepted {
+			t.Fatalf("call %d: %d %v", i, status, m)
 		}
+	}
+	close(w.bench.gate("late"))
+	eventually(t, "they have ended", func() bool { return w.hub.Stats().InFlight == 0 })
+	if status, m := call("more", "echo", ""); status != http.StatusTooManyRequests || code(m) != codeOverCapacity {
+		t.Errorf("one too many: %d %v", status, m)
+	}
+	if status, m := call("0", "hold", ""); status != http.StatusOK || m["from_cache"] != true {
+		t.Errorf("fetched: %d %v", status, m)
+	}
+	if status, m := call("more", "echo", ""); status != http.StatusOK {
+		t.Errorf("once one was fetched: %d %v", status, m)
 	}
 }
 

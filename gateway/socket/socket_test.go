@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -292,6 +293,65 @@ func TestProgressKeepsComing(t *testing.T) {
 	p.send(map[string]any{"op": "ping"})
 	if m := p.next(); m["op"] != "pong" {
 		t.Errorf("progress after the end: %v", m)
+	}
+}
+
+// chunks reads a stream to its end.
+func (p *peer) chunks() (n int, end map[string]any) {
+	p.t.Helper()
+	for {
+		switch m := p.next(); m["op"] {
+		case "stream_chunk":
+			if got, _ := m["chunk"].(string); m["request_id"] != "1" || !strings.HasPrefix(got, fmt.Sprintf("%d:", n)) {
+				p.t.Fatalf("chunk %d is %v", n, m)
+			}
+			n++
+		case "stream_complete":
+			return n, m
+		}
+	}
+}
+
+func TestStreams(t *testing.T) {
+	w := start(t, func(o *Options) { o.Limits.QueueFrames = 10 })
+	p := w.hello("alice", "")
+	p.call("1", "stream", nil)
+	if n, end := p.chunks(); n != 40 || end["truncated"] != nil {
+		t.Errorf("%d chunks, %v", n, end)
+	}
+	if m := p.next(); m["op"] != "call_tool_res" || m["error"] != nil {
+		t.Errorf("then %v", m)
+	}
+	// A client that goes away in the middle gets what fits, without holes, and is told that there was more.
+	p = w.hello("alice", "away")
+	p.call("1", "stream", map[string]string{"key": "k"})
+	seen := 0
+	for seen < 20 {
+		if m := p.until("stream_chunk"); !strings.HasPrefix(m["chunk"].(string), fmt.Sprintf("%d:", seen)) {
+			t.Fatalf("chunk %d is %v", seen, m)
+		}
+		seen++
+	}
+	_ = p.ws.Close()
+	eventually(t, "it is away", func() bool { return w.hub.Stats().Connections == 1 })
+	close(w.bench.gate("k"))
+	eventually(t, "the call has ended", func() bool { return w.hub.Stats().InFlight == 0 })
+	p = w.hello("alice", "away")
+	for {
+		m := p.next()
+		if m["op"] == "stream_complete" {
+			if seen < 28 || seen >= 40 || m["truncated"] != true {
+				t.Errorf("%d chunks, %v", seen, m)
+			}
+			break
+		}
+		if !strings.HasPrefix(m["chunk"].(string), fmt.Sprintf("%d:", seen)) {
+			t.Fatalf("chunk %d is %v", seen, m)
+		}
+		seen++
+	}
+	if m := p.next(); m["op"] != "call_tool_res" || m["error"] != nil {
+		t.Errorf("then %v", m)
 	}
 }
 

@@ -119,6 +119,8 @@ type message struct {
 	Message string `json:"message,omitempty"` // progress
 	Chunk   string `json:"chunk,omitempty"`   // stream_chunk
 
+	Truncated bool `json:"truncated,omitempty"` // stream_complete
+
 	// call_tool_res
 	Outputs      *[]tools.Output `json:"outputs,omitempty"`
 	FromCache    bool            `json:"from_cache,omitempty"`

@@ -229,15 +229,24 @@ func sendTool() Tool {
 			"id": idSchema(), "namespace": namespaceSchema(), "message": text("the message", session.MaxMessageBytes),
 			"priority": prioritySchema("which messages go first; the call's, else normal"),
 			"wait":     flag("wait for the result", true), "idempotency_key": keySchema(),
+			"stream": flag("while waiting, stream what the session writes", false),
 		}),
 		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
 			a, err := decode[struct {
 				target
 				Message  string `json:"message"`
 				Priority string `json:"priority"`
+				Stream   bool   `json:"stream"`
 			}](c)
 			if err != nil {
 				return nil, err
+			}
+			if a.Stream && a.waits() && c.Chunk != nil {
+				lines, err := follow(ctx, api, a.target, c.Chunk)
+				if err != nil {
+					return nil, err
+				}
+				defer lines.end(ctx)
 			}
 			r, err := api.sessions.SendMessage(ctx, &apiv1.SendMessageRequest{
 				Namespace: a.Namespace, SessionId: a.ID, Text: []byte(a.Message), Priority: priority(a.Priority, c.Priority),

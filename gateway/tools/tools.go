@@ -32,6 +32,8 @@ type Call struct {
 	Priority string
 	// Progress is told what is going on; nil for nobody. It may be called from one goroutine at a time and does not block.
 	Progress func(message string)
+	// Chunk takes a part of an answer that is on its way; nil where nobody does. It waits for a slow reader.
+	Chunk func(ctx context.Context, text string) error
 }
 
 // progress says what is going on.

@@ -36,6 +36,7 @@ type reply struct {
 	OK        bool   `json:"ok"`
 	SessionID string `json:"session_id"`
 	RequestID string `json:"request_id"`
+	Chunk     string `json:"chunk"`
 	Outputs   []struct{ Type, Text string }
 	Error     json.RawMessage `json:"error"`
 }
@@ -161,6 +162,7 @@ func TestClientsAtAnyServer(t *testing.T) {
 		_ = other.ws.Close()
 		_ = c.ws.Close()
 	}
+	streams(t, connect(t, at(1, 4), trust, token, "streams"))
 	for server := range 3 {
 		speaksMCP(t, at(server, 4), trust, token)
 	}
@@ -205,4 +207,37 @@ func speaksMCP(t *testing.T, address string, trust *tls.Config, token string) {
 	if _, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), stranger, nil); err == nil {
 		t.Error("a client without a token was let in")
 	}
+}
+
+// streams has a session's output come while its answer is waited for: all of it, in order, before the answer.
+func streams(t *testing.T, c *clientOf) {
+	t.Helper()
+	worker := `while read -r l; do id=${l#*'"id":"'}; id=${id%%'"'*}; for i in 1 2 3 4 5; do echo "step $i"; done; echo '{"type":"result","id":"'$id'","text":"done"}'; done`
+	s := c.call("session_spawn", map[string]any{"name": "streams", "command": []string{"/bin/sh", "-c", worker}, "protocol": "json", "wait": true})
+	for round := range 2 {
+		id := fmt.Sprint("streamed-", round)
+		if err := c.ws.WriteJSON(map[string]any{"op": "call_tool", "request_id": id, "name": "session_send",
+			"arguments": map[string]any{"id": s["id"], "message": "go", "stream": true}}); err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		for {
+			r := c.read()
+			if r.Op == "stream_chunk" {
+				text.WriteString(r.Chunk)
+				continue
+			}
+			if r.Op != "call_tool_res" {
+				continue
+			}
+			if r.Error != nil || !strings.Contains(r.Outputs[0].Text, `"result":"done"`) {
+				t.Errorf("round %d: %+v %s", round, r, r.Error)
+			}
+			break
+		}
+		if got, _, _ := strings.Cut(text.String(), "{"); got != "step 1\nstep 2\nstep 3\nstep 4\nstep 5\n" {
+			t.Errorf("round %d streamed %q", round, text.String())
+		}
+	}
+	c.call("session_terminate", map[string]any{"id": s["id"], "grace": "0s"})
 }
