@@ -42,9 +42,12 @@ const (
 // Server is the gRPC API of one server.
 type Server struct {
 	*grpc.Server
-	Health *health.Server
-	ops    *Operations
-	guard  *guard
+	Health  *health.Server
+	guard   *guard
+	forward *forwarder
+	// By full name, for calls from within.
+	methods map[string]localMethod
+	streams map[string]localStreamMethod
 }
 
 // ServerOptions say how the gRPC API is served.
@@ -64,9 +67,10 @@ type ServerOptions struct {
 func NewServer(ops *Operations, so ServerOptions) *Server {
 	g := &guard{stopping: newStopping(ops.Node.ID()), auth: ops.Auth, log: ops.Logger, observe: so.Observe, plain: so.TLS == nil, open: so.Open, peerSecret: so.PeerSecret}
 	f := &forwarder{node: ops.Node, peers: ops.Peers}
+	s := &Server{Health: health.NewServer(), guard: g, forward: f, methods: map[string]localMethod{}, streams: map[string]localStreamMethod{}}
 	opts := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(g.unary, f.unary),
-		grpc.ChainStreamInterceptor(g.stream, f.stream),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
 		grpc.MaxConcurrentStreams(maxConcurrentStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.NumStreamWorkers(callWorkers),
 		grpc.MaxRecvMsgSize(MaxMessageBytes), grpc.MaxSendMsgSize(MaxMessageBytes),
@@ -78,14 +82,15 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 	if so.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(so.TLS)))
 	}
-	s := &Server{Server: grpc.NewServer(opts...), Health: health.NewServer(), ops: ops, guard: g}
-	apiv1.RegisterSessionServiceServer(s, &sessionService{ops: ops})
-	apiv1.RegisterNodeServiceServer(s, &nodeService{ops: ops})
-	apiv1.RegisterClusterServiceServer(s, &clusterService{ops: ops})
-	apiv1.RegisterQueueServiceServer(s, &queueService{ops: ops})
-	apiv1.RegisterProviderServiceServer(s, &providerService{ops: ops})
-	apiv1.RegisterTokenServiceServer(s, &tokenService{ops: ops})
-	apiv1.RegisterEventServiceServer(s, &eventService{ops: ops})
+	s.Server = grpc.NewServer(opts...)
+	r := &registrar{s.Server, s.methods, s.streams}
+	apiv1.RegisterSessionServiceServer(r, &sessionService{ops: ops})
+	apiv1.RegisterNodeServiceServer(r, &nodeService{ops: ops})
+	apiv1.RegisterClusterServiceServer(r, &clusterService{ops: ops})
+	apiv1.RegisterQueueServiceServer(r, &queueService{ops: ops})
+	apiv1.RegisterProviderServiceServer(r, &providerService{ops: ops})
+	apiv1.RegisterTokenServiceServer(r, &tokenService{ops: ops})
+	apiv1.RegisterEventServiceServer(r, &eventService{ops: ops})
 	clusterv1.RegisterRelayServiceServer(s, &relayService{ops: ops, hub: so.Hub})
 	healthv1.RegisterHealthServer(s, s.Health)
 	reflection.Register(s)

@@ -97,6 +97,8 @@ type Config struct {
 
 	Providers provider.Config `yaml:"providers"`
 
+	Gateway gatewayConfig `yaml:"gateway"`
+
 	Log struct {
 		Level  string              `yaml:"level" help:"debug, info, warn or error"`
 		Format telemetry.LogFormat `yaml:"format" help:"auto, text or json"`
@@ -140,6 +142,7 @@ func defaults() Config {
 	c.Failover.RestoresPerSecond, c.Failover.RestoresPerNode = f.PerSecond, f.PerNode
 	c.Sessions.Retention = time.Hour
 	c.Chunks.Store, c.Chunks.RepairBytesPerSecond = storeDir, defaultRepairBytes
+	c.Gateway = defaultGateway()
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
 	return c
 }
@@ -188,6 +191,9 @@ func (c *Config) Validate() error {
 		return err
 	}
 	if err := c.Providers.Validate("providers"); err != nil {
+		return err
+	}
+	if err := c.Gateway.validate(); err != nil {
 		return err
 	}
 	return c.validateTimes()

@@ -1,4 +1,4 @@
-// The HTTP ports: node links, and health and metrics.
+// The HTTP ports: node links, and clients with health and metrics.
 
 package main
 
@@ -30,6 +30,7 @@ func (s *server) httpServers(tlsConfig *tls.Config) (link, user *http.Server) {
 	userMux.HandleFunc("GET /health", s.health)
 	userMux.HandleFunc("GET /ready", s.ready)
 	userMux.Handle("GET /metrics", telemetry.MetricsHandler(s.registry, s.log))
+	s.handleGateway(userMux)
 	serverOf := func(h http.Handler) *http.Server {
 		return &http.Server{
 			Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHTTPHeader,
@@ -59,23 +60,31 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) {
 func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 	l, _ := s.node.Leader()
 	body := map[string]any{"server": s.cfg.Name, "leader": l.ID, "appliedIndex": s.node.AppliedIndex()}
-	why := ""
-	switch {
-	case s.stopping.Load():
-		why = "the server is stopping"
-	case serving(l) != healthv1.HealthCheckResponse_SERVING:
-		why = "the cluster has no leader that this server knows"
-	case !s.level.found():
-		why = "the server has not caught up with the leader since it started"
-	case s.daemons.Failing() != "":
-		why = s.daemons.Failing()
-	default:
+	ok, why := s.isReady()
+	if ok {
 		body["status"] = "ready"
 		answer(w, http.StatusOK, body)
 		return
 	}
 	body["status"], body["reason"] = "not ready", why
 	answer(w, http.StatusServiceUnavailable, body)
+}
+
+// isReady says whether this server can serve, and why not.
+func (s *server) isReady() (ok bool, why string) {
+	l, _ := s.node.Leader()
+	switch {
+	case s.stopping.Load():
+		return false, "the server is stopping"
+	case serving(l) != healthv1.HealthCheckResponse_SERVING:
+		return false, "the cluster has no leader that this server knows"
+	case !s.level.found():
+		return false, "the server has not caught up with the leader since it started"
+	case s.daemons.Failing() != "":
+		return false, s.daemons.Failing()
+	default:
+		return true, ""
+	}
 }
 
 func serving(l cluster.Leader) healthv1.HealthCheckResponse_ServingStatus {

@@ -26,6 +26,8 @@ import (
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/gateway"
+	"github.com/neolith/orchestrator/gateway/mcp"
+	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/leader"
@@ -76,6 +78,8 @@ type server struct {
 	secret    string // of the servers, where there is no TLS
 	ops       *gateway.Operations
 	api       *gateway.Server
+	gateway   *socket.Hub
+	mcp       *mcp.Handler
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
 	metrics   *metrics
@@ -235,6 +239,10 @@ func (s *server) build(ctx context.Context) error {
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
 	})
+	if err := s.openGateway(build.Version); err != nil {
+		return err
+	}
+	s.registry.MustRegister(gatewayMetrics{s.gateway})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
@@ -373,6 +381,11 @@ func (s *server) shutdown(stop func(), background <-chan struct{}) {
 	s.api.Health.Shutdown()
 	s.leave(ctx)
 	var wait sync.WaitGroup
+	wait.Go(func() {
+		calls, cancel := context.WithTimeout(ctx, callsTime)
+		defer cancel()
+		s.closeGateway(calls)
+	})
 	wait.Go(func() { s.api.End(callsTime) })
 	wait.Go(func() { _ = s.hub.Close(ctx) })
 	wait.Wait()
@@ -395,8 +408,11 @@ func (s *server) leave(ctx context.Context) {
 	s.node.Leave(ctx)
 }
 
-// closeParts closes what was opened.
+// closeParts closes what was opened, and is not closed yet.
 func (s *server) closeParts() {
+	if s.mcp != nil {
+		s.closeGateway(context.Background())
+	}
 	if s.peers != nil {
 		_ = s.peers.Close()
 	}

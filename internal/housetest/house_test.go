@@ -34,7 +34,8 @@ var floors = [][]string{
 	{"cluster", "nodelink", "client"},
 	{"router"},
 	{"leader", "agent"},
-	{"gateway"},
+	{"gateway", "gateway/tools"},
+	{"gateway/socket", "gateway/mcp"},
 	{"cmd", "sim", "test", "bench"},
 }
 
@@ -154,6 +155,7 @@ func TestJudge(t *testing.T) {
 		{"gateway", "leader", true}, {"cmd/orchestrator", "cluster", true}, {"agent/driver/process", "agent/shim", true},
 		{"router", "cluster/state", true}, {"session", "internal/fault", true}, {"auth", "telemetry", true}, {"cluster", "internal/pbconv", true},
 		{"internal/pbconv", "session", true}, {"cluster", "internal/anything", true}, {"internal/x", "internal/fault", true},
+		{"gateway/socket", "gateway/tools", true}, {"gateway/tools", "gateway", false}, {"gateway/mcp", "gateway/socket", false},
 		{"leader", "gateway", false}, {"cluster", "nodelink", false}, {"session", "auth", false}, {"session", "internal/pbconv", false},
 		{"internal/x", "session", false}, {"nowhere", "session", false}, {"cmd/orchctl", "nowhere", false}, {"telemetry", "session", false},
 		{"agent", "leader", false}, {"sessions", "session", false},

@@ -1,0 +1,104 @@
+// Calls from within: other ways of speaking to clients make the calls of the gRPC API without a socket in between, as whoever
+// called them, through the same interceptors.
+
+package gateway
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/neolith/orchestrator/auth"
+)
+
+// Identify says who shows a credential. Errors are of kind fault.Unauthenticated.
+func (s *Server) Identify(c auth.Credential) (auth.Identity, error) {
+	if c.Token != "" { // as it came: a header would be trimmed
+		return s.guard.auth.Authenticate(c.Token)
+	}
+	return s.guard.identify(incoming(s.As(context.Background(), c)))
+}
+
+// As returns a context whose calls over Local are made with a credential.
+func (s *Server) As(ctx context.Context, c auth.Credential) context.Context {
+	if c.Token != "" {
+		ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs("authorization", "Bearer "+c.Token))
+	}
+	if c.TLS != nil {
+		ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: credentials.TLSInfo{State: *c.TLS}})
+	}
+	return ctx
+}
+
+// incoming makes of what a caller sends what a server receives: who calls, and nothing else. What servers tell each other in
+// metadata cannot come this way.
+func incoming(ctx context.Context) context.Context {
+	sent, _ := metadata.FromOutgoingContext(ctx)
+	got := metadata.MD{}
+	if v := sent.Get("authorization"); len(v) > 0 {
+		got.Set("authorization", v...)
+	}
+	return metadata.NewIncomingContext(ctx, got)
+}
+
+// Local is the API as a connection that needs no socket: a call runs in its caller's goroutine, is authenticated, authorized,
+// counted and forwarded to the leader like any other, and ends with its context. Of streams it carries those of answers.
+func (s *Server) Local() grpc.ClientConnInterface { return &loopback{s} }
+
+type loopback struct{ s *Server }
+
+// localMethod is one method with the service that has it.
+type localMethod struct {
+	service any
+	desc    grpc.MethodDesc
+}
+
+// registrar registers services for both: the sockets, and calls from within.
+type registrar struct {
+	grpc.ServiceRegistrar
+	methods map[string]localMethod
+	streams map[string]localStreamMethod
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r *registrar) RegisterService(d *grpc.ServiceDesc, service any) {
+	r.ServiceRegistrar.RegisterService(d, service)
+	for _, m := range d.Methods {
+		r.methods["/"+d.ServiceName+"/"+m.MethodName] = localMethod{service, m}
+	}
+	for _, m := range d.Streams {
+		r.streams["/"+d.ServiceName+"/"+m.StreamName] = localStreamMethod{service, m}
+	}
+}
+
+// Invoke implements grpc.ClientConnInterface.
+func (l *loopback) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
+	m, known := l.s.methods[method]
+	if !known {
+		return status.Errorf(codes.Unimplemented, "%s: there is no such method", method)
+	}
+	// The service gets a message of its own: neither side sees what the other does with its copy.
+	decode := func(into any) error {
+		proto.Merge(into.(proto.Message), args.(proto.Message))
+		return nil
+	}
+	answer, err := m.desc.Handler(m.service, incoming(ctx), decode, l.s.unary)
+	if err != nil {
+		return err
+	}
+	proto.Merge(reply.(proto.Message), answer.(proto.Message))
+	return nil
+}
+
+// unary is what every call goes through, in order.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return s.guard.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+		return s.forward.unary(ctx, req, info, handler)
+	})
+}

@@ -1,0 +1,290 @@
+// A client: who is behind connections that come and go, its calls, and the frames that wait for it.
+
+package socket
+
+import (
+	"sync"
+	"time"
+
+	"github.com/neolith/orchestrator/auth"
+)
+
+// frame is a message on its way to a client.
+type frame struct {
+	seq  uint64 // 0 for one that means something on one connection only
+	call string // request_id
+	data []byte
+}
+
+func (f *frame) size() int { return len(f.data) + frameOverhead }
+
+// client is a session_id of one caller. Its frames have sequence numbers that go up by one for its whole life.
+type client struct {
+	hub     *Hub
+	session string // its id
+	owner   string // whose it is; under hub.mu
+
+	mu       sync.Mutex
+	who      auth.Identity
+	cred     auth.Credential
+	conn     *conn // nil while it is not connected
+	calls    map[string]*call
+	inFlight int
+	ended    []*call       // whose results are kept, the oldest first
+	queue    []frame       // that wait to be written
+	queued   int           // bytes of them
+	written  []frame       // the last that were written: a client may have missed them, and then says from where on
+	history  int           // bytes of them
+	seq      uint64        // of the last frame
+	room     chan struct{} // closed when there is room in the queue again; nil while nobody waits
+	since    time.Time     // when it was last connected
+	retired  bool          // the hub does not know it any more
+}
+
+func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *client {
+	return &client{hub: h, session: key.session, owner: key.owner, who: who, cred: cred, since: time.Now()}
+}
+
+// renew notes with what its holder came last.
+func (c *client) renew(who auth.Identity, cred auth.Credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.who, c.cred, c.since = who, cred, time.Now()
+}
+
+// caller returns who it is and by which credential.
+func (c *client) caller() (auth.Identity, auth.Credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.who, c.cred
+}
+
+// retire reports whether it may be forgotten, and has it refuse everything from then on.
+func (c *client) retire() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil || len(c.calls) > 0 || len(c.queue) > 0 {
+		return false
+	}
+	c.retired = true
+	c.dropHistory()
+	return true
+}
+
+// attach connects it, and has it told so. What it missed is written first: what still waits, and, when it says what it saw last, what it has
+// not seen of that which was written. A former connection must have been closed.
+func (c *client) attach(conn *conn, lastSeen *uint64, ack []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.retired || c.conn != nil {
+		return false
+	}
+	c.conn = conn
+	if lastSeen != nil {
+		var again []frame
+		for _, f := range c.written {
+			if f.seq > *lastSeen {
+				again = append(again, f)
+			}
+		}
+		c.dropHistory()
+		for _, f := range again {
+			c.queued += f.size()
+			c.hub.count.kept.Add(int64(f.size()))
+		}
+		c.queue = append(again, c.queue...)
+	}
+	c.dropHistory()
+	welcome := frame{data: ack}
+	c.queue = append([]frame{welcome}, c.queue...)
+	c.queued += welcome.size()
+	c.hub.count.kept.Add(int64(welcome.size()))
+	conn.startWriter()
+	return true
+}
+
+// current returns the connection that it has.
+func (c *client) current() *conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
+}
+
+// detach disconnects it from a connection that has ended; its writer does not run any more. Frames that mean something only there are dropped.
+func (c *client) detach(conn *conn) {
+	c.mu.Lock()
+	if c.conn != conn {
+		c.mu.Unlock()
+		return
+	}
+	c.conn, c.since = nil, time.Now()
+	stay := c.queue[:0]
+	for _, f := range c.queue {
+		if f.seq == 0 {
+			c.unqueue(&f)
+			continue
+		}
+		stay = append(stay, f)
+	}
+	clear(c.queue[len(stay):])
+	c.queue = stay
+	if c.room != nil { // who waits sees that it is away
+		close(c.room)
+		c.room = nil
+	}
+	idle := len(c.calls) == 0 && len(c.queue) == 0 && len(c.written) == 0
+	c.mu.Unlock()
+	if idle {
+		c.hub.forget(c)
+	}
+}
+
+// push queues a frame and has it written. c.mu is held.
+func (c *client) push(f frame) {
+	c.queue = append(c.queue, f)
+	c.queued += f.size()
+	c.hub.count.kept.Add(int64(f.size()))
+	if c.conn != nil {
+		c.conn.startWriter()
+	}
+}
+
+// unqueue counts a frame out of the queue. c.mu is held.
+func (c *client) unqueue(f *frame) {
+	c.queued -= f.size()
+	c.hub.count.kept.Add(-int64(f.size()))
+}
+
+// answer queues a message that belongs to a call: it is written once, now or on a later connection. c.mu is held.
+func (c *client) answer(m message) {
+	c.seq++
+	m.Seq = c.seq
+	c.push(frame{seq: c.seq, call: m.RequestID, data: m.encode()})
+}
+
+// hasRoom reports whether more than what must be written may be queued. c.mu is held.
+func (c *client) hasRoom() bool {
+	return len(c.queue) < c.hub.o.Limits.QueueFrames && c.queued < c.hub.o.Limits.QueueBytes
+}
+
+// makeRoom wakes who waits for room. c.mu is held.
+func (c *client) makeRoom() {
+	if c.room != nil && c.hasRoom() {
+		close(c.room)
+		c.room = nil
+	}
+}
+
+// waitRoom returns a channel that is closed when there is room; nil when there is. c.mu is held.
+func (c *client) waitRoom() <-chan struct{} {
+	if c.hasRoom() {
+		return nil
+	}
+	if c.room == nil {
+		c.room = make(chan struct{})
+	}
+	return c.room
+}
+
+// next returns the frame to be written next on a connection; false when there is none, and then its writer has ended.
+func (c *client) next(conn *conn) (frame, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 || c.conn != conn {
+		conn.writing = false
+		return frame{}, false
+	}
+	return c.queue[0], true
+}
+
+// wrote takes the first frame from the queue: it was written. Those of calls are remembered for a while.
+func (c *client) wrote(f frame) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue[0] = frame{}
+	if c.queue = c.queue[1:]; len(c.queue) == 0 {
+		c.queue = nil // a long queue's array is not kept
+	}
+	c.unqueue(&f)
+	if f.seq != 0 {
+		c.remember(f)
+	}
+	c.makeRoom()
+}
+
+// Of the frames that were written last, so many are kept for a client that says what it saw last.
+const (
+	maxHistoryFrames = 256
+	maxHistoryBytes  = 1 << 20
+)
+
+// remember keeps a frame that was written. c.mu is held.
+func (c *client) remember(f frame) {
+	if f.size() > maxHistoryBytes {
+		c.dropHistory() // there must be no holes: what is behind the large one is of no use without it
+		return
+	}
+	c.written = append(c.written, f)
+	c.history += f.size()
+	c.hub.count.kept.Add(int64(f.size()))
+	for len(c.written) > maxHistoryFrames || c.history > maxHistoryBytes {
+		old := c.written[0]
+		c.written[0] = frame{}
+		c.written = c.written[1:]
+		c.history -= old.size()
+		c.hub.count.kept.Add(-int64(old.size()))
+	}
+}
+
+// dropHistory forgets what was written. c.mu is held.
+func (c *client) dropHistory() {
+	c.hub.count.kept.Add(-int64(c.history))
+	c.written, c.history = nil, 0
+}
+
+// withdraw takes the frames of a call from the queue: its answer was fetched in another way. c.mu is held.
+func (c *client) withdraw(id string) {
+	if c.conn != nil {
+		return // they are being written
+	}
+	stay := c.queue[:0]
+	for _, f := range c.queue {
+		if f.call == id {
+			c.unqueue(&f)
+			continue
+		}
+		stay = append(stay, f)
+	}
+	clear(c.queue[len(stay):])
+	c.queue = stay
+}
+
+// expire drops results that were kept long enough, and reports whether the client has been gone so long that all of it may be.
+func (c *client) expire(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ttl := c.hub.o.Limits.ResultTTL
+	for len(c.ended) > 0 && !now.Before(c.ended[0].ends.Add(ttl)) {
+		c.dropOldest()
+	}
+	if c.conn != nil || c.inFlight > 0 || now.Sub(c.since) < ttl {
+		return false
+	}
+	for i := range c.queue {
+		c.unqueue(&c.queue[i])
+	}
+	c.queue = nil
+	c.dropHistory()
+	return len(c.calls) == 0
+}
+
+// dropOldest forgets the result that has been kept longest. c.mu is held.
+func (c *client) dropOldest() {
+	old := c.ended[0]
+	c.ended[0] = nil
+	c.ended = c.ended[1:]
+	if c.calls[old.id] == old {
+		delete(c.calls, old.id)
+	}
+	c.hub.count.kept.Add(-int64(old.bytes))
+}

@@ -1,0 +1,364 @@
+// A connection: one WebSocket, read by one goroutine, written by one while there is something to write.
+
+package socket
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// conn is a connection. client is set by the handshake and not changed after it.
+type conn struct {
+	hub    *Hub
+	ws     *websocket.Conn
+	ip     string
+	tls    *tls.ConnectionState
+	client *client
+	start  time.Time
+
+	ping    *time.Timer
+	refused int // frames refused in a row; the reader's
+
+	ending atomic.Pointer[ending]
+	kicked chan struct{} // closed with ending
+	gone   chan struct{} // closed when the connection has ended and its client is free for another
+
+	writing, closing bool // under client.mu: a writer runs; none may be started
+	writers          sync.WaitGroup
+}
+
+// ending is how a connection is to end.
+type ending struct {
+	code   int
+	reason string
+	by     time.Time // what waits is written until then
+}
+
+// maxRefusing bounds connections that are told that there are too many.
+const maxRefusing = 64
+
+// ServeHTTP takes a WebSocket. It returns when the connection is made; a goroutine of the hub goes on with it.
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !h.Allows(r) {
+		refuse(w, http.StatusForbidden, failed(codeUnauthorized, "origin: pages of this origin may not connect; add it to gateway.origins"))
+		return
+	}
+	c := &conn{hub: h, ip: addressOf(r), tls: r.TLS, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
+	full := h.admit(c)
+	if full == nil {
+		if retry, ok := h.buckets.take(c.ip, ""); !ok {
+			h.dismiss(c)
+			full = tooFast(retry)
+		}
+	}
+	if full != nil && !h.mayRefuse(full) {
+		refuse(w, statusOf(full), full)
+		return
+	}
+	hijack := &hijacker{ResponseWriter: w}
+	ws, err := h.upgrader.Upgrade(hijack, r, nil)
+	if err != nil {
+		h.dismiss(c)
+		if full != nil {
+			h.refusing.Add(-1)
+		}
+		return // the upgrader has answered
+	}
+	ws.SetReadLimit(0) // read has its own, which counts what decompression makes of a message
+	if !h.start(c, ws, full) {
+		_ = ws.Close()
+		h.dismiss(c)
+	}
+}
+
+// start runs a connection, unless the hub ends.
+func (h *Hub) start(c *conn, ws *websocket.Conn, full *failure) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended {
+		return false
+	}
+	c.ws = ws
+	h.work.Go(func() {
+		defer h.dismiss(c)
+		if full != nil {
+			defer h.refusing.Add(-1)
+			c.turnAway(full)
+			return
+		}
+		c.serve()
+	})
+	return true
+}
+
+// mayRefuse counts in a connection that is told in the protocol why it is refused; others are told in HTTP.
+func (h *Hub) mayRefuse(f *failure) bool {
+	h.count.refused.Add(1)
+	if f.Code == codeOverCapacity {
+		h.count.overCapacity.Add(1)
+		if h.refusing.Add(1) <= maxRefusing {
+			return true
+		}
+		h.refusing.Add(-1)
+	}
+	return false
+}
+
+// addressOf is the address that a request comes from, without the port.
+func addressOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// hijacker gives the WebSocket library a small read buffer, and lets the one of the HTTP server go.
+type hijacker struct{ http.ResponseWriter }
+
+// Hijack implements http.Hijacker.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil || rw.Reader.Buffered() > 0 { // the library refuses a client that does not wait for the answer
+		return conn, rw, err
+	}
+	return conn, bufio.NewReadWriter(bufio.NewReaderSize(conn, readBufferBytes), rw.Writer), nil
+}
+
+// errTooLarge and errBinary are messages that are not read.
+var (
+	errTooLarge = errors.New("the message is larger than it may be")
+	errBinary   = errors.New("the message is binary; send text")
+)
+
+// read returns the next message, whose bytes are good until give.
+func (c *conn) read() (*bytes.Buffer, error) {
+	kind, r, err := c.ws.NextReader()
+	if err != nil {
+		return nil, err
+	}
+	if kind != websocket.TextMessage {
+		return nil, errBinary
+	}
+	b, ok := c.hub.receive.Get().(*bytes.Buffer)
+	if !ok {
+		b = new(bytes.Buffer)
+	}
+	limit := int64(c.hub.o.Limits.FrameBytes)
+	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
+	if err == nil && n > limit {
+		err = errTooLarge
+	}
+	if err != nil {
+		c.give(b)
+		return nil, err
+	}
+	c.hub.count.framesIn.Add(1)
+	c.hub.count.bytesIn.Add(uint64(n))
+	return b, nil
+}
+
+// give returns a message's buffer.
+func (c *conn) give(b *bytes.Buffer) {
+	if b.Cap() <= keepBufferBytes {
+		b.Reset()
+		c.hub.receive.Put(b)
+	}
+}
+
+// alive notes that something came from the other side.
+func (c *conn) alive() { c.hear(time.Now().Add((missedPings + 1) * c.hub.o.Limits.PingEvery)) }
+
+// hear sets until when something must come.
+func (c *conn) hear(by time.Time) {
+	_ = c.ws.SetReadDeadline(by)
+	if c.ending.Load() != nil { // kick came before
+		_ = c.ws.SetReadDeadline(time.Now())
+	}
+}
+
+// serve is the life of a connection, in its reader's goroutine.
+func (c *conn) serve() {
+	if !c.handshake() {
+		return
+	}
+	c.hub.o.Logger.Debug("client connected", "client", c.client.session, "address", c.ip)
+	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
+	c.alive()
+	c.client.mu.Lock()
+	c.ping = time.AfterFunc(c.hub.o.Limits.PingEvery, c.sendPing)
+	c.client.mu.Unlock()
+	code, reason := c.readAll()
+	c.finish(code, reason)
+}
+
+// readAll handles messages until the connection is to end; code is 0 when there is nobody to tell.
+func (c *conn) readAll() (code int, reason string) {
+	for {
+		b, err := c.read()
+		if e := c.ending.Load(); e != nil {
+			return e.code, e.reason
+		}
+		if err != nil {
+			return c.whyEnded(err)
+		}
+		c.alive()
+		code, reason = c.handle(b.Bytes())
+		c.give(b)
+		if code != 0 {
+			return code, reason
+		}
+		if room := c.room(); room != nil { // who does not read is not read either
+			select {
+			case <-room:
+			case <-c.kicked:
+			}
+		}
+	}
+}
+
+func (c *conn) room() <-chan struct{} {
+	c.client.mu.Lock()
+	defer c.client.mu.Unlock()
+	return c.client.waitRoom()
+}
+
+// whyEnded is how a failed read ends the connection.
+func (c *conn) whyEnded(err error) (code int, reason string) {
+	switch {
+	case errors.Is(err, errTooLarge):
+		c.hub.count.malformed.Add(1)
+		return closeTooLarge, err.Error()
+	case errors.Is(err, errBinary):
+		c.hub.count.malformed.Add(1)
+		return closeProtocol, err.Error()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return closeGoingAway, "nothing was heard for too long"
+	default:
+		return 0, "" // the other side has closed, or is gone, or does not speak WebSocket
+	}
+}
+
+// sendPing asks for a sign of life, again and again.
+func (c *conn) sendPing() {
+	cl := c.client
+	cl.mu.Lock()
+	if c.closing {
+		cl.mu.Unlock()
+		return
+	}
+	c.writers.Add(1)
+	cl.mu.Unlock()
+	defer c.writers.Done()
+	_ = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(c.hub.o.Limits.WriteTimeout)) // the reader sees what fails
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if !c.closing {
+		c.ping.Reset(c.hub.o.Limits.PingEvery)
+	}
+}
+
+// startWriter makes sure that what waits is written. client.mu is held.
+func (c *conn) startWriter() {
+	if c.writing || c.closing || len(c.client.queue) == 0 {
+		return
+	}
+	c.writing = true
+	c.writers.Go(c.drain)
+}
+
+// drain writes what waits, until nothing does. A frame that could not be written stays for the next connection.
+func (c *conn) drain() {
+	for {
+		f, ok := c.client.next(c)
+		if !ok {
+			return
+		}
+		if err := c.write(f.data); err != nil {
+			c.client.mu.Lock()
+			c.writing, c.closing = false, true
+			c.client.mu.Unlock()
+			c.kick(closeLimits, "the client does not take what is written to it", 0)
+			_ = c.ws.Close()
+			return
+		}
+		c.client.wrote(f)
+	}
+}
+
+// write writes one message; one goroutine at a time may.
+func (c *conn) write(data []byte) error {
+	by := time.Now().Add(c.hub.o.Limits.WriteTimeout)
+	if e := c.ending.Load(); e != nil && e.by.Before(by) {
+		by = e.by
+	}
+	_ = c.ws.SetWriteDeadline(by)
+	c.ws.EnableWriteCompression(len(data) >= compressMinBytes)
+	c.hub.count.framesOut.Add(1)
+	c.hub.count.out.Add(uint64(len(data)))
+	return c.ws.WriteMessage(websocket.TextMessage, data)
+}
+
+// kick has the connection end; what waits may be written for so long. The first reason counts.
+func (c *conn) kick(code int, reason string, patience time.Duration) {
+	if c.ending.CompareAndSwap(nil, &ending{code, reason, time.Now().Add(patience)}) {
+		close(c.kicked)
+		_ = c.ws.SetReadDeadline(time.Now())
+	}
+}
+
+// finish ends the connection: what waits is written when somebody is there to read it; then it is closed, and its client is free.
+func (c *conn) finish(code int, reason string) {
+	if code == 0 {
+		_ = c.ws.Close()
+	} else {
+		c.kick(code, reason, c.hub.o.Limits.WriteTimeout)
+	}
+	cl := c.client
+	cl.mu.Lock()
+	c.closing = true
+	c.ping.Stop()
+	cl.mu.Unlock()
+	c.writers.Wait()
+	cl.detach(c)
+	close(c.gone)
+	if code != 0 {
+		c.sayClose(code, reason)
+	}
+	c.hub.o.Logger.Debug("client disconnected", "client", cl.session, "address", c.ip, "code", code, "reason", reason)
+}
+
+// sayClose tells the other side why, and gives it a moment to take it: closing a socket with unread bytes would reset it,
+// and the close might never be seen.
+func (c *conn) sayClose(code int, reason string) {
+	if len(reason) > maxCloseReason {
+		reason = reason[:maxCloseReason]
+	}
+	by := time.Now().Add(closeGrace)
+	if c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, reason), by) == nil {
+		raw := c.ws.NetConn()
+		if half, ok := raw.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+		_ = raw.SetReadDeadline(by)
+		_, _ = io.Copy(io.Discard, io.LimitReader(raw, 2*MaxFrameBytes))
+	}
+	_ = c.ws.Close()
+}
+
+// turnAway tells a connection that there are too many.
+func (c *conn) turnAway(f *failure) {
+	_ = c.write((&message{Op: "hello_ack", OK: no(), Reason: "over_capacity"}).encode())
+	c.sayClose(closeLimits, f.Message)
+}

@@ -1,0 +1,265 @@
+// The fallback for clients that cannot hold a WebSocket: the same messages, one request each.
+
+package socket
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/neolith/orchestrator/auth"
+)
+
+// SessionHeader names the session that a request is about, where its body does not.
+const SessionHeader = "Orchestrator-Session-Id"
+
+const (
+	defaultWait = 25 * time.Second // for a result, before the ack is answered
+	maxWait     = time.Minute
+)
+
+// Handle registers the fallback.
+func (h *Hub) Handle(mux *http.ServeMux) {
+	mux.HandleFunc("POST /v1/hello", h.served(h.postHello))
+	mux.HandleFunc("POST /v1/call_tool", h.served(h.postCall))
+	mux.HandleFunc("GET /v1/results/{request_id}", h.served(h.getResult))
+}
+
+// statuses say what codes are in HTTP.
+var statuses = map[string]int{
+	codeInvalidRequest: http.StatusBadRequest, codeValidation: http.StatusBadRequest, codeProtocol: http.StatusBadRequest,
+	codeUnauthorized: http.StatusUnauthorized, codeNotFound: http.StatusNotFound, codeToolNotFound: http.StatusNotFound,
+	codeDuplicate: http.StatusConflict, codeOverCapacity: http.StatusTooManyRequests, codeUnavailable: http.StatusServiceUnavailable,
+	codeTimeout: http.StatusGatewayTimeout, codeToolExecution: http.StatusUnprocessableEntity, codeInternal: http.StatusInternalServerError,
+}
+
+func statusOf(f *failure) int {
+	if f == nil {
+		return http.StatusOK
+	}
+	if s, ok := statuses[f.Code]; ok {
+		return s
+	}
+	return http.StatusInternalServerError
+}
+
+// refuse answers with an error alone.
+func refuse(w http.ResponseWriter, status int, f *failure) {
+	reply(w, status, &message{Op: "error", Error: f})
+}
+
+func reply(w http.ResponseWriter, status int, m *message) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	switch status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="orchestrator"`)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		seconds := int64(1)
+		if m.Error != nil && m.Error.Details != nil {
+			seconds = max((m.Error.Details.RetryAfterMS+999)/1000, 1)
+		}
+		w.Header().Set("Retry-After", strconv.FormatInt(seconds, 10))
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(m.encode()) // the client may have gone
+}
+
+// asked is a request of the fallback whose caller is known.
+type asked struct {
+	*request
+	who     auth.Identity
+	cred    auth.Credential
+	session string
+	wait    time.Duration
+}
+
+// served reads a request, finds out who asks, and bounds how often.
+func (h *Hub) served(do func(w http.ResponseWriter, r *http.Request, a *asked)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !h.enter() {
+			refuse(w, http.StatusServiceUnavailable, failed(codeUnavailable, "server "+h.o.Server+" is stopping; ask another one"))
+			return
+		}
+		defer h.work.Done()
+		if !h.Allows(r) {
+			refuse(w, http.StatusForbidden, failed(codeUnauthorized, "origin: pages of this origin may not call; add it to gateway.origins"))
+			return
+		}
+		a, f := h.ask(w, r)
+		if f == nil {
+			if retry, ok := h.buckets.take(addressOf(r), ownerOf(a.who)); !ok {
+				f = tooFast(retry)
+			}
+		}
+		if f != nil {
+			h.note(f)
+			refuse(w, statusOf(f), f)
+			return
+		}
+		do(w, r, a)
+	}
+}
+
+// note counts a refusal.
+func (h *Hub) note(f *failure) {
+	switch f.Code {
+	case codeOverCapacity:
+		h.count.overCapacity.Add(1)
+	case codeInvalidRequest, codeProtocol, codeValidation:
+		h.count.malformed.Add(1)
+	}
+}
+
+// ask reads a request: its body is a message, its token stands in the Authorization header, or in a hello.
+func (h *Hub) ask(w http.ResponseWriter, r *http.Request) (*asked, *failure) {
+	a := &asked{request: &request{}, cred: auth.Credential{TLS: r.TLS}}
+	token, err := auth.Bearer(r.Header.Get("Authorization"))
+	if err != nil {
+		return nil, failed(codeUnauthorized, err.Error())
+	}
+	// Who shows a token before the body is read is known before the body is read.
+	a.cred.Token = token
+	if token != "" {
+		if a.who, err = h.o.Access.Identify(a.cred); err != nil {
+			return nil, failed(codeUnauthorized, err.Error())
+		}
+	}
+	if r.Method == http.MethodPost {
+		if f := h.body(w, r, a); f != nil {
+			return nil, f
+		}
+	}
+	if token == "" {
+		said, f := a.text("token", maxTokenBytes)
+		if f != nil {
+			return nil, f
+		}
+		a.cred.Token = said
+		if a.who, err = h.o.Access.Identify(a.cred); err != nil {
+			return nil, failed(codeUnauthorized, err.Error())
+		}
+	}
+	var f *failure
+	if a.session, f = a.text("session_id", maxRequestIDBytes); f != nil {
+		return nil, f
+	}
+	if a.session == "" {
+		a.session = r.Header.Get(SessionHeader)
+	}
+	a.wait = defaultWait
+	if q := r.URL.Query().Get("wait_ms"); q != "" {
+		ms, err := strconv.ParseInt(q, 10, 64)
+		if err != nil || ms < 0 || ms > maxWait.Milliseconds() {
+			return nil, invalid("wait_ms", "is not a whole number of 0–"+strconv.FormatInt(maxWait.Milliseconds(), 10))
+		}
+		a.wait = time.Duration(ms) * time.Millisecond
+	}
+	return a, nil
+}
+
+// body reads the message of a POST.
+func (h *Hub) body(w http.ResponseWriter, r *http.Request, a *asked) *failure {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.o.Limits.HelloTimeout)) // a server without it has its own
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(h.o.Limits.FrameBytes)))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return failed(codeInvalidRequest, errTooLarge.Error())
+	case err != nil:
+		return failed(codeInvalidRequest, "the message could not be read")
+	}
+	if a.request, err = parse(data); err != nil {
+		return failed(codeInvalidRequest, err.Error())
+	}
+	return nil
+}
+
+func (h *Hub) postHello(w http.ResponseWriter, _ *http.Request, a *asked) {
+	c, known, f := h.clientOf(a.who, a.cred, a.session)
+	if f != nil {
+		h.note(f)
+		refuse(w, statusOf(f), f)
+		return
+	}
+	reply(w, http.StatusOK, &message{Op: "hello_ack", OK: yes(), SessionID: c.session, Resumed: known})
+}
+
+func (h *Hub) postCall(w http.ResponseWriter, r *http.Request, a *asked) {
+	refusal := func(f *failure) {
+		h.note(f)
+		reply(w, statusOf(f), &message{Op: "call_tool_res", RequestID: a.id, Error: f})
+	}
+	t, f := a.toolCall(&h.o.Limits)
+	if f != nil {
+		refusal(f)
+		return
+	}
+	c, f := h.sessionOf(a)
+	if f != nil {
+		refusal(f)
+		return
+	}
+	_, before := c.find(t.id)
+	k, f := c.begin(nil, t)
+	if f != nil {
+		refusal(f)
+		return
+	}
+	h.await(w, r, c, k, a.wait, before != nil)
+}
+
+// sessionOf finds the session that a request is about.
+func (h *Hub) sessionOf(a *asked) (*client, *failure) {
+	if a.session == "" {
+		return nil, invalid("session_id", "is missing; POST /v1/hello gives one, and "+SessionHeader+" may carry it")
+	}
+	if !validSessionID(a.session) {
+		return nil, invalid("session_id", "is not 3–64 characters of A–Z a–z 0–9 _ -")
+	}
+	c, _, f := h.clientOf(a.who, a.cred, a.session) // another server, or this one before it started anew, may have given it
+	return c, f
+}
+
+func (h *Hub) getResult(w http.ResponseWriter, r *http.Request, a *asked) {
+	a.id = r.PathValue("request_id")
+	var k *call
+	c := h.lookup(a.who, a.session)
+	if c != nil {
+		k, _ = c.find(a.id)
+	}
+	if k == nil {
+		reply(w, http.StatusNotFound, &message{Op: "call_tool_res", RequestID: a.id, Error: failed(codeNotFound, "no call of this request_id and session is known here; make it again, it has no second effect")})
+		return
+	}
+	h.await(w, r, c, k, a.wait, false)
+}
+
+// await answers with a call's result or, when that takes longer, with its ack.
+func (h *Hub) await(w http.ResponseWriter, r *http.Request, c *client, k *call, wait time.Duration, cached bool) {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-k.done:
+	case <-t.C:
+		select {
+		case <-k.done:
+		default:
+			reply(w, http.StatusAccepted, &message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: yes(), Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+			return
+		}
+	case <-r.Context().Done():
+		return // the call goes on; its result is kept
+	case <-h.life.Done():
+		<-k.done // it ends with the hub
+	}
+	m := c.fetched(k)
+	m.FromCache = cached
+	status := statusOf(m.Error)
+	if m.Op == "cancelled" {
+		status = http.StatusConflict
+	}
+	reply(w, status, &m)
+}

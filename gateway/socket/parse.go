@@ -1,0 +1,159 @@
+// Reading what clients say. Everything here comes from outside and is refused by default.
+
+package socket
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+)
+
+// request is a message of a client whose envelope could be read. Its fields are still JSON.
+type request struct {
+	op     string
+	id     string // request_id; empty when there is none, or it is wrong
+	fields map[string]json.RawMessage
+}
+
+// errEnvelope is what is wrong with a frame that is no message at all.
+type errEnvelope struct{ why string }
+
+func (e *errEnvelope) Error() string { return e.why }
+
+// parse reads the envelope: one JSON object in UTF-8, not too deep, with an op.
+func parse(data []byte) (*request, error) {
+	switch {
+	case !utf8.Valid(data):
+		return nil, &errEnvelope{"the frame is not UTF-8"}
+	case nesting(data) > maxNesting:
+		return nil, &errEnvelope{fmt.Sprintf("the frame nests deeper than %d", maxNesting)}
+	}
+	r := &request{}
+	if err := json.Unmarshal(data, &r.fields); err != nil || r.fields == nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, &errEnvelope{"the frame is not JSON: " + syntax.Error()}
+		}
+		return nil, &errEnvelope{"the frame is not a JSON object"}
+	}
+	if err := json.Unmarshal(r.fields["op"], &r.op); err != nil || isNull(r.fields["op"]) {
+		r.op = ""
+	}
+	if id, f := r.text("request_id", maxRequestIDBytes); f == nil && printable(id) {
+		r.id = id
+	}
+	return r, nil
+}
+
+// nesting is how deep objects and arrays lie in one another, found without reading them.
+func nesting(data []byte) int {
+	deep, most, quoted := 0, 0, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			deep++
+			most = max(most, deep)
+		case c == '}' || c == ']':
+			deep--
+		}
+	}
+	return most
+}
+
+func isNull(b json.RawMessage) bool { return len(b) == 0 || bytes.Equal(b, []byte("null")) }
+
+// printable reports whether a text can stand in a log and a header: ASCII without spaces and controls.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// text reads a field that is a string; empty when it is missing.
+func (r *request) text(field string, maxBytes int) (string, *failure) {
+	raw := r.fields[field]
+	if isNull(raw) {
+		return "", nil
+	}
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", invalid(field, "is not a string")
+	}
+	if len(s) > maxBytes {
+		return "", invalid(field, fmt.Sprintf("is %d bytes, more than %d", len(s), maxBytes))
+	}
+	return s, nil
+}
+
+// requestID reads the request_id, which must be there.
+func (r *request) requestID() (string, *failure) {
+	id, f := r.text("request_id", maxRequestIDBytes)
+	switch {
+	case f != nil:
+		return "", f
+	case id == "":
+		return "", invalid("request_id", "is missing; give each call one of its own")
+	case !printable(id):
+		return "", invalid("request_id", "has characters other than printable ASCII without spaces")
+	}
+	return id, nil
+}
+
+// toolCall is a call_tool whose own fields are right; the arguments are not checked yet.
+type toolCall struct {
+	id, name, priority string
+	arguments          json.RawMessage
+	timeout            time.Duration // 0 for none given
+}
+
+// toolCall reads a call_tool.
+func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
+	if c.id, f = r.requestID(); f != nil {
+		return c, f
+	}
+	if c.name, f = r.text("name", maxRequestIDBytes); f != nil {
+		return c, f
+	}
+	if c.name == "" {
+		return c, invalid("name", "is missing; list_tools tells the names")
+	}
+	if c.arguments = r.fields["arguments"]; isNull(c.arguments) {
+		c.arguments = json.RawMessage("{}")
+	}
+	switch {
+	case len(c.arguments) > l.ArgumentBytes:
+		return c, invalid("arguments", fmt.Sprintf("are %d bytes, more than %d", len(c.arguments), l.ArgumentBytes))
+	case c.arguments[0] != '{':
+		return c, invalid("arguments", "are not an object")
+	}
+	if c.priority, f = r.text("priority", maxRequestIDBytes); f != nil {
+		return c, f
+	}
+	switch c.priority {
+	case "", "critical", "high", "normal", "low":
+	default:
+		return c, invalid("priority", "is not one of critical, high, normal, low")
+	}
+	if raw := r.fields["deadline_ms"]; !isNull(raw) {
+		var ms int64
+		if err := json.Unmarshal(raw, &ms); err != nil {
+			return c, invalid("deadline_ms", "is not a whole number")
+		}
+		if ms < 1 || ms > l.CallMax.Milliseconds() {
+			return c, invalid("deadline_ms", fmt.Sprintf("%d is outside 1–%d", ms, l.CallMax.Milliseconds()))
+		}
+		c.timeout = time.Duration(ms) * time.Millisecond
+	}
+	return c, nil
+}
