@@ -106,7 +106,9 @@ func (t *test) crash(ctx context.Context) (string, error) {
 	}
 	on := map[string]int{}
 	for _, s := range r.GetSessions() {
-		on[agents[s.GetNode()]]++
+		if slices.Contains(t.load.ids, s.GetId()) {
+			on[agents[s.GetNode()]]++
+		}
 	}
 	machine := slices.MaxFunc(machines(), func(a, b string) int { return on[a] - on[b] })
 	// The client goes on from another machine.
