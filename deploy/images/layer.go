@@ -31,8 +31,11 @@ type layer struct {
 	unpackedSize int64
 }
 
-// packLayer packs files in their order. Times are the beginning of time, so that content alone decides the digest.
-func packLayer(note string, files []fileSpec) (*layer, error) {
+// packer keeps what it packed: images share layers, and packing them is what takes the time.
+type packer map[string]*layer // by the digest of what is unpacked
+
+// pack packs files in their order. Times are the beginning of time, so that content alone decides the digest.
+func (p packer) pack(note string, files []fileSpec) (*layer, error) {
 	var raw, packed bytes.Buffer
 	w := tar.NewWriter(&raw)
 	for _, f := range files {
@@ -50,6 +53,10 @@ func packLayer(note string, files []fileSpec) (*layer, error) {
 	if err := w.Close(); err != nil {
 		return nil, fmt.Errorf("pack: %w", err)
 	}
+	diffID := digestOf(raw.Bytes())
+	if l := p[diffID]; l != nil {
+		return l, nil
+	}
 	// The header has neither name nor time.
 	z := gzip.NewWriter(&packed)
 	if _, err := z.Write(raw.Bytes()); err != nil {
@@ -58,7 +65,8 @@ func packLayer(note string, files []fileSpec) (*layer, error) {
 	if err := z.Close(); err != nil {
 		return nil, fmt.Errorf("compress: %w", err)
 	}
-	return &layer{blob: newBlob(packed.Bytes()), note: note, diffID: digestOf(raw.Bytes()), unpackedSize: int64(raw.Len())}, nil
+	p[diffID] = &layer{blob: newBlob(packed.Bytes()), note: note, diffID: diffID, unpackedSize: int64(raw.Len())}
+	return p[diffID], nil
 }
 
 // withParents puts the folders before a file that lead to it.

@@ -48,6 +48,7 @@ type options struct {
 	created              time.Time
 	platforms            []platform
 	added                map[string][]addedFile // by the image's name
+	packed               packer
 }
 
 // addedFile is a file from this machine's disk that is put into an image, for tests.
@@ -114,7 +115,7 @@ func (o *options) image(s spec, stdout io.Writer) error {
 func mb(n int64) float64 { return float64(n) / 1e6 }
 
 func parse(args []string) (*options, error) {
-	o := &options{added: map[string][]addedFile{}}
+	o := &options{added: map[string][]addedFile{}, packed: packer{}}
 	f := flag.NewFlagSet("images", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "dist/images", "the folder that the archives are written to")
 	f.StringVar(&o.binaries, "binaries", "", "a folder with OS_ARCH/PROGRAM; they are compiled when it is not given")

@@ -105,12 +105,13 @@ type image struct {
 	entrypoint string
 	ports      []string
 	layers     []*layer
+	packer     packer
 
 	config, manifest blob // once it is sealed
 }
 
 func (img *image) addLayer(note string, files []fileSpec) error {
-	l, err := packLayer(note, files)
+	l, err := img.packer.pack(note, files)
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ type fileLayer struct{ path, source string }
 // build puts the image together for one platform: what changes least comes first, so that a new version shares most of
 // what was pulled before. It returns the bill of materials, too.
 func (s *spec) build(o *options, p platform, added []fileLayer) (*image, []byte, error) {
-	img := &image{platform: p, labels: s.labels(o), created: o.created, entrypoint: "/" + s.program, ports: s.ports}
+	img := &image{platform: p, labels: s.labels(o), created: o.created, entrypoint: "/" + s.program, ports: s.ports, packer: o.packed}
 	if err := img.addLayer("what programs look for", s.base); err != nil {
 		return nil, nil, err
 	}

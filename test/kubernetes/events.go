@@ -26,6 +26,7 @@ type result struct {
 	took time.Duration
 	note string
 	measured
+	silent   bool          // nothing was sent meanwhile, so there is nothing measured
 	moved    int           // sessions that moved
 	blackout time.Duration // the longest of them, as the cluster says
 }
@@ -47,12 +48,13 @@ func events() []event {
 		{"crash", "crash of a machine", (*test).spread, (*test).crash},
 		{"all-servers", "all server pods deleted at once, and with them all addresses", nil, (*test).deleteServers},
 		{"server-volume", "the volume of a server is lost", nil, (*test).loseServerVolume},
-		{"agent-volume", "the volume of a node agent is lost", nil, (*test).loseAgentVolume},
+		{"agent-volume", "the volume of a node agent with all 20 sessions is lost", (*test).crowd, (*test).loseAgentVolume},
 		{"scale-servers-up", "3 to 5 servers", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 5) }},
 		{"scale-servers-down", "5 to 3 servers", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 3) }},
 		{"scale-agents-up", "3 to 5 node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 5) }},
-		{"scale-agents-down", "5 to 2 node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 2) }},
+		{"scale-agents-down", "5 to 2 node agents, all 20 sessions on the last", (*test).crowd, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 2) }},
 		{"audit", "the ledgers are compared with what was accepted", nil, (*test).audit},
+		{"restore", "`cluster snapshot save`, and `restore`", nil, (*test).restore},
 		{"uninstall", "`helm uninstall`", nil, (*test).uninstall},
 	}
 }
@@ -74,7 +76,7 @@ func (t *test) happen(ctx context.Context, e event) error {
 		t.load.meter.mark()
 	}
 	begun := time.Now()
-	r := result{event: e}
+	r := result{event: e, silent: t.load == nil || t.audited || e.name == "audit"}
 	r.note, err = e.do(t, ctx)
 	r.took = time.Since(begun)
 	if t.load != nil {
@@ -87,6 +89,10 @@ func (t *test) happen(ctx context.Context, e event) error {
 		r.note = strings.TrimPrefix(r.note+"; "+failure(err), "; ")
 	}
 	t.results = append(t.results, r)
+	if r.silent {
+		say("%s; %s", round(r.took), r.note)
+		return err
+	}
 	say("%s; longest without an accepted message %s, for an answer %s; %d calls failed; %d sessions moved, blackout at most %s; %s",
 		round(r.took), round(r.gap), round(r.answer), r.failed, r.moved, round(r.blackout), r.note)
 	return err
@@ -329,16 +335,18 @@ func (t *test) drainOne(ctx context.Context, machine string) (time.Duration, err
 	return took, errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
 }
 
-// crowd moves all sessions to one node, so that the next event meets all of them.
+// crowd moves all sessions to one node, the last by name, so that what happens to it meets all of them: a StatefulSet that gets smaller
+// loses its last.
 func (t *test) crowd(ctx context.Context) error {
-	nodes, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
+	r, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{})
 	if err != nil {
 		return err
 	}
-	if len(nodes.GetNodes()) == 0 {
-		return errors.New("no node is healthy")
+	nodes := slices.DeleteFunc(r.GetNodes(), func(n *apiv1.Node) bool { return n.GetConnection() != "connected" || !n.GetSchedulable() })
+	if len(nodes) == 0 {
+		return errors.New("no node takes sessions")
 	}
-	target := nodes.GetNodes()[0].GetName()
+	target := slices.MaxFunc(nodes, func(a, b *apiv1.Node) int { return strings.Compare(a.GetName(), b.GetName()) }).GetName()
 	for _, id := range t.load.ids {
 		s, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: id})
 		if err != nil {

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/internal/fault"
 )
 
 // leader is the pod of the server that leads.
@@ -104,7 +106,9 @@ func (t *test) crash(ctx context.Context) (string, error) {
 	}
 	on := map[string]int{}
 	for _, s := range r.GetSessions() {
-		on[agents[s.GetNode()]]++
+		if slices.Contains(t.load.ids, s.GetId()) {
+			on[agents[s.GetNode()]]++
+		}
 	}
 	machine := slices.MaxFunc(machines(), func(a, b string) int { return on[a] - on[b] })
 	// The client goes on from another machine.
@@ -172,7 +176,7 @@ func (t *test) loseAgentVolume(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	pod := slices.Min(slices.Collect(maps.Keys(agents)))
+	pod := slices.Max(slices.Collect(maps.Keys(agents)))
 	return pod, errors.Join(t.loseVolume(ctx, pod, "agent"), t.settle(ctx))
 }
 
@@ -227,4 +231,58 @@ func (t *test) spread(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// restore goes back to a backup of a moment ago: what came since is gone, and everything else goes on, also a session that has moved since.
+func (t *test) restore(ctx context.Context) (string, error) {
+	backup := filepath.Join(t.state, "backup.snapshot")
+	agents, err := t.pods(ctx, "agent")
+	if err != nil {
+		return "", err
+	}
+	if _, err := t.orchctl(ctx, "cluster", "snapshot", "save", backup); err != nil {
+		return "", err
+	}
+	later, err := t.load.spawn(ctx, "after-the-backup")
+	if err != nil {
+		return "", err
+	}
+	moved, err := t.load.c.Sessions.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: t.load.ids[0], Wait: true})
+	if err != nil {
+		return "", err
+	}
+	if m := moved.GetSession().GetMigration(); m.GetState() != apiv1.Session_Migration_DONE {
+		return "", fmt.Errorf("the move of %s ended as %s: %s", t.load.ids[0], m.GetState(), m.GetError())
+	}
+	if _, err := t.orchctl(ctx, "cluster", "snapshot", "restore", backup, "--yes"); err != nil {
+		return "", err
+	}
+	// As docs/operating/kubernetes.md says: nodes forget what ran on them since.
+	_, err = t.kubectl(ctx, "-n", namespace, "delete", "pod", "--force", "--grace-period=0", "-l", "app.kubernetes.io/instance="+release+",app.kubernetes.io/component=agent")
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(t.awaitPods(ctx, "agent", len(agents)), t.settle(ctx)); err != nil {
+		return "", err
+	}
+	switch _, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: later.GetId()}); {
+	case err == nil:
+		return "", errors.New("a session that came after the backup is still known")
+	case !fault.Is(err, fault.NotFound):
+		return "", err
+	}
+	return "", t.answers(ctx)
+}
+
+// answers asks each ledger one more thing.
+func (t *test) answers(ctx context.Context) error {
+	for _, id := range t.load.ids {
+		call, cancel := context.WithTimeout(ctx, callLimit)
+		_, err := t.load.c.Sessions.SendMessage(call, &apiv1.SendMessageRequest{SessionId: id, Text: []byte("again 1"), Wait: true})
+		cancel()
+		if err != nil {
+			return fmt.Errorf("session %s: %w", id, err)
+		}
+	}
+	return nil
 }
