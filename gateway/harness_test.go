@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,8 @@ type alone struct {
 	conn  *grpc.ClientConn
 	admin string // a token
 	stop  func() // for good; once
+	gone  atomic.Bool
+	all   []*alone // the servers of its cluster
 	hub   *nodelink.Hub
 	api   *Server
 }
@@ -78,6 +81,9 @@ func startServers(t *testing.T, count int) []*alone {
 	servers := make([]*alone, count)
 	for i := range servers {
 		servers[i] = startServer(t, listeners[i], transports[i], voters, store)
+	}
+	for _, a := range servers {
+		a.all = servers
 	}
 	giveUp := time.After(20 * time.Second)
 	for {
@@ -149,6 +155,7 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 		t.Fatal(err)
 	}
 	a.stop = sync.OnceFunc(func() {
+		a.gone.Store(true)
 		_ = a.conn.Close()
 		api.Stop()
 		cancel()
@@ -179,7 +186,25 @@ func (a *alone) token(role auth.Role, namespace string) string {
 	a.do(&clusterv1.Command{Kind: &clusterv1.Command_CreateToken{CreateToken: &clusterv1.CreateToken{
 		Id: t.ID, Name: string(role), Role: string(role), Namespace: namespace, Hash: t.Hash(),
 	}}})
+	for _, o := range a.all { // each server knows the tokens that it has applied
+		o.eventually("it has caught up", func() bool { return o.gone.Load() || o.ops.Node.AppliedIndex() >= a.ops.Node.AppliedIndex() })
+	}
 	return t.Reveal()
+}
+
+// eventually waits for a condition.
+func (a *alone) eventually(what string, came func() bool) {
+	a.t.Helper()
+	patience := time.After(20 * time.Second)
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for !came() {
+		select {
+		case <-poll.C:
+		case <-patience:
+			a.t.Fatal("waited in vain until " + what)
+		}
+	}
 }
 
 // as is a call with a token.

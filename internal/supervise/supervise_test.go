@@ -101,9 +101,14 @@ func TestOneFailsTheOthersGoOn(t *testing.T) {
 func TestKeepsFailing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
+		var mu sync.Mutex
 		var starts []time.Duration
 		tree, stop := runs(t, Daemon{Name: "weak", Run: func(ctx context.Context) error {
-			if starts = append(starts, time.Since(begun)); len(starts) <= 2*(MaxRestarts+1)+3 {
+			mu.Lock()
+			starts = append(starts, time.Since(begun))
+			n := len(starts)
+			mu.Unlock()
+			if n <= 2*(MaxRestarts+1)+3 {
 				return errors.New("no disk")
 			}
 			return until(ctx)
@@ -117,6 +122,8 @@ func TestKeepsFailing(t *testing.T) {
 		if s, why := state(t, tree, "weak"), tree.Failing(); s.State != Running || s.Restarts != 2*(MaxRestarts+1)+3 || why != "" {
 			t.Errorf("%+v, and it says %q", s, why)
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		for i, at := range starts {
 			if pauses := i / (MaxRestarts + 1); at != time.Duration(pauses)*Pause {
 				t.Errorf("start %d was after %s", i, at)

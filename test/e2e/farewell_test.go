@@ -82,6 +82,7 @@ func TestAnAgentThatStopsIsDrained(t *testing.T) {
 		t.Fatalf("drained: %v", n)
 	}
 	t.Logf("drained in %s, the longest blackout %.0f ms", took, n.GetDrain().GetLongestBlackoutMs())
+	s.until("all have begun there", func(context.Context) bool { return watch.starts() >= 2*sessions }) // which they note a moment after they run
 	if got := watch.starts(); got != 2*sessions {
 		t.Errorf("%d starts of %d sessions that moved once", got, sessions)
 	}
