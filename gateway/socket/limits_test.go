@@ -289,6 +289,12 @@ func TestFallback(t *testing.T) {
 	if status, m = w.post("/v1/call_tool", "alice", "", call); status != 200 || m["from_cache"] != true {
 		t.Errorf("asked again: %d %v", status, m)
 	}
+	for range 2 { // a refusal for want of room is not kept
+		full := map[string]any{"session_id": session, "request_id": "full", "name": "fail", "arguments": map[string]string{"kind": "exhausted"}}
+		if status, m = w.post("/v1/call_tool", "alice", "", full); status != http.StatusTooManyRequests || m["from_cache"] != nil {
+			t.Errorf("full: %d %v", status, m)
+		}
+	}
 	// The same session by WebSocket.
 	p := w.hello("alice", session.(string))
 	p.call("1", "hold", map[string]string{"key": "k"})
