@@ -113,14 +113,14 @@ func TestWhoMayWhat(t *testing.T) {
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
 		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
 		"SessionService/ExportSession", "SessionService/ImportSession"})
-	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
+	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListDaemons", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})
 	admin := slices.Concat(operator, []string{"ClusterService/JoinMember", "ClusterService/RemoveMember", "ClusterService/RestoreSnapshot",
 		"ClusterService/TransferLeadership", "TokenService/CreateToken", "TokenService/ListTokens", "TokenService/RevokeToken", MethodLink})
 	for role, want := range map[Role][]string{
 		Viewer: viewer, Client: client, Operator: operator, Admin: admin, Node: {MethodLink},
-		Server: {"RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
+		Server: {"RelayService/GetServerDaemons", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
 	} {
 		slices.Sort(want)
 		if got := allowed(role); !slices.Equal(got, want) {

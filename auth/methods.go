@@ -74,6 +74,7 @@ var Methods = map[string]Rule{
 	apiv1.NodeService_RemoveNode_FullMethodName:   {Operate, ClusterWide},
 
 	apiv1.ClusterService_GetStatus_FullMethodName:          {Operate, ClusterWide},
+	apiv1.ClusterService_ListDaemons_FullMethodName:        {Operate, ClusterWide},
 	apiv1.ClusterService_ListMembers_FullMethodName:        {Operate, ClusterWide},
 	apiv1.ClusterService_SaveSnapshot_FullMethodName:       {Operate, ClusterWide},
 	apiv1.ClusterService_JoinMember_FullMethodName:         {Administer, ClusterWide},
@@ -85,8 +86,9 @@ var Methods = map[string]Rule{
 	apiv1.TokenService_ListTokens_FullMethodName:  {Administer, ClusterWide},
 	apiv1.TokenService_RevokeToken_FullMethodName: {Administer, ClusterWide},
 
-	clusterv1.RelayService_GetServerStats_FullMethodName: {Relay, ClusterWide},
-	clusterv1.RelayService_Link_FullMethodName:           {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerStats_FullMethodName:   {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerDaemons_FullMethodName: {Relay, ClusterWide},
+	clusterv1.RelayService_Link_FullMethodName:             {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

@@ -152,9 +152,11 @@ type forwarder struct {
 
 // local are methods that any server answers by itself.
 var local = map[string]bool{
-	apiv1.ClusterService_JoinMember_FullMethodName:       true,
-	clusterv1.RelayService_GetServerStats_FullMethodName: true,
-	clusterv1.RelayService_Link_FullMethodName:           true,
+	apiv1.ClusterService_JoinMember_FullMethodName:         true,
+	apiv1.ClusterService_ListDaemons_FullMethodName:        true,
+	clusterv1.RelayService_GetServerStats_FullMethodName:   true,
+	clusterv1.RelayService_GetServerDaemons_FullMethodName: true,
+	clusterv1.RelayService_Link_FullMethodName:             true,
 	// Their bytes come from this server as well as from another; what only the leader knows or may do, they ask it for.
 	apiv1.SessionService_ExportSession_FullMethodName:   true,
 	apiv1.SessionService_ImportSession_FullMethodName:   true,

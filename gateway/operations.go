@@ -35,7 +35,9 @@ type Options struct {
 	Auth   *auth.Authenticator
 	Peers  *Peers
 	// Chunks is the cluster's chunk store; nil for none, and then nothing is exported, imported or compared.
-	Chunks  chunks.Store
+	Chunks chunks.Store
+	// Daemons describes what runs in this server beside the calls; nil for nothing.
+	Daemons func() []*apiv1.Daemon
 	Version string
 	PID     int
 	Now     func() time.Time

@@ -83,7 +83,7 @@ func withTree(within string, files, bytes int, f func(c *captured) error) error 
 	if err := writeTree(c.dir, files, bytes); err != nil {
 		return err
 	}
-	if c.store, err = dir.Open(filepath.Join(work, "chunks"), dir.Options{}); err != nil {
+	if c.store, err = dir.Open(filepath.Join(work, "chunks"), dir.Options{Prepared: true}); err != nil {
 		return err
 	}
 	err = f(c)

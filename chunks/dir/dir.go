@@ -36,6 +36,8 @@ type Options struct {
 	MaxBytes int64
 	// Volatile leaves syncs out: what was put last may be lost with the power, and found damaged. For caches.
 	Volatile bool
+	// Prepared makes all directories when the store is opened, so that no put waits for one and its sync; else they come as they are needed.
+	Prepared bool
 	// Logger hears of damaged chunks and failing disks; nil is silence.
 	Logger *slog.Logger
 

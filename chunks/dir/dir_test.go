@@ -392,3 +392,24 @@ func BenchmarkPut(b *testing.B) {
 		}
 	}
 }
+
+// TestPrepared: all directories are there before the first put, also those that somebody took away.
+func TestPrepared(t *testing.T) {
+	path := t.TempDir()
+	for range 2 {
+		s, err := Open(path, Options{Prepared: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaves, err := filepath.Glob(filepath.Join(path, "[0-9a-f]", "[0-9a-f]"))
+		if err != nil || len(leaves) != 256 {
+			t.Errorf("%d directories for chunks, %v", len(leaves), err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(path, "a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -82,7 +82,13 @@ func (s *Store) prepare() (err error) {
 			return err
 		}
 	}
-	if err := s.makeLeaves(); err != nil {
+	made := map[string]struct{}{".": {}}
+	if s.opts.Prepared {
+		if err := s.makeLeaves(made); err != nil {
+			return err
+		}
+	}
+	if err := s.syncDirs(made); err != nil {
 		return err
 	}
 	return s.walk(context.Background(), chunk.ID{}, func(_ chunk.ID, info fs.FileInfo) error {
@@ -92,14 +98,9 @@ func (s *Store) prepare() (err error) {
 	})
 }
 
-// makeLeaves makes the directories that chunks lie in, so that no put waits for one and its sync; a volatile store syncs nothing, and makes
-// them when they are needed.
-func (s *Store) makeLeaves() error {
-	if s.opts.Volatile {
-		return nil
-	}
+// makeLeaves makes the directories that chunks lie in, and notes those that changed.
+func (s *Store) makeLeaves(changed map[string]struct{}) error {
 	const digits = "0123456789abcdef"
-	changed := map[string]struct{}{".": {}}
 	for _, outer := range digits {
 		for _, inner := range digits {
 			leaf := string(outer) + "/" + string(inner)
@@ -114,7 +115,7 @@ func (s *Store) makeLeaves() error {
 			changed[string(outer)] = struct{}{}
 		}
 	}
-	return s.syncDirs(changed)
+	return nil
 }
 
 // checkFormat refuses a directory of another layout, and marks a new one.

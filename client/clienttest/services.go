@@ -224,6 +224,21 @@ func (s *cluster) ListMembers(context.Context, *apiv1.ListMembersRequest) (*apiv
 	return &apiv1.ListMembersResponse{Members: s.c.copyMembers()}, nil
 }
 
+func (s *cluster) ListDaemons(context.Context, *apiv1.ListDaemonsRequest) (*apiv1.ListDaemonsResponse, error) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return &apiv1.ListDaemonsResponse{
+		Daemons: []*apiv1.Daemon{
+			{Server: "server-1", Name: "chunk-sweep", State: apiv1.Daemon_RUNNING, StateTime: s.c.stamp(), Goroutines: 1, ProcessMemoryBytes: 64 << 20},
+			{
+				Server: "server-2", Name: "chunk-repair", State: apiv1.Daemon_FAILING, StateTime: s.c.stamp(), Restarts: 6, LastError: "panic: out of bounds",
+				LastErrorTime: s.c.stamp(), QueueDepth: 3, QueueLimit: 100, ProcessMemoryBytes: 96 << 20,
+			},
+		},
+		Missing: map[string]string{"server-3": "connection refused"},
+	}, nil
+}
+
 func (s *cluster) JoinMember(context.Context, *apiv1.JoinMemberRequest) (*apiv1.JoinMemberResponse, error) {
 	return &apiv1.JoinMemberResponse{Joined: 1}, nil
 }

@@ -28,7 +28,7 @@ type Config struct {
 	Servers  []string          `yaml:"servers" help:"link addresses of servers; any will do, and the others are learned"`
 	Address  string            `yaml:"address" help:"where people reach this machine, only shown; by default the address that it has towards the servers"`
 	Labels   map[string]string `yaml:"labels" help:"what sessions may select this node by"`
-	Insecure bool              `yaml:"insecure" help:"allow servers beyond loopback without TLS, and metrics beyond loopback"`
+	Insecure bool              `yaml:"insecure" help:"allow servers beyond loopback without TLS, and others to read metrics and checkpoints in plain text"`
 
 	Capabilities struct {
 		Custom                []string     `yaml:"custom" help:"capabilities, as KEY or KEY=false; they win over what is found"`
@@ -69,6 +69,7 @@ type Config struct {
 	} `yaml:"checkpoints"`
 	Metrics struct {
 		Listen string `yaml:"listen" help:"host:port for /metrics, /health and /ready; none when empty"`
+		Public bool   `yaml:"public" help:"let other machines read them, in plain text and without a token"`
 	} `yaml:"metrics"`
 	Log struct {
 		Level  slog.Level          `yaml:"level" help:"debug, info, warn or error"`
@@ -127,10 +128,8 @@ func (c *Config) Validate() error {
 	if err := c.validateServers(); err != nil {
 		return err
 	}
-	if c.Metrics.Listen != "" {
-		if _, err := (auth.ListenPolicy{Insecure: c.Insecure}).Check("metrics.listen", c.Metrics.Listen); err != nil {
-			return err
-		}
+	if err := c.validateMetrics(); err != nil {
+		return err
 	}
 	if err := c.validateCheckpoints(); err != nil {
 		return err
@@ -196,6 +195,22 @@ func (c *Config) validateNumbers() error {
 		return config.Bad("sessions.drain_on_stop", "%s is not between %s and %s; 0 is for no drain", s.DrainOnStop, minDrainOnStop, maxDrainOnStop)
 	case s.MaxEndedKept < 1:
 		return config.Bad("sessions.max_ended_kept", "%d is not positive; logs of ended sessions are read from there", s.MaxEndedKept)
+	}
+	return nil
+}
+
+// validateMetrics: metrics are plain text, so who lets others read them says so.
+func (c *Config) validateMetrics() error {
+	m := c.Metrics
+	if m.Listen == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(m.Listen)
+	switch {
+	case err != nil:
+		return config.Bad("metrics.listen", "%q is not host:port: %v", m.Listen, err)
+	case !auth.IsLoopback(host) && !m.Public && !c.Insecure:
+		return config.Bad("metrics.listen", "%s can be reached from other machines, in plain text and without a token; set metrics.public: true where that is meant, or listen on 127.0.0.1", m.Listen)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func TestRefusals(t *testing.T) {
 		"capability":          {[]string{"run", "--capabilities-custom", "gpu=maybe"}, exitcode.Usage, "is not KEY, KEY=true or KEY=false"},
 		"tiny log":            {[]string{"run", "--sessions-output-log-bytes", "1KiB"}, exitcode.Usage, "is below 64KiB"},
 		"a drain for ever":    {[]string{"run", "--sessions-drain-on-stop", "169h"}, exitcode.Usage, "sessions.drain_on_stop: 169h0m0s is not between 1s and 168h0m0s"},
-		"metrics for all":     {[]string{"run", "--metrics-listen", "0.0.0.0:9078"}, exitcode.Usage, "metrics.listen"},
+		"metrics for all":     {[]string{"run", "--metrics-listen", "0.0.0.0:9078"}, exitcode.Usage, "metrics.public: true"},
 		"metrics port taken":  {[]string{"run", data, "--metrics-listen", taken.Addr().String()}, exitcode.Usage, "choose another port"},
 		"token file":          {[]string{"run", data, "--token-file", filepath.Join(dir, "none")}, exitcode.Usage, "token_file"},
 		"token":               {[]string{"run", data, "--token-file", file("token", "hunter2")}, exitcode.Usage, "orch_<id>_<secret>"},

@@ -26,5 +26,5 @@ func notYet(what string) error {
 
 // laterGroups are the commands that the model gateway will bring.
 func (a *app) laterGroups() []*cobra.Command {
-	return []*cobra.Command{a.later("providers list", "model providers"), a.later("daemons list", "daemons")}
+	return []*cobra.Command{a.later("providers list", "model providers")}
 }

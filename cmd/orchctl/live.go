@@ -119,7 +119,9 @@ func (v *live) color(c text.Color, s string) string {
 }
 
 // percent is a bar with its share in figures.
-func (v *live) percent(share float64) string { return v.bar(share) + fmt.Sprintf(" %3.0f%%", share*100) }
+func (v *live) percent(share float64) string {
+	return v.bar(share) + fmt.Sprintf(" %3.0f%%", share*100)
+}
 
 // question asks whoever looks on, after Ctrl-C, what is to become of what goes on.
 type question struct {

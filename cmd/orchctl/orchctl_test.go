@@ -128,7 +128,6 @@ func TestExitCodes(t *testing.T) {
 		{"sessions spawn --pause-after 5m --protocol none -- run", "takes no messages", 2},
 		{"sessions import f.tar.zst --dry-run", "read the archive", 2},
 		{"providers list -o json", "model providers: not in this release", 1},
-		{"daemons", "not in this release", 1},
 		{"sessions get nobody", `there is no session "nobody"`, 3},
 		{"sessions send nobody x", `sessions send nobody: there is no session`, 3},
 		{"nodes cordon nobody", `there is no node "nobody"`, 3},

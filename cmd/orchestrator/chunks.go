@@ -56,7 +56,7 @@ type chunkStore struct {
 
 // openChunks opens the directory; the rest follows the members.
 func openChunks(cfg Config, secret string, peer *tls.Config, members func() ([]cluster.Member, error), log *slog.Logger) (*chunkStore, error) {
-	local, err := dir.Open(filepath.Join(cfg.DataDir, "chunks"), dir.Options{MaxBytes: int64(cfg.Chunks.MaxBytes), Logger: log})
+	local, err := dir.Open(filepath.Join(cfg.DataDir, "chunks"), dir.Options{MaxBytes: int64(cfg.Chunks.MaxBytes), Prepared: true, Logger: log})
 	if err != nil {
 		return nil, err
 	}

@@ -46,8 +46,12 @@ func (s *server) httpServers(tlsConfig *tls.Config) (link, user *http.Server) {
 	return serverOf(linkMux), serverOf(userMux)
 }
 
-// health says that the process is alive.
+// health says whether the server is alive: a restart would help when it is not.
 func (s *server) health(w http.ResponseWriter, _ *http.Request) {
+	if why := s.pulse.wedged(); why != "" {
+		answer(w, http.StatusServiceUnavailable, map[string]any{"status": "wedged", "server": s.cfg.Name, "reason": why})
+		return
+	}
 	answer(w, http.StatusOK, map[string]any{"status": "ok", "server": s.cfg.Name})
 }
 
@@ -76,6 +80,8 @@ func (s *server) isReady() (ok bool, why string) {
 		return false, "the cluster has no leader that this server knows"
 	case !s.level.found():
 		return false, "the server has not caught up with the leader since it started"
+	case s.daemons.Failing() != "":
+		return false, s.daemons.Failing()
 	default:
 		return true, ""
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/neolith/orchestrator/gateway/mcp"
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/router"
@@ -88,6 +89,8 @@ type server struct {
 	fatal    chan error
 	stopping atomic.Bool // it was told to stop
 	level    level       // whether its state has caught up since it started
+	pulse    pulse       // whether it still applies what is committed
+	daemons  *supervise.Tree
 }
 
 type listeners struct{ raft, grpc, link, client net.Listener }
@@ -222,8 +225,10 @@ func (s *server) build(ctx context.Context) error {
 	s.upkeep = &upkeep{chunks: s.chunks, view: s.store.View, node: s.node, log: s.log, repairBytesPerSecond: int64(cfg.Chunks.RepairBytesPerSecond)}
 	s.ops = gateway.NewOperations(gateway.Options{
 		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
+		Daemons: s.daemonProtos,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
+	s.superviseParts()
 	s.metrics, s.registry = newMetrics(s, build)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
@@ -337,12 +342,14 @@ func (s *server) run(ctx context.Context) error {
 	}
 	running, stop := context.WithCancel(context.Background())
 	defer stop()
-	wait.Go(func() { s.ops.Run(running) })
-	wait.Go(func() { s.followLeader(running) })
-	wait.Go(func() { s.upkeep.run(running) })
-	wait.Go(func() { s.level.find(running, s.node, s.peers) })
-	nodeDone := make(chan struct{})
-	go func() { defer close(nodeDone); _ = s.node.Run(running) }()
+	background := make(chan struct{}) // closed when nothing of it runs any more
+	go func() {
+		defer close(background)
+		var both sync.WaitGroup
+		both.Go(func() { s.daemons.Run(running) })
+		_ = s.node.Run(running)
+		both.Wait()
+	}()
 	serve("grpc", func() error { return s.api.Serve(s.listeners.grpc) })
 	serve("link", func() error { return s.linkHTTP.Serve(s.listeners.link) })
 	serve("client", func() error { return s.userHTTP.Serve(s.listeners.client) })
@@ -354,14 +361,14 @@ func (s *server) run(ctx context.Context) error {
 	case err = <-s.fatal:
 		s.log.Error("stopping", "error", err)
 	}
-	s.shutdown(stop, nodeDone)
+	s.shutdown(stop, background)
 	wait.Wait()
 	return err
 }
 
 // shutdown ends what newServer built, in the reverse order: first it is out of service, so that others are asked; then the leadership
 // is handed over; then what is under way ends, and who is linked goes elsewhere; then the rest.
-func (s *server) shutdown(stop func(), nodeDone <-chan struct{}) {
+func (s *server) shutdown(stop func(), background <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTime)
 	defer cancel()
 	s.stopping.Store(true)
@@ -383,7 +390,7 @@ func (s *server) shutdown(stop func(), nodeDone <-chan struct{}) {
 	_ = s.userHTTP.Shutdown(ctx)
 	_ = s.userHTTP.Close()
 	stop()
-	<-nodeDone
+	<-background
 	s.closeParts()
 	s.log.Info("stopped")
 }

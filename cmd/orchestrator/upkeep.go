@@ -18,6 +18,7 @@ import (
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
 	"github.com/neolith/orchestrator/session"
@@ -106,16 +107,16 @@ func (u *upkeep) note(f func(*upkeepStats)) {
 	f(&u.stats)
 }
 
-// run works until ctx ends.
-func (u *upkeep) run(ctx context.Context) {
-	var wait sync.WaitGroup
-	wait.Go(func() { every(ctx, sweepEvery, u.sweepDir) })
-	if u.chunks.bucket != nil {
-		wait.Go(func() { every(ctx, bucketSweepEvery, u.sweepBucket) })
-	} else {
-		wait.Go(func() { every(ctx, repairEvery, u.repair) })
+// daemons are what a server runs for it.
+func (u *upkeep) daemons() []supervise.Daemon {
+	daemon := func(name string, interval time.Duration, do func(context.Context)) supervise.Daemon {
+		return supervise.Daemon{Name: name, Run: func(ctx context.Context) error { every(ctx, interval, do); return nil }}
 	}
-	wait.Wait()
+	out := []supervise.Daemon{daemon("chunk-sweep", sweepEvery, u.sweepDir)}
+	if u.chunks.bucket != nil {
+		return append(out, daemon("bucket-sweep", bucketSweepEvery, u.sweepBucket))
+	}
+	return append(out, daemon("chunk-repair", repairEvery, u.repair))
 }
 
 func every(ctx context.Context, interval time.Duration, do func(context.Context)) {

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,12 +24,14 @@ import (
 )
 
 const (
+	// As the chart's README says.
 	namespace = "agents"
-	release   = "orchestrator"
+	release   = "agents"
+	full      = "agents-orchestrator" // what objects of the release begin with
 	chart     = "deploy/helm/orchestrator"
 	// Where the scripts put what: see env.sh.
 	controlNetns = "okube-cp"
-	clientNetns  = "okube-n1" // a machine of the cluster, whose kube-proxy knows the Services
+	machineNetns = "okube-" // and the machine's name
 	tagA, tagB   = "test-a", "test-b"
 	commandLimit = 15 * time.Minute
 	// The default of env.sh.
@@ -38,7 +41,8 @@ const (
 // cluster is the Kubernetes cluster, and the folder of the source.
 type cluster struct {
 	tools, state string
-	values       []string // of the release, as arguments of helm
+	values       []string     // of the release, as arguments of helm
+	clientOn     atomic.Value // string: the machine from whose network the client dials; its kube-proxy knows the Services
 }
 
 func newCluster() *cluster {
@@ -56,6 +60,7 @@ func newCluster() *cluster {
 		tools: or(os.Getenv("KUBERNETES_TOOLS"), filepath.Join(wd, ".tools", "kubernetes")),
 		state: or(os.Getenv("KUBERNETES_STATE"), filepath.Join(os.TempDir(), "orchestrator-kubernetes")),
 	}
+	c.clientOn.Store("n1")
 	return c
 }
 
@@ -102,10 +107,10 @@ func (c *cluster) up(ctx context.Context) error {
 }
 
 // gather keeps what explains a failure: the state of the pods, and their logs.
-func (c *cluster) gather() {
+func (c *cluster) gather(event string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	dir := filepath.Join("dist", "kubernetes", "failure")
+	dir := filepath.Join("dist", "kubernetes", "failed-"+event)
 	_ = os.RemoveAll(dir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return
@@ -118,6 +123,9 @@ func (c *cluster) gather() {
 		_ = os.WriteFile(filepath.Join(dir, name), []byte(out), 0o644)
 	}
 	keep("objects.txt", "-n", namespace, "get", "all,pvc,pdb,events", "-o", "wide")
+	members, err := c.orchctl(ctx, "cluster", "members", "-o", "yaml")
+	more, err2 := c.orchctl(ctx, "sessions", "list", "-o", "yaml")
+	_ = os.WriteFile(filepath.Join(dir, "cluster.txt"), []byte(fmt.Sprint(members, err, more, err2)), 0o644)
 	keep("describe.txt", "-n", namespace, "describe", "pods")
 	pods, _ := c.kubectl(ctx, "-n", namespace, "get", "pods", "-o", "name")
 	for _, pod := range strings.Fields(pods) {
@@ -180,6 +188,27 @@ func (c *cluster) read(ctx context.Context, what, path string) (string, error) {
 	return c.kubectl(ctx, "-n", namespace, "get", what, "-o", "jsonpath="+path)
 }
 
+// readme is what the chart's README says to type for an installation.
+func readme() (lines [][]string, err error) {
+	b, err := os.ReadFile(filepath.Join(chart, "README.md"))
+	if err != nil {
+		return nil, err
+	}
+	_, text, _ := strings.Cut(string(b), "\n## Install\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	for line := range strings.Lines(text) {
+		if command, ok := strings.CutPrefix(line, "    "); ok {
+			lines = append(lines, strings.Fields(command))
+		}
+	}
+	return lines, nil
+}
+
+// typed runs a line of the README.
+func (c *cluster) typed(ctx context.Context, words []string, more ...string) (string, error) {
+	return c.tool(ctx, append(append([]string{filepath.Join(c.tools, "bin", words[0])}, words[1:]...), more...)...)
+}
+
 // object decodes an object, or a list of them.
 func (c *cluster) object(ctx context.Context, into any, args ...string) error {
 	out, err := c.kubectl(ctx, append([]string{"-n", namespace, "get", "-o", "json"}, args...)...)
@@ -219,7 +248,7 @@ func (c *cluster) pods(ctx context.Context, component string) (map[string]string
 
 // awaitPods waits until a component has so many pods, all of them ready.
 func (c *cluster) awaitPods(ctx context.Context, component string, n int) error {
-	return poll(ctx, 5*time.Minute, fmt.Sprintf("%d %s pods are ready", n, component), func() (bool, error) {
+	return poll(ctx, 5*time.Minute, fmt.Sprintf("%d %s pods are ready", n, component), func(ctx context.Context) (bool, error) {
 		have, err := c.pods(ctx, component)
 		return len(have) == n, err
 	})
@@ -246,22 +275,20 @@ func processOf(pod, program string) (int, error) {
 
 func kill(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
 
-// dialIn makes connections from a network namespace. The thread that entered it is given up with its goroutine.
-func dialIn(netns string) func(ctx context.Context, address string) (net.Conn, error) {
-	return func(ctx context.Context, address string) (net.Conn, error) {
-		type made struct {
-			conn net.Conn
-			err  error
-		}
-		done := make(chan made, 1)
-		go func() {
-			runtime.LockOSThread() // and never unlocked
-			conn, err := dialFrom(ctx, netns, address)
-			done <- made{conn, err}
-		}()
-		m := <-done
-		return m.conn, m.err
+// dial makes a connection from a machine's network. The thread that entered it is given up with its goroutine.
+func (c *cluster) dial(ctx context.Context, address string) (net.Conn, error) {
+	type made struct {
+		conn net.Conn
+		err  error
 	}
+	done := make(chan made, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		conn, err := dialFrom(ctx, machineNetns+c.clientOn.Load().(string), address)
+		done <- made{conn, err}
+	}()
+	m := <-done
+	return m.conn, m.err
 }
 
 func dialFrom(ctx context.Context, netns, address string) (net.Conn, error) {
@@ -279,16 +306,16 @@ func dialFrom(ctx context.Context, netns, address string) (net.Conn, error) {
 }
 
 // poll asks until the answer is yes; errors of single questions are asked again.
-func poll(ctx context.Context, limit time.Duration, what string, yes func() (bool, error)) error {
+func poll(ctx context.Context, limit time.Duration, what string, yes func(ctx context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error
 	for {
-		ok, err := yes()
+		ok, err := yes(ctx)
 		if err == nil && ok {
 			return nil
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
 			last = err
 		}
 		select {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 // event is one thing that happens.
 type event struct {
 	name, title string
+	prepare     func(*test, context.Context) error // before anything is measured; may be nil
 	do          func(*test, context.Context) (note string, err error)
 }
 
@@ -33,29 +33,39 @@ type result struct {
 // events are all, in their order.
 func events() []event {
 	return []event{
-		{"install", "`helm install`, until the first session runs", (*test).install},
-		{"helm-test", "`helm test`", (*test).helmTest},
-		{"orchctl", "`orchctl --kube-release` from outside", (*test).outside},
-		{"roll-servers", "rolling restart of the servers", func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "server") }},
-		{"roll-agents", "rolling restart of the node agents", func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "agent") }},
-		{"upgrade", "`helm upgrade` to another image", (*test).upgrade},
-		{"rollback", "`helm rollback`", (*test).rollback},
-		{"drain", "`kubectl drain` of each machine in turn", (*test).drain},
-		{"delete-leader", "`kubectl delete pod --force` of the leader", (*test).deleteLeader},
-		{"kill-agent", "`kill -9` of a node agent", (*test).killAgent},
-		{"crash", "crash of a machine", (*test).crash},
-		{"scale-servers-up", "3 to 5 servers", func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 5) }},
-		{"scale-servers-down", "5 to 3 servers", func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 3) }},
-		{"scale-agents-up", "3 to 5 node agents", func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 5) }},
-		{"scale-agents-down", "5 to 2 node agents", func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 2) }},
-		{"audit", "the ledgers are compared with what was accepted", (*test).audit},
-		{"uninstall", "`helm uninstall`", (*test).uninstall},
+		{"install", "`helm install`, until the first session runs", nil, (*test).install},
+		{"helm-test", "`helm test`", nil, (*test).helmTest},
+		{"orchctl", "`orchctl --kube-release` from outside", nil, (*test).outside},
+		{"roll-servers", "rolling restart of the servers", nil, func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "server") }},
+		{"roll-agents", "rolling restart of the node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "agent") }},
+		{"upgrade", "`helm upgrade` to another image", nil, (*test).upgrade},
+		{"rollback", "`helm rollback`", nil, (*test).rollback},
+		{"drain", "`kubectl drain` of each machine in turn", nil, (*test).drain},
+		{"drain-crowd", "`kubectl drain` of a machine with all 20 sessions", (*test).crowd, (*test).drainCrowd},
+		{"delete-leader", "`kubectl delete pod --force` of the leader", nil, (*test).deleteLeader},
+		{"kill-agent", "`kill -9` of a node agent", nil, (*test).killAgent},
+		{"crash", "crash of a machine", (*test).spread, (*test).crash},
+		{"all-servers", "all server pods deleted at once, and with them all addresses", nil, (*test).deleteServers},
+		{"server-volume", "the volume of a server is lost", nil, (*test).loseServerVolume},
+		{"agent-volume", "the volume of a node agent is lost", nil, (*test).loseAgentVolume},
+		{"scale-servers-up", "3 to 5 servers", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 5) }},
+		{"scale-servers-down", "5 to 3 servers", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleServers(ctx, 3) }},
+		{"scale-agents-up", "3 to 5 node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 5) }},
+		{"scale-agents-down", "5 to 2 node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.scaleAgents(ctx, 2) }},
+		{"audit", "the ledgers are compared with what was accepted", nil, (*test).audit},
+		{"uninstall", "`helm uninstall`", nil, (*test).uninstall},
 	}
 }
 
 // happen runs one event and measures it, until everything is as it should be again.
 func (t *test) happen(ctx context.Context, e event) error {
 	step("%s", strings.ReplaceAll(e.title, "`", ""))
+	if e.prepare != nil {
+		if err := e.prepare(t, ctx); err != nil {
+			t.results = append(t.results, result{event: e, note: failure(err)})
+			return err
+		}
+	}
 	before, err := t.epochs(ctx)
 	if err != nil {
 		return err
@@ -74,7 +84,7 @@ func (t *test) happen(ctx context.Context, e event) error {
 		r.moved, r.blackout, err = t.moves(ctx, before)
 	}
 	if err != nil {
-		r.note = strings.TrimSpace(r.note + "; failed: " + err.Error())
+		r.note = strings.TrimPrefix(r.note+"; "+failure(err), "; ")
 	}
 	t.results = append(t.results, r)
 	say("%s; longest without an accepted message %s, for an answer %s; %d calls failed; %d sessions moved, blackout at most %s; %s",
@@ -82,9 +92,12 @@ func (t *test) happen(ctx context.Context, e event) error {
 	return err
 }
 
+// failure is an error as a note.
+func failure(err error) string { return "FAILED: " + strings.Join(strings.Fields(err.Error()), " ") }
+
 // epochs are those of the sessions, by id; nil before there are any.
 func (t *test) epochs(ctx context.Context) (map[string]uint32, error) {
-	if t.load == nil || t.load.c == nil || t.verdict.found > 0 {
+	if t.load == nil || t.load.c == nil || t.audited {
 		return nil, nil
 	}
 	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
@@ -100,7 +113,7 @@ func (t *test) epochs(ctx context.Context) (map[string]uint32, error) {
 
 // moves counts the sessions that moved since, and finds the longest blackout of their last moves.
 func (t *test) moves(ctx context.Context, before map[string]uint32) (n int, longest time.Duration, err error) {
-	if before == nil || t.verdict.found > 0 {
+	if before == nil || t.audited {
 		return 0, 0, nil
 	}
 	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
@@ -119,7 +132,7 @@ func (t *test) moves(ctx context.Context, before map[string]uint32) (n int, long
 
 // settle waits until all ledgers run and have no backlog.
 func (t *test) settle(ctx context.Context) error {
-	return poll(ctx, 3*time.Minute, "all sessions run", func() (bool, error) {
+	return poll(ctx, 3*time.Minute, "all sessions run", func(ctx context.Context) (bool, error) {
 		r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
 		if err != nil {
 			return false, err
@@ -134,48 +147,69 @@ func (t *test) settle(ctx context.Context) error {
 	})
 }
 
-// install installs the chart as its README says, and waits for the first session to run.
+// install types what the chart's README says, and waits for the first session to run.
 func (t *test) install(ctx context.Context) (string, error) {
-	if _, err := t.kubectl(ctx, "create", "namespace", namespace); err != nil {
-		return "", err
-	}
-	// What a careful administrator would have set.
-	if _, err := t.kubectl(ctx, "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"); err != nil {
-		return "", err
-	}
-	t.values = []string{"--set-string", "image.tag=" + tagA, "--set", "agent.drainOnStop=2m"}
-	begun := time.Now()
-	if _, err := t.helm(ctx, append([]string{"install", release, chart}, t.values...)...); err != nil {
-		return "", err
-	}
-	c, err := t.connect(ctx)
+	lines, err := readme()
 	if err != nil {
 		return "", err
 	}
-	t.load = &load{c: c}
-	err = poll(ctx, 3*time.Minute, "the first session runs", func() (bool, error) {
+	t.values = []string{"--set-string", "image.tag=" + tagA}
+	var first, all time.Duration
+	for _, words := range lines {
+		switch command := strings.Join(words[:min(2, len(words))], " "); command {
+		case "helm install":
+			if first, all, err = t.helmInstall(ctx, words); err != nil {
+				return "", err
+			}
+		case "helm test":
+			t.testLine = words
+		default:
+			if _, err := t.typed(ctx, words); err != nil {
+				return "", err
+			}
+		}
+	}
+	if first == 0 || t.testLine == nil {
+		return "", errors.New("the README of the chart has no `helm install` and `helm test` below Install")
+	}
+	if err := errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3)); err != nil {
+		return "", err
+	}
+	if err := t.load.start(ctx); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("first session RUNNING after %s, helm done after %s", round(first), round(all)), nil
+}
+
+// helmInstall runs `helm install`, and meanwhile tries to spawn a session.
+func (t *test) helmInstall(ctx context.Context, words []string) (first, all time.Duration, err error) {
+	begun := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		_, err := t.typed(ctx, words, t.values...)
+		all = time.Since(begun)
+		done <- err
+	}()
+	err = poll(ctx, 3*time.Minute, "the first session runs", func(ctx context.Context) (bool, error) {
+		if t.load == nil {
+			c, err := t.connect(ctx)
+			if err != nil {
+				return false, err
+			}
+			t.load = &load{c: c}
+		}
 		s, err := t.load.spawn(ctx, "ledger-01")
 		if err == nil {
 			t.load.ids = []string{s.GetId()}
 		}
 		return err == nil, err
 	})
-	if err != nil {
-		return "", err
-	}
-	first := time.Since(begun)
-	if err := errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3)); err != nil {
-		return "", err
-	}
-	all := time.Since(begun)
-	if err := t.load.start(ctx); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("first session RUNNING after %s, all pods ready after %s", round(first), round(all)), nil
+	first = time.Since(begun)
+	return first, all, errors.Join(<-done, err)
 }
 
 func (t *test) helmTest(ctx context.Context) (string, error) {
-	out, err := t.helm(ctx, "test", release, "--timeout", "3m")
+	out, err := t.typed(ctx, t.testLine)
 	if err != nil {
 		return "", err
 	}
@@ -194,8 +228,8 @@ func (t *test) outside(ctx context.Context) (string, error) {
 		return "", err
 	}
 	took := time.Since(begun)
-	if n := strings.Count(out, "session/"); n < sessions {
-		return "", fmt.Errorf("it lists %d sessions: %s", n, out)
+	if n := len(strings.Fields(out)); n < sessions {
+		return "", fmt.Errorf("it lists %d sessions", n)
 	}
 	if out, err = t.orchctl(ctx, "doctor"); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
@@ -206,7 +240,7 @@ func (t *test) outside(ctx context.Context) (string, error) {
 // roll restarts all pods of a component, one after the other.
 func (t *test) roll(ctx context.Context, component string) (string, error) {
 	return "", t.rolled(ctx, func() error {
-		_, err := t.kubectl(ctx, "-n", namespace, "rollout", "restart", "statefulset/"+release+"-"+component)
+		_, err := t.kubectl(ctx, "-n", namespace, "rollout", "restart", "statefulset/"+full+"-"+component)
 		return err
 	}, component)
 }
@@ -217,7 +251,7 @@ func (t *test) rolled(ctx context.Context, do func() error, components ...string
 		return err
 	}
 	for _, c := range components {
-		if _, err := t.kubectl(ctx, "-n", namespace, "rollout", "status", "statefulset/"+release+"-"+c, "--timeout=12m"); err != nil {
+		if _, err := t.kubectl(ctx, "-n", namespace, "rollout", "status", "statefulset/"+full+"-"+c, "--timeout=12m"); err != nil {
 			return err
 		}
 	}
@@ -272,143 +306,88 @@ func (t *test) version(ctx context.Context, want string) (string, error) {
 // drain empties one machine after the other, as before its maintenance.
 func (t *test) drain(ctx context.Context) (string, error) {
 	var took []string
-	for _, machine := range []string{"n1", "n2", "n3"} {
-		begun := time.Now()
-		if _, err := t.kubectl(ctx, "drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=10m"); err != nil {
+	for _, machine := range machines() {
+		d, err := t.drainOne(ctx, machine)
+		if err != nil {
 			return "", err
 		}
-		took = append(took, round(time.Since(begun)).String())
-		if _, err := t.kubectl(ctx, "uncordon", machine); err != nil {
-			return "", err
-		}
-		if err := errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx)); err != nil {
-			return "", err
-		}
+		took = append(took, round(d).String())
 	}
-	return "took " + strings.Join(took, ", "), nil
+	return "the drains took " + strings.Join(took, ", "), nil
 }
 
-// leader is the pod of the server that leads.
-func (t *test) leader(ctx context.Context) (string, error) {
-	members, err := t.load.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
-	if err != nil {
-		return "", err
-	}
-	for _, m := range members.GetMembers() {
-		if m.GetRole() == apiv1.Member_LEADER {
-			return m.GetId(), nil
-		}
-	}
-	return "", errors.New("no server leads")
-}
-
-func (t *test) deleteLeader(ctx context.Context) (string, error) {
-	pod, err := t.leader(ctx)
-	if err != nil {
-		return "", err
-	}
-	if _, err := t.kubectl(ctx, "-n", namespace, "delete", "pod", pod, "--force", "--grace-period=0"); err != nil {
-		return "", err
-	}
-	return pod, errors.Join(t.awaitPods(ctx, "server", 3), t.settle(ctx))
-}
-
-// killAgent kills the agent of the node with the most sessions. It is the first process of its container: its sessions end with it.
-func (t *test) killAgent(ctx context.Context) (string, error) {
-	nodes, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{})
-	if err != nil {
-		return "", err
-	}
-	victim := slices.MaxFunc(nodes.GetNodes(), func(a, b *apiv1.Node) int { return int(a.GetSessions()) - int(b.GetSessions()) })
-	pid, err := processOf(victim.GetName(), "/node-agent")
-	if err != nil {
-		return "", err
-	}
-	before, err := t.epochs(ctx)
-	if err != nil {
-		return "", err
-	}
+// drainOne empties a machine, and waits until everything runs elsewhere.
+func (t *test) drainOne(ctx context.Context, machine string) (time.Duration, error) {
 	begun := time.Now()
-	if err := kill(pid); err != nil {
-		return "", err
-	}
-	n := int(victim.GetSessions())
-	if err := t.restored(ctx, before, n); err != nil {
-		return "", err
+	if _, err := t.kubectl(ctx, "drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=10m"); err != nil {
+		return 0, err
 	}
 	took := time.Since(begun)
-	return fmt.Sprintf("%s had %d sessions; they ran again after %s", victim.GetName(), n, round(took)),
-		errors.Join(t.awaitPods(ctx, "agent", 3), t.settle(ctx))
+	if _, err := t.kubectl(ctx, "uncordon", machine); err != nil {
+		return 0, err
+	}
+	return took, errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
 }
 
-// restored waits until at least n sessions run under newer epochs, and all run.
-func (t *test) restored(ctx context.Context, before map[string]uint32, n int) error {
-	return poll(ctx, 3*time.Minute, "the sessions run again", func() (bool, error) {
-		r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
+// crowd moves all sessions to one node, so that the next event meets all of them.
+func (t *test) crowd(ctx context.Context) error {
+	nodes, err := t.load.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
+	if err != nil {
+		return err
+	}
+	if len(nodes.GetNodes()) == 0 {
+		return errors.New("no node is healthy")
+	}
+	target := nodes.GetNodes()[0].GetName()
+	for _, id := range t.load.ids {
+		s, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: id})
 		if err != nil {
-			return false, err
+			return err
 		}
-		again, all := 0, true
-		for _, s := range r.GetSessions() {
-			if !slices.Contains(t.load.ids, s.GetId()) {
-				continue
-			}
-			all = all && s.GetPhase() == apiv1.Session_RUNNING
-			if s.GetEpoch() > before[s.GetId()] {
-				again++
-			}
+		if s.GetSession().GetNode() == target {
+			continue
 		}
-		return all && again >= n, nil
-	})
+		r, err := t.load.c.Sessions.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: id, Target: target, Wait: true})
+		if err != nil {
+			return err
+		}
+		if m := r.GetSession().GetMigration(); m.GetState() != apiv1.Session_Migration_DONE {
+			return fmt.Errorf("the move of %s ended as %s: %s", id, m.GetState(), m.GetError())
+		}
+	}
+	return nil
 }
 
-// crash cuts the power of a machine, and gives it back.
-func (t *test) crash(ctx context.Context) (string, error) {
-	const machine, number = "n3", "3" // not the one whose network the client is in
+// drainCrowd empties the machine on whose node all sessions are.
+func (t *test) drainCrowd(ctx context.Context) (string, error) {
+	s, err := t.load.c.Sessions.GetSession(ctx, &apiv1.GetSessionRequest{Id: t.load.ids[0]})
+	if err != nil {
+		return "", err
+	}
 	agents, err := t.pods(ctx, "agent")
 	if err != nil {
 		return "", err
 	}
-	servers, err := t.pods(ctx, "server")
-	if err != nil {
-		return "", err
-	}
-	lost := 0
-	r, err := t.load.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
-	if err != nil {
-		return "", err
-	}
-	for _, s := range r.GetSessions() {
-		if agents[s.GetNode()] == machine {
-			lost++
-		}
-	}
-	before, err := t.epochs(ctx)
-	if err != nil {
-		return "", err
-	}
-	begun := time.Now()
-	if err := t.script(ctx, "node.sh", "crash", number); err != nil {
-		return "", err
-	}
-	if err := t.restored(ctx, before, lost); err != nil {
-		return "", err
-	}
-	took := time.Since(begun)
-	on := func(pods map[string]string) []string {
-		return slices.Sorted(maps.Keys(maps.Collect(func(yield func(string, bool) bool) {
-			for pod, m := range pods {
-				if m == machine && !yield(pod, true) {
-					return
-				}
+	node := s.GetSession().GetNode()
+	took, err := t.drainOne(ctx, agents[node])
+	return fmt.Sprintf("%s had them; the drain took %s", node, round(took)), err
+}
+
+// machines are the nodes, as Kubernetes calls them.
+func machines() []string { return []string{"n1", "n2", "n3"} }
+
+// voters waits until the cluster has so many members, all of them voters.
+func (t *test) voters(ctx context.Context, n int) error {
+	return poll(ctx, 3*time.Minute, fmt.Sprintf("the cluster has %d voters", n), func(ctx context.Context) (bool, error) {
+		r, err := t.load.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
+		voters := 0
+		for _, m := range r.GetMembers() {
+			if m.GetRole() == apiv1.Member_LEADER || m.GetRole() == apiv1.Member_FOLLOWER {
+				voters++
 			}
-		})))
-	}
-	note := fmt.Sprintf("%s had %s and %d sessions; they ran again after %s", machine, strings.Join(append(on(servers), on(agents)...), ", "), lost, round(took))
-	if err := t.script(ctx, "node.sh", "start", number); err != nil {
-		return note, err
-	}
-	return note, errors.Join(t.awaitPods(ctx, "server", 3), t.awaitPods(ctx, "agent", 3), t.settle(ctx))
+		}
+		return voters == n && len(r.GetMembers()) == n, err
+	})
 }
 
 func (t *test) scaleServers(ctx context.Context, n int) (string, error) {
@@ -419,18 +398,8 @@ func (t *test) scaleServers(ctx context.Context, n int) (string, error) {
 	if err := t.awaitPods(ctx, "server", n); err != nil {
 		return "", err
 	}
-	// Members come and go by themselves: voters, as many as there are pods.
-	err := poll(ctx, 3*time.Minute, fmt.Sprintf("the cluster has %d voters", n), func() (bool, error) {
-		r, err := t.load.c.Cluster.ListMembers(ctx, &apiv1.ListMembersRequest{})
-		voters := 0
-		for _, m := range r.GetMembers() {
-			if m.GetRole() == apiv1.Member_LEADER || m.GetRole() == apiv1.Member_FOLLOWER {
-				voters++
-			}
-		}
-		return voters == n && len(r.GetMembers()) == n, err
-	})
-	return "", errors.Join(err, t.settle(ctx))
+	// Members come and go by themselves.
+	return "", errors.Join(t.voters(ctx, n), t.settle(ctx))
 }
 
 func (t *test) scaleAgents(ctx context.Context, n int) (string, error) {
@@ -447,6 +416,7 @@ func (t *test) scaleAgents(ctx context.Context, n int) (string, error) {
 func (t *test) audit(ctx context.Context) (string, error) {
 	var err error
 	t.verdict, err = t.load.audit(ctx)
+	t.audited = err == nil
 	v := t.verdict
 	return fmt.Sprintf("%d accepted, %d found, %d lost, %d doubled", v.accepted, v.found, v.lost, v.doubled), err
 }
@@ -456,7 +426,7 @@ func (t *test) uninstall(ctx context.Context) (string, error) {
 	if _, err := t.helm(ctx, "uninstall", release, "--wait", "--timeout", "5m"); err != nil {
 		return "", err
 	}
-	err := poll(ctx, time.Minute, "the pods are gone", func() (bool, error) {
+	err := poll(ctx, time.Minute, "the pods are gone", func(ctx context.Context) (bool, error) {
 		out, err := t.kubectl(ctx, "-n", namespace, "get", "pods", "-o", "name")
 		return strings.TrimSpace(out) == "", err
 	})

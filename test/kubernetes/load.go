@@ -94,7 +94,7 @@ func (m *meter) fail(err error) {
 	defer m.mu.Unlock()
 	m.failed++
 	if len(m.failures) < 20 {
-		m.failures = append(m.failures, err.Error())
+		m.failures = append(m.failures, fmt.Sprint(err))
 	}
 }
 
@@ -110,7 +110,7 @@ func (m *meter) mark() measured {
 
 // connect makes a client that goes through the release's Service from a machine of the cluster.
 func (t *test) connect(ctx context.Context) (*client.Client, error) {
-	service := release
+	service := full
 	ip, err := t.read(ctx, "service/"+service, "{.spec.clusterIP}")
 	if err != nil {
 		return nil, err
@@ -143,7 +143,7 @@ func (t *test) connect(ctx context.Context) (*client.Client, error) {
 		return nil, errors.New("the release's authority is not a PEM certificate")
 	}
 	return client.New(client.Config{
-		Addresses: []string{net.JoinHostPort(ip, "8077")}, Token: strings.TrimSpace(string(token)), Dial: dialIn(clientNetns), Timeout: callLimit, RetryExhausted: true,
+		Addresses: []string{net.JoinHostPort(ip, "8077")}, Token: strings.TrimSpace(string(token)), Dial: t.dial, Timeout: callLimit, RetryExhausted: true,
 		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: service + "." + namespace + ".svc"}, UserAgent: "kubernetes-test",
 	})
 }
@@ -182,13 +182,13 @@ func (l *load) start(ctx context.Context) error {
 	return nil
 }
 
-// close ends the sending.
+// close ends the sending, and the calls that are under way.
 func (l *load) close() {
 	if l.stop != nil {
 		l.stop()
 	}
-	l.sending.Wait()
 	_ = l.c.Close() // it has no error
+	l.sending.Wait()
 }
 
 // write sends messages at their pace, each once it is accepted.
@@ -245,13 +245,7 @@ func (l *load) send(ctx context.Context, i int, name string, n int, wait bool) {
 		return
 	}
 	// The sending has ended, and nobody knows whether it was accepted.
-	l.sent[i].add("?"+name, amount)
-}
-
-// verdict is what the ledgers say in the end.
-type verdict struct {
-	accepted, found, lost, doubled, unknown, wrongSums, dead int
-	examples                                                 []string
+	l.sent[i].add(unknown+name, amount)
 }
 
 // audit waits until every message was answered, and compares each session's ledger with what was accepted.
@@ -259,7 +253,7 @@ func (l *load) audit(ctx context.Context) (verdict, error) {
 	var v verdict
 	l.stop()
 	l.sending.Wait()
-	err := poll(ctx, 3*time.Minute, "all messages are answered", func() (bool, error) {
+	err := poll(ctx, 3*time.Minute, "all messages are answered", func(ctx context.Context) (bool, error) {
 		r, err := l.c.Sessions.ListSessions(ctx, &apiv1.ListSessionsRequest{PageSize: 1000})
 		if err != nil {
 			return false, err
@@ -296,47 +290,6 @@ func (l *load) auditSession(ctx context.Context, i int, id string, v *verdict) e
 	if exit.GetCode() != 0 {
 		return fmt.Errorf("ledger print ended with %d: %s", exit.GetCode(), &ledger)
 	}
-	times, sum := map[string]int{}, 0
-	for line := range strings.Lines(ledger.String()) {
-		name, amount, _ := strings.Cut(strings.TrimSpace(line), " ")
-		times[name]++
-		n, _ := strconv.Atoi(amount) // what is no number makes the sum wrong
-		sum += n
-	}
-	want := 0
-	note := func(format string, args ...any) {
-		if len(v.examples) < 10 {
-			v.examples = append(v.examples, fmt.Sprintf(format, args...))
-		}
-	}
-	for name, amount := range l.sent[i].entries {
-		name, unknown := strings.CutPrefix(name, "?")
-		n := times[name]
-		if unknown && n == 0 { // it was not accepted
-			v.unknown++
-			continue
-		}
-		v.accepted++
-		switch {
-		case n == 0:
-			v.lost++
-			note("%s was accepted and is not in its ledger", name)
-			continue
-		case n > 1:
-			v.doubled++
-			note("%s is in its ledger %d times", name, n)
-		}
-		v.found++
-		want += amount
-		delete(times, name)
-	}
-	for name := range times {
-		v.doubled++
-		note("%s is in a ledger and was never sent", name)
-	}
-	if sum != want {
-		v.wrongSums++
-		note("session %d has the sum %d, not %d", i+1, sum, want)
-	}
+	v.compare(fmt.Sprintf("ledger-%02d", i+1), l.sent[i].entries, ledger.String())
 	return nil
 }

@@ -8,7 +8,7 @@
 //	go run ./test/kubernetes [-report FILE] [-events install,roll-servers,…] [-keep]
 //
 // What is where: cluster.go is the machine's side (scripts, kubectl, helm), load.go the sessions and the messages,
-// events.go what happens, report.go what was found.
+// events.go what happens, failures.go what of it is no ordinary day, verdict.go and report.go what was found.
 package main
 
 import (
@@ -50,7 +50,7 @@ func run(ctx context.Context) int {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	t := &test{cluster: newCluster(), started: time.Now()}
-	err = t.whole(ctx, chosen, *keep)
+	err = t.whole(ctx, chosen, *keep) // events that failed are in the report
 	if *report != "" && t.load != nil {
 		err = errors.Join(err, os.WriteFile(*report, []byte(t.markdown()), 0o644))
 	}
@@ -62,19 +62,22 @@ func run(ctx context.Context) int {
 	case t.failed():
 		fmt.Println("FAILED")
 		return 1
+	case t.audited:
+		fmt.Println("Nothing was lost, nothing happened twice.")
 	}
-	fmt.Println("Nothing was lost, nothing happened twice.")
 	return 0
 }
 
 // test is one run.
 type test struct {
 	*cluster
-	started time.Time
-	load    *load
-	results []result
-	verdict verdict
-	left    []string // what was there after the release was uninstalled
+	started  time.Time
+	load     *load
+	results  []result
+	testLine []string // what the README says for a test
+	verdict  verdict
+	audited  bool
+	left     []string // what was there after the release was uninstalled
 }
 
 // whole brings the cluster up, runs what was chosen, and takes the cluster away whatever happened.
@@ -85,9 +88,6 @@ func (t *test) whole(ctx context.Context, chosen []event, keep bool) (err error)
 	defer func() {
 		if t.load != nil {
 			t.load.close()
-		}
-		if err != nil {
-			t.gather()
 		}
 		if keep {
 			step("the cluster stays; test/kubernetes/down.sh takes it away")
@@ -100,12 +100,18 @@ func (t *test) whole(ctx context.Context, chosen []event, keep bool) (err error)
 	if err := t.up(ctx); err != nil {
 		return err
 	}
+	var failed []error
 	for _, e := range chosen {
 		if err := t.happen(ctx, e); err != nil {
-			return fmt.Errorf("%s: %w", e.name, err)
+			failed = append(failed, fmt.Errorf("%s: %w", e.name, err))
+			t.gather(e.name)
+			// The others show whether it was this alone; without a release there is nothing to show.
+			if e.name == "install" || ctx.Err() != nil {
+				break
+			}
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // choose picks events by name, in their own order; install comes first in any case.

@@ -7,16 +7,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 )
 
-// annotation is one of a workload's pods.
-func annotation(t *testing.T, objects []object, name, key string) string {
+// podTemplate is what a workload's pods are made from, as text.
+func podTemplate(t *testing.T, objects []object, name string) string {
 	t.Helper()
-	a := text(workload(objects, name), "spec", "template", "metadata", "annotations", key)
-	if a == "" {
-		t.Fatalf("the pods of %s have no annotation %s", name, key)
+	b, err := yaml.Marshal(at(workload(objects, name), "spec", "template"))
+	if err != nil || len(b) < 100 {
+		t.Fatalf("the pods of %s: %v", name, err)
 	}
-	return a
+	return string(b)
 }
 
 // Pods are replaced when their settings change, and not when only their number does.
@@ -33,6 +35,7 @@ func TestWhatReplacesPods(t *testing.T) {
 		"a setting of servers":   {with("servers.settings.link.lease", "20s"), true, false},
 		"a setting of nodes":     {with("agent.settings.labels.a", "b"), false, true},
 		"another name":           {with("clusterName", "prod"), true, false},
+		"another image":          {with("image.tag", "2"), true, true},
 		"another authority":      {with("tls", values{"mode": "existingSecret", "existingSecret": "s", "existingNodeSecret": "n"}), true, true},
 		"a bucket":               {s3(values{}), true, false},
 		"time to move":           {with("agent.drainOnStop", "9m"), false, true},
@@ -40,7 +43,7 @@ func TestWhatReplacesPods(t *testing.T) {
 	} {
 		is := render(t, c.values)
 		for w, want := range map[string]bool{server: c.server, agent: c.agent} {
-			if changed := annotation(t, was, w, "checksum/config") != annotation(t, is, w, "checksum/config"); changed != want {
+			if changed := podTemplate(t, was, w) != podTemplate(t, is, w); changed != want {
 				t.Errorf("%s: pods of %s are replaced: %v, and should be: %v", name, w, changed, want)
 			}
 		}
@@ -50,10 +53,52 @@ func TestWhatReplacesPods(t *testing.T) {
 		t.Error(c)
 	}
 	keys := func(secret string) string {
-		return annotation(t, render(t, s3(with("chunks.s3", values{"accessKey": "a", "secretKey": secret}))), server, "checksum/s3")
+		return podTemplate(t, render(t, s3(with("chunks.s3", values{"accessKey": "a", "secretKey": secret}))), server)
 	}
 	if keys("b") == keys("c") {
 		t.Error("servers go on with the old key of the bucket")
+	}
+	c := loadChart(t)
+	c.Metadata.Version = "9.9.9"
+	files, err := renderChart(c, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := objectsOf(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []string{server, agent} {
+		if podTemplate(t, was, w) != podTemplate(t, later, w) {
+			t.Errorf("another version of the chart alone replaces the pods of %s", w)
+		}
+	}
+}
+
+// What is taken away by null is as if it were not given: what a release that was made by an older chart has not, either.
+func TestNothingIsNothing(t *testing.T) {
+	for _, path := range []string{"servers.settings", "agent.settings", "agent.podSecurityContext", "agent.containerSecurityContext", "servers.topologySpread", "agent.extraEnv",
+		"commonLabels", "servers.podLabels", "agent.sessionSecretsFrom", "agent.drainOnStop", "networkPolicy.clientsFrom", "chunks.maxBytes", "backup.uploader", "servers.nodeSelector"} {
+		if _, err := tryRender(t, with(path, nil), nil); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// Who runs sessions in a sandbox says so; the rest stays as it is.
+func TestSandbox(t *testing.T) {
+	pod := podSpec(workload(render(t, with("agent", values{"runtimeClassName": "gvisor", "podSecurityContext": values{"fsGroup": 7.0},
+		"containerSecurityContext": values{"seccompProfile": values{"type": "Unconfined"}}})), fullname+"-agent"))
+	for _, c := range []struct {
+		want any
+		path []any
+	}{
+		{"gvisor", []any{"runtimeClassName"}}, {7.0, []any{"securityContext", "fsGroup"}}, {true, []any{"securityContext", "runAsNonRoot"}},
+		{"Unconfined", []any{"containers", 0, "securityContext", "seccompProfile", "type"}}, {true, []any{"containers", 0, "securityContext", "readOnlyRootFilesystem"}},
+	} {
+		if got := at(pod, c.path...); got != c.want {
+			t.Errorf("%v is %v, not %v", c.path, got, c.want)
+		}
 	}
 }
 

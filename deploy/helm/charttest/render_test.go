@@ -107,7 +107,10 @@ func variants(t *testing.T) map[string]values {
 // renderFiles renders the chart; nothing is in the cluster unless there says so.
 func renderFiles(t *testing.T, v values, there engine.ClientProvider) (files map[string]string, err error) {
 	t.Helper()
-	c := loadChart(t)
+	return renderChart(loadChart(t), v, there)
+}
+
+func renderChart(c *chart.Chart, v values, there engine.ClientProvider) (files map[string]string, err error) {
 	all, err := util.ToRenderValues(c, v, common.ReleaseOptions{Name: release, Namespace: namespace, IsInstall: true, Revision: 1}, common.DefaultCapabilities)
 	if err != nil {
 		return nil, err
@@ -135,7 +138,10 @@ func tryRender(t *testing.T, v values, there engine.ClientProvider) ([]object, e
 	if err != nil {
 		return nil, err
 	}
-	var objects []object
+	return objectsOf(files)
+}
+
+func objectsOf(files map[string]string) (objects []object, err error) {
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if filepath.Ext(name) != ".yaml" {
 			continue

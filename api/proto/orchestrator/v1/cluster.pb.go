@@ -76,6 +76,66 @@ func (Member_Role) EnumDescriptor() ([]byte, []int) {
 	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{0, 0}
 }
 
+type Daemon_State int32
+
+const (
+	Daemon_STATE_UNSPECIFIED Daemon_State = 0
+	Daemon_WAITING           Daemon_State = 1
+	Daemon_RUNNING           Daemon_State = 2
+	// It failed too often in a short time, and is started again after a pause.
+	Daemon_FAILING Daemon_State = 3
+	// It has nothing more to do.
+	Daemon_DONE    Daemon_State = 4
+	Daemon_STOPPED Daemon_State = 5
+)
+
+// Enum value maps for Daemon_State.
+var (
+	Daemon_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "WAITING",
+		2: "RUNNING",
+		3: "FAILING",
+		4: "DONE",
+		5: "STOPPED",
+	}
+	Daemon_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"WAITING":           1,
+		"RUNNING":           2,
+		"FAILING":           3,
+		"DONE":              4,
+		"STOPPED":           5,
+	}
+)
+
+func (x Daemon_State) Enum() *Daemon_State {
+	p := new(Daemon_State)
+	*p = x
+	return p
+}
+
+func (x Daemon_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Daemon_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_orchestrator_v1_cluster_proto_enumTypes[1].Descriptor()
+}
+
+func (Daemon_State) Type() protoreflect.EnumType {
+	return &file_orchestrator_v1_cluster_proto_enumTypes[1]
+}
+
+func (x Daemon_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Daemon_State.Descriptor instead.
+func (Daemon_State) EnumDescriptor() ([]byte, []int) {
+	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{15, 0}
+}
+
 // Member is one server of the control plane.
 type Member struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -940,6 +1000,226 @@ func (x *RestoreSnapshotResponse) GetSessions() uint64 {
 	return 0
 }
 
+// Daemon is a part of a server that runs beside the calls, and is started again when it fails.
+type Daemon struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The server that it is a part of.
+	Server string       `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Name   string       `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State  Daemon_State `protobuf:"varint,3,opt,name=state,proto3,enum=orchestrator.v1.Daemon_State" json:"state,omitempty"`
+	// Since when it is in that state.
+	StateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=state_time,json=stateTime,proto3" json:"state_time,omitempty"`
+	Restarts  uint64                 `protobuf:"varint,5,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	// Why it failed last; empty when it never did.
+	LastError     string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastErrorTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_error_time,json=lastErrorTime,proto3" json:"last_error_time,omitempty"`
+	// What waits for it, and how much may; both 0 where nothing does.
+	QueueDepth uint64 `protobuf:"varint,8,opt,name=queue_depth,json=queueDepth,proto3" json:"queue_depth,omitempty"`
+	QueueLimit uint64 `protobuf:"varint,9,opt,name=queue_limit,json=queueLimit,proto3" json:"queue_limit,omitempty"`
+	Goroutines uint32 `protobuf:"varint,10,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
+	// Of the server's whole process: resident, in bytes.
+	ProcessMemoryBytes uint64 `protobuf:"varint,11,opt,name=process_memory_bytes,json=processMemoryBytes,proto3" json:"process_memory_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Daemon) Reset() {
+	*x = Daemon{}
+	mi := &file_orchestrator_v1_cluster_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Daemon) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Daemon) ProtoMessage() {}
+
+func (x *Daemon) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_cluster_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Daemon.ProtoReflect.Descriptor instead.
+func (*Daemon) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Daemon) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Daemon) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Daemon) GetState() Daemon_State {
+	if x != nil {
+		return x.State
+	}
+	return Daemon_STATE_UNSPECIFIED
+}
+
+func (x *Daemon) GetStateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StateTime
+	}
+	return nil
+}
+
+func (x *Daemon) GetRestarts() uint64 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *Daemon) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Daemon) GetLastErrorTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastErrorTime
+	}
+	return nil
+}
+
+func (x *Daemon) GetQueueDepth() uint64 {
+	if x != nil {
+		return x.QueueDepth
+	}
+	return 0
+}
+
+func (x *Daemon) GetQueueLimit() uint64 {
+	if x != nil {
+		return x.QueueLimit
+	}
+	return 0
+}
+
+func (x *Daemon) GetGoroutines() uint32 {
+	if x != nil {
+		return x.Goroutines
+	}
+	return 0
+}
+
+func (x *Daemon) GetProcessMemoryBytes() uint64 {
+	if x != nil {
+		return x.ProcessMemoryBytes
+	}
+	return 0
+}
+
+type ListDaemonsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDaemonsRequest) Reset() {
+	*x = ListDaemonsRequest{}
+	mi := &file_orchestrator_v1_cluster_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDaemonsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDaemonsRequest) ProtoMessage() {}
+
+func (x *ListDaemonsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_cluster_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDaemonsRequest.ProtoReflect.Descriptor instead.
+func (*ListDaemonsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{16}
+}
+
+type ListDaemonsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By server, in the order of their start.
+	Daemons []*Daemon `protobuf:"bytes,1,rep,name=daemons,proto3" json:"daemons,omitempty"`
+	// Servers that did not answer, each with why.
+	Missing       map[string]string `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDaemonsResponse) Reset() {
+	*x = ListDaemonsResponse{}
+	mi := &file_orchestrator_v1_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDaemonsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDaemonsResponse) ProtoMessage() {}
+
+func (x *ListDaemonsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDaemonsResponse.ProtoReflect.Descriptor instead.
+func (*ListDaemonsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListDaemonsResponse) GetDaemons() []*Daemon {
+	if x != nil {
+		return x.Daemons
+	}
+	return nil
+}
+
+func (x *ListDaemonsResponse) GetMissing() map[string]string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
 var File_orchestrator_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_orchestrator_v1_cluster_proto_rawDesc = "" +
@@ -1013,12 +1293,46 @@ const file_orchestrator_v1_cluster_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"K\n" +
 	"\x17RestoreSnapshotResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1a\n" +
-	"\bsessions\x18\x02 \x01(\x04R\bsessions2\xa8\x05\n" +
+	"\bsessions\x18\x02 \x01(\x04R\bsessions\"\x95\x04\n" +
+	"\x06Daemon\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x123\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1d.orchestrator.v1.Daemon.StateR\x05state\x129\n" +
+	"\n" +
+	"state_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\x12\x1a\n" +
+	"\brestarts\x18\x05 \x01(\x04R\brestarts\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x06 \x01(\tR\tlastError\x12B\n" +
+	"\x0flast_error_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rlastErrorTime\x12\x1f\n" +
+	"\vqueue_depth\x18\b \x01(\x04R\n" +
+	"queueDepth\x12\x1f\n" +
+	"\vqueue_limit\x18\t \x01(\x04R\n" +
+	"queueLimit\x12\x1e\n" +
+	"\n" +
+	"goroutines\x18\n" +
+	" \x01(\rR\n" +
+	"goroutines\x120\n" +
+	"\x14process_memory_bytes\x18\v \x01(\x04R\x12processMemoryBytes\"\\\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aWAITING\x10\x01\x12\v\n" +
+	"\aRUNNING\x10\x02\x12\v\n" +
+	"\aFAILING\x10\x03\x12\b\n" +
+	"\x04DONE\x10\x04\x12\v\n" +
+	"\aSTOPPED\x10\x05\"\x14\n" +
+	"\x12ListDaemonsRequest\"\xd1\x01\n" +
+	"\x13ListDaemonsResponse\x121\n" +
+	"\adaemons\x18\x01 \x03(\v2\x17.orchestrator.v1.DaemonR\adaemons\x12K\n" +
+	"\amissing\x18\x02 \x03(\v21.orchestrator.v1.ListDaemonsResponse.MissingEntryR\amissing\x1a:\n" +
+	"\fMissingEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\x82\x06\n" +
 	"\x0eClusterService\x12R\n" +
 	"\tGetStatus\x12!.orchestrator.v1.GetStatusRequest\x1a\".orchestrator.v1.GetStatusResponse\x12X\n" +
 	"\vListMembers\x12#.orchestrator.v1.ListMembersRequest\x1a$.orchestrator.v1.ListMembersResponse\x12U\n" +
 	"\n" +
-	"JoinMember\x12\".orchestrator.v1.JoinMemberRequest\x1a#.orchestrator.v1.JoinMemberResponse\x12[\n" +
+	"JoinMember\x12\".orchestrator.v1.JoinMemberRequest\x1a#.orchestrator.v1.JoinMemberResponse\x12X\n" +
+	"\vListDaemons\x12#.orchestrator.v1.ListDaemonsRequest\x1a$.orchestrator.v1.ListDaemonsResponse\x12[\n" +
 	"\fRemoveMember\x12$.orchestrator.v1.RemoveMemberRequest\x1a%.orchestrator.v1.RemoveMemberResponse\x12m\n" +
 	"\x12TransferLeadership\x12*.orchestrator.v1.TransferLeadershipRequest\x1a+.orchestrator.v1.TransferLeadershipResponse\x12]\n" +
 	"\fSaveSnapshot\x12$.orchestrator.v1.SaveSnapshotRequest\x1a%.orchestrator.v1.SaveSnapshotResponse0\x01\x12f\n" +
@@ -1036,58 +1350,70 @@ func file_orchestrator_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_orchestrator_v1_cluster_proto_rawDescData
 }
 
-var file_orchestrator_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_orchestrator_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_orchestrator_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_orchestrator_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_orchestrator_v1_cluster_proto_goTypes = []any{
 	(Member_Role)(0),                   // 0: orchestrator.v1.Member.Role
-	(*Member)(nil),                     // 1: orchestrator.v1.Member
-	(*GetStatusRequest)(nil),           // 2: orchestrator.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 3: orchestrator.v1.GetStatusResponse
-	(*ListMembersRequest)(nil),         // 4: orchestrator.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 5: orchestrator.v1.ListMembersResponse
-	(*JoinMemberRequest)(nil),          // 6: orchestrator.v1.JoinMemberRequest
-	(*JoinMemberResponse)(nil),         // 7: orchestrator.v1.JoinMemberResponse
-	(*RemoveMemberRequest)(nil),        // 8: orchestrator.v1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 9: orchestrator.v1.RemoveMemberResponse
-	(*TransferLeadershipRequest)(nil),  // 10: orchestrator.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 11: orchestrator.v1.TransferLeadershipResponse
-	(*SaveSnapshotRequest)(nil),        // 12: orchestrator.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 13: orchestrator.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 14: orchestrator.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 15: orchestrator.v1.RestoreSnapshotResponse
-	nil,                                // 16: orchestrator.v1.GetStatusResponse.SessionsEntry
-	nil,                                // 17: orchestrator.v1.GetStatusResponse.NodesEntry
-	(Consistency_Level)(0),             // 18: orchestrator.v1.Consistency.Level
-	(*timestamppb.Timestamp)(nil),      // 19: google.protobuf.Timestamp
+	(Daemon_State)(0),                  // 1: orchestrator.v1.Daemon.State
+	(*Member)(nil),                     // 2: orchestrator.v1.Member
+	(*GetStatusRequest)(nil),           // 3: orchestrator.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 4: orchestrator.v1.GetStatusResponse
+	(*ListMembersRequest)(nil),         // 5: orchestrator.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 6: orchestrator.v1.ListMembersResponse
+	(*JoinMemberRequest)(nil),          // 7: orchestrator.v1.JoinMemberRequest
+	(*JoinMemberResponse)(nil),         // 8: orchestrator.v1.JoinMemberResponse
+	(*RemoveMemberRequest)(nil),        // 9: orchestrator.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 10: orchestrator.v1.RemoveMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 11: orchestrator.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 12: orchestrator.v1.TransferLeadershipResponse
+	(*SaveSnapshotRequest)(nil),        // 13: orchestrator.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 14: orchestrator.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 15: orchestrator.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 16: orchestrator.v1.RestoreSnapshotResponse
+	(*Daemon)(nil),                     // 17: orchestrator.v1.Daemon
+	(*ListDaemonsRequest)(nil),         // 18: orchestrator.v1.ListDaemonsRequest
+	(*ListDaemonsResponse)(nil),        // 19: orchestrator.v1.ListDaemonsResponse
+	nil,                                // 20: orchestrator.v1.GetStatusResponse.SessionsEntry
+	nil,                                // 21: orchestrator.v1.GetStatusResponse.NodesEntry
+	nil,                                // 22: orchestrator.v1.ListDaemonsResponse.MissingEntry
+	(Consistency_Level)(0),             // 23: orchestrator.v1.Consistency.Level
+	(*timestamppb.Timestamp)(nil),      // 24: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: orchestrator.v1.Member.role:type_name -> orchestrator.v1.Member.Role
-	18, // 1: orchestrator.v1.GetStatusRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	1,  // 2: orchestrator.v1.GetStatusResponse.members:type_name -> orchestrator.v1.Member
-	16, // 3: orchestrator.v1.GetStatusResponse.sessions:type_name -> orchestrator.v1.GetStatusResponse.SessionsEntry
-	17, // 4: orchestrator.v1.GetStatusResponse.nodes:type_name -> orchestrator.v1.GetStatusResponse.NodesEntry
-	19, // 5: orchestrator.v1.GetStatusResponse.time:type_name -> google.protobuf.Timestamp
-	18, // 6: orchestrator.v1.ListMembersRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	1,  // 7: orchestrator.v1.ListMembersResponse.members:type_name -> orchestrator.v1.Member
-	2,  // 8: orchestrator.v1.ClusterService.GetStatus:input_type -> orchestrator.v1.GetStatusRequest
-	4,  // 9: orchestrator.v1.ClusterService.ListMembers:input_type -> orchestrator.v1.ListMembersRequest
-	6,  // 10: orchestrator.v1.ClusterService.JoinMember:input_type -> orchestrator.v1.JoinMemberRequest
-	8,  // 11: orchestrator.v1.ClusterService.RemoveMember:input_type -> orchestrator.v1.RemoveMemberRequest
-	10, // 12: orchestrator.v1.ClusterService.TransferLeadership:input_type -> orchestrator.v1.TransferLeadershipRequest
-	12, // 13: orchestrator.v1.ClusterService.SaveSnapshot:input_type -> orchestrator.v1.SaveSnapshotRequest
-	14, // 14: orchestrator.v1.ClusterService.RestoreSnapshot:input_type -> orchestrator.v1.RestoreSnapshotRequest
-	3,  // 15: orchestrator.v1.ClusterService.GetStatus:output_type -> orchestrator.v1.GetStatusResponse
-	5,  // 16: orchestrator.v1.ClusterService.ListMembers:output_type -> orchestrator.v1.ListMembersResponse
-	7,  // 17: orchestrator.v1.ClusterService.JoinMember:output_type -> orchestrator.v1.JoinMemberResponse
-	9,  // 18: orchestrator.v1.ClusterService.RemoveMember:output_type -> orchestrator.v1.RemoveMemberResponse
-	11, // 19: orchestrator.v1.ClusterService.TransferLeadership:output_type -> orchestrator.v1.TransferLeadershipResponse
-	13, // 20: orchestrator.v1.ClusterService.SaveSnapshot:output_type -> orchestrator.v1.SaveSnapshotResponse
-	15, // 21: orchestrator.v1.ClusterService.RestoreSnapshot:output_type -> orchestrator.v1.RestoreSnapshotResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	23, // 1: orchestrator.v1.GetStatusRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	2,  // 2: orchestrator.v1.GetStatusResponse.members:type_name -> orchestrator.v1.Member
+	20, // 3: orchestrator.v1.GetStatusResponse.sessions:type_name -> orchestrator.v1.GetStatusResponse.SessionsEntry
+	21, // 4: orchestrator.v1.GetStatusResponse.nodes:type_name -> orchestrator.v1.GetStatusResponse.NodesEntry
+	24, // 5: orchestrator.v1.GetStatusResponse.time:type_name -> google.protobuf.Timestamp
+	23, // 6: orchestrator.v1.ListMembersRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	2,  // 7: orchestrator.v1.ListMembersResponse.members:type_name -> orchestrator.v1.Member
+	1,  // 8: orchestrator.v1.Daemon.state:type_name -> orchestrator.v1.Daemon.State
+	24, // 9: orchestrator.v1.Daemon.state_time:type_name -> google.protobuf.Timestamp
+	24, // 10: orchestrator.v1.Daemon.last_error_time:type_name -> google.protobuf.Timestamp
+	17, // 11: orchestrator.v1.ListDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	22, // 12: orchestrator.v1.ListDaemonsResponse.missing:type_name -> orchestrator.v1.ListDaemonsResponse.MissingEntry
+	3,  // 13: orchestrator.v1.ClusterService.GetStatus:input_type -> orchestrator.v1.GetStatusRequest
+	5,  // 14: orchestrator.v1.ClusterService.ListMembers:input_type -> orchestrator.v1.ListMembersRequest
+	7,  // 15: orchestrator.v1.ClusterService.JoinMember:input_type -> orchestrator.v1.JoinMemberRequest
+	18, // 16: orchestrator.v1.ClusterService.ListDaemons:input_type -> orchestrator.v1.ListDaemonsRequest
+	9,  // 17: orchestrator.v1.ClusterService.RemoveMember:input_type -> orchestrator.v1.RemoveMemberRequest
+	11, // 18: orchestrator.v1.ClusterService.TransferLeadership:input_type -> orchestrator.v1.TransferLeadershipRequest
+	13, // 19: orchestrator.v1.ClusterService.SaveSnapshot:input_type -> orchestrator.v1.SaveSnapshotRequest
+	15, // 20: orchestrator.v1.ClusterService.RestoreSnapshot:input_type -> orchestrator.v1.RestoreSnapshotRequest
+	4,  // 21: orchestrator.v1.ClusterService.GetStatus:output_type -> orchestrator.v1.GetStatusResponse
+	6,  // 22: orchestrator.v1.ClusterService.ListMembers:output_type -> orchestrator.v1.ListMembersResponse
+	8,  // 23: orchestrator.v1.ClusterService.JoinMember:output_type -> orchestrator.v1.JoinMemberResponse
+	19, // 24: orchestrator.v1.ClusterService.ListDaemons:output_type -> orchestrator.v1.ListDaemonsResponse
+	10, // 25: orchestrator.v1.ClusterService.RemoveMember:output_type -> orchestrator.v1.RemoveMemberResponse
+	12, // 26: orchestrator.v1.ClusterService.TransferLeadership:output_type -> orchestrator.v1.TransferLeadershipResponse
+	14, // 27: orchestrator.v1.ClusterService.SaveSnapshot:output_type -> orchestrator.v1.SaveSnapshotResponse
+	16, // 28: orchestrator.v1.ClusterService.RestoreSnapshot:output_type -> orchestrator.v1.RestoreSnapshotResponse
+	21, // [21:29] is the sub-list for method output_type
+	13, // [13:21] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_cluster_proto_init() }
@@ -1101,8 +1427,8 @@ func file_orchestrator_v1_cluster_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_cluster_proto_rawDesc), len(file_orchestrator_v1_cluster_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   17,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

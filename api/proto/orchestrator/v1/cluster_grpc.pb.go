@@ -24,6 +24,7 @@ const (
 	ClusterService_GetStatus_FullMethodName          = "/orchestrator.v1.ClusterService/GetStatus"
 	ClusterService_ListMembers_FullMethodName        = "/orchestrator.v1.ClusterService/ListMembers"
 	ClusterService_JoinMember_FullMethodName         = "/orchestrator.v1.ClusterService/JoinMember"
+	ClusterService_ListDaemons_FullMethodName        = "/orchestrator.v1.ClusterService/ListDaemons"
 	ClusterService_RemoveMember_FullMethodName       = "/orchestrator.v1.ClusterService/RemoveMember"
 	ClusterService_TransferLeadership_FullMethodName = "/orchestrator.v1.ClusterService/TransferLeadership"
 	ClusterService_SaveSnapshot_FullMethodName       = "/orchestrator.v1.ClusterService/SaveSnapshot"
@@ -42,6 +43,8 @@ type ClusterServiceClient interface {
 	ListMembers(ctx context.Context, in *ListMembersRequest, opts ...grpc.CallOption) (*ListMembersResponse, error)
 	// JoinMember makes the asked server gossip with another, which makes it known to the cluster.
 	JoinMember(ctx context.Context, in *JoinMemberRequest, opts ...grpc.CallOption) (*JoinMemberResponse, error)
+	// ListDaemons returns the daemons of all servers.
+	ListDaemons(ctx context.Context, in *ListDaemonsRequest, opts ...grpc.CallOption) (*ListDaemonsResponse, error)
 	// RemoveMember takes a server out of the raft configuration.
 	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
 	// TransferLeadership makes another server the leader.
@@ -84,6 +87,16 @@ func (c *clusterServiceClient) JoinMember(ctx context.Context, in *JoinMemberReq
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinMemberResponse)
 	err := c.cc.Invoke(ctx, ClusterService_JoinMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) ListDaemons(ctx context.Context, in *ListDaemonsRequest, opts ...grpc.CallOption) (*ListDaemonsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDaemonsResponse)
+	err := c.cc.Invoke(ctx, ClusterService_ListDaemons_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +167,8 @@ type ClusterServiceServer interface {
 	ListMembers(context.Context, *ListMembersRequest) (*ListMembersResponse, error)
 	// JoinMember makes the asked server gossip with another, which makes it known to the cluster.
 	JoinMember(context.Context, *JoinMemberRequest) (*JoinMemberResponse, error)
+	// ListDaemons returns the daemons of all servers.
+	ListDaemons(context.Context, *ListDaemonsRequest) (*ListDaemonsResponse, error)
 	// RemoveMember takes a server out of the raft configuration.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
 	// TransferLeadership makes another server the leader.
@@ -180,6 +195,9 @@ func (UnimplementedClusterServiceServer) ListMembers(context.Context, *ListMembe
 }
 func (UnimplementedClusterServiceServer) JoinMember(context.Context, *JoinMemberRequest) (*JoinMemberResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method JoinMember not implemented")
+}
+func (UnimplementedClusterServiceServer) ListDaemons(context.Context, *ListDaemonsRequest) (*ListDaemonsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDaemons not implemented")
 }
 func (UnimplementedClusterServiceServer) RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveMember not implemented")
@@ -268,6 +286,24 @@ func _ClusterService_JoinMember_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_ListDaemons_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDaemonsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).ListDaemons(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_ListDaemons_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).ListDaemons(ctx, req.(*ListDaemonsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_RemoveMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RemoveMemberRequest)
 	if err := dec(in); err != nil {
@@ -340,6 +376,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "JoinMember",
 			Handler:    _ClusterService_JoinMember_Handler,
+		},
+		{
+			MethodName: "ListDaemons",
+			Handler:    _ClusterService_ListDaemons_Handler,
 		},
 		{
 			MethodName: "RemoveMember",

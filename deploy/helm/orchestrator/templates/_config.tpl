@@ -45,7 +45,7 @@ must restart servers, and a change of their number is none. */}}
 {{- $_ := set $chunks "s3" $s3 -}}
 {{- end -}}
 {{- $_ := set $c "chunks" $chunks -}}
-{{- $more := deepCopy $v.servers.settings -}}
+{{- $more := deepCopy (default dict $v.servers.settings) -}}
 {{- include "orchestrator.whole" $more -}}
 {{- mergeOverwrite $c $more | toYaml -}}
 {{- end -}}
@@ -58,11 +58,12 @@ must restart servers, and a change of their number is none. */}}
 {{- $c := dict
   "data_dir" "/var/lib/node-agent/data"
   "servers" (list (printf "%s:8078" (include "orchestrator.host" .)))
-  "insecure" true
-  "metrics" (dict "listen" (printf "%s:9078" $any))
+  "metrics" (dict "listen" (printf "%s:9078" $any) "public" true)
   "log" (dict "format" "json")
 -}}
-{{- if $tls -}}
+{{- if not $tls -}}
+{{- $_ := set $c "insecure" true -}}
+{{- else -}}
 {{- if eq $v.tls.mode "generated" -}}
 {{- $_ := set $c "tls" (dict "ca_file" "/var/run/orchestrator/tls/ca.pem") -}}
 {{- else if and (eq $v.tls.mode "existingSecret") (not $v.tls.existingNodeSecret) -}}
@@ -74,7 +75,7 @@ must restart servers, and a change of their number is none. */}}
 {{- with $v.agent.tokenSecret }}{{ $_ := set $c "token_file" "/var/run/orchestrator/token/token" }}{{ end -}}
 {{- with $v.agent.sessionSecretsFrom }}{{ $_ := set $c "secrets_dir" "/var/run/orchestrator/secrets" }}{{ end -}}
 {{- with $v.agent.drainOnStop }}{{ $_ := set $c "sessions" (dict "drain_on_stop" .) }}{{ end -}}
-{{- $more := deepCopy $v.agent.settings -}}
+{{- $more := deepCopy (default dict $v.agent.settings) -}}
 {{- include "orchestrator.whole" $more -}}
 {{- mergeOverwrite $c $more | toYaml -}}
 {{- end -}}

@@ -34,6 +34,18 @@ app.kubernetes.io/part-of: orchestrator
 {{- end }}
 {{- end -}}
 
+{{/* Labels of pods: nothing that a new version of the chart changes, for every change of them replaces the pods. */}}
+{{- define "orchestrator.podLabels" -}}
+{{ include "orchestrator.selector" . }}
+app.kubernetes.io/part-of: orchestrator
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- with .own }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* An image: the servers', or the one given as .own. */}}
 {{- define "orchestrator.image" -}}
 {{- $g := .root.Values.image -}}
@@ -230,7 +242,6 @@ enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-securityContext: {{- include "orchestrator.podSecurity" . | nindent 2 }}
 {{- end -}}
 
 {{/* The data of a Secret that is there already, as a map; empty when it is not, or where nothing may be looked up. */}}

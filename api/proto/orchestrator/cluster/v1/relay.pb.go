@@ -9,6 +9,7 @@
 package clusterv1
 
 import (
+	v1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -152,6 +153,86 @@ func (x *GetServerStatsResponse) GetPid() int32 {
 	return 0
 }
 
+type GetServerDaemonsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerDaemonsRequest) Reset() {
+	*x = GetServerDaemonsRequest{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerDaemonsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerDaemonsRequest) ProtoMessage() {}
+
+func (x *GetServerDaemonsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerDaemonsRequest.ProtoReflect.Descriptor instead.
+func (*GetServerDaemonsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{2}
+}
+
+type GetServerDaemonsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Daemons       []*v1.Daemon           `protobuf:"bytes,1,rep,name=daemons,proto3" json:"daemons,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerDaemonsResponse) Reset() {
+	*x = GetServerDaemonsResponse{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerDaemonsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerDaemonsResponse) ProtoMessage() {}
+
+func (x *GetServerDaemonsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerDaemonsResponse.ProtoReflect.Descriptor instead.
+func (*GetServerDaemonsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GetServerDaemonsResponse) GetDaemons() []*v1.Daemon {
+	if x != nil {
+		return x.Daemons
+	}
+	return nil
+}
+
 // LinkUp is something that happened on a node's link at a follower.
 type LinkUp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -169,7 +250,7 @@ type LinkUp struct {
 
 func (x *LinkUp) Reset() {
 	*x = LinkUp{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -181,7 +262,7 @@ func (x *LinkUp) String() string {
 func (*LinkUp) ProtoMessage() {}
 
 func (x *LinkUp) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[2]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -194,7 +275,7 @@ func (x *LinkUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkUp.ProtoReflect.Descriptor instead.
 func (*LinkUp) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{2}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LinkUp) GetLinkId() uint64 {
@@ -280,7 +361,7 @@ type LinkDown struct {
 
 func (x *LinkDown) Reset() {
 	*x = LinkDown{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +373,7 @@ func (x *LinkDown) String() string {
 func (*LinkDown) ProtoMessage() {}
 
 func (x *LinkDown) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[3]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +386,7 @@ func (x *LinkDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkDown.ProtoReflect.Descriptor instead.
 func (*LinkDown) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{3}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LinkDown) GetLinkId() uint64 {
@@ -375,7 +456,7 @@ type LinkRequest struct {
 
 func (x *LinkRequest) Reset() {
 	*x = LinkRequest{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +468,7 @@ func (x *LinkRequest) String() string {
 func (*LinkRequest) ProtoMessage() {}
 
 func (x *LinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[4]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +481,7 @@ func (x *LinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRequest.ProtoReflect.Descriptor instead.
 func (*LinkRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{4}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LinkRequest) GetServerId() string {
@@ -426,7 +507,7 @@ type LinkResponse struct {
 
 func (x *LinkResponse) Reset() {
 	*x = LinkResponse{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +519,7 @@ func (x *LinkResponse) String() string {
 func (*LinkResponse) ProtoMessage() {}
 
 func (x *LinkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[5]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +532,7 @@ func (x *LinkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkResponse.ProtoReflect.Descriptor instead.
 func (*LinkResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{5}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LinkResponse) GetItems() []*LinkDown {
@@ -465,7 +546,7 @@ var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\n" +
-	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\"\x17\n" +
+	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\x1dorchestrator/v1/cluster.proto\"\x17\n" +
 	"\x15GetServerStatsRequest\"\xd4\x01\n" +
 	"\x16GetServerStatsResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -475,7 +556,10 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\rapplied_index\x18\x04 \x01(\x04R\fappliedIndex\x12&\n" +
 	"\x0flast_contact_ms\x18\x05 \x01(\x01R\rlastContactMs\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\a \x01(\x05R\x03pid\"}\n" +
+	"\x03pid\x18\a \x01(\x05R\x03pid\"\x19\n" +
+	"\x17GetServerDaemonsRequest\"M\n" +
+	"\x18GetServerDaemonsResponse\x121\n" +
+	"\adaemons\x18\x01 \x03(\v2\x17.orchestrator.v1.DaemonR\adaemons\"}\n" +
 	"\x06LinkUp\x12\x17\n" +
 	"\alink_id\x18\x01 \x01(\x04R\x06linkId\x12\x1c\n" +
 	"\battached\x18\x02 \x01(\fH\x00R\battached\x12\x16\n" +
@@ -493,9 +577,10 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x125\n" +
 	"\x05items\x18\x02 \x03(\v2\x1f.orchestrator.cluster.v1.LinkUpR\x05items\"G\n" +
 	"\fLinkResponse\x127\n" +
-	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xda\x01\n" +
+	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xd3\x02\n" +
 	"\fRelayService\x12q\n" +
-	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12W\n" +
+	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12w\n" +
+	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
 var (
@@ -510,27 +595,33 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
-	(*GetServerStatsRequest)(nil),  // 0: orchestrator.cluster.v1.GetServerStatsRequest
-	(*GetServerStatsResponse)(nil), // 1: orchestrator.cluster.v1.GetServerStatsResponse
-	(*LinkUp)(nil),                 // 2: orchestrator.cluster.v1.LinkUp
-	(*LinkDown)(nil),               // 3: orchestrator.cluster.v1.LinkDown
-	(*LinkRequest)(nil),            // 4: orchestrator.cluster.v1.LinkRequest
-	(*LinkResponse)(nil),           // 5: orchestrator.cluster.v1.LinkResponse
+	(*GetServerStatsRequest)(nil),    // 0: orchestrator.cluster.v1.GetServerStatsRequest
+	(*GetServerStatsResponse)(nil),   // 1: orchestrator.cluster.v1.GetServerStatsResponse
+	(*GetServerDaemonsRequest)(nil),  // 2: orchestrator.cluster.v1.GetServerDaemonsRequest
+	(*GetServerDaemonsResponse)(nil), // 3: orchestrator.cluster.v1.GetServerDaemonsResponse
+	(*LinkUp)(nil),                   // 4: orchestrator.cluster.v1.LinkUp
+	(*LinkDown)(nil),                 // 5: orchestrator.cluster.v1.LinkDown
+	(*LinkRequest)(nil),              // 6: orchestrator.cluster.v1.LinkRequest
+	(*LinkResponse)(nil),             // 7: orchestrator.cluster.v1.LinkResponse
+	(*v1.Daemon)(nil),                // 8: orchestrator.v1.Daemon
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	2, // 0: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
-	3, // 1: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	0, // 2: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
-	4, // 3: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1, // 4: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	5, // 5: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	8, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	4, // 1: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
+	5, // 2: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
+	0, // 3: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
+	2, // 4: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
+	6, // 5: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1, // 6: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	3, // 7: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
+	7, // 8: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	6, // [6:9] is the sub-list for method output_type
+	3, // [3:6] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_relay_proto_init() }
@@ -538,12 +629,12 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 	if File_orchestrator_cluster_v1_relay_proto != nil {
 		return
 	}
-	file_orchestrator_cluster_v1_relay_proto_msgTypes[2].OneofWrappers = []any{
+	file_orchestrator_cluster_v1_relay_proto_msgTypes[4].OneofWrappers = []any{
 		(*LinkUp_Attached)(nil),
 		(*LinkUp_Frame)(nil),
 		(*LinkUp_Detached)(nil),
 	}
-	file_orchestrator_cluster_v1_relay_proto_msgTypes[3].OneofWrappers = []any{
+	file_orchestrator_cluster_v1_relay_proto_msgTypes[5].OneofWrappers = []any{
 		(*LinkDown_Frame)(nil),
 		(*LinkDown_Close)(nil),
 	}
@@ -553,7 +644,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

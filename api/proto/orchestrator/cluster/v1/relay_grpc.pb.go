@@ -21,8 +21,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RelayService_GetServerStats_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerStats"
-	RelayService_Link_FullMethodName           = "/orchestrator.cluster.v1.RelayService/Link"
+	RelayService_GetServerStats_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerStats"
+	RelayService_GetServerDaemons_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
+	RelayService_Link_FullMethodName             = "/orchestrator.cluster.v1.RelayService/Link"
 )
 
 // RelayServiceClient is the client API for RelayService service.
@@ -33,6 +34,8 @@ const (
 type RelayServiceClient interface {
 	// GetServerStats describes the asked server's log.
 	GetServerStats(ctx context.Context, in *GetServerStatsRequest, opts ...grpc.CallOption) (*GetServerStatsResponse, error)
+	// GetServerDaemons describes what runs in the asked server beside the calls.
+	GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error)
 }
@@ -49,6 +52,16 @@ func (c *relayServiceClient) GetServerStats(ctx context.Context, in *GetServerSt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerStatsResponse)
 	err := c.cc.Invoke(ctx, RelayService_GetServerStats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *relayServiceClient) GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerDaemonsResponse)
+	err := c.cc.Invoke(ctx, RelayService_GetServerDaemons_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +89,8 @@ type RelayService_LinkClient = grpc.BidiStreamingClient[LinkRequest, LinkRespons
 type RelayServiceServer interface {
 	// GetServerStats describes the asked server's log.
 	GetServerStats(context.Context, *GetServerStatsRequest) (*GetServerStatsResponse, error)
+	// GetServerDaemons describes what runs in the asked server beside the calls.
+	GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error
 	mustEmbedUnimplementedRelayServiceServer()
@@ -90,6 +105,9 @@ type UnimplementedRelayServiceServer struct{}
 
 func (UnimplementedRelayServiceServer) GetServerStats(context.Context, *GetServerStatsRequest) (*GetServerStatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerStats not implemented")
+}
+func (UnimplementedRelayServiceServer) GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerDaemons not implemented")
 }
 func (UnimplementedRelayServiceServer) Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error {
 	return status.Error(codes.Unimplemented, "method Link not implemented")
@@ -133,6 +151,24 @@ func _RelayService_GetServerStats_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_GetServerDaemons_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerDaemonsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).GetServerDaemons(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_GetServerDaemons_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).GetServerDaemons(ctx, req.(*GetServerDaemonsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_Link_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(RelayServiceServer).Link(&grpc.GenericServerStream[LinkRequest, LinkResponse]{ServerStream: stream})
 }
@@ -150,6 +186,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerStats",
 			Handler:    _RelayService_GetServerStats_Handler,
+		},
+		{
+			MethodName: "GetServerDaemons",
+			Handler:    _RelayService_GetServerDaemons_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
