@@ -35,6 +35,12 @@ func TestContradictionsAreRefused(t *testing.T) {
 		"failover.restores_per_second: ": func(c *Config) { c.Failover.RestoresPerSecond = 0 },
 		"failover.restores_per_node: ":   func(c *Config) { c.Failover.RestoresPerNode = 0 },
 		"sessions.retention: ":           func(c *Config) { c.Sessions.Retention = time.Second },
+		"gateway.max_connections: ":      func(c *Config) { c.Gateway.MaxConnections = 0 },
+		"gateway.max_frame_bytes: ":      func(c *Config) { c.Gateway.MaxFrameBytes = 33 << 20 },
+		"gateway.call_timeout: ":         func(c *Config) { c.Gateway.CallTimeout = 48 * time.Hour },
+		"gateway.ping_every: ":           func(c *Config) { c.Gateway.PingEvery = -1 },
+		"gateway.rate.user_burst: ":      func(c *Config) { c.Gateway.Rate.UserBurst = 0 },
+		"gateway.rate.ip_per_second: -1": func(c *Config) { c.Gateway.Rate.IPPerSecond = -1 },
 	} {
 		c := defaults()
 		c.Name = "server-1"

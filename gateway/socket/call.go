@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -58,11 +59,13 @@ func (t *toolCall) hashOf() uint64 {
 
 // effectID names what a call changes, at whichever server it is made: by who calls, the session, and the request_id.
 func effectID(who auth.Identity, session, request string) string {
-	h := sha256.New()
+	var text []byte
 	for _, s := range []string{who.String(), who.Namespace, session, request} {
-		_, _ = fmt.Fprintf(h, "%d:%s", len(s), s)
+		text = append(strconv.AppendInt(text, int64(len(s)), 10), ':')
+		text = append(text, s...)
 	}
-	return "call-" + hex.EncodeToString(h.Sum(nil)[:20])
+	sum := sha256.Sum256(text)
+	return "call-" + hex.EncodeToString(sum[:20])
 }
 
 // begin makes a call, or finds the one that was made before. What a connection is told, the ack and the result, comes by its
@@ -117,11 +120,10 @@ func (c *client) mayBegin() *failure {
 	case c.inFlight >= l.InFlightClient:
 		return full(fmt.Sprintf("%d calls are in flight on this session, which is as many as may be", c.inFlight), time.Second)
 	}
-	for len(c.ended) > 0 && (len(c.ended) >= l.KeptCalls || h.count.kept.Load() > int64(l.KeptBytes)) && c.delivered(c.ended[0]) {
-		c.dropOldest()
-		h.count.evicted.Add(1)
+	if c.keepsTooMuch() {
+		c.evict()
 	}
-	if len(c.ended) >= l.KeptCalls || h.count.kept.Load() > int64(l.KeptBytes) {
+	if c.keepsTooMuch() {
 		return full("as many results are kept as may be; fetch those that wait", time.Second)
 	}
 	if h.count.inFlight.Add(1) > int64(l.InFlight) {
@@ -131,17 +133,26 @@ func (c *client) mayBegin() *failure {
 	return nil
 }
 
-// delivered reports whether a result waits for nobody. c.mu is held.
-func (c *client) delivered(k *call) bool {
-	if k.conn == nil {
-		return k.taken
-	}
+// keepsTooMuch reports whether there is no room for a further result. c.mu is held.
+func (c *client) keepsTooMuch() bool {
+	l := &c.hub.o.Limits
+	return len(c.ended) >= l.KeptCalls || c.hub.count.kept.Load() > int64(l.KeptBytes)
+}
+
+// evict forgets results that were delivered, the oldest first, until there is room. c.mu is held.
+func (c *client) evict() {
+	waiting := map[string]bool{}
 	for i := range c.queue {
-		if c.queue[i].call == k.id {
-			return false
-		}
+		waiting[c.queue[i].call] = true
 	}
-	return true
+	for i := 0; i < len(c.ended) && c.keepsTooMuch(); {
+		if k := c.ended[i]; waiting[k.id] || k.conn == nil && !k.taken {
+			i++
+			continue
+		}
+		c.drop(i)
+		c.hub.count.evicted.Add(1)
+	}
 }
 
 // repeat answers a request_id that is known. c.mu is held.

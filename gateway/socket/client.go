@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -186,28 +187,36 @@ func (c *client) waitRoom() <-chan struct{} {
 	return c.room
 }
 
-// next returns the frame to be written next on a connection; false when there is none, and then its writer has ended.
-func (c *client) next(conn *conn) (frame, bool) {
+// next returns the frames to be written next on a connection; when there are none, its writer has ended. They stay in the queue.
+func (c *client) next(conn *conn) []frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.queue) == 0 || c.conn != conn {
 		conn.writing = false
-		return frame{}, false
+		return nil
 	}
-	return c.queue[0], true
+	n, size := 1, len(c.queue[0].data)
+	for n < len(c.queue) && n < maxBatchFrames && size+len(c.queue[n].data) <= maxBatchBytes {
+		size += len(c.queue[n].data)
+		n++
+	}
+	return c.queue[:n:n]
 }
 
-// wrote takes the first frame from the queue: it was written. Those of calls are remembered for a while.
-func (c *client) wrote(f frame) {
+// wrote takes frames from the front of the queue: they were written. Those of calls are remembered for a while.
+func (c *client) wrote(batch []frame) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.queue[0] = frame{}
-	if c.queue = c.queue[1:]; len(c.queue) == 0 {
-		c.queue = nil // a long queue's array is not kept
+	for i := range batch {
+		f := c.queue[i]
+		c.queue[i] = frame{}
+		c.unqueue(&f)
+		if f.seq != 0 {
+			c.remember(f)
+		}
 	}
-	c.unqueue(&f)
-	if f.seq != 0 {
-		c.remember(f)
+	if c.queue = c.queue[len(batch):]; len(c.queue) == 0 {
+		c.queue = nil // a long queue's array is not kept
 	}
 	c.makeRoom()
 }
@@ -265,7 +274,7 @@ func (c *client) expire(now time.Time) bool {
 	defer c.mu.Unlock()
 	ttl := c.hub.o.Limits.ResultTTL
 	for len(c.ended) > 0 && !now.Before(c.ended[0].ends.Add(ttl)) {
-		c.dropOldest()
+		c.drop(0)
 	}
 	if c.conn != nil || c.inFlight > 0 || now.Sub(c.since) < ttl {
 		return false
@@ -278,11 +287,15 @@ func (c *client) expire(now time.Time) bool {
 	return len(c.calls) == 0
 }
 
-// dropOldest forgets the result that has been kept longest. c.mu is held.
-func (c *client) dropOldest() {
-	old := c.ended[0]
-	c.ended[0] = nil
-	c.ended = c.ended[1:]
+// drop forgets a result, by its place among the ended ones. c.mu is held.
+func (c *client) drop(i int) {
+	old := c.ended[i]
+	if i == 0 {
+		c.ended[0] = nil
+		c.ended = c.ended[1:]
+	} else {
+		c.ended = slices.Delete(c.ended, i, i+1)
+	}
 	if c.calls[old.id] == old {
 		delete(c.calls, old.id)
 	}

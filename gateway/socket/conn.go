@@ -22,6 +22,7 @@ import (
 type conn struct {
 	hub    *Hub
 	ws     *websocket.Conn
+	out    *coalescer // beneath ws
 	ip     string
 	tls    *tls.ConnectionState
 	client *client
@@ -54,6 +55,11 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, failed(codeUnauthorized, "origin: pages of this origin may not connect; add it to gateway.origins"))
 		return
 	}
+	if !h.enter() {
+		refuse(w, http.StatusServiceUnavailable, failed(codeUnavailable, "server "+h.o.Server+" is stopping; connect to another one"))
+		return
+	}
+	defer h.work.Done()
 	c := &conn{hub: h, ip: addressOf(r), tls: r.TLS, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
 	full := h.admit(c)
 	if full == nil {
@@ -76,6 +82,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the upgrader has answered
 	}
 	ws.SetReadLimit(0) // read has its own, which counts what decompression makes of a message
+	c.out = hijack.out
 	if !h.start(c, ws, full) {
 		_ = ws.Close()
 		h.dismiss(c)
@@ -125,7 +132,10 @@ func addressOf(r *http.Request) string {
 }
 
 // hijacker gives the WebSocket library a small read buffer, and lets the one of the HTTP server go.
-type hijacker struct{ http.ResponseWriter }
+type hijacker struct {
+	http.ResponseWriter
+	out *coalescer
+}
 
 // Hijack implements http.Hijacker.
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
@@ -133,7 +143,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil || rw.Reader.Buffered() > 0 { // the library refuses a client that does not wait for the answer
 		return conn, rw, err
 	}
-	return conn, bufio.NewReadWriter(bufio.NewReaderSize(conn, readBufferBytes), rw.Writer), nil
+	h.out = &coalescer{Conn: conn}
+	return h.out, bufio.NewReadWriter(bufio.NewReaderSize(conn, readBufferBytes), rw.Writer), nil
 }
 
 // errTooLarge and errBinary are messages that are not read.
@@ -281,11 +292,13 @@ func (c *conn) startWriter() {
 // drain writes what waits, until nothing does. A frame that could not be written stays for the next connection.
 func (c *conn) drain() {
 	for {
-		f, ok := c.client.next(c)
-		if !ok {
+		batch := c.client.next(c)
+		if len(batch) == 0 {
 			return
 		}
-		if err := c.write(f.data); err != nil {
+		n, err := c.writeAll(batch)
+		c.client.wrote(batch[:n])
+		if err != nil {
 			c.client.mu.Lock()
 			c.writing, c.closing = false, true
 			c.client.mu.Unlock()
@@ -293,8 +306,26 @@ func (c *conn) drain() {
 			_ = c.ws.Close()
 			return
 		}
-		c.client.wrote(f)
 	}
+}
+
+// writeAll writes messages at once, and returns how many were written whole.
+func (c *conn) writeAll(batch []frame) (n int, err error) {
+	if len(batch) == 1 {
+		if err := c.write(batch[0].data); err != nil {
+			return 0, err
+		}
+		return 1, nil
+	}
+	c.out.hold()
+	for _, f := range batch {
+		if err = c.write(f.data); err != nil {
+			break
+		}
+		c.out.mark()
+	}
+	n, lost := c.out.release()
+	return n, errors.Join(err, lost)
 }
 
 // write writes one message; one goroutine at a time may.
@@ -347,12 +378,9 @@ func (c *conn) sayClose(code int, reason string) {
 	}
 	by := time.Now().Add(closeGrace)
 	if c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, reason), by) == nil {
-		raw := c.ws.NetConn()
-		if half, ok := raw.(interface{ CloseWrite() error }); ok {
-			_ = half.CloseWrite()
-		}
-		_ = raw.SetReadDeadline(by)
-		_, _ = io.Copy(io.Discard, io.LimitReader(raw, 2*MaxFrameBytes))
+		_ = c.out.CloseWrite()
+		_ = c.out.SetReadDeadline(by)
+		_, _ = io.Copy(io.Discard, io.LimitReader(c.out, 2*MaxFrameBytes))
 	}
 	_ = c.ws.Close()
 }

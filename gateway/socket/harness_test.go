@@ -144,7 +144,7 @@ func (b *bench) ran(key string) int {
 
 // world is a hub on a port.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	hub   *Hub
 	bench *bench
 	door  *door
@@ -158,7 +158,7 @@ func generous() Limits {
 	return l
 }
 
-func start(t *testing.T, change func(*Options)) *world {
+func start(t testing.TB, change func(*Options)) *world {
 	t.Helper()
 	w := &world{t: t, bench: newBench(), door: &door{}}
 	o := Options{
@@ -187,7 +187,7 @@ func start(t *testing.T, change func(*Options)) *world {
 
 // peer is a client by hand.
 type peer struct {
-	t  *testing.T
+	t  testing.TB
 	ws *websocket.Conn
 }
 

@@ -202,13 +202,13 @@ func (h *Hub) postCall(w http.ResponseWriter, r *http.Request, a *asked) {
 		refusal(f)
 		return
 	}
-	_, before := c.find(t.id)
+	was, before := c.find(t.id)
 	k, f := c.begin(nil, t)
 	if f != nil {
 		refusal(f)
 		return
 	}
-	h.await(w, r, c, k, a.wait, before != nil)
+	h.await(w, r, c, k, a.wait, before != nil && was == k)
 }
 
 // sessionOf finds the session that a request is about.

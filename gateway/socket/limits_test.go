@@ -39,6 +39,8 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 	w.hello("alice", "")
 	w.hello("bob", "")
 	w.turnedAway("the third of an address")
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
 	if n := len(w.hub.perIP); n != 1 {
 		t.Errorf("%d addresses are counted", n)
 	}
@@ -165,7 +167,7 @@ func TestResultsExpire(t *testing.T) {
 
 func TestWhoDoesNotReadIsClosed(t *testing.T) {
 	w := start(t, func(o *Options) {
-		o.Limits.WriteTimeout, o.Limits.QueueFrames, o.Limits.QueueBytes = 100*time.Millisecond, 10, 1<<20
+		o.Limits.WriteTimeout, o.Limits.QueueFrames, o.Limits.QueueBytes = time.Second, 10, 1<<20
 		o.Limits.InFlightClient, o.Limits.InFlight = 500, 500
 	})
 	p := w.hello("alice", "slow")
@@ -177,9 +179,19 @@ func TestWhoDoesNotReadIsClosed(t *testing.T) {
 		t.Errorf("%d bytes are kept", st.KeptBytes)
 	}
 	// It comes back, reads, and gets what it missed.
-	q := w.hello("alice", "slow")
-	if m := q.until("call_tool_res"); len(text(m)) != 100<<10 {
-		t.Errorf("it missed %d bytes", len(text(m)))
+	q := w.dial(nil)
+	q.send(map[string]any{"op": "hello", "token": "alice", "session_id": "slow"})
+	q.send(map[string]any{"op": "ping"}) // is answered behind what it missed
+	seen := map[float64]bool{}
+	for m := q.next(); m["op"] != "pong"; m = q.next() {
+		seq, _ := m["seq"].(float64)
+		if seq != 0 && seen[seq] || m["op"] == "call_tool_res" && len(text(m)) != 100<<10 {
+			t.Errorf("message %v again, or of %d bytes", m["seq"], len(text(m)))
+		}
+		seen[seq] = true
+	}
+	if len(seen) < 5 {
+		t.Errorf("it missed %d messages only", len(seen))
 	}
 }
 
@@ -276,6 +288,12 @@ func TestFallback(t *testing.T) {
 	}
 	if status, m = w.post("/v1/call_tool", "alice", "", call); status != 200 || m["from_cache"] != true {
 		t.Errorf("asked again: %d %v", status, m)
+	}
+	for range 2 { // a refusal for want of room is not kept
+		full := map[string]any{"session_id": session, "request_id": "full", "name": "fail", "arguments": map[string]string{"kind": "exhausted"}}
+		if status, m = w.post("/v1/call_tool", "alice", "", full); status != http.StatusTooManyRequests || m["from_cache"] != nil {
+			t.Errorf("full: %d %v", status, m)
+		}
 	}
 	// The same session by WebSocket.
 	p := w.hello("alice", session.(string))

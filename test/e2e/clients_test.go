@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,11 +42,15 @@ type reply struct {
 	Error     json.RawMessage `json:"error"`
 }
 
-// connect says hello at a server's client port.
+// connect says hello at a server's client port; with nil for trust, in plain text.
 func connect(t *testing.T, address string, trust *tls.Config, token, session string) *clientOf {
 	t.Helper()
 	dialer := websocket.Dialer{TLSClientConfig: trust, HandshakeTimeout: 30 * time.Second}
-	ws, _, err := dialer.Dial("wss://"+address+"/mcp", nil)
+	scheme := "wss://"
+	if trust == nil {
+		scheme = "ws://"
+	}
+	ws, _, err := dialer.Dial(scheme+address+"/mcp", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +176,40 @@ func TestClientsAtAnyServer(t *testing.T) {
 		t.Errorf("nodes: %v", nodes)
 	}
 	o.check(t)
+}
+
+// A server that is told to stop answers what is in flight, and sends its clients elsewhere.
+func TestAServerSendsItsClientsElsewhere(t *testing.T) {
+	s := startSmall(t, 1, 4*time.Second)
+	host, port, err := net.SplitHostPort(s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grpc, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, net.JoinHostPort(host, strconv.Itoa(grpc+2)), nil, "", "stays")
+	id := c.call("session_spawn", map[string]any{"command": []string{"/bin/sh", "-c", "sleep 1000"}, "wait": true})["id"]
+	// The session never answers: the call is in flight when the server is told to stop.
+	if err := c.ws.WriteJSON(map[string]any{"op": "call_tool", "request_id": "waits", "name": "session_send", "arguments": map[string]any{"id": id, "message": "x"}}); err != nil {
+		t.Fatal(err)
+	}
+	if r := c.read(); r.Op != "call_tool_ack" {
+		t.Fatalf("the call: %+v", r)
+	}
+	s.server.signal(syscall.SIGTERM)
+	r := c.read()
+	for r.Op == "progress" {
+		r = c.read()
+	}
+	if r.Op != "call_tool_res" || r.RequestID != "waits" || !strings.Contains(string(r.Error), "SERVICE_UNAVAILABLE") {
+		t.Errorf("the call ended with %+v %s", r, r.Error)
+	}
+	_ = c.ws.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, _, err := c.ws.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("the connection ended with %v", err)
+	}
 }
 
 // bearer adds a token to each request.
