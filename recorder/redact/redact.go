@@ -137,3 +137,8 @@ func matches(re *regexp.Regexp, text string) []span {
 	}
 	return all
 }
+
+// Printable is Text for what holds no secrets: names that the house itself gave.
+func (r *Redactor) Printable(text string, bytesMax int) string {
+	return cut(printable(Window(text, bytesMax)), bytesMax)
+}

@@ -210,3 +210,10 @@ func (s *Spool) trim() error {
 		s.mu.Unlock()
 	}
 }
+
+// Empty reports whether all that is durable is confirmed.
+func (s *Spool) Empty() bool {
+	p := s.position()
+	_, more := s.find(&p)
+	return !more
+}
