@@ -188,7 +188,7 @@ func TestEverythingArrivesOnce(t *testing.T) {
 }
 
 // fill records until the spool is full, with the sink away.
-func fill(t *testing.T, r *served, ctx context.Context) (recorded int, err error) {
+func fill(ctx context.Context, t *testing.T, r *served) (recorded int, err error) {
 	t.Helper()
 	big := strings.Repeat("x", 60<<10)
 	for n := range 5000 {
@@ -219,7 +219,7 @@ func TestFullSpoolBlocks(t *testing.T) {
 			<-tick.C
 		}
 	}()
-	recorded, err := fill(t, r, ctx)
+	recorded, err := fill(ctx, t, r)
 	if !fault.Is(err, fault.Timeout) {
 		t.Fatalf("full: %v", err)
 	}
@@ -262,7 +262,7 @@ func TestFullSpoolDropsAndCounts(t *testing.T) {
 	r := serve(t, c, sink, reg)
 	recorded := 0
 	for r.State().SpoolBytes < 63<<20 { // dropped for want of memory does not count: the disk may be slow
-		n, err := fill(t, r, context.Background())
+		n, err := fill(context.Background(), t, r)
 		if !fault.Is(err, fault.Exhausted) {
 			t.Fatalf("full: %v", err)
 		}

@@ -147,8 +147,10 @@ func TestWhatIsNoSecretStays(t *testing.T) {
 
 func TestCutsAreWholeCharacters(t *testing.T) {
 	r := newRedactor(t)
+	const text = "aé漢😀b"
 	for bound := range 12 {
-		if clean, _ := r.Text("aé漢😀b", bound); !utf8.ValidString(clean) || len(clean) > bound || !strings.HasPrefix("aé漢😀b", clean) {
+		clean, _ := r.Text(text, bound)
+		if !utf8.ValidString(clean) || len(clean) > bound || text[:len(clean)] != clean {
 			t.Errorf("cut at %d: %q", bound, clean)
 		}
 	}
