@@ -237,7 +237,7 @@ func balanced(text string, at int) int {
 func (s *scanner) option(at int) span {
 	text, from := s.text, at+2
 	to := from
-	for to < len(text) && keyByte(text[to]) {
+	for to < len(text) && to-from < longestKey && keyByte(text[to]) {
 		to++
 	}
 	if to == from || to == len(text) || !sensitive(text[from:to]) {

@@ -194,8 +194,11 @@ func bearer(text string, at int) span {
 	for from < len(text) && (space(text[from]) || text[from] == ':' || text[from] == '=') {
 		from++
 	}
+	if from == at+len(name) {
+		return span{}
+	}
 	to := run(text, from, tokenByte)
-	if from == at+len(name) || to-from < least {
+	if to-from < least {
 		return span{}
 	}
 	return span{from: from, to: run(text, to, func(c byte) bool { return c == '=' })}
