@@ -77,7 +77,7 @@ func Default() Config {
 
 const (
 	payloadBytesMax = 1 << 20
-	spoolBytesMin   = 64 << 20
+	spoolBytesMin   = 4 * segmentBytes
 	segmentBytes    = 8 << 20
 )
 

@@ -133,7 +133,7 @@ func call(id string) recorder.Interaction {
 
 func within(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -207,7 +207,7 @@ func TestFullSpoolBlocks(t *testing.T) {
 	sink := newFakeSink()
 	sink.away = true
 	c := config(t.TempDir())
-	c.Spool.MaxBytes, c.Spool.WhenFull = 64<<20, recorder.Block
+	c.Spool.MaxBytes, c.Spool.WhenFull = 32<<20, recorder.Block
 	reg := prometheus.NewRegistry()
 	r := serve(t, c, sink, reg)
 	ctx, cancel := context.WithCancel(within(t))
@@ -227,7 +227,7 @@ func TestFullSpoolBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := r.State()
-	if s.SpoolBytes > 64<<20 || !s.Alarm || !fault.Is(r.Health(), fault.Exhausted) || s.SinkError == "" || s.Dropped != 0 {
+	if s.SpoolBytes > 32<<20 || !s.Alarm || !fault.Is(r.Health(), fault.Exhausted) || s.SinkError == "" || s.Dropped != 0 {
 		t.Fatalf("%+v, %v", s, r.Health())
 	}
 	waiting := make(chan error, 1)
@@ -257,11 +257,11 @@ func TestFullSpoolDropsAndCounts(t *testing.T) {
 	sink := newFakeSink()
 	sink.away = true
 	c := config(t.TempDir())
-	c.Spool.MaxBytes, c.Spool.WhenFull = 64<<20, recorder.DropAndCount
+	c.Spool.MaxBytes, c.Spool.WhenFull = 32<<20, recorder.DropAndCount
 	reg := prometheus.NewRegistry()
 	r := serve(t, c, sink, reg)
 	recorded := 0
-	for r.State().SpoolBytes < 63<<20 { // dropped for want of memory does not count: the disk may be slow
+	for r.State().SpoolBytes < 31<<20 { // dropped for want of memory does not count: the disk may be slow
 		n, err := fill(context.Background(), t, r)
 		if !fault.Is(err, fault.Exhausted) {
 			t.Fatalf("full: %v", err)
@@ -272,7 +272,7 @@ func TestFullSpoolDropsAndCounts(t *testing.T) {
 		}
 	}
 	s := r.State()
-	if s.Dropped == 0 || s.SpoolBytes > 64<<20 || uint64(recorded) != s.Taken || !fault.Is(r.Health(), fault.Exhausted) {
+	if s.Dropped == 0 || s.SpoolBytes > 32<<20 || uint64(recorded) != s.Taken || !fault.Is(r.Health(), fault.Exhausted) {
 		t.Fatalf("%d recorded, %+v, %v", recorded, s, r.Health())
 	}
 	if text := metricstest.Text(t, reg); !strings.Contains(text, fmt.Sprintf("orchestrator_recorder_dropped_records_total %d\n", s.Dropped)) {
