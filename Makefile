@@ -46,6 +46,10 @@ test-s3: $(TOOLS)/versitygw ## test the bucket store against a gateway that is b
 	VERSITYGW=$(TOOLS)/versitygw $(GO) test -count=1 $(RACE) ./chunks/s3
 	VERSITYGW=$(TOOLS)/versitygw $(GO) test -count=1 -run Bucket ./cmd/orchestrator ./test/e2e
 
+.PHONY: test-postgres
+test-postgres: ## test the recorder against a real PostgreSQL: the machine's, or Debian's unpacked into .tools
+	env $$(tools/postgres.sh $(CURDIR)/.tools/postgres) $(GO) test -count=1 $(RACE) -timeout $(TEST_TIMEOUT) ./recorder/postgres
+
 # The chart is tested with the programs that it is for; the tests are a module of their own. What lies outside of a module is not
 # looked at before an earlier result is taken, so none is taken.
 .PHONY: chart-test
