@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -47,8 +48,8 @@ func (t *test) markdown() string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# The chart on a real Kubernetes cluster")
 	line("")
-	line("The last full output of `make kubernetes-test`: %s, %s, %d processors, %s, Kubernetes %s on three nodes of one machine. It took %s.",
-		t.started.UTC().Format(time.DateOnly), telemetry.ThisBuild().Go, runtime.NumCPU(), runtime.GOOS+"/"+runtime.GOARCH, kubernetesVersion, t.sinceStart())
+	line("The last full output of `make kubernetes-test`: %s, %s, %d processors, %s, Kubernetes %s on three nodes of one machine. It took %s, and the machine was busy with %s.",
+		t.started.UTC().Format(time.DateOnly), telemetry.ThisBuild().Go, runtime.NumCPU(), runtime.GOOS+"/"+runtime.GOARCH, kubernetesVersion, t.sinceStart(), loadAverage())
 	line("")
 	line("%d sessions keep a ledger each and take 200 messages a second together, a tenth of which wait for their answers. The client goes through the", sessions)
 	line("release's Service, repeats calls that it may repeat, and gives up after %s.", callLimit)
@@ -100,6 +101,16 @@ func (t *test) stays() string {
 		out += "; unexpected: " + strings.Join(u, ", ")
 	}
 	return out
+}
+
+// loadAverage is how many processes wanted a processor at the end, over the last 15 minutes.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	fields := strings.Fields(string(b))
+	if err != nil || len(fields) < 3 {
+		return "nobody knows what"
+	}
+	return fields[2] + " processes on average"
 }
 
 func (t *test) sinceStart() time.Duration { return time.Since(t.started).Round(time.Second) }
