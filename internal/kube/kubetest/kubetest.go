@@ -263,6 +263,7 @@ func (t *tunnel) carry(data httpstream.Stream) {
 		_ = conn.Close()
 	})
 	both.Wait()
+	_ = data.Reset() // what still comes is for nobody, and would hold the tunnel up
 	_ = t.errors.Close()
 }
 
