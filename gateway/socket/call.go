@@ -23,6 +23,7 @@ import (
 type call struct {
 	client   *client
 	id, name string
+	tool     *tools.Tool
 	hash     uint64 // of what was asked for
 	began    time.Time
 	deadline time.Time
@@ -93,7 +94,7 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 	if t.timeout == 0 {
 		t.timeout = h.o.Limits.CallTimeout
 	}
-	k := &call{client: c, id: t.id, name: t.name, hash: t.hashOf(), began: time.Now(), done: make(chan struct{}), conn: conn}
+	k := &call{client: c, id: t.id, name: t.name, tool: tool, hash: t.hashOf(), began: time.Now(), done: make(chan struct{}), conn: conn}
 	k.deadline = k.began.Add(t.timeout)
 	ctx, cancel := context.WithDeadline(h.o.Access.As(h.life, c.cred), k.deadline)
 	ctx, k.cancel = context.WithCancelCause(ctx)
@@ -290,7 +291,7 @@ func (k *call) outcome(ctx context.Context, outputs []tools.Output, err error) m
 		m.Error = failed(codeUnavailable, k.name+": "+errStopping.Error()+"; ask another one, with the same session_id and request_id")
 		m.Error.Details = &details{RetryAfterMS: 1}
 	default:
-		m.Error = failureOf(err)
+		m.Error = failureIn(k.tool, err)
 	}
 	return m
 }

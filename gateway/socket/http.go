@@ -32,7 +32,7 @@ var statuses = map[string]int{
 	codeInvalidRequest: http.StatusBadRequest, codeValidation: http.StatusBadRequest, codeProtocol: http.StatusBadRequest,
 	codeUnauthorized: http.StatusUnauthorized, codeNotFound: http.StatusNotFound, codeToolNotFound: http.StatusNotFound,
 	codeDuplicate: http.StatusConflict, codeOverCapacity: http.StatusTooManyRequests, codeUnavailable: http.StatusServiceUnavailable,
-	codeTimeout: http.StatusGatewayTimeout, codeToolExecution: http.StatusUnprocessableEntity, codeInternal: http.StatusInternalServerError,
+	codeTimeout: http.StatusGatewayTimeout, codeProvider: http.StatusBadGateway, codeToolExecution: http.StatusUnprocessableEntity, codeInternal: http.StatusInternalServerError,
 }
 
 func statusOf(f *failure) int {

@@ -34,6 +34,7 @@ const (
 	codeUnavailable    = "SERVICE_UNAVAILABLE"
 	codeToolNotFound   = "TOOL_NOT_FOUND"
 	codeToolExecution  = "TOOL_EXECUTION_ERROR"
+	codeProvider       = "PROVIDER_ERROR"
 	codeProtocol       = "PROTOCOL_ERROR"
 )
 
@@ -54,7 +55,7 @@ var codeOf = map[fault.Kind]string{
 }
 
 // transient are codes of outcomes that are not kept: who asks again is not told the same again.
-var transient = map[string]bool{codeUnauthorized: true, codeTimeout: true, codeOverCapacity: true, codeUnavailable: true, codeInternal: true}
+var transient = map[string]bool{codeUnauthorized: true, codeTimeout: true, codeOverCapacity: true, codeUnavailable: true, codeInternal: true, codeProvider: true}
 
 // failure is an error on the wire.
 type failure struct {
@@ -93,6 +94,15 @@ func failureOf(err error) *failure {
 	}
 	if retry > 0 || f.Field != "" {
 		out.Details = &details{RetryAfterMS: retry.Milliseconds(), Field: f.Field}
+	}
+	return out
+}
+
+// failureIn is the error of one tool on the wire: where a provider of models may fail, it is told from the cluster.
+func failureIn(t *tools.Tool, err error) *failure {
+	out := failureOf(err)
+	if t.AsksModels && (out.Code == codeUnavailable || out.Code == codeTimeout && fault.Is(err, fault.Timeout)) {
+		out.Code = codeProvider
 	}
 	return out
 }

@@ -56,6 +56,8 @@ type Tool struct {
 	Schema      *Schema
 	// ReadOnly tools change nothing; Destructive ones end or move something that somebody may be using.
 	ReadOnly, Destructive bool
+	// AsksModels: what fails is most often a provider elsewhere, and not the cluster.
+	AsksModels bool
 
 	run func(ctx context.Context, api api, c *Call) ([]Output, error)
 }
@@ -72,14 +74,15 @@ type api struct {
 	conn     grpc.ClientConnInterface
 	sessions apiv1.SessionServiceClient
 	nodes    apiv1.NodeServiceClient
+	models   apiv1.ProviderServiceClient
 }
 
 // New returns the tools, which call the public API over a connection.
 func New(conn grpc.ClientConnInterface) *Set {
 	again := &repeating{conn}
 	s := &Set{
-		api:    api{conn: again, sessions: apiv1.NewSessionServiceClient(again), nodes: apiv1.NewNodeServiceClient(again)},
-		list:   slices.Concat(sessionTools(), moveTools(), nodeTools()),
+		api:    api{conn: again, sessions: apiv1.NewSessionServiceClient(again), nodes: apiv1.NewNodeServiceClient(again), models: apiv1.NewProviderServiceClient(again)},
+		list:   slices.Concat(sessionTools(), moveTools(), nodeTools(), modelTools()),
 		byName: map[string]*Tool{},
 	}
 	for i := range s.list {
