@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// MaxRestarts is how many failures of a daemon are answered by a restart at once. 
+	// MaxRestarts is how many failures of a daemon are answered by a restart at once.
 	MaxRestarts = 5
 	// Decay is the half-life of a failure.
 	Decay = time.Minute
