@@ -50,6 +50,7 @@ var variable = []struct {
 	is    *regexp.Regexp
 	shows string
 }{
+	{regexp.MustCompile(`\bSHA256:[A-Za-z0-9+/]{43}`), "SIGNER"}, // first: there may be anything in it
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+Z`), "TIME"},
 	{regexp.MustCompile(`\b[a-z2-7]{20}\b`), "ID"},
 	{regexp.MustCompile(`\b(node|server)-\d\b`), "$1"},
@@ -57,7 +58,6 @@ var variable = []struct {
 	{regexp.MustCompile(`--context dev(-\d+)?\b`), "CONTEXT"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "ADDRESS"},
 	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|%|[KM]?i?B)`), "SOME"},
-	{regexp.MustCompile(`\bSHA256:[A-Za-z0-9+/]{43}`), "SIGNER"},
 	{regexp.MustCompile(`PID: +\d+`), "PID"},
 	{regexp.MustCompile(`Rounds: +\d+`), "ROUNDS"},
 	{regexp.MustCompile(`checkpoint \d+`), "CHECKPOINT"}, // by how fast one follows the other
