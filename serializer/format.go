@@ -20,6 +20,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/links"
 )
 
 // Schema is the version of the format that this release writes, and the newest that it reads. It has nothing to do with a
@@ -266,7 +267,7 @@ func readTree(r *reader, entries, extents *int) Tree {
 		e.ModTime = r.delta(lastTime)
 		lastPath, lastTime = e.Path, e.ModTime
 		if e.Type == Symlink {
-			e.Target = r.string(MaxTargetBytes, "bytes of a target")
+			e.Target = r.string(links.MaxTargetBytes, "bytes of a target")
 		} else {
 			e.Mode = uint32(r.upTo(int64(MaxPerm), "a mode"))
 		}

@@ -19,7 +19,6 @@ const (
 	MaxRoots         = 16             // trees
 	MaxPathBytes     = 4096           // of an entry, relative to its root
 	MaxNameBytes     = 255            // of one component of a path
-	MaxTargetBytes   = 4095           // of a symbolic link
 	MaxDepth         = 512            // directories between the root and an entry
 	MaxTreeBytes     = int64(1) << 50 // of all files together, holes counted
 	MaxSpecBytes     = 1 << 20        // the session's spec

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/links"
 	"github.com/neolith/orchestrator/serializer/chunk"
 )
 
@@ -195,7 +196,7 @@ func (e *Entry) validate(chunks []ChunkRef, left *budget) error {
 		if e.Mode != 0 {
 			return flawf("it is a link and has a mode")
 		}
-		if why := badTarget(e.Path, e.Target); why != "" {
+		if why := links.Flaw(e.Path, e.Target); why != "" {
 			return flawf("its target %.200q %s", e.Target, why)
 		}
 	}
@@ -229,36 +230,6 @@ func (e *Entry) validate(chunks []ChunkRef, left *budget) error {
 		return flawf("its extents have %d bytes, it has %d", sum, e.Size)
 	}
 	return nil
-}
-
-// badTarget says why a link may not be kept; "" when it may. It must not lead out of the tree, whatever other links its way
-// goes through: .. is taken at its beginning only, where the way leads up through directories that are no links.
-func badTarget(linkPath, target string) string {
-	switch {
-	case target == "":
-		return "is empty"
-	case target[0] == '/':
-		return "is absolute"
-	case len(target) > MaxTargetBytes:
-		return "is too long"
-	case strings.IndexByte(target, 0) >= 0:
-		return "has a NUL in it"
-	}
-	up, down := strings.Count(linkPath, "/"), false
-	for name := range strings.SplitSeq(target, "/") {
-		switch {
-		case name == "" || name == ".":
-		case name != "..":
-			down = true
-		case down:
-			return "has .. behind a name"
-		default:
-			if up--; up < 0 {
-				return "leads out of the tree"
-			}
-		}
-	}
-	return ""
 }
 
 // comparePaths orders paths as a walk meets them: the slash before all other bytes.

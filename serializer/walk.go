@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/links"
 )
 
 // stamp is what stat(2) tells of a file's identity and last change.
@@ -157,7 +158,7 @@ func (w *walker) entry(fd int, name, p string, depth int) error {
 			return nil // it was replaced: the next round meets what is there then
 		}
 		target = relative(w.tops, p, target)
-		if why := badTarget(p, target); why != "" {
+		if why := links.Flaw(p, target); why != "" {
 			w.skip(p, SkipLink, target+" "+why)
 			return nil
 		}
@@ -244,7 +245,7 @@ func topsOf(dir string) (tops []string) {
 }
 
 func readlinkAt(dir int, name string) (string, error) {
-	var buf [MaxTargetBytes + 1]byte
+	var buf [links.MaxTargetBytes + 1]byte
 	n, err := unix.Readlinkat(dir, name, buf[:])
 	if err != nil {
 		return "", err

@@ -13,14 +13,14 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/links"
 )
 
 const (
-	maxPathBytes   = 4096 // as checkpoints have it
-	maxNameBytes   = 255
-	maxDepth       = 512
-	maxTargetBytes = 4095
-	maxKnownDirs   = 4096 // whose kind is not looked up again
+	maxPathBytes = 4096 // as checkpoints have it
+	maxNameBytes = 255
+	maxDepth     = 512
+	maxKnownDirs = 4096 // whose kind is not looked up again
 )
 
 // refuse makes the error that an archive is damaged, or holds what it must not.
@@ -169,7 +169,7 @@ func (t *tree) link(name, target string) error {
 	if err != nil {
 		return err
 	}
-	if why := badTarget(p, target); why != "" {
+	if why := links.Flaw(p, target); why != "" {
 		return refuse("the link %.200q to %.200q %s", p, target, why)
 	}
 	return twice(p, t.root.Symlink(target, p))
@@ -209,32 +209,4 @@ func (t *tree) file(name string, mode fs.FileMode, modified time.Time, content i
 			return damaged(fmt.Errorf("%.200q: %w", p, err))
 		}
 	}
-}
-
-// badTarget says why a link may not be made; "" when it may. It must not lead out of the tree, whatever other links its way goes through: .. is
-// taken at its beginning only, where the way leads up through directories that are no links.
-func badTarget(p, target string) string {
-	switch {
-	case target == "":
-		return "is empty"
-	case target[0] == '/':
-		return "is absolute"
-	case len(target) > maxTargetBytes || strings.IndexByte(target, 0) >= 0:
-		return "is no path"
-	}
-	up, down := strings.Count(p, "/"), false
-	for part := range strings.SplitSeq(target, "/") {
-		switch {
-		case part == "" || part == ".":
-		case part != "..":
-			down = true
-		case down:
-			return "has .. behind a name"
-		default:
-			if up--; up < 0 {
-				return "leads out of the tree"
-			}
-		}
-	}
-	return ""
 }

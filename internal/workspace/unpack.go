@@ -19,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/links"
 )
 
 const (
@@ -260,7 +261,7 @@ func (t *tree) zipEntry(f *zip.File) error {
 	if mode&fs.ModeSymlink == 0 {
 		return t.file(f.Name, mode, f.Modified, content, damaged)
 	}
-	target, err := io.ReadAll(io.LimitReader(content, maxTargetBytes+1))
+	target, err := io.ReadAll(io.LimitReader(content, links.MaxTargetBytes+1))
 	if err != nil {
 		return damaged(fmt.Errorf("%.200q: %w", f.Name, err))
 	}

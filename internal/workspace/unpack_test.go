@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/links"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -290,7 +291,7 @@ func TestHostile(t *testing.T) {
 		"a link out":             {[]entry{link("a/l", "../../secret")}, "leads out"},
 		"a link out by links":    {[]entry{link("a", "."), link("b", "a/../../secret")}, ".. behind a name"},
 		"a link to nothing":      {[]entry{link("l", "")}, "is empty"},
-		"a long link":            {[]entry{link("l", strings.Repeat("x", maxTargetBytes+1))}, "is no path"},
+		"a long link":            {[]entry{link("l", strings.Repeat("x", links.MaxTargetBytes+1))}, "is too long"},
 		"a file through a link":  {[]entry{{tar.TypeDir, "d", 0o755, ""}, link("l", "d"), file("l/x")}, "no directory"},
 		"a file below a file":    {[]entry{file("f"), file("f/x")}, "no directory"},
 		"a file over a link":     {[]entry{file("f"), link("l", "f"), file("l")}, "twice"},
