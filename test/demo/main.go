@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/client"
+	"github.com/neolith/orchestrator/test/ledger"
 )
 
 // The size of the demo.
@@ -32,7 +33,7 @@ const (
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "ledger" {
-		if err := ledger(os.Stdin, os.Stdout); err != nil {
+		if err := ledger.Keep(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, "ledger:", err)
 			os.Exit(1)
 		}
