@@ -11,7 +11,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -284,15 +283,7 @@ func (a *app) printImport(r *archive.Reader, m *serializer.Manifest, s *apiv1.Se
 	// The manifest is the truth; what the header says may be anything.
 	sum.Session = archive.Session{ID: m.SessionID, Namespace: m.Namespace, Name: m.Name, Type: s.GetType()}
 	sum.Checkpoint = archive.Checkpoint{Sequence: m.Sequence, Epoch: m.Epoch, Turn: m.Turn, OutputLine: m.OutputLine, Bytes: m.ContentBytes(), Time: m.SerializedAt, Keeps: m.Keeps.List()}
-	switch a.flags.output {
-	case "json", "yaml":
-		raw, err := json.Marshal(sum)
-		if err != nil {
-			return fault.New(fault.Internal, "print the summary: %w", err)
-		}
-		return a.printJSON(raw)
-	case "name":
-		_, err := fmt.Fprintln(a.out(), sum.Session.ID)
+	if done, err := a.printWhole(sum, sum.Session.ID); done {
 		return err
 	}
 	return a.printFields(a.importFields(&sum, s))

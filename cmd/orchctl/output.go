@@ -37,6 +37,22 @@ func watchTable[T any](a *app, k kind[T]) *rows {
 	return t
 }
 
+// printWhole prints what a file holds as a program reads it, or by its name; done reports whether that was asked for. People read fields instead.
+func (a *app) printWhole(v any, name string) (done bool, err error) {
+	switch a.flags.output {
+	case "json", "yaml":
+		raw, err := json.Marshal(v)
+		if err != nil {
+			return true, fault.New(fault.Internal, "print the summary: %w", err)
+		}
+		return true, a.printJSON(raw)
+	case "name":
+		_, err := fmt.Fprintln(a.out(), name)
+		return true, err
+	}
+	return false, nil
+}
+
 // printList prints a list; answer is the API's message that held it.
 func printList[T any](a *app, k kind[T], items []T, answer proto.Message) error {
 	switch a.flags.output {

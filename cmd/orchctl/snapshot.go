@@ -5,7 +5,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -98,15 +97,7 @@ func (a *app) inspectCommand() *cobra.Command {
 }
 
 func (a *app) printSummary(sum *snapshotSummary) error {
-	switch a.flags.output {
-	case "json", "yaml":
-		raw, err := json.Marshal(sum)
-		if err != nil {
-			return fault.New(fault.Internal, "print the summary: %w", err)
-		}
-		return a.printJSON(raw)
-	case "name":
-		_, err := fmt.Fprintln(a.out(), sum.ClusterID)
+	if done, err := a.printWhole(sum, sum.ClusterID); done {
 		return err
 	}
 	err := a.printFields([]field{

@@ -49,9 +49,9 @@ func TestNoneLeadsOut(t *testing.T) {
 			}
 		}
 		for _, name := range names {
-			real, err := filepath.EvalSymlinks(filepath.Join(root, name))
-			if err == nil && real != root && !strings.HasPrefix(real, root+"/") {
-				rt.Fatalf("%s leads to %s", name, real)
+			where, err := filepath.EvalSymlinks(filepath.Join(root, name))
+			if err == nil && where != root && !strings.HasPrefix(where, root+"/") {
+				rt.Fatalf("%s leads to %s", name, where)
 			}
 		}
 	})
