@@ -317,13 +317,6 @@ func checkBill(t *testing.T, b []byte) {
 	}
 }
 
-func TestOnePlatformAlone(t *testing.T) {
-	images, _ := readBack(t, filepath.Join(built(t, programs(t), "-platforms", "linux/arm64"), "node-agent.tar"))
-	if _, ok := images["linux/arm64"]; !ok || len(images) != 1 {
-		t.Errorf("there are %d images", len(images))
-	}
-}
-
 func TestSameInputSameBytes(t *testing.T) {
 	p := programs(t)
 	// One platform shows it; the other is of the same code.
