@@ -801,6 +801,86 @@ func (x *CommittedCall) GetRetryAfterMs() int64 {
 	return 0
 }
 
+type GetReadIndexRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReadIndexRequest) Reset() {
+	*x = GetReadIndexRequest{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReadIndexRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReadIndexRequest) ProtoMessage() {}
+
+func (x *GetReadIndexRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReadIndexRequest.ProtoReflect.Descriptor instead.
+func (*GetReadIndexRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{13}
+}
+
+type GetReadIndexResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReadIndexResponse) Reset() {
+	*x = GetReadIndexResponse{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReadIndexResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReadIndexResponse) ProtoMessage() {}
+
+func (x *GetReadIndexResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReadIndexResponse.ProtoReflect.Descriptor instead.
+func (*GetReadIndexResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetReadIndexResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
@@ -850,11 +930,15 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs2\xbc\x04\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\x15\n" +
+	"\x13GetReadIndexRequest\",\n" +
+	"\x14GetReadIndexResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index2\xa9\x05\n" +
 	"\fRelayService\x12q\n" +
 	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12w\n" +
 	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12}\n" +
-	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12h\n" +
+	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12k\n" +
+	"\fGetReadIndex\x12,.orchestrator.cluster.v1.GetReadIndexRequest\x1a-.orchestrator.cluster.v1.GetReadIndexResponse\x12h\n" +
 	"\vCommitCalls\x12+.orchestrator.cluster.v1.CommitCallsRequest\x1a,.orchestrator.cluster.v1.CommitCallsResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
@@ -870,7 +954,7 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
 	(*GetServerStatsRequest)(nil),      // 0: orchestrator.cluster.v1.GetServerStatsRequest
 	(*GetServerStatsResponse)(nil),     // 1: orchestrator.cluster.v1.GetServerStatsResponse
@@ -885,31 +969,35 @@ var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
 	(*CommitCallsRequest)(nil),         // 10: orchestrator.cluster.v1.CommitCallsRequest
 	(*CommitCallsResponse)(nil),        // 11: orchestrator.cluster.v1.CommitCallsResponse
 	(*CommittedCall)(nil),              // 12: orchestrator.cluster.v1.CommittedCall
-	(*v1.Daemon)(nil),                  // 13: orchestrator.v1.Daemon
-	(*v1.Provider)(nil),                // 14: orchestrator.v1.Provider
-	(*Command)(nil),                    // 15: orchestrator.cluster.v1.Command
-	(*CallRow)(nil),                    // 16: orchestrator.cluster.v1.CallRow
+	(*GetReadIndexRequest)(nil),        // 13: orchestrator.cluster.v1.GetReadIndexRequest
+	(*GetReadIndexResponse)(nil),       // 14: orchestrator.cluster.v1.GetReadIndexResponse
+	(*v1.Daemon)(nil),                  // 15: orchestrator.v1.Daemon
+	(*v1.Provider)(nil),                // 16: orchestrator.v1.Provider
+	(*Command)(nil),                    // 17: orchestrator.cluster.v1.Command
+	(*CallRow)(nil),                    // 18: orchestrator.cluster.v1.CallRow
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	13, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
-	14, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
+	15, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	16, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
 	6,  // 2: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
 	7,  // 3: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	15, // 4: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
+	17, // 4: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
 	12, // 5: orchestrator.cluster.v1.CommitCallsResponse.calls:type_name -> orchestrator.cluster.v1.CommittedCall
-	16, // 6: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
+	18, // 6: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
 	0,  // 7: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
 	2,  // 8: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
 	4,  // 9: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
-	10, // 10: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
-	8,  // 11: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1,  // 12: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	3,  // 13: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
-	5,  // 14: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
-	11, // 15: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
-	9,  // 16: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
+	13, // 10: orchestrator.cluster.v1.RelayService.GetReadIndex:input_type -> orchestrator.cluster.v1.GetReadIndexRequest
+	10, // 11: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
+	8,  // 12: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1,  // 13: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	3,  // 14: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
+	5,  // 15: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
+	14, // 16: orchestrator.cluster.v1.RelayService.GetReadIndex:output_type -> orchestrator.cluster.v1.GetReadIndexResponse
+	11, // 17: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
+	9,  // 18: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	13, // [13:19] is the sub-list for method output_type
+	7,  // [7:13] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -937,7 +1025,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	RelayService_GetServerStats_FullMethodName     = "/orchestrator.cluster.v1.RelayService/GetServerStats"
 	RelayService_GetServerDaemons_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
 	RelayService_GetServerProviders_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
+	RelayService_GetReadIndex_FullMethodName       = "/orchestrator.cluster.v1.RelayService/GetReadIndex"
 	RelayService_CommitCalls_FullMethodName        = "/orchestrator.cluster.v1.RelayService/CommitCalls"
 	RelayService_Link_FullMethodName               = "/orchestrator.cluster.v1.RelayService/Link"
 )
@@ -40,7 +41,10 @@ type RelayServiceClient interface {
 	GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error)
-	// CommitCalls commits commands about calls; the asked server must lead.
+	// GetReadIndex returns a raft index that holds every change acknowledged before; the asked server must lead. Who has applied so much
+	// may answer from its own state.
+	GetReadIndex(ctx context.Context, in *GetReadIndexRequest, opts ...grpc.CallOption) (*GetReadIndexResponse, error)
+	// CommitCalls commits commands about calls, and turns of conversations; the asked server must lead.
 	CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error)
@@ -84,6 +88,16 @@ func (c *relayServiceClient) GetServerProviders(ctx context.Context, in *GetServ
 	return out, nil
 }
 
+func (c *relayServiceClient) GetReadIndex(ctx context.Context, in *GetReadIndexRequest, opts ...grpc.CallOption) (*GetReadIndexResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetReadIndexResponse)
+	err := c.cc.Invoke(ctx, RelayService_GetReadIndex_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *relayServiceClient) CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CommitCallsResponse)
@@ -119,7 +133,10 @@ type RelayServiceServer interface {
 	GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error)
-	// CommitCalls commits commands about calls; the asked server must lead.
+	// GetReadIndex returns a raft index that holds every change acknowledged before; the asked server must lead. Who has applied so much
+	// may answer from its own state.
+	GetReadIndex(context.Context, *GetReadIndexRequest) (*GetReadIndexResponse, error)
+	// CommitCalls commits commands about calls, and turns of conversations; the asked server must lead.
 	CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error
@@ -141,6 +158,9 @@ func (UnimplementedRelayServiceServer) GetServerDaemons(context.Context, *GetSer
 }
 func (UnimplementedRelayServiceServer) GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerProviders not implemented")
+}
+func (UnimplementedRelayServiceServer) GetReadIndex(context.Context, *GetReadIndexRequest) (*GetReadIndexResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetReadIndex not implemented")
 }
 func (UnimplementedRelayServiceServer) CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CommitCalls not implemented")
@@ -223,6 +243,24 @@ func _RelayService_GetServerProviders_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_GetReadIndex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetReadIndexRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).GetReadIndex(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_GetReadIndex_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).GetReadIndex(ctx, req.(*GetReadIndexRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_CommitCalls_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CommitCallsRequest)
 	if err := dec(in); err != nil {
@@ -266,6 +304,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerProviders",
 			Handler:    _RelayService_GetServerProviders_Handler,
+		},
+		{
+			MethodName: "GetReadIndex",
+			Handler:    _RelayService_GetReadIndex_Handler,
 		},
 		{
 			MethodName: "CommitCalls",
