@@ -93,8 +93,12 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	for _, m := range req.GetMessages() {
 		r.Messages = append(r.Messages, provider.Message{Role: provider.Role(m.GetRole()), Text: m.GetText()})
 	}
+	talk, err := s.ops.beginTalk(ctx, who, ns, req.GetConversationId(), &r)
+	if err != nil {
+		return err
+	}
+	defer talk.end()
 	var got *provider.Response
-	var err error
 	if req.GetStream() {
 		got, err = s.ops.Providers.Stream(ctx, r, func(d provider.Delta) error {
 			return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Piece{Piece: &apiv1.ChatPiece{Text: d.Text, Reasoning: d.Reasoning}}})
@@ -105,7 +109,12 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	if err != nil {
 		return err
 	}
+	conversation, version, err := talk.keep(ctx, got)
+	if err != nil {
+		return err
+	}
 	return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: &apiv1.ChatAnswer{
+		ConversationId: conversation, ConversationVersion: version,
 		Provider: got.Provider, Model: got.Model, Text: got.Text, Reasoning: got.Reasoning, Stop: got.Stop,
 		InputTokens: uint64(got.Usage.InputTokens), OutputTokens: uint64(got.Usage.OutputTokens), CachedTokens: uint64(got.Usage.CachedTokens), Estimated: got.Usage.Estimated,
 		CostUsd: got.CostUSD, Attempts: uint32(got.Attempts), TookMs: float64(got.Took) / float64(time.Millisecond),
