@@ -108,8 +108,7 @@ func TestATokenWhoseAnswerWasLostIsMadeOnce(t *testing.T) {
 // TestEveryMutationTakesAKey: what changes something can be asked for again.
 func TestEveryMutationTakesAKey(t *testing.T) {
 	reads := map[protoreflect.Name]bool{"SaveSnapshot": true, "AttachSession": true, "ExecSession": true, "SendMessages": true, // of which the last has one for each message
-		"DiffCheckpoints": true, "ExportSession": true, "ImportSession": true, // and an import one in its last step
-		"Chat": true} // which costs each time
+		"DiffCheckpoints": true, "ExportSession": true, "ImportSession": true} // and an import one in its last step
 	for _, file := range []protoreflect.FileDescriptor{
 		apiv1.File_orchestrator_v1_session_proto, apiv1.File_orchestrator_v1_node_proto, apiv1.File_orchestrator_v1_cluster_proto,
 		apiv1.File_orchestrator_v1_queue_proto, apiv1.File_orchestrator_v1_token_proto, apiv1.File_orchestrator_v1_event_proto,

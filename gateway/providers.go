@@ -93,11 +93,14 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	for _, m := range req.GetMessages() {
 		r.Messages = append(r.Messages, provider.Message{Role: provider.Role(m.GetRole()), Text: m.GetText()})
 	}
-	talk, err := s.ops.beginTalk(ctx, who, ns, req.GetConversationId(), &r)
+	talk, err := s.ops.beginTalk(ctx, who, ns, req, &r)
 	if err != nil {
 		return err
 	}
 	defer talk.end()
+	if answer := talk.repeated(); answer != nil {
+		return sendWhole(stream, req.GetStream(), answer)
+	}
 	var got *provider.Response
 	if req.GetStream() {
 		got, err = s.ops.Providers.Stream(ctx, r, func(d provider.Delta) error {
@@ -119,4 +122,14 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 		InputTokens: uint64(got.Usage.InputTokens), OutputTokens: uint64(got.Usage.OutputTokens), CachedTokens: uint64(got.Usage.CachedTokens), Estimated: got.Usage.Estimated,
 		CostUsd: got.CostUSD, Attempts: uint32(got.Attempts), TookMs: float64(got.Took) / float64(time.Millisecond),
 	}}})
+}
+
+// sendWhole sends an answer that is there already, as one piece before where pieces are awaited.
+func sendWhole(stream grpc.ServerStreamingServer[apiv1.ChatResponse], pieces bool, answer *apiv1.ChatAnswer) error {
+	if pieces {
+		if err := stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Piece{Piece: &apiv1.ChatPiece{Text: answer.GetText()}}}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: answer}})
 }

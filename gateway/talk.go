@@ -9,11 +9,17 @@ package gateway
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
@@ -60,6 +66,8 @@ type talk struct {
 	caller  string
 	version uint64             // that the model is told; 0 for a new conversation
 	said    []provider.Message // what is new
+	request string             // what it is known by when it comes again; empty for a request without a key
+	kept    *apiv1.ChatAnswer  // of the same request, which came before; nil for one that is new
 	leave   func()
 }
 
@@ -70,21 +78,49 @@ func (t *talk) end() {
 	}
 }
 
+// repeated is the answer that was kept of the same request; nil where the model is to be asked.
+func (t *talk) repeated() *apiv1.ChatAnswer {
+	if t == nil {
+		return nil
+	}
+	return t.kept
+}
+
+// requestOf is what a request is known by: hashes of its key, and of what it says.
+func requestOf(key string, said []provider.Message) string {
+	if key == "" {
+		return ""
+	}
+	h := sha256.New()
+	for _, m := range said {
+		_, _ = fmt.Fprintf(h, "%s %d\n%s", m.Role, len(m.Text), m.Text) // a hash does not fail
+	}
+	return hashOfKey(key) + "-" + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+func hashOfKey(key string) string {
+	h := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(h[:16])
+}
+
 // beginTalk completes a request with what its conversation holds; nil for one that names none. The caller calls end when the turn is over.
-func (o *Operations) beginTalk(ctx context.Context, who auth.Identity, namespace, id string, r *provider.Request) (*talk, error) {
-	switch id {
-	case "":
+func (o *Operations) beginTalk(ctx context.Context, who auth.Identity, namespace string, req *apiv1.ChatRequest, r *provider.Request) (*talk, error) {
+	id, key := req.GetConversationId(), req.GetIdempotencyKey()
+	switch {
+	case id == "":
 		return nil, nil
-	case newConversation:
+	case id == newConversation && key != "": // so that it is the same one when the request comes again
+		id = hashOfKey(who.Owner() + " " + key)
+	case id == newConversation:
 		id = newID()
 	}
-	if err := state.CheckConversationID(id); err != nil {
-		return nil, err
+	if err := errors.Join(state.CheckConversationID(id), checkKey(key)); err != nil {
+		return nil, fault.As(err)
 	}
 	if len(r.Messages) == 0 {
 		return nil, fault.New(fault.Invalid, "chat: messages: is empty; say something").WithField("messages")
 	}
-	t := &talk{ops: o, key: state.ConversationKey{Namespace: namespace, Owner: who.Owner(), ID: id}, caller: who.String(), said: r.Messages}
+	t := &talk{ops: o, key: state.ConversationKey{Namespace: namespace, Owner: who.Owner(), ID: id}, caller: who.String(), said: r.Messages, request: requestOf(key, r.Messages)}
 	leave, err := o.talks.enter(t.key)
 	if err != nil {
 		return nil, err
@@ -103,6 +139,10 @@ func (t *talk) recall(ctx context.Context, r *provider.Request) error {
 	if err != nil {
 		return fault.New(fault.KindOf(err), "conversation %q: %w", t.key.ID, err).WithRetry(talkRetry)
 	}
+	c := v.Conversation(t.key)
+	if again, err := t.again(ctx, c); again || err != nil {
+		return err
+	}
 	bytes := uint64(0)
 	for _, m := range t.said {
 		bytes += uint64(len(m.Text))
@@ -110,7 +150,6 @@ func (t *talk) recall(ctx context.Context, r *provider.Request) error {
 	if err := t.ops.State.RoomForTurn(v, t.key, len(t.said)+1, bytes); err != nil {
 		return err
 	}
-	c := v.Conversation(t.key)
 	if c == nil {
 		return nil
 	}
@@ -129,6 +168,28 @@ func (t *talk) recall(ctx context.Context, r *provider.Request) error {
 	return nil
 }
 
+// again reports whether the request is the one that the last turn answered, and has its answer then.
+func (t *talk) again(ctx context.Context, c *state.Conversation) (bool, error) {
+	if c == nil || t.request == "" || c.Request == "" {
+		return false, nil
+	}
+	key, _, _ := strings.Cut(t.request, "-")
+	switch {
+	case !strings.HasPrefix(c.Request, key+"-"):
+		return false, nil
+	case c.Request != t.request:
+		return false, fault.New(fault.AlreadyExists, "conversation %q: the idempotency key was used for another request; use a new key", t.key.ID).WithField("idempotency_key")
+	}
+	last := *c
+	last.Messages = c.Messages[len(c.Messages)-1:]
+	texts, err := t.ops.conversationTexts(ctx, &last)
+	if err != nil {
+		return false, err
+	}
+	t.kept = &apiv1.ChatAnswer{Provider: c.Provider, Model: c.Model, Text: texts[0].Text, ConversationId: c.ID, ConversationVersion: c.Version, Repeated: true}
+	return true, nil
+}
+
 // keep commits the turn with its answer, and returns the conversation that has it, with its version. An answer without text is not
 // kept, as no model can be told it; the conversation is as it was then.
 func (t *talk) keep(ctx context.Context, got *provider.Response) (id string, version uint64, err error) {
@@ -138,7 +199,7 @@ func (t *talk) keep(ctx context.Context, got *provider.Response) (id string, ver
 	if err := ctx.Err(); err != nil {
 		return "", 0, err // the caller has gone, and was told nothing
 	}
-	turn := &clusterv1.KeepTurn{Key: t.key.Proto(), Caller: t.caller, Version: t.version, TurnId: rand.Text(), Provider: got.Provider, Model: got.Model}
+	turn := &clusterv1.KeepTurn{Key: t.key.Proto(), Caller: t.caller, Version: t.version, TurnId: rand.Text(), Request: t.request, Provider: got.Provider, Model: got.Model}
 	room := turnInlineBytes
 	for _, m := range append(slices.Clone(t.said), provider.Message{Role: provider.Assistant, Text: got.Text}) {
 		text, err := t.ops.storeText(ctx, m.Text, min(room, queue.InlineBytes))

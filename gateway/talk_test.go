@@ -120,6 +120,46 @@ func TestAServerMakesAnID(t *testing.T) {
 	}
 }
 
+// TestATurnThatComesAgain: the same request is the same turn, at another server too; the model is asked once.
+func TestATurnThatComesAgain(t *testing.T) {
+	servers := startServers(t, 2)
+	a, b := servers[0], servers[1]
+	fakes := []*fakeprovider.Server{a.asksModels(), b.asksModels()}
+	token := a.token(auth.Client, "films")
+	keyed := func(id, key, text string) *apiv1.ChatRequest {
+		r := turns(id, text)
+		r.IdempotencyKey = key
+		return r
+	}
+	for _, id := range []string{"c", "new"} {
+		first := keyed(id, "k"+id, "one")
+		first.Messages = append([]*apiv1.ChatMessage{{Role: "system", Text: "be brief"}}, first.GetMessages()...)
+		asked := fakes[0].Count()
+		_, answer, err := a.chats(a.as(token), first)
+		if err != nil || answer.GetRepeated() {
+			t.Fatal(answer, err)
+		}
+		first.Stream = true
+		pieces, again, err := b.chats(b.as(token), first)
+		if err != nil || !again.GetRepeated() || again.GetText() != answer.GetText() || strings.Join(pieces, "") != answer.GetText() || again.GetProvider() != "local" || again.GetModel() != "fast" ||
+			again.GetConversationVersion() != answer.GetConversationVersion() || again.GetConversationId() != answer.GetConversationId() || fakes[0].Count() != asked+1 || fakes[1].Count() != 0 {
+			t.Errorf("%q, %v, %v; %d and %d calls", pieces, again, err, fakes[0].Count(), fakes[1].Count())
+		}
+	}
+	if _, _, err := b.chats(b.as(token), keyed("c", "kc", "two")); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("another request with the key: %v", err)
+	}
+	if _, _, err := b.chats(b.as(token), keyed("c", strings.Repeat("k", 129), "two")); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a long key: %v", err)
+	}
+	// The same words under another key, or under none, are said again.
+	for i, key := range []string{"other", ""} {
+		if _, answer, err := a.chats(a.as(token), keyed("c", key, "one")); err != nil || answer.GetRepeated() || len(told(fakes[0])) != 4+2*i {
+			t.Errorf("%v, %v, told %q", answer, err, told(fakes[0]))
+		}
+	}
+}
+
 // TestATurnThatFails leaves the conversation as it was, whatever happened and how far it came.
 func TestATurnThatFails(t *testing.T) {
 	a := startAlone(t)
@@ -216,7 +256,7 @@ func TestTwoTurnsAtOnce(t *testing.T) {
 	who := auth.Identity{TokenID: "1", Name: "ann", Role: auth.Client, Namespace: "films"}
 	begin := func(a *alone) *talk {
 		t.Helper()
-		talk, err := a.ops.beginTalk(t.Context(), who, "films", "both", &provider.Request{Messages: []provider.Message{{Role: provider.User, Text: "hello"}}})
+		talk, err := a.ops.beginTalk(t.Context(), who, "films", &apiv1.ChatRequest{ConversationId: "both"}, &provider.Request{Messages: []provider.Message{{Role: provider.User, Text: "hello"}}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -46,7 +46,7 @@ type Conversation struct {
 	ConversationKey
 	Caller          string // who talks, for people
 	Version         uint64 // the raft index of the last turn
-	TurnID          string // of the last turn
+	TurnID, Request string // of the last turn: its own id, and what the request was that it answers, empty where that had no key
 	Provider, Model string // that answered last
 	// Messages are oldest first. They are never changed in place; what is appended may share the array.
 	Messages   []ConversationMessage
@@ -162,6 +162,8 @@ func (a *applier) keepTurn(p *clusterv1.KeepTurn) Result {
 	switch {
 	case p.GetTurnId() == "" || len(p.GetTurnId()) > maxIDBytes:
 		return Result{Err: fault.New(fault.Invalid, "keep turn: its id is empty or over %d bytes", maxIDBytes)}
+	case len(p.GetRequest()) > maxIDBytes:
+		return Result{Err: fault.New(fault.Invalid, "keep turn: its request is named by over %d bytes", maxIDBytes)}
 	case old != nil && old.TurnID == p.GetTurnId():
 		return Result{Conversation: old, Duplicate: true}
 	case old == nil && p.GetVersion() != 0:
@@ -189,7 +191,7 @@ func (a *applier) keepTurn(p *clusterv1.KeepTurn) Result {
 		a.meta.stats.Conversations++
 		a.talkers.put(k.talker(), &talkerRow{c.Namespace, c.Owner, owned + 1})
 	}
-	c.Caller, c.Version, c.TurnID, c.Time = a.intern.str(clip(p.GetCaller(), queue.MaxNameBytes)), a.meta.index, p.GetTurnId(), a.meta.time
+	c.Caller, c.Version, c.TurnID, c.Request, c.Time = a.intern.str(clip(p.GetCaller(), queue.MaxNameBytes)), a.meta.index, p.GetTurnId(), p.GetRequest(), a.meta.time
 	c.Provider, c.Model = a.intern.str(clip(p.GetProvider(), queue.MaxNameBytes)), a.intern.str(clip(p.GetModel(), queue.MaxNameBytes))
 	c.Messages = append(c.Messages, said...)
 	a.meta.stats.ConversationBytes += stateBytes(said)
@@ -344,7 +346,7 @@ func conversationMessages(rows []*clusterv1.ConversationMessage) ([]Conversation
 func conversationToRow(c *Conversation) *clusterv1.ConversationRow {
 	r := &clusterv1.ConversationRow{
 		Key: c.Proto(), Caller: c.Caller, Version: c.Version, TurnId: c.TurnID, Provider: c.Provider, Model: c.Model,
-		CreateTime: c.CreateTime, Time: c.Time,
+		CreateTime: c.CreateTime, Time: c.Time, Request: c.Request,
 	}
 	for _, m := range c.Messages {
 		r.Messages = append(r.Messages, &clusterv1.ConversationMessage{Role: m.Role, Text: pbconv.BlobToProto(m.Text)})
@@ -366,7 +368,7 @@ func conversationFromRow(r *clusterv1.ConversationRow, in *interner) (*Conversat
 	}
 	return &Conversation{
 		ConversationKey: ConversationKey{in.str(k.Namespace), in.str(k.Owner), k.ID}, Caller: in.str(r.GetCaller()), Version: r.GetVersion(),
-		TurnID: r.GetTurnId(), Provider: in.str(r.GetProvider()), Model: in.str(r.GetModel()), Messages: messages, CreateTime: r.GetCreateTime(), Time: r.GetTime(),
+		TurnID: r.GetTurnId(), Request: r.GetRequest(), Provider: in.str(r.GetProvider()), Model: in.str(r.GetModel()), Messages: messages, CreateTime: r.GetCreateTime(), Time: r.GetTime(),
 	}, nil
 }
 

@@ -30,7 +30,7 @@ var plan = ConversationKey{Namespace: "films", Owner: "token 1", ID: "plan"}
 
 // turn is what a user said of a conversation and was answered.
 func turnOf(k ConversationKey, version uint64, said ...string) *clusterv1.KeepTurn {
-	t := &clusterv1.KeepTurn{Key: k.Proto(), Caller: "client:ann", Version: version, TurnId: fmt.Sprint("turn ", version, said), Provider: "local", Model: "fast"}
+	t := &clusterv1.KeepTurn{Key: k.Proto(), Caller: "client:ann", Version: version, TurnId: fmt.Sprint("turn ", version, said), Provider: "local", Model: "fast", Request: fmt.Sprint("request ", version)}
 	for i, text := range said {
 		role := roleUser
 		if i == len(said)-1 {
@@ -195,6 +195,7 @@ func TestTurnsThatAreNone(t *testing.T) {
 		"no owner":          func(k *clusterv1.KeepTurn) { k.Key.Owner = "" },
 		"a NUL":             func(k *clusterv1.KeepTurn) { k.Key.Owner = "a\x00b" },
 		"no namespace":      func(k *clusterv1.KeepTurn) { k.Key.Namespace = "" },
+		"a long request":    func(k *clusterv1.KeepTurn) { k.Request = strings.Repeat("a", 129) },
 		"no turn":           func(k *clusterv1.KeepTurn) { k.TurnId = "" },
 		"no answer":         func(k *clusterv1.KeepTurn) { k.Messages = k.Messages[:1] },
 		"nothing said":      func(k *clusterv1.KeepTurn) { k.Messages = k.Messages[1:] },

@@ -65,6 +65,9 @@ func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {
 		return nil, err
 	}
 	req := &apiv1.ChatRequest{Namespace: a.Namespace, Provider: a.Provider, Model: a.Model, MaxTokens: a.MaxTokens, Stream: a.Stream && c.Chunk != nil, ConversationId: a.Conversation}
+	if a.Conversation != "" {
+		req.IdempotencyKey = c.ID // the same call is the same turn
+	}
 	for _, m := range a.Messages {
 		req.Messages = append(req.Messages, &apiv1.ChatMessage{Role: m.Role, Text: m.Content})
 	}

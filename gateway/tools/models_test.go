@@ -81,7 +81,7 @@ func TestChat(t *testing.T) {
 		"a prompt":           {`{"prompt":"hi"}`, []*apiv1.ChatResponse{whole}, nil, &apiv1.ChatRequest{Messages: user("hi")}, "", answered},
 		"in pieces":          {`{"prompt":"hi","stream":true}`, []*apiv1.ChatResponse{piece("good "), piece("day"), whole}, nil, &apiv1.ChatRequest{Messages: user("hi"), Stream: true}, "good |day|", answered},
 		"a conversation":     {`{"messages":[{"role":"system","content":"be brief"},{"role":"user","content":"hi"}],"model":"fast","provider":"local","max_tokens":9}`, []*apiv1.ChatResponse{whole}, nil, &apiv1.ChatRequest{Model: "fast", Provider: "local", MaxTokens: 9, Messages: []*apiv1.ChatMessage{{Role: "system", Text: "be brief"}, {Role: "user", Text: "hi"}}}, "", answered},
-		"one that is kept":   {`{"prompt":"hi","conversation_id":"plan:1"}`, []*apiv1.ChatResponse{kept}, nil, &apiv1.ChatRequest{Messages: user("hi"), ConversationId: "plan:1"}, "", answered},
+		"one that is kept":   {`{"prompt":"hi","conversation_id":"plan:1"}`, []*apiv1.ChatResponse{kept}, nil, &apiv1.ChatRequest{Messages: user("hi"), ConversationId: "plan:1", IdempotencyKey: "one"}, "", answered},
 		"nothing":            {`{}`, nil, nil, nil, "", fault.Invalid},
 		"both":               {`{"prompt":"hi","messages":[{"role":"user","content":"hi"}]}`, nil, nil, nil, "", fault.Invalid},
 		"no provider":        {`{"prompt":"hi"}`, nil, status.Error(codes.FailedPrecondition, "no model provider is configured"), &apiv1.ChatRequest{Messages: user("hi")}, "", fault.FailedPrecondition},
@@ -95,7 +95,7 @@ func TestChat(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		var chunks strings.Builder
-		out, err := set.Call(t.Context(), tool, Call{Arguments: json.RawMessage(c.arguments), Chunk: func(_ context.Context, text string) error {
+		out, err := set.Call(t.Context(), tool, Call{ID: "one", Arguments: json.RawMessage(c.arguments), Chunk: func(_ context.Context, text string) error {
 			chunks.WriteString(text + "|")
 			return nil
 		}})

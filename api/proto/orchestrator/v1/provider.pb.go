@@ -568,6 +568,9 @@ type ChatRequest struct {
 	// Has the cluster keep the conversation, and go on with it when it is there: 1 to 128 of A-Z a-z 0-9 _ . : -; "new" for an id that the
 	// server makes. One that exists takes messages of role user only, and prefers the provider and the model of its last turn.
 	ConversationId string `protobuf:"bytes,11,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// With a conversation_id: the same request again is the same turn, as long as no other has followed. It gets the answer that was kept,
+	// and the model is not asked.
+	IdempotencyKey string `protobuf:"bytes,12,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -679,6 +682,13 @@ func (x *ChatRequest) GetConversationId() string {
 	return ""
 }
 
+func (x *ChatRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
 type ChatPiece struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
@@ -752,8 +762,10 @@ type ChatAnswer struct {
 	ConversationId string `protobuf:"bytes,13,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	// It changes with each turn.
 	ConversationVersion uint64 `protobuf:"varint,14,opt,name=conversation_version,json=conversationVersion,proto3" json:"conversation_version,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// It was asked before, under its idempotency_key: what it took was told then.
+	Repeated      bool `protobuf:"varint,15,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChatAnswer) Reset() {
@@ -882,6 +894,13 @@ func (x *ChatAnswer) GetConversationVersion() uint64 {
 		return x.ConversationVersion
 	}
 	return 0
+}
+
+func (x *ChatAnswer) GetRepeated() bool {
+	if x != nil {
+		return x.Repeated
+	}
+	return false
 }
 
 type ChatResponse struct {
@@ -1501,7 +1520,7 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\x06models\x18\x01 \x03(\v2\x16.orchestrator.v1.ModelR\x06models\"5\n" +
 	"\vChatMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x8b\x03\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xb4\x03\n" +
 	"\vChatRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
 	"\bprovider\x18\x02 \x01(\tR\bprovider\x12\x14\n" +
@@ -1515,12 +1534,13 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\x06stream\x18\t \x01(\bR\x06stream\x12#\n" +
 	"\rrepeat_unsure\x18\n" +
 	" \x01(\bR\frepeatUnsure\x12'\n" +
-	"\x0fconversation_id\x18\v \x01(\tR\x0econversationIdB\x0e\n" +
+	"\x0fconversation_id\x18\v \x01(\tR\x0econversationId\x12'\n" +
+	"\x0fidempotency_key\x18\f \x01(\tR\x0eidempotencyKeyB\x0e\n" +
 	"\f_temperatureB\b\n" +
 	"\x06_top_p\"=\n" +
 	"\tChatPiece\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x1c\n" +
-	"\treasoning\x18\x02 \x01(\tR\treasoning\"\xbb\x03\n" +
+	"\treasoning\x18\x02 \x01(\tR\treasoning\"\xd7\x03\n" +
 	"\n" +
 	"ChatAnswer\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
@@ -1537,7 +1557,8 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\battempts\x18\v \x01(\rR\battempts\x12\x17\n" +
 	"\atook_ms\x18\f \x01(\x01R\x06tookMs\x12'\n" +
 	"\x0fconversation_id\x18\r \x01(\tR\x0econversationId\x121\n" +
-	"\x14conversation_version\x18\x0e \x01(\x04R\x13conversationVersion\"\x81\x01\n" +
+	"\x14conversation_version\x18\x0e \x01(\x04R\x13conversationVersion\x12\x1a\n" +
+	"\brepeated\x18\x0f \x01(\bR\brepeated\"\x81\x01\n" +
 	"\fChatResponse\x122\n" +
 	"\x05piece\x18\x01 \x01(\v2\x1a.orchestrator.v1.ChatPieceH\x00R\x05piece\x125\n" +
 	"\x06answer\x18\x02 \x01(\v2\x1b.orchestrator.v1.ChatAnswerH\x00R\x06answerB\x06\n" +

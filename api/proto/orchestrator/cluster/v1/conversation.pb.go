@@ -147,13 +147,15 @@ type KeepTurn struct {
 	Caller string `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
 	// Of the conversation that the model was told; 0 for none. Another one means that it went on meanwhile.
 	Version uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
-	// The turn's own id, at random: a turn that comes again is the same turn.
+	// The turn's own id, at random: a command that comes again is the same turn.
 	TurnId string `protobuf:"bytes,4,opt,name=turn_id,json=turnId,proto3" json:"turn_id,omitempty"`
 	// The last is the answer.
 	Messages []*ConversationMessage `protobuf:"bytes,5,rep,name=messages,proto3" json:"messages,omitempty"`
 	// That answered.
-	Provider      string `protobuf:"bytes,6,opt,name=provider,proto3" json:"provider,omitempty"`
-	Model         string `protobuf:"bytes,7,opt,name=model,proto3" json:"model,omitempty"`
+	Provider string `protobuf:"bytes,6,opt,name=provider,proto3" json:"provider,omitempty"`
+	Model    string `protobuf:"bytes,7,opt,name=model,proto3" json:"model,omitempty"`
+	// Of the request's idempotency key and of what it said; empty without a key.
+	Request       string `protobuf:"bytes,8,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,6 +239,13 @@ func (x *KeepTurn) GetModel() string {
 	return ""
 }
 
+func (x *KeepTurn) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
 // DropConversation forgets a conversation.
 type DropConversation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -295,7 +304,8 @@ type ConversationRow struct {
 	Model      string                 `protobuf:"bytes,7,opt,name=model,proto3" json:"model,omitempty"`
 	CreateTime int64                  `protobuf:"varint,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Of the last turn.
-	Time          int64 `protobuf:"varint,9,opt,name=time,proto3" json:"time,omitempty"`
+	Time          int64  `protobuf:"varint,9,opt,name=time,proto3" json:"time,omitempty"`
+	Request       string `protobuf:"bytes,10,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -393,6 +403,13 @@ func (x *ConversationRow) GetTime() int64 {
 	return 0
 }
 
+func (x *ConversationRow) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
 var File_orchestrator_cluster_v1_conversation_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_conversation_proto_rawDesc = "" +
@@ -404,7 +421,7 @@ const file_orchestrator_cluster_v1_conversation_proto_rawDesc = "" +
 	"\x02id\x18\x03 \x01(\tR\x02id\"\\\n" +
 	"\x13ConversationMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x121\n" +
-	"\x04text\x18\x02 \x01(\v2\x1d.orchestrator.cluster.v1.BlobR\x04text\"\x8d\x02\n" +
+	"\x04text\x18\x02 \x01(\v2\x1d.orchestrator.cluster.v1.BlobR\x04text\"\xa7\x02\n" +
 	"\bKeepTurn\x12:\n" +
 	"\x03key\x18\x01 \x01(\v2(.orchestrator.cluster.v1.ConversationKeyR\x03key\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x18\n" +
@@ -412,9 +429,10 @@ const file_orchestrator_cluster_v1_conversation_proto_rawDesc = "" +
 	"\aturn_id\x18\x04 \x01(\tR\x06turnId\x12H\n" +
 	"\bmessages\x18\x05 \x03(\v2,.orchestrator.cluster.v1.ConversationMessageR\bmessages\x12\x1a\n" +
 	"\bprovider\x18\x06 \x01(\tR\bprovider\x12\x14\n" +
-	"\x05model\x18\a \x01(\tR\x05model\"N\n" +
+	"\x05model\x18\a \x01(\tR\x05model\x12\x18\n" +
+	"\arequest\x18\b \x01(\tR\arequest\"N\n" +
 	"\x10DropConversation\x12:\n" +
-	"\x03key\x18\x01 \x01(\v2(.orchestrator.cluster.v1.ConversationKeyR\x03key\"\xc9\x02\n" +
+	"\x03key\x18\x01 \x01(\v2(.orchestrator.cluster.v1.ConversationKeyR\x03key\"\xe3\x02\n" +
 	"\x0fConversationRow\x12:\n" +
 	"\x03key\x18\x01 \x01(\v2(.orchestrator.cluster.v1.ConversationKeyR\x03key\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x18\n" +
@@ -425,7 +443,9 @@ const file_orchestrator_cluster_v1_conversation_proto_rawDesc = "" +
 	"\x05model\x18\a \x01(\tR\x05model\x12\x1f\n" +
 	"\vcreate_time\x18\b \x01(\x03R\n" +
 	"createTime\x12\x12\n" +
-	"\x04time\x18\t \x01(\x03R\x04timeBMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
+	"\x04time\x18\t \x01(\x03R\x04time\x12\x18\n" +
+	"\arequest\x18\n" +
+	" \x01(\tR\arequestBMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
 var (
 	file_orchestrator_cluster_v1_conversation_proto_rawDescOnce sync.Once
