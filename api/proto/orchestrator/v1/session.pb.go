@@ -1824,8 +1824,11 @@ func (x *SendMessagesRequest) GetMessages() []*SendMessageRequest {
 }
 
 type SendMessagesResponse struct {
-	state         protoimpl.MessageState         `protogen:"open.v1"`
-	Results       []*SendMessagesResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of one batch, in its order. Empty where only turns are told.
+	Results []*SendMessagesResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// In the order in which they end.
+	Turns         []*SendMessagesResponse_Turn `protobuf:"bytes,2,rep,name=turns,proto3" json:"turns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1863,6 +1866,13 @@ func (*SendMessagesResponse) Descriptor() ([]byte, []int) {
 func (x *SendMessagesResponse) GetResults() []*SendMessagesResponse_Result {
 	if x != nil {
 		return x.Results
+	}
+	return nil
+}
+
+func (x *SendMessagesResponse) GetTurns() []*SendMessagesResponse_Turn {
+	if x != nil {
+		return x.Turns
 	}
 	return nil
 }
@@ -4799,8 +4809,10 @@ type SendMessagesResponse_Result struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// A google.rpc.Code; 0 when accepted.
-	Code          int32  `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`
-	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Code  int32  `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// A Turn of it follows, as was asked for by wait.
+	Awaited       bool `protobuf:"varint,4,opt,name=awaited,proto3" json:"awaited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4856,6 +4868,84 @@ func (x *SendMessagesResponse_Result) GetError() string {
 	return ""
 }
 
+func (x *SendMessagesResponse_Result) GetAwaited() bool {
+	if x != nil {
+		return x.Awaited
+	}
+	return false
+}
+
+// Turn tells how a message's turn ended: the message with its result, or why there is none.
+type SendMessagesResponse_Turn struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The message's place among all that were sent on the stream, from 0.
+	Number  uint64   `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Message *Message `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// A google.rpc.Code; 0 when it was acked.
+	Code          int32  `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendMessagesResponse_Turn) Reset() {
+	*x = SendMessagesResponse_Turn{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendMessagesResponse_Turn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendMessagesResponse_Turn) ProtoMessage() {}
+
+func (x *SendMessagesResponse_Turn) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendMessagesResponse_Turn.ProtoReflect.Descriptor instead.
+func (*SendMessagesResponse_Turn) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{17, 1}
+}
+
+func (x *SendMessagesResponse_Turn) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *SendMessagesResponse_Turn) GetMessage() *Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *SendMessagesResponse_Turn) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *SendMessagesResponse_Turn) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type AttachSessionRequest_Open struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -4868,7 +4958,7 @@ type AttachSessionRequest_Open struct {
 
 func (x *AttachSessionRequest_Open) Reset() {
 	*x = AttachSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4880,7 +4970,7 @@ func (x *AttachSessionRequest_Open) String() string {
 func (*AttachSessionRequest_Open) ProtoMessage() {}
 
 func (x *AttachSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4938,7 +5028,7 @@ type ExecSessionRequest_Open struct {
 
 func (x *ExecSessionRequest_Open) Reset() {
 	*x = ExecSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4950,7 +5040,7 @@ func (x *ExecSessionRequest_Open) String() string {
 func (*ExecSessionRequest_Open) ProtoMessage() {}
 
 func (x *ExecSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5027,7 +5117,7 @@ type DiffCheckpointsResponse_Change struct {
 
 func (x *DiffCheckpointsResponse_Change) Reset() {
 	*x = DiffCheckpointsResponse_Change{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5039,7 +5129,7 @@ func (x *DiffCheckpointsResponse_Change) String() string {
 func (*DiffCheckpointsResponse_Change) ProtoMessage() {}
 
 func (x *DiffCheckpointsResponse_Change) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5131,7 +5221,7 @@ type ExportSessionResponse_Open struct {
 
 func (x *ExportSessionResponse_Open) Reset() {
 	*x = ExportSessionResponse_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5143,7 +5233,7 @@ func (x *ExportSessionResponse_Open) String() string {
 func (*ExportSessionResponse_Open) ProtoMessage() {}
 
 func (x *ExportSessionResponse_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5197,7 +5287,7 @@ type ImportSessionRequest_Missing struct {
 
 func (x *ImportSessionRequest_Missing) Reset() {
 	*x = ImportSessionRequest_Missing{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5299,7 @@ func (x *ImportSessionRequest_Missing) String() string {
 func (*ImportSessionRequest_Missing) ProtoMessage() {}
 
 func (x *ImportSessionRequest_Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5241,7 +5331,7 @@ type ImportSessionRequest_Put struct {
 
 func (x *ImportSessionRequest_Put) Reset() {
 	*x = ImportSessionRequest_Put{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5253,7 +5343,7 @@ func (x *ImportSessionRequest_Put) String() string {
 func (*ImportSessionRequest_Put) ProtoMessage() {}
 
 func (x *ImportSessionRequest_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5297,7 +5387,7 @@ type ImportSessionRequest_Commit struct {
 
 func (x *ImportSessionRequest_Commit) Reset() {
 	*x = ImportSessionRequest_Commit{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5309,7 +5399,7 @@ func (x *ImportSessionRequest_Commit) String() string {
 func (*ImportSessionRequest_Commit) ProtoMessage() {}
 
 func (x *ImportSessionRequest_Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5384,7 +5474,7 @@ type ImportSessionResponse_Missing struct {
 
 func (x *ImportSessionResponse_Missing) Reset() {
 	*x = ImportSessionResponse_Missing{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5486,7 @@ func (x *ImportSessionResponse_Missing) String() string {
 func (*ImportSessionResponse_Missing) ProtoMessage() {}
 
 func (x *ImportSessionResponse_Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5428,7 +5518,7 @@ type ImportSessionResponse_Stored struct {
 
 func (x *ImportSessionResponse_Stored) Reset() {
 	*x = ImportSessionResponse_Stored{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5440,7 +5530,7 @@ func (x *ImportSessionResponse_Stored) String() string {
 func (*ImportSessionResponse_Stored) ProtoMessage() {}
 
 func (x *ImportSessionResponse_Stored) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5470,7 +5560,7 @@ type GetSessionHistoryResponse_Entry struct {
 
 func (x *GetSessionHistoryResponse_Entry) Reset() {
 	*x = GetSessionHistoryResponse_Entry{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5482,7 +5572,7 @@ func (x *GetSessionHistoryResponse_Entry) String() string {
 func (*GetSessionHistoryResponse_Entry) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5768,13 +5858,20 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"session_id\x18\x02 \x01(\tR\tsessionId\x122\n" +
 	"\amessage\x18\x03 \x01(\v2\x18.orchestrator.v1.MessageR\amessage\"V\n" +
 	"\x13SendMessagesRequest\x12?\n" +
-	"\bmessages\x18\x01 \x03(\v2#.orchestrator.v1.SendMessageRequestR\bmessages\"\xae\x01\n" +
+	"\bmessages\x18\x01 \x03(\v2#.orchestrator.v1.SendMessageRequestR\bmessages\"\x88\x03\n" +
 	"\x14SendMessagesResponse\x12F\n" +
-	"\aresults\x18\x01 \x03(\v2,.orchestrator.v1.SendMessagesResponse.ResultR\aresults\x1aN\n" +
+	"\aresults\x18\x01 \x03(\v2,.orchestrator.v1.SendMessagesResponse.ResultR\aresults\x12@\n" +
+	"\x05turns\x18\x02 \x03(\v2*.orchestrator.v1.SendMessagesResponse.TurnR\x05turns\x1ah\n" +
 	"\x06Result\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xb4\x04\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x18\n" +
+	"\aawaited\x18\x04 \x01(\bR\aawaited\x1a|\n" +
+	"\x04Turn\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x122\n" +
+	"\amessage\x18\x02 \x01(\v2\x18.orchestrator.v1.MessageR\amessage\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\x05R\x04code\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xb4\x04\n" +
 	"\aMessage\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
@@ -6053,7 +6150,7 @@ func file_orchestrator_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_orchestrator_v1_session_proto_goTypes = []any{
 	(Consistency_Level)(0),                   // 0: orchestrator.v1.Consistency.Level
 	(Priority_Level)(0),                      // 1: orchestrator.v1.Priority.Level
@@ -6128,35 +6225,36 @@ var file_orchestrator_v1_session_proto_goTypes = []any{
 	(*Session_Exit)(nil),                     // 70: orchestrator.v1.Session.Exit
 	nil,                                      // 71: orchestrator.v1.Session.LabelsEntry
 	(*SendMessagesResponse_Result)(nil),      // 72: orchestrator.v1.SendMessagesResponse.Result
-	(*AttachSessionRequest_Open)(nil),        // 73: orchestrator.v1.AttachSessionRequest.Open
-	(*ExecSessionRequest_Open)(nil),          // 74: orchestrator.v1.ExecSessionRequest.Open
-	(*DiffCheckpointsResponse_Change)(nil),   // 75: orchestrator.v1.DiffCheckpointsResponse.Change
-	(*ExportSessionResponse_Open)(nil),       // 76: orchestrator.v1.ExportSessionResponse.Open
-	(*ImportSessionRequest_Missing)(nil),     // 77: orchestrator.v1.ImportSessionRequest.Missing
-	(*ImportSessionRequest_Put)(nil),         // 78: orchestrator.v1.ImportSessionRequest.Put
-	(*ImportSessionRequest_Commit)(nil),      // 79: orchestrator.v1.ImportSessionRequest.Commit
-	(*ImportSessionResponse_Missing)(nil),    // 80: orchestrator.v1.ImportSessionResponse.Missing
-	(*ImportSessionResponse_Stored)(nil),     // 81: orchestrator.v1.ImportSessionResponse.Stored
-	(*GetSessionHistoryResponse_Entry)(nil),  // 82: orchestrator.v1.GetSessionHistoryResponse.Entry
-	(*durationpb.Duration)(nil),              // 83: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),            // 84: google.protobuf.Timestamp
+	(*SendMessagesResponse_Turn)(nil),        // 73: orchestrator.v1.SendMessagesResponse.Turn
+	(*AttachSessionRequest_Open)(nil),        // 74: orchestrator.v1.AttachSessionRequest.Open
+	(*ExecSessionRequest_Open)(nil),          // 75: orchestrator.v1.ExecSessionRequest.Open
+	(*DiffCheckpointsResponse_Change)(nil),   // 76: orchestrator.v1.DiffCheckpointsResponse.Change
+	(*ExportSessionResponse_Open)(nil),       // 77: orchestrator.v1.ExportSessionResponse.Open
+	(*ImportSessionRequest_Missing)(nil),     // 78: orchestrator.v1.ImportSessionRequest.Missing
+	(*ImportSessionRequest_Put)(nil),         // 79: orchestrator.v1.ImportSessionRequest.Put
+	(*ImportSessionRequest_Commit)(nil),      // 80: orchestrator.v1.ImportSessionRequest.Commit
+	(*ImportSessionResponse_Missing)(nil),    // 81: orchestrator.v1.ImportSessionResponse.Missing
+	(*ImportSessionResponse_Stored)(nil),     // 82: orchestrator.v1.ImportSessionResponse.Stored
+	(*GetSessionHistoryResponse_Entry)(nil),  // 83: orchestrator.v1.GetSessionHistoryResponse.Entry
+	(*durationpb.Duration)(nil),              // 84: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),            // 85: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_session_proto_depIdxs = []int32{
 	1,   // 0: orchestrator.v1.SessionSpec.priority:type_name -> orchestrator.v1.Priority.Level
 	62,  // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
 	63,  // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
 	64,  // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
-	83,  // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
-	83,  // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
-	83,  // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
-	83,  // 7: orchestrator.v1.SessionSpec.keep_checkpoints_for:type_name -> google.protobuf.Duration
-	83,  // 8: orchestrator.v1.SessionSpec.pause_after:type_name -> google.protobuf.Duration
+	84,  // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
+	84,  // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
+	84,  // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
+	84,  // 7: orchestrator.v1.SessionSpec.keep_checkpoints_for:type_name -> google.protobuf.Duration
+	84,  // 8: orchestrator.v1.SessionSpec.pause_after:type_name -> google.protobuf.Duration
 	2,   // 9: orchestrator.v1.Session.phase:type_name -> orchestrator.v1.Session.Phase
 	1,   // 10: orchestrator.v1.Session.priority:type_name -> orchestrator.v1.Priority.Level
 	71,  // 11: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
-	84,  // 12: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	84,  // 13: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
-	84,  // 14: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
+	85,  // 12: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	85,  // 13: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
+	85,  // 14: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
 	65,  // 15: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
 	66,  // 16: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
 	67,  // 17: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
@@ -6170,114 +6268,116 @@ var file_orchestrator_v1_session_proto_depIdxs = []int32{
 	0,   // 25: orchestrator.v1.ListSessionsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
 	10,  // 26: orchestrator.v1.ListSessionsResponse.sessions:type_name -> orchestrator.v1.Session
 	10,  // 27: orchestrator.v1.WatchSessionsResponse.session:type_name -> orchestrator.v1.Session
-	83,  // 28: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
+	84,  // 28: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
 	10,  // 29: orchestrator.v1.TerminateSessionResponse.session:type_name -> orchestrator.v1.Session
 	1,   // 30: orchestrator.v1.SendMessageRequest.priority:type_name -> orchestrator.v1.Priority.Level
-	84,  // 31: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
+	85,  // 31: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
 	25,  // 32: orchestrator.v1.SendMessageResponse.message:type_name -> orchestrator.v1.Message
 	21,  // 33: orchestrator.v1.SendMessagesRequest.messages:type_name -> orchestrator.v1.SendMessageRequest
 	72,  // 34: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
-	1,   // 35: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
-	4,   // 36: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
-	84,  // 37: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	84,  // 38: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
-	84,  // 39: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
-	25,  // 40: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
-	83,  // 41: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
-	5,   // 42: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
-	84,  // 43: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	29,  // 44: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
-	73,  // 45: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
-	70,  // 46: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	74,  // 47: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
-	70,  // 48: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	10,  // 49: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
-	0,   // 50: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	65,  // 51: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
-	10,  // 52: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 53: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 54: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 55: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 56: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 57: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 58: orchestrator.v1.DeleteCheckpointResponse.session:type_name -> orchestrator.v1.Session
-	65,  // 59: orchestrator.v1.DiffCheckpointsResponse.from:type_name -> orchestrator.v1.Session.Checkpoint
-	65,  // 60: orchestrator.v1.DiffCheckpointsResponse.to:type_name -> orchestrator.v1.Session.Checkpoint
-	75,  // 61: orchestrator.v1.DiffCheckpointsResponse.changes:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change
-	76,  // 62: orchestrator.v1.ExportSessionResponse.open:type_name -> orchestrator.v1.ExportSessionResponse.Open
-	56,  // 63: orchestrator.v1.ExportSessionResponse.chunks:type_name -> orchestrator.v1.ChunkFrame
-	77,  // 64: orchestrator.v1.ImportSessionRequest.missing:type_name -> orchestrator.v1.ImportSessionRequest.Missing
-	78,  // 65: orchestrator.v1.ImportSessionRequest.put:type_name -> orchestrator.v1.ImportSessionRequest.Put
-	79,  // 66: orchestrator.v1.ImportSessionRequest.commit:type_name -> orchestrator.v1.ImportSessionRequest.Commit
-	80,  // 67: orchestrator.v1.ImportSessionResponse.missing:type_name -> orchestrator.v1.ImportSessionResponse.Missing
-	81,  // 68: orchestrator.v1.ImportSessionResponse.stored:type_name -> orchestrator.v1.ImportSessionResponse.Stored
-	10,  // 69: orchestrator.v1.ImportSessionResponse.session:type_name -> orchestrator.v1.Session
-	82,  // 70: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
-	84,  // 71: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
-	3,   // 72: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
-	84,  // 73: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
-	69,  // 74: orchestrator.v1.Session.Migration.progress:type_name -> orchestrator.v1.Session.Progress
-	84,  // 75: orchestrator.v1.Session.Progress.time:type_name -> google.protobuf.Timestamp
-	6,   // 76: orchestrator.v1.DiffCheckpointsResponse.Change.kind:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change.Kind
-	10,  // 77: orchestrator.v1.ExportSessionResponse.Open.session:type_name -> orchestrator.v1.Session
-	65,  // 78: orchestrator.v1.ExportSessionResponse.Open.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	56,  // 79: orchestrator.v1.ImportSessionRequest.Put.chunks:type_name -> orchestrator.v1.ChunkFrame
-	9,   // 80: orchestrator.v1.ImportSessionRequest.Commit.spec:type_name -> orchestrator.v1.SessionSpec
-	84,  // 81: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
-	2,   // 82: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
-	11,  // 83: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
-	13,  // 84: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
-	15,  // 85: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
-	17,  // 86: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
-	19,  // 87: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
-	21,  // 88: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
-	23,  // 89: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
-	26,  // 90: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
-	28,  // 91: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
-	31,  // 92: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
-	33,  // 93: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
-	35,  // 94: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
-	37,  // 95: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
-	39,  // 96: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
-	41,  // 97: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
-	43,  // 98: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
-	45,  // 99: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
-	47,  // 100: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
-	49,  // 101: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
-	51,  // 102: orchestrator.v1.SessionService.DeleteCheckpoint:input_type -> orchestrator.v1.DeleteCheckpointRequest
-	53,  // 103: orchestrator.v1.SessionService.DiffCheckpoints:input_type -> orchestrator.v1.DiffCheckpointsRequest
-	55,  // 104: orchestrator.v1.SessionService.ExportSession:input_type -> orchestrator.v1.ExportSessionRequest
-	58,  // 105: orchestrator.v1.SessionService.ImportSession:input_type -> orchestrator.v1.ImportSessionRequest
-	60,  // 106: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
-	12,  // 107: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
-	14,  // 108: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
-	16,  // 109: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
-	18,  // 110: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
-	20,  // 111: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
-	22,  // 112: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
-	24,  // 113: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
-	27,  // 114: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
-	30,  // 115: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
-	32,  // 116: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
-	34,  // 117: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
-	36,  // 118: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
-	38,  // 119: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
-	40,  // 120: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
-	42,  // 121: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
-	44,  // 122: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
-	46,  // 123: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
-	48,  // 124: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
-	50,  // 125: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
-	52,  // 126: orchestrator.v1.SessionService.DeleteCheckpoint:output_type -> orchestrator.v1.DeleteCheckpointResponse
-	54,  // 127: orchestrator.v1.SessionService.DiffCheckpoints:output_type -> orchestrator.v1.DiffCheckpointsResponse
-	57,  // 128: orchestrator.v1.SessionService.ExportSession:output_type -> orchestrator.v1.ExportSessionResponse
-	59,  // 129: orchestrator.v1.SessionService.ImportSession:output_type -> orchestrator.v1.ImportSessionResponse
-	61,  // 130: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
-	107, // [107:131] is the sub-list for method output_type
-	83,  // [83:107] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	73,  // 35: orchestrator.v1.SendMessagesResponse.turns:type_name -> orchestrator.v1.SendMessagesResponse.Turn
+	1,   // 36: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
+	4,   // 37: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
+	85,  // 38: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	85,  // 39: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
+	85,  // 40: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
+	25,  // 41: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
+	84,  // 42: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
+	5,   // 43: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
+	85,  // 44: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	29,  // 45: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
+	74,  // 46: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
+	70,  // 47: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	75,  // 48: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
+	70,  // 49: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	10,  // 50: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
+	0,   // 51: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	65,  // 52: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
+	10,  // 53: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 54: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 55: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 56: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 57: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 58: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 59: orchestrator.v1.DeleteCheckpointResponse.session:type_name -> orchestrator.v1.Session
+	65,  // 60: orchestrator.v1.DiffCheckpointsResponse.from:type_name -> orchestrator.v1.Session.Checkpoint
+	65,  // 61: orchestrator.v1.DiffCheckpointsResponse.to:type_name -> orchestrator.v1.Session.Checkpoint
+	76,  // 62: orchestrator.v1.DiffCheckpointsResponse.changes:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change
+	77,  // 63: orchestrator.v1.ExportSessionResponse.open:type_name -> orchestrator.v1.ExportSessionResponse.Open
+	56,  // 64: orchestrator.v1.ExportSessionResponse.chunks:type_name -> orchestrator.v1.ChunkFrame
+	78,  // 65: orchestrator.v1.ImportSessionRequest.missing:type_name -> orchestrator.v1.ImportSessionRequest.Missing
+	79,  // 66: orchestrator.v1.ImportSessionRequest.put:type_name -> orchestrator.v1.ImportSessionRequest.Put
+	80,  // 67: orchestrator.v1.ImportSessionRequest.commit:type_name -> orchestrator.v1.ImportSessionRequest.Commit
+	81,  // 68: orchestrator.v1.ImportSessionResponse.missing:type_name -> orchestrator.v1.ImportSessionResponse.Missing
+	82,  // 69: orchestrator.v1.ImportSessionResponse.stored:type_name -> orchestrator.v1.ImportSessionResponse.Stored
+	10,  // 70: orchestrator.v1.ImportSessionResponse.session:type_name -> orchestrator.v1.Session
+	83,  // 71: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
+	85,  // 72: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
+	3,   // 73: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
+	85,  // 74: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
+	69,  // 75: orchestrator.v1.Session.Migration.progress:type_name -> orchestrator.v1.Session.Progress
+	85,  // 76: orchestrator.v1.Session.Progress.time:type_name -> google.protobuf.Timestamp
+	25,  // 77: orchestrator.v1.SendMessagesResponse.Turn.message:type_name -> orchestrator.v1.Message
+	6,   // 78: orchestrator.v1.DiffCheckpointsResponse.Change.kind:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change.Kind
+	10,  // 79: orchestrator.v1.ExportSessionResponse.Open.session:type_name -> orchestrator.v1.Session
+	65,  // 80: orchestrator.v1.ExportSessionResponse.Open.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	56,  // 81: orchestrator.v1.ImportSessionRequest.Put.chunks:type_name -> orchestrator.v1.ChunkFrame
+	9,   // 82: orchestrator.v1.ImportSessionRequest.Commit.spec:type_name -> orchestrator.v1.SessionSpec
+	85,  // 83: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
+	2,   // 84: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
+	11,  // 85: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
+	13,  // 86: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
+	15,  // 87: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
+	17,  // 88: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
+	19,  // 89: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
+	21,  // 90: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
+	23,  // 91: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
+	26,  // 92: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
+	28,  // 93: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
+	31,  // 94: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
+	33,  // 95: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
+	35,  // 96: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
+	37,  // 97: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
+	39,  // 98: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
+	41,  // 99: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
+	43,  // 100: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
+	45,  // 101: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
+	47,  // 102: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
+	49,  // 103: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
+	51,  // 104: orchestrator.v1.SessionService.DeleteCheckpoint:input_type -> orchestrator.v1.DeleteCheckpointRequest
+	53,  // 105: orchestrator.v1.SessionService.DiffCheckpoints:input_type -> orchestrator.v1.DiffCheckpointsRequest
+	55,  // 106: orchestrator.v1.SessionService.ExportSession:input_type -> orchestrator.v1.ExportSessionRequest
+	58,  // 107: orchestrator.v1.SessionService.ImportSession:input_type -> orchestrator.v1.ImportSessionRequest
+	60,  // 108: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
+	12,  // 109: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
+	14,  // 110: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
+	16,  // 111: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
+	18,  // 112: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
+	20,  // 113: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
+	22,  // 114: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
+	24,  // 115: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
+	27,  // 116: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
+	30,  // 117: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
+	32,  // 118: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
+	34,  // 119: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
+	36,  // 120: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
+	38,  // 121: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
+	40,  // 122: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
+	42,  // 123: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
+	44,  // 124: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
+	46,  // 125: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
+	48,  // 126: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
+	50,  // 127: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
+	52,  // 128: orchestrator.v1.SessionService.DeleteCheckpoint:output_type -> orchestrator.v1.DeleteCheckpointResponse
+	54,  // 129: orchestrator.v1.SessionService.DiffCheckpoints:output_type -> orchestrator.v1.DiffCheckpointsResponse
+	57,  // 130: orchestrator.v1.SessionService.ExportSession:output_type -> orchestrator.v1.ExportSessionResponse
+	59,  // 131: orchestrator.v1.SessionService.ImportSession:output_type -> orchestrator.v1.ImportSessionResponse
+	61,  // 132: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
+	109, // [109:133] is the sub-list for method output_type
+	85,  // [85:109] is the sub-list for method input_type
+	85,  // [85:85] is the sub-list for extension type_name
+	85,  // [85:85] is the sub-list for extension extendee
+	0,   // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_session_proto_init() }
@@ -6301,7 +6401,7 @@ func file_orchestrator_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_session_proto_rawDesc), len(file_orchestrator_v1_session_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   76,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
