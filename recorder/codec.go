@@ -11,9 +11,9 @@ import (
 )
 
 // stringFields and numberFields say which field has which number.
-func (i *Interaction) stringFields() [14]*string {
+func (i *Interaction) stringFields() [15]*string {
 	return [...]*string{0: &i.ID, 1: (*string)(&i.Kind), 2: &i.Namespace, 3: &i.Session, 4: &i.RequestID, 5: &i.Principal, 6: &i.Tool, 7: &i.Provider,
-		8: &i.Model, 9: (*string)(&i.Status), 10: &i.Code, 11: &i.Error, 12: &i.Request, 13: &i.Response}
+		8: &i.Model, 9: (*string)(&i.Status), 10: &i.Code, 11: &i.Error, 12: &i.Request, 13: &i.Response, 14: &i.Client}
 }
 
 func (i *Interaction) numberFields() [6]*int64 {

@@ -44,6 +44,7 @@ type Interaction struct {
 	Namespace string `json:"namespace"`
 	Session   string `json:"session,omitempty"` // its id
 	Epoch     uint64 `json:"epoch,omitempty"`   // of the session
+	Client    string `json:"client,omitempty"`  // the session_id of the client that called, at the gateway
 	RequestID string `json:"requestId,omitempty"`
 	Principal string `json:"principal,omitempty"` // who asked
 
@@ -64,7 +65,7 @@ type Interaction struct {
 	Response string `json:"response,omitempty"`
 
 	// The recorder fills in the rest.
-	RequestBytes      int64 `json:"requestBytes,omitempty"` // as they were
+	RequestBytes      int64 `json:"requestBytes,omitempty"` // as they were, unless whoever records says that there was more
 	ResponseBytes     int64 `json:"responseBytes,omitempty"`
 	RequestTruncated  bool  `json:"requestTruncated,omitempty"` // it was longer than what is kept
 	ResponseTruncated bool  `json:"responseTruncated,omitempty"`
@@ -124,8 +125,8 @@ func (i *Interaction) complete(now time.Time) {
 }
 
 // texts are the short ones, each with its bound.
-func (i *Interaction) texts() [9]*string {
-	return [...]*string{&i.Namespace, &i.Session, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.Code, &i.Error}
+func (i *Interaction) texts() [10]*string {
+	return [...]*string{&i.Namespace, &i.Session, &i.Client, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.Code, &i.Error}
 }
 
 // bytes is what an interaction takes in memory, and at most about what it takes in the spool.

@@ -175,8 +175,8 @@ func (r *Recorder) drop() {
 // bound lets go of what will not be kept, and could be 32 MiB.
 func (r *Recorder) bound(i *Interaction) {
 	keep := int(r.cfg.MaxPayloadBytes)
-	i.RequestBytes, i.ResponseBytes = int64(len(i.Request)), int64(len(i.Response))
-	i.RequestTruncated, i.ResponseTruncated = len(i.Request) > keep, len(i.Response) > keep
+	i.RequestBytes, i.ResponseBytes = max(i.RequestBytes, int64(len(i.Request))), max(i.ResponseBytes, int64(len(i.Response)))
+	i.RequestTruncated, i.ResponseTruncated = i.RequestBytes > int64(keep), i.ResponseBytes > int64(keep)
 	i.Redactions = 0
 	window(&i.Request, keep)
 	window(&i.Response, keep)

@@ -202,7 +202,7 @@ func (r *Recorder) prepare(i *Interaction) []byte {
 	return encode(make([]byte, 0, min(i.bytes(), spool.RecordBytesMax)), i)
 }
 
-// clean takes secrets out and cuts to the bounds. Namespace and session are names that the house gave; they are only cut.
+// clean takes secrets out and cuts to the bounds. Namespace, session and client are names that the house gave; they are only cut.
 func (r *Recorder) clean(i *Interaction) {
 	payload := int(r.cfg.MaxPayloadBytes)
 	for _, f := range []struct {
@@ -216,5 +216,7 @@ func (r *Recorder) clean(i *Interaction) {
 		*f.text = clean
 		i.Redactions += n
 	}
-	i.Namespace, i.Session = r.redact.Printable(i.Namespace, fieldBytesMax), r.redact.Printable(i.Session, fieldBytesMax)
+	for _, name := range []*string{&i.Namespace, &i.Session, &i.Client} {
+		*name = r.redact.Printable(*name, fieldBytesMax)
+	}
 }

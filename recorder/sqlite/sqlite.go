@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS interactions (
   id TEXT NOT NULL PRIMARY KEY,
   time INTEGER NOT NULL, -- Unix microseconds
   kind TEXT NOT NULL, namespace TEXT NOT NULL, session TEXT NOT NULL, epoch INTEGER NOT NULL,
-  request_id TEXT NOT NULL, principal TEXT NOT NULL, tool TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+  client TEXT NOT NULL, request_id TEXT NOT NULL, principal TEXT NOT NULL, tool TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
   tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, cost_micros INTEGER NOT NULL, latency_micros INTEGER NOT NULL,
   status TEXT NOT NULL, code TEXT NOT NULL, error TEXT NOT NULL, request TEXT NOT NULL, response TEXT NOT NULL,
   request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, request_truncated INTEGER NOT NULL, response_truncated INTEGER NOT NULL,
@@ -46,7 +46,7 @@ CREATE INDEX IF NOT EXISTS interactions_namespace ON interactions (namespace, ti
 CREATE INDEX IF NOT EXISTS interactions_session ON interactions (session, time, id) WHERE session <> '';
 `
 
-const columns = `id, time, kind, namespace, session, epoch, request_id, principal, tool, provider, model, tokens_in, tokens_out, cost_micros, latency_micros,
+const columns = `id, time, kind, namespace, session, epoch, client, request_id, principal, tool, provider, model, tokens_in, tokens_out, cost_micros, latency_micros,
  status, code, error, request, response, request_bytes, response_bytes, request_truncated, response_truncated, redactions`
 
 // Sink is an open database. It implements recorder.Sink.
@@ -124,7 +124,7 @@ func (s *Sink) Write(ctx context.Context, batch []recorder.Interaction) (added i
 	defer insert.Close()
 	for n := range batch {
 		i := &batch[n]
-		res, err := insert.ExecContext(ctx, i.ID, i.Time.UnixMicro(), string(i.Kind), i.Namespace, i.Session, int64(i.Epoch), i.RequestID, i.Principal,
+		res, err := insert.ExecContext(ctx, i.ID, i.Time.UnixMicro(), string(i.Kind), i.Namespace, i.Session, int64(i.Epoch), i.Client, i.RequestID, i.Principal,
 			i.Tool, i.Provider, i.Model, i.TokensIn, i.TokensOut, i.CostMicros, i.Latency.Microseconds(), string(i.Status), i.Code, i.Error, i.Request,
 			i.Response, i.RequestBytes, i.ResponseBytes, i.RequestTruncated, i.ResponseTruncated, i.Redactions)
 		if err != nil {
@@ -183,13 +183,15 @@ func (s *Sink) List(ctx context.Context, q recorder.Query) (page []recorder.Inte
 	for rows.Next() {
 		var i recorder.Interaction
 		var at, epoch, latency int64
-		if err := rows.Scan(&i.ID, &at, &i.Kind, &i.Namespace, &i.Session, &epoch, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.TokensIn,
+		if err := rows.Scan(&i.ID, &at, &i.Kind, &i.Namespace, &i.Session, &epoch, &i.Client, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.TokensIn,
 			&i.TokensOut, &i.CostMicros, &latency, &i.Status, &i.Code, &i.Error, &i.Request, &i.Response, &i.RequestBytes, &i.ResponseBytes,
 			&i.RequestTruncated, &i.ResponseTruncated, &i.Redactions); err != nil {
 			return nil, "", fmt.Errorf("recorder: list from %s: %w", s.file, err)
 		}
 		i.Time, i.Epoch, i.Latency = time.UnixMicro(at).UTC(), uint64(epoch), time.Duration(latency)*time.Microsecond
-		all = append(all, i)
+		if all = append(all, i); q.Enough(&i) {
+			break
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return nil, "", fmt.Errorf("recorder: list from %s: %w", s.file, err)
