@@ -85,7 +85,6 @@ func (a *app) root() *cobra.Command {
 	)
 	root.Long = rootHelp
 	root.Version = version()
-	root.SetVersionTemplate("orchctl {{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
