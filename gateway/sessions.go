@@ -247,6 +247,9 @@ func (s *sessionService) acceptBatch(ctx context.Context, req *apiv1.SendMessage
 	if n == 0 || n > maxBatchMessages {
 		return nil, fault.New(fault.Invalid, "messages: a batch has 1 to %d, and this one %d", maxBatchMessages, n).WithField("messages")
 	}
+	if err := s.ops.room(ctx); err != nil {
+		return nil, err
+	}
 	resp := &apiv1.SendMessagesResponse{Results: make([]*apiv1.SendMessagesResponse_Result, n)}
 	v := s.ops.State.View()
 	var commands []*clusterv1.Command

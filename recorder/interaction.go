@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/recorder/redact"
 )
 
 // Kind says what an interaction is.
@@ -42,13 +43,13 @@ type Interaction struct {
 	Kind Kind      `json:"kind"`
 
 	Namespace string `json:"namespace"`
-	Session   string `json:"session,omitempty"` // its id
-	Epoch     uint64 `json:"epoch,omitempty"`   // of the session
-	Client    string `json:"client,omitempty"`  // the session_id of the client that called, at the gateway
-	RequestID string `json:"requestId,omitempty"`
+	Session   string `json:"session,omitempty"`   // its id
+	Epoch     uint64 `json:"epoch,omitempty"`     // of the session
+	Client    string `json:"client,omitempty"`    // the session_id of the client that called, at the gateway
+	RequestID string `json:"requestId,omitempty"` // the client's name for the call; of a message and its answer, the message's number
 	Principal string `json:"principal,omitempty"` // who asked
 
-	Tool     string `json:"tool,omitempty"`
+	Tool     string `json:"tool,omitempty"` // of a session event, its type
 	Provider string `json:"provider,omitempty"`
 	Model    string `json:"model,omitempty"`
 
@@ -75,6 +76,8 @@ type Interaction struct {
 const (
 	// IDBytesMax bounds an id that the caller gives.
 	IDBytesMax = 128
+	// LookedAtBytes is how much of a request or a response is looked at, whatever the settings; who has more need not hand it over.
+	LookedAtBytes = payloadBytesMax + redact.Beyond
 	// fieldBytesMax bounds each text beside the payloads; longer ones are cut.
 	fieldBytesMax = 512
 	// errorBytesMax bounds Error.

@@ -23,6 +23,8 @@ const (
 	queueBytesMax = 16 << 20
 	// alarmHysteresis is how many percent below the alarm the spool must be before the alarm ends.
 	alarmHysteresis = 10
+	// roomShare and roomBytesMax say how much of the spool Room leaves to what is under way.
+	roomShare, roomBytesMax = 16, 64 << 20
 )
 
 // Options of a recorder.
@@ -51,6 +53,7 @@ type Recorder struct {
 	synced     uint64        // how many of taken are durable
 	changed    chan struct{} // closed, and made anew, when there may be room or something has become durable
 	closed     bool
+	released   bool // nobody waits for room any more
 	alarm      bool
 	dropping   uint64 // since the spool was full; 0 while it is not
 	drops      uint64 // ever
@@ -130,7 +133,7 @@ func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error {
 			}
 			return nil
 		}
-		if r.cfg.Spool.WhenFull == DropAndCount {
+		if r.cfg.Spool.WhenFull == DropAndCount || r.released {
 			r.drop()
 			r.mu.Unlock()
 			return fault.New(fault.Exhausted, "recorder: the spool is full (%s); the interaction is not recorded, and counted", r.cfg.Spool.MaxBytes)
@@ -147,6 +150,46 @@ func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error {
 			return fault.New(fault.Timeout, "recorder: the spool was full (%s) for as long as the caller would wait: %w", r.cfg.Spool.MaxBytes, ctx.Err())
 		}
 	}
+}
+
+// Room waits, with the policy Block, until there is room for what is about to be done, so that nothing is done that could not be recorded. It keeps a
+// reserve free for what is under way. It returns Timeout when ctx ended before. With DropAndCount nobody waits.
+func (r *Recorder) Room(ctx context.Context) error {
+	if r.cfg.Spool.WhenFull == DropAndCount {
+		return nil
+	}
+	limit := int64(r.cfg.Spool.MaxBytes)
+	limit -= min(limit/roomShare, roomBytesMax)
+	var since time.Time
+	for {
+		r.mu.Lock()
+		ok := r.released || r.spool.Size()+r.queueBytes <= limit && r.queueBytes <= queueBytesMax/2
+		changed := r.changed
+		r.mu.Unlock()
+		if ok {
+			if !since.IsZero() {
+				r.m.blockedSeconds.Add(time.Since(since).Seconds())
+			}
+			return nil
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			r.m.blockedSeconds.Add(time.Since(since).Seconds())
+			return fault.New(fault.Timeout, "recorder: the spool is full (%s), and nothing is done that cannot be recorded; look after the record's database, or set recorder.spool.when_full: %s", r.cfg.Spool.MaxBytes, DropAndCount)
+		}
+	}
+}
+
+// Release ends all waiting for room, for the end of a server: what finds none from now on is dropped and counted.
+func (r *Recorder) Release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.released = true
+	r.change()
 }
 
 // take puts an interaction into the queue; r.mu is held.

@@ -151,7 +151,12 @@ func (q *Query) Cut(rows []Interaction) (page []Interaction, next string) {
 		return rows, ""
 	}
 	last := &rows[n-1]
-	return rows[:n], base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", last.Time.UnixMicro(), last.ID))
+	return rows[:n], Cursor(last.Time, last.ID)
+}
+
+// Cursor is that of a page whose last interaction is of that time and id. It holds for every sink.
+func Cursor(at time.Time, id string) string {
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", at.UnixMicro(), id))
 }
 
 // Export writes all that a query asks for, page by page, as JSON lines, and returns how many. The query's limit bounds them all; 0 does

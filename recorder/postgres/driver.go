@@ -42,7 +42,9 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 func (c connector) Driver() driver.Driver { return c }
 
 // Open implements driver.Driver, by which nobody opens.
-func (connector) Open(string) (driver.Conn, error) { return nil, errors.New("postgres: use a connector") }
+func (connector) Open(string) (driver.Conn, error) {
+	return nil, errors.New("postgres: use a connector")
+}
 
 // conn is one connection. Statements go by the extended protocol without a name, each with its arguments in one round trip, so that nothing is
 // prepared and a pooler may send the next one elsewhere.
