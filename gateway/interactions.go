@@ -25,7 +25,7 @@ import (
 type Record struct {
 	// Recorder takes what happens in calls.
 	Recorder interface {
-		RecordContext(ctx context.Context, i recorder.Interaction) error
+		Record(i recorder.Interaction) error
 		Room(ctx context.Context) error
 	}
 	// Sink is where it ends up, and Shared says that all servers have the same.

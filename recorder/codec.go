@@ -67,6 +67,7 @@ func encode(b []byte, i *Interaction) []byte {
 func decode(b []byte) (Interaction, error) {
 	var i Interaction
 	texts, numbers := i.stringFields(), i.numberFields()
+	whole := string(b) // whose parts the texts are
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -78,7 +79,8 @@ func decode(b []byte) (Interaction, error) {
 		case kind == protowire.BytesType && at >= firstString && at < firstString+len(texts):
 			var v []byte
 			if v, n = protowire.ConsumeBytes(b); n >= 0 {
-				*texts[at-firstString] = string(v)
+				end := len(whole) - len(b) + n
+				*texts[at-firstString] = whole[end-len(v) : end]
 			}
 		case kind == protowire.VarintType:
 			var v uint64

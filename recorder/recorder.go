@@ -23,6 +23,8 @@ const (
 	queueBytesMax = 16 << 20
 	// alarmHysteresis is how many percent below the alarm the spool must be before the alarm ends.
 	alarmHysteresis = 10
+	// spareMax bounds, in interactions, the room that is kept for the next queue: a burst must not cost its memory for ever.
+	spareMax = 4096
 	// roomShare and roomBytesMax say how much of the spool Room leaves to what is under way.
 	roomShare, roomBytesMax = 16, 64 << 20
 )
@@ -48,7 +50,8 @@ type Recorder struct {
 
 	mu         sync.Mutex
 	queue      []Interaction
-	queueBytes int64 // of queue, and of what the writer has in hand
+	spare      []Interaction // the room of a queue that the writer has emptied
+	queueBytes int64         // of queue, and of what the writer has in hand
 	taken      uint64
 	synced     uint64        // how many of taken are durable
 	changed    chan struct{} // closed, and made anew, when there may be room or something has become durable
@@ -62,6 +65,9 @@ type Recorder struct {
 	sinkSince  time.Time // of sinkErr
 	oldest     time.Time
 	shipped    uint64
+
+	// Of the shipper.
+	items []Interaction // the room of a batch
 
 	// Of the writer.
 	inHand   []encoded
@@ -105,7 +111,7 @@ func Open(o Options) (*Recorder, error) {
 	return r, nil
 }
 
-// Record is RecordContext for those who have no context. With the policy Block it waits for as long as the spool is full.
+// Record is RecordContext for those who wait for as long as they must: with the policy Block until there is room, or Release.
 func (r *Recorder) Record(i Interaction) error { return r.RecordContext(context.Background(), i) }
 
 // RecordContext hands an interaction over. It returns Invalid for one that is none, Exhausted when it was dropped and counted, Unavailable once
@@ -125,9 +131,12 @@ func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error {
 			return fault.New(fault.Unavailable, "recorder: it is closed")
 		}
 		if r.queueBytes+bytes <= queueBytesMax && r.spool.Size()+r.queueBytes+bytes <= int64(r.cfg.Spool.MaxBytes) {
+			first := len(r.queue) == 0
 			r.take(i, bytes)
 			r.mu.Unlock()
-			signal(r.written)
+			if first {
+				signal(r.written)
+			}
 			if !since.IsZero() {
 				r.m.blockedSeconds.Add(time.Since(since).Seconds())
 			}

@@ -78,7 +78,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			case <-period.Done():
 			}
 		})
-		err := f.follow(ctx, period, leads)
+		err := f.follow(period, leads)
 		end()
 		wait.Wait()
 		if err != nil {
@@ -89,20 +89,20 @@ func (f *Feed) Run(ctx context.Context) error {
 }
 
 // follow follows the log for as long as it is known who leads.
-func (f *Feed) follow(ctx, period context.Context, leads bool) error {
+func (f *Feed) follow(period context.Context, leads bool) error {
 	if leads {
-		f.catchUp(ctx)
+		f.catchUp()
 	}
 	for {
 		c, err := f.sub.Next(period)
 		switch {
 		case err == nil:
-			f.take(ctx, c, leads)
+			f.take(c, leads)
 		case errors.Is(err, state.ErrLagged):
 			f.lagged(f.sub.Resume(), leads)
 		case period.Err() != nil:
 			if leads {
-				f.finish(ctx)
+				f.finish()
 			}
 			return nil
 		default:
@@ -120,8 +120,8 @@ func (f *Feed) lagged(lost uint64, leads bool) {
 }
 
 // finish records what was applied while this server led, and was not read yet.
-func (f *Feed) finish(ctx context.Context) {
-	now, cancel := context.WithCancel(context.WithoutCancel(ctx))
+func (f *Feed) finish() {
+	now, cancel := context.WithCancel(context.Background())
 	cancel() // Next is to return what there is, and not to wait
 	last := f.o.State.View().Index()
 	for {
@@ -133,7 +133,7 @@ func (f *Feed) finish(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		f.take(ctx, c, true)
+		f.take(c, true)
 		if c.Index >= last {
 			return
 		}
@@ -141,19 +141,19 @@ func (f *Feed) finish(ctx context.Context) {
 }
 
 // catchUp records what was remembered while another server led.
-func (f *Feed) catchUp(ctx context.Context) {
+func (f *Feed) catchUp() {
 	for i := range f.recent {
-		f.record(ctx, f.recent[i])
+		f.record(f.recent[i])
 	}
 	f.recent, f.bytes = nil, 0
 }
 
 // take records a change, or remembers it.
-func (f *Feed) take(ctx context.Context, c *state.Change, leads bool) {
+func (f *Feed) take(c *state.Change, leads bool) {
 	f.view = nil
 	f.each(c, func(i recorder.Interaction) {
 		if leads {
-			f.record(ctx, i)
+			f.record(i)
 			return
 		}
 		f.recent = append(f.recent, i)
@@ -170,8 +170,8 @@ func (f *Feed) take(ctx context.Context, c *state.Change, leads bool) {
 func size(i *recorder.Interaction) int { return len(i.Request) + len(i.Response) }
 
 // record waits for room even when the server is about to end; the recorder's Release ends that.
-func (f *Feed) record(ctx context.Context, i recorder.Interaction) {
-	_ = f.o.Recorder.RecordContext(context.WithoutCancel(ctx), i) // what it could not keep it has counted
+func (f *Feed) record(i recorder.Interaction) {
+	_ = f.o.Recorder.Record(i) // what it could not keep it has counted
 }
 
 // each makes interactions of a change, in their order.

@@ -17,7 +17,7 @@ import (
 
 // Recorder takes what happened; *recorder.Recorder does.
 type Recorder interface {
-	RecordContext(ctx context.Context, i recorder.Interaction) error
+	Record(i recorder.Interaction) error
 	Room(ctx context.Context) error
 }
 
@@ -35,11 +35,11 @@ func NewTools(r Recorder, caller func(ctx context.Context) (auth.Identity, error
 }
 
 // Begin implements tools.Observer: a call that could not be recorded waits.
-func (t *Tools) Begin(ctx context.Context, c *tools.Call) (context.Context, error) {
+func (t *Tools) Begin(ctx context.Context, tool *tools.Tool, c *tools.Call) (context.Context, error) {
 	if err := t.recorder.Room(ctx); err != nil {
 		return ctx, err
 	}
-	if c.Origin == (tools.Origin{}) {
+	if !tool.AsksModels { // nothing that it causes is recorded as the same call's
 		return ctx, nil
 	}
 	return recorder.NewContext(ctx, recorder.Origin{Client: c.Origin.Client, RequestID: c.Origin.RequestID}), nil
@@ -58,7 +58,7 @@ func (t *Tools) End(ctx context.Context, tool *tools.Tool, c *tools.Call, began 
 	i.Namespace, i.Session = t.about(who.Namespace, tool, c.Arguments)
 	i.Response, i.ResponseBytes = textOf(outputs)
 	Outcome(ctx, &i, err)
-	_ = t.recorder.RecordContext(context.WithoutCancel(ctx), i) // what it could not keep it has counted
+	_ = t.recorder.Record(i) // what it could not keep it has counted
 }
 
 // about returns the namespace of a call, and the session that it is about.

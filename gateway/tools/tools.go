@@ -47,7 +47,7 @@ type Origin struct {
 // Observer is told of each call.
 type Observer interface {
 	// Begin may give a call a context of its own, or refuse it before anything is done, with a fault.
-	Begin(ctx context.Context, c *Call) (context.Context, error)
+	Begin(ctx context.Context, t *Tool, c *Call) (context.Context, error)
 	// End is told how it ended, before the caller is.
 	End(ctx context.Context, t *Tool, c *Call, began time.Time, out []Output, err error)
 }
@@ -144,7 +144,7 @@ func (s *Set) Call(ctx context.Context, t *Tool, c Call) (out []Output, err erro
 		return s.call(ctx, t, &c)
 	}
 	began := time.Now()
-	if ctx, err = s.observer.Begin(ctx, &c); err != nil {
+	if ctx, err = s.observer.Begin(ctx, t, &c); err != nil {
 		return nil, err
 	}
 	err = errPanicked
