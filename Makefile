@@ -11,6 +11,9 @@ GO          ?= go
 TOOLS       := $(CURDIR)/.tools/bin
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 SHIM        := agent/shim/embed/shim
+# Without gRPC's traces, for which nobody has a page, the linker sees that nothing looks up methods by name, and leaves out those that nobody calls:
+# a sixth of each program.
+TAGS        := grpcnotrace
 # What people wrote: generated code and what git does not know are not formatted.
 GO_FILES     = $(shell git ls-files --cached --others --exclude-standard '*.go' ':!*.pb.go')
 # The race detector needs a C compiler; a fresh machine may have none.
@@ -26,7 +29,7 @@ help: ## list the targets
 
 .PHONY: build
 build: shim ## build the programs into bin/, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X $(MODULE)/telemetry.version=$(VERSION)" -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags "-s -w -X $(MODULE)/telemetry.version=$(VERSION)" -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
 # The shim is embedded into node-agent, so it comes first. It carries no version stamp: the same source gives the same
 # bytes, and what embeds it is not compiled again for each commit.

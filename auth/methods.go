@@ -70,6 +70,10 @@ var Methods = map[string]Rule{
 	apiv1.ProviderService_ListModels_FullMethodName:    {Read, Namespaced},
 	apiv1.ProviderService_Chat_FullMethodName:          {Use, Namespaced},
 
+	// The record holds what everybody in the namespace said and was answered.
+	apiv1.RecorderService_ListInteractions_FullMethodName:   {Operate, Namespaced},
+	apiv1.RecorderService_ExportInteractions_FullMethodName: {Operate, Namespaced},
+
 	apiv1.NodeService_ListNodes_FullMethodName:    {Read, ClusterWide},
 	apiv1.NodeService_GetNode_FullMethodName:      {Read, ClusterWide},
 	apiv1.NodeService_CordonNode_FullMethodName:   {Operate, ClusterWide},
@@ -90,10 +94,11 @@ var Methods = map[string]Rule{
 	apiv1.TokenService_ListTokens_FullMethodName:  {Administer, ClusterWide},
 	apiv1.TokenService_RevokeToken_FullMethodName: {Administer, ClusterWide},
 
-	clusterv1.RelayService_GetServerStats_FullMethodName:     {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerDaemons_FullMethodName:   {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerProviders_FullMethodName: {Relay, ClusterWide},
-	clusterv1.RelayService_Link_FullMethodName:               {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerStats_FullMethodName:        {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerDaemons_FullMethodName:      {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerProviders_FullMethodName:    {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerInteractions_FullMethodName: {Relay, ClusterWide},
+	clusterv1.RelayService_Link_FullMethodName:                  {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

@@ -152,15 +152,18 @@ type forwarder struct {
 
 // local are methods that any server answers by itself.
 var local = map[string]bool{
-	apiv1.ClusterService_JoinMember_FullMethodName:           true,
-	apiv1.ClusterService_ListDaemons_FullMethodName:          true,
-	apiv1.ProviderService_ListProviders_FullMethodName:       true,
-	apiv1.ProviderService_ListModels_FullMethodName:          true,
-	apiv1.ProviderService_Chat_FullMethodName:                true,
-	clusterv1.RelayService_GetServerProviders_FullMethodName: true,
-	clusterv1.RelayService_GetServerStats_FullMethodName:     true,
-	clusterv1.RelayService_GetServerDaemons_FullMethodName:   true,
-	clusterv1.RelayService_Link_FullMethodName:               true,
+	apiv1.ClusterService_JoinMember_FullMethodName:              true,
+	apiv1.ClusterService_ListDaemons_FullMethodName:             true,
+	apiv1.ProviderService_ListProviders_FullMethodName:          true,
+	apiv1.ProviderService_ListModels_FullMethodName:             true,
+	apiv1.ProviderService_Chat_FullMethodName:                   true,
+	apiv1.RecorderService_ListInteractions_FullMethodName:       true,
+	apiv1.RecorderService_ExportInteractions_FullMethodName:     true,
+	clusterv1.RelayService_GetServerInteractions_FullMethodName: true,
+	clusterv1.RelayService_GetServerProviders_FullMethodName:    true,
+	clusterv1.RelayService_GetServerStats_FullMethodName:        true,
+	clusterv1.RelayService_GetServerDaemons_FullMethodName:      true,
+	clusterv1.RelayService_Link_FullMethodName:                  true,
 	// Their bytes come from this server as well as from another; what only the leader knows or may do, they ask it for.
 	apiv1.SessionService_ExportSession_FullMethodName:   true,
 	apiv1.SessionService_ImportSession_FullMethodName:   true,

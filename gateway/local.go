@@ -36,6 +36,11 @@ func (s *Server) As(ctx context.Context, c auth.Credential) context.Context {
 	return ctx
 }
 
+// Caller says who makes the calls of a context that As returned.
+func (s *Server) Caller(ctx context.Context) (auth.Identity, error) {
+	return s.guard.identify(incoming(ctx))
+}
+
 // incoming makes of what a caller sends what a server receives: who calls, and nothing else. What servers tell each other in
 // metadata cannot come this way.
 func incoming(ctx context.Context) context.Context {

@@ -41,10 +41,12 @@ type Options struct {
 	Daemons func() []*apiv1.Daemon
 	// Providers are the pools that this server asks models through; nil for none.
 	Providers *provider.Pools
-	Version   string
-	PID       int
-	Now       func() time.Time
-	Logger    *slog.Logger
+	// Record is what happened; nil where that is not recorded.
+	Record  *Record
+	Version string
+	PID     int
+	Now     func() time.Time
+	Logger  *slog.Logger
 }
 
 // Operations do what clients ask for. They must run on the leader, but for stale reads.
@@ -308,6 +310,9 @@ func (o *Operations) sendCommand(ctx context.Context, v *state.View, req *apiv1.
 
 // Send puts a message into a mailbox, and waits for its turn to end when asked to.
 func (o *Operations) Send(ctx context.Context, req *apiv1.SendMessageRequest) (*apiv1.SendMessageResponse, error) {
+	if err := o.room(ctx); err != nil {
+		return nil, err
+	}
 	cmd, s, err := o.sendCommand(ctx, o.State.View(), req)
 	if err != nil {
 		return nil, err

@@ -93,8 +93,12 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	for _, m := range req.GetMessages() {
 		r.Messages = append(r.Messages, provider.Message{Role: provider.Role(m.GetRole()), Text: m.GetText()})
 	}
+	if err := s.ops.room(ctx); err != nil {
+		return err
+	}
 	var got *provider.Response
 	var err error
+	began := time.Now()
 	if req.GetStream() {
 		got, err = s.ops.Providers.Stream(ctx, r, func(d provider.Delta) error {
 			return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Piece{Piece: &apiv1.ChatPiece{Text: d.Text, Reasoning: d.Reasoning}}})
@@ -102,6 +106,7 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	} else {
 		got, err = s.ops.Providers.Chat(ctx, r)
 	}
+	s.ops.recordModel(ctx, who, began, &r, got, err)
 	if err != nil {
 		return err
 	}

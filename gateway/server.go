@@ -89,6 +89,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 	apiv1.RegisterClusterServiceServer(r, &clusterService{ops: ops})
 	apiv1.RegisterQueueServiceServer(r, &queueService{ops: ops})
 	apiv1.RegisterProviderServiceServer(r, &providerService{ops: ops})
+	apiv1.RegisterRecorderServiceServer(r, &recorderService{ops: ops})
 	apiv1.RegisterTokenServiceServer(r, &tokenService{ops: ops})
 	apiv1.RegisterEventServiceServer(r, &eventService{ops: ops})
 	clusterv1.RegisterRelayServiceServer(s, &relayService{ops: ops, hub: so.Hub})

@@ -273,6 +273,9 @@ func (b *batches) accept(ctx context.Context, req *apiv1.SendMessagesRequest) (b
 	if n == 0 || n > maxBatchMessages {
 		return nil, fault.New(fault.Invalid, "messages: a batch has 1 to %d, and this one %d", maxBatchMessages, n).WithField("messages")
 	}
+	if err := b.s.ops.room(ctx); err != nil {
+		return nil, err
+	}
 	first := b.count
 	b.count += uint64(n)
 	resp := &apiv1.SendMessagesResponse{Results: make([]*apiv1.SendMessagesResponse_Result, n)}

@@ -397,9 +397,6 @@ func TestConfig(t *testing.T) {
 		"recorder.retention.max_bytes": func(c *recorder.Config) { c.Retention.MaxBytes = 1 },
 		"recorder.postgres.url_file":   func(c *recorder.Config) { c.Sink = recorder.SinkPostgres },
 		"recorder.postgres.url":        func(c *recorder.Config) { c.Sink, c.Postgres.URL = recorder.SinkPostgres, "mysql://secret@x" },
-		"recorder.postgres.pooler": func(c *recorder.Config) {
-			c.Sink, c.Postgres.URLFile, c.Postgres.Pooler = recorder.SinkPostgres, "x", "statement"
-		},
 		"recorder.postgres.max_conns": func(c *recorder.Config) {
 			c.Sink, c.Postgres.URLFile, c.Postgres.MaxConns = recorder.SinkPostgres, "x", 0
 		},

@@ -26,6 +26,11 @@ const (
 	// writeTimeMax bounds one write to the sink, whatever the sink itself does about it.
 	writeTimeMax = 2 * time.Minute
 
+	// The shipper works for restShare of the time, more as the spool fills, and always from a fill of restFill on. It rests at most for restMax, and
+	// not at all where that were less than restLeast.
+	restShare, restFill = 0.03, 0.25
+	restMax, restLeast  = time.Second, time.Millisecond
+
 	pruneEvery   = 5 * time.Minute
 	pruneTimeMax = 5 * time.Minute
 
@@ -52,7 +57,8 @@ func (r *Recorder) ship(ctx context.Context) error {
 			r.log.Error("a part of the recorder's spool is damaged and skipped", "bytes", batch.Damaged)
 		}
 		if len(batch.Records) > 0 || batch.Damaged > 0 {
-			if !r.deliver(ctx, batch) {
+			begin := time.Now()
+			if !r.deliver(ctx, batch) || !r.rest(ctx, time.Since(begin)) {
 				break
 			}
 			continue
@@ -68,9 +74,29 @@ func (r *Recorder) ship(ctx context.Context) error {
 	return nil
 }
 
+// rest leaves the processor to the work: while the spool has plenty of room, the shipper works for a share of the time only, and what
+// comes in a burst is sent behind it. The fuller the spool, the shorter the rest. False when ctx ended.
+func (r *Recorder) rest(ctx context.Context, worked time.Duration) bool {
+	fill := float64(r.spool.Size()) / float64(r.cfg.Spool.MaxBytes)
+	share := restShare + (1-restShare)*min(fill/restFill, 1)
+	wait := min(time.Duration(float64(worked)*(1/share-1)), restMax)
+	if wait < restLeast {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // deliver sends a batch until the sink has it, and confirms it; false when ctx ended before.
 func (r *Recorder) deliver(ctx context.Context, batch spool.Batch) bool {
-	items := make([]Interaction, 0, len(batch.Records))
+	items := r.items[:0]
+	defer func() { clear(items); r.items = items }()
 	for _, b := range batch.Records {
 		i, err := decode(b)
 		if err != nil {

@@ -123,7 +123,7 @@ func (c *gatewayConfig) validate() error {
 
 // openGateway makes the client gateway, whose tools call this server's own API.
 func (s *server) openGateway(version string) (err error) {
-	set := tools.New(s.api.Local())
+	set := s.recorded(tools.New(s.api.Local()))
 	s.gateway = socket.New(socket.Options{
 		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, Open: !s.cfg.Auth.Tokens,
 		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,

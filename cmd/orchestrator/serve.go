@@ -27,12 +27,14 @@ import (
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/gateway"
 	"github.com/neolith/orchestrator/gateway/mcp"
+	"github.com/neolith/orchestrator/gateway/record"
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/provider"
+	"github.com/neolith/orchestrator/recorder"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/telemetry"
 	"github.com/neolith/orchestrator/telemetry/hclogger"
@@ -93,6 +95,10 @@ type server struct {
 	pulse    pulse       // whether it still applies what is committed
 	daemons  *supervise.Tree
 	models   *provider.Pools
+
+	recorder *recorder.Recorder // nil where nothing is recorded, like what belongs to it
+	sink     recorder.Sink
+	feed     *record.Feed
 }
 
 type listeners struct{ raft, grpc, link, client net.Listener }
@@ -203,6 +209,10 @@ func (s *server) build(ctx context.Context) error {
 	}
 	raftAddress, grpcAddress, linkAddress := cfg.advertised()
 	build := telemetry.ThisBuild()
+	s.registry = telemetry.NewRegistry(build)
+	if err := s.openRecorder(ctx); err != nil {
+		return err
+	}
 	s.node, err = cluster.Open(cluster.Options{
 		ID: cfg.Name, Version: build.Version, DataDir: cfg.DataDir,
 		RaftAddress: raftAddress, GRPCAddress: grpcAddress, LinkAddress: linkAddress,
@@ -224,14 +234,13 @@ func (s *server) build(ctx context.Context) error {
 	if s.chunks, err = openChunks(cfg, s.secret, tlsc.peerDial, s.node.Members, s.log); err != nil {
 		return err
 	}
-	s.registry = telemetry.NewRegistry(build)
 	if err := s.openProviders(); err != nil {
 		return err
 	}
 	s.upkeep = &upkeep{chunks: s.chunks, view: s.store.View, node: s.node, log: s.log, repairBytesPerSecond: int64(cfg.Chunks.RepairBytesPerSecond)}
 	s.ops = gateway.NewOperations(gateway.Options{
 		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
-		Daemons: s.daemonProtos, Providers: s.models,
+		Daemons: s.daemonProtos, Providers: s.models, Record: s.record(),
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
 	s.superviseParts()
@@ -384,6 +393,7 @@ func (s *server) shutdown(stop func(), background <-chan struct{}) {
 	wait.Go(func() {
 		calls, cancel := context.WithTimeout(ctx, callsTime)
 		defer cancel()
+		defer context.AfterFunc(calls, s.releaseRecord)() // who waits for room in it would wait beyond the end
 		s.closeGateway(calls)
 	})
 	wait.Go(func() { s.api.End(callsTime) })
@@ -395,6 +405,7 @@ func (s *server) shutdown(stop func(), background <-chan struct{}) {
 	s.leave(ctx) // it may have been elected meanwhile
 	_ = s.userHTTP.Shutdown(ctx)
 	_ = s.userHTTP.Close()
+	s.releaseRecord()
 	stop()
 	<-background
 	s.closeParts()
@@ -413,6 +424,7 @@ func (s *server) closeParts() {
 	if s.mcp != nil {
 		s.closeGateway(context.Background())
 	}
+	s.closeRecorder()
 	if s.peers != nil {
 		_ = s.peers.Close()
 	}

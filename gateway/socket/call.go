@@ -198,7 +198,7 @@ func (k *call) run(ctx context.Context, tool *tools.Tool, t toolCall, effect str
 	c.mu.Lock()
 	k.beat = time.AfterFunc(c.hub.o.Limits.ProgressEvery, k.tick)
 	c.mu.Unlock()
-	outputs, err := k.protected(ctx, tool, tools.Call{ID: effect, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk})
+	outputs, err := k.protected(ctx, tool, tools.Call{ID: effect, Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk})
 	k.finish(ctx, outputs, err)
 }
 

@@ -37,7 +37,7 @@ func Open(ctx context.Context, c recorder.Config, log *slog.Logger) (recorder.Si
 		if err != nil {
 			return nil, err
 		}
-		s, err := postgres.Open(postgres.Options{URL: url, Pooler: c.Postgres.Pooler == recorder.PoolerTransaction, MaxConns: c.Postgres.MaxConns,
+		s, err := postgres.Open(postgres.Options{URL: url, MaxConns: c.Postgres.MaxConns,
 			Timeout: c.Postgres.Timeout, Logger: log})
 		if err != nil {
 			return nil, err

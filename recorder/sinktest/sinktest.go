@@ -26,7 +26,7 @@ func Some(n int) []recorder.Interaction {
 	for i := range all {
 		all[i] = recorder.Interaction{
 			ID: fmt.Sprintf("id-%05d", i), Time: Begin.Add(time.Duration(i) * time.Second), Kind: kinds[i%len(kinds)], Namespace: fmt.Sprintf("ns-%d", i%2),
-			Session: fmt.Sprintf("s-%d", i%3), Epoch: 1<<62 + uint64(i), RequestID: fmt.Sprintf("r-%d", i%7), Principal: fmt.Sprintf("p-%d", i%4),
+			Session: fmt.Sprintf("s-%d", i%3), Epoch: 1<<62 + uint64(i), Client: fmt.Sprintf("c-%d", i%6), RequestID: fmt.Sprintf("r-%d", i%7), Principal: fmt.Sprintf("p-%d", i%4),
 			Tool: fmt.Sprintf("t-%d", i%5), Provider: fmt.Sprintf("v-%d", i%2), Model: fmt.Sprintf("m-%d", i%3), TokensIn: int64(i), TokensOut: 2, CostMicros: 3,
 			Latency: 1500 * time.Microsecond, Status: statuses[i%len(statuses)], Code: "CODE", Error: "it 'failed' \\ \"so\"\n",
 			Request: `{"text":"漢字 😀 $1 ? \\ ''"}`, Response: "line\nline\t\u0007", RequestBytes: 100, ResponseBytes: 200, RequestTruncated: i%2 == 0,

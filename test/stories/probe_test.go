@@ -38,6 +38,31 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// post sends a JSON text over HTTP as the caller that the environment names, and prints the answer, which must have the status.
+func post(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "post", args, 3)
+	token := ts.Getenv("ORCHCTL_TOKEN")
+	if file := ts.Getenv("ORCHCTL_TOKEN_FILE"); token == "" && file != "" {
+		token = strings.TrimSpace(ts.ReadFile(file))
+	}
+	hc := &http.Client{Timeout: patience}
+	defer hc.CloseIdleConnections()
+	r, err := http.NewRequest(http.MethodPost, args[1], strings.NewReader(args[2]))
+	ts.Check(err)
+	r.Header.Set("Authorization", "Bearer "+token)
+	answer, err := hc.Do(r)
+	ts.Check(err)
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	ts.Check(err)
+	_, err = ts.Stdout().Write(body)
+	ts.Check(err)
+	if strconv.Itoa(answer.StatusCode) != args[0] {
+		ts.Fatalf("%s: %s, want %s\n%s", args[1], answer.Status, args[0], body)
+	}
+}
+
 // goodMetrics holds the last standard output against the rules of Prometheus.
 func goodMetrics(t *testing.T) func(ts *testscript.TestScript, neg bool, args []string) {
 	return func(ts *testscript.TestScript, neg bool, _ []string) {
