@@ -88,6 +88,16 @@ func (l *ledger) why(key string) error {
 	return l.ended[key]
 }
 
+// effects are the answers of the effects that one argument had.
+func (l *ledger) effects(key string) (all []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := range l.keys[key] {
+		all = append(all, l.answers[id])
+	}
+	return all
+}
+
 // apply has an effect, once for each idempotency key.
 func (l *ledger) apply(id, key string) string {
 	l.mu.Lock()
@@ -182,8 +192,7 @@ func (k *kit) Call(ctx context.Context, t *tools.Tool, c tools.Call) ([]tools.Ou
 
 // host is a server on the network.
 type host struct {
-	name string
-	hub  *socket.Hub
+	hub  *socket.Hub // nil for one that a test speaks for
 	web  *http.Server
 	in   chan net.Conn
 	down chan struct{} // closed when it has ended
@@ -226,7 +235,7 @@ func generous() socket.Limits {
 
 // start puts a server on the network, in the place of an earlier one of the name.
 func (n *network) start(name string, change func(*socket.Options)) *host {
-	h := &host{name: name, in: make(chan net.Conn), down: make(chan struct{})}
+	h := &host{}
 	o := socket.Options{
 		Server: name, Tools: &kit{tools.New(nil), n.ledger}, Access: door{}, Ready: func() (bool, string) { return true, "" }, Limits: generous(),
 		Logger: slog.New(slog.DiscardHandler),
@@ -246,7 +255,14 @@ func (n *network) start(name string, change func(*socket.Options)) *host {
 	rest := http.NewServeMux()
 	h.hub.Handle(rest)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { h.asked.Add(1); rest.ServeHTTP(w, r) })
-	h.web = &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	n.serve(h, name, mux)
+	return h
+}
+
+// serve puts what answers requests on the network.
+func (n *network) serve(h *host, name string, handler http.Handler) {
+	h.in, h.down = make(chan net.Conn), make(chan struct{})
+	h.web = &http.Server{Handler: handler, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	n.mu.Lock()
 	if n.hosts[name] == nil {
 		n.names = append(n.names, name)
@@ -254,14 +270,15 @@ func (n *network) start(name string, change func(*socket.Options)) *host {
 	n.hosts[name] = h
 	n.mu.Unlock()
 	go func() { _ = h.web.Serve(h) }()
-	return h
 }
 
 // stop ends a server in good order.
 func (h *host) stop(patience time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	h.hub.Close(ctx)
+	if h.hub != nil {
+		h.hub.Close(ctx)
+	}
 	_ = h.web.Close()
 }
 

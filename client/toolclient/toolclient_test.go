@@ -92,11 +92,13 @@ func TestStreamsAndProgress(t *testing.T) {
 			t.Errorf("not taken: %+v %v, %d chunks", r, err, taken)
 		}
 		var notes []string
-		held := begin(t, t.Context(), c, "hold", args("key", "h"))
+		held, err := c.Start(t.Context(), "hold", args("key", "h"), OnProgress(func(s string) { notes = append(notes, s) }))
+		if err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(20 * time.Second)
-		held.onProgress = func(s string) { notes = append(notes, s) }
 		close(n.ledger.gate("h"))
-		if _, err := held.Wait(t.Context()); err != nil || len(notes) != 2 {
+		if _, err := held.Wait(t.Context()); err != nil || len(notes) != 3 || notes[0] != "holding h" {
 			t.Errorf("in 20 s it said %q, %v", notes, err)
 		}
 	})
@@ -278,8 +280,8 @@ func TestTokens(t *testing.T) {
 		}
 		until(t, c, Connected)
 		close(n.ledger.gate("h"))
-		if _, err := k.Wait(t.Context()); err != nil || len(n.ledger.keys["h"]) != 1 {
-			t.Errorf("across the rotation: %v, effects %v", err, n.ledger.keys["h"])
+		if _, err := k.Wait(t.Context()); err != nil || len(n.ledger.effects("h")) != 1 {
+			t.Errorf("across the rotation: %v, effects %v", err, n.ledger.effects("h"))
 		}
 		_ = c.Close()
 		for _, secret := range []string{goodToken, otherToken, "wrong-secret"} {
