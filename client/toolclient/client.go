@@ -146,7 +146,7 @@ func (c *Client) Start(ctx context.Context, name string, arguments any, opts ...
 	return k, nil
 }
 
-// ListTools returns the tools that can be called. It needs a WebSocket: in the fallback it fails with kind Unavailable.
+// ListTools returns the tools that can be called. It needs a WebSocket: where only HTTP gets through it fails with kind Unavailable.
 func (c *Client) ListTools(ctx context.Context) ([]Tool, error) {
 	m, err := c.query(ctx, request{Op: "list_tools"}, "")
 	if err != nil {

@@ -115,6 +115,12 @@ func orDefault[T int | time.Duration](v *T, d T) {
 	}
 }
 
+// Validate says what New would refuse. Errors are of kind fault.Invalid.
+func (c Config) Validate() error {
+	_, err := c.check()
+	return err
+}
+
 // check refuses what cannot work or would not be safe, fills in defaults, and returns the addresses.
 func (c *Config) check() ([]*endpoint, error) {
 	if len(c.Addresses) == 0 {

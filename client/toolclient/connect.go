@@ -125,10 +125,10 @@ func (e attempted) handle(o *owner) {
 		o.outages = 0
 		o.cfg.Logger.Warn("client gateway: no WebSocket gets through; calls go over HTTP meanwhile", "address", e.e.name, "err", o.lastErr)
 		o.emit(Event{State: Fallback, Address: e.e.name, Attempt: o.failures, Err: o.lastErr})
-		for _, q := range o.queries {
-			o.askQuery(q)
-		}
 		o.schedule(o.pauseFor(o.failures))
+		if len(o.queries) > 0 {
+			o.hurry()
+		}
 		o.askAgain()
 	default:
 		o.attemptFailed(e)
@@ -161,6 +161,9 @@ func (o *owner) attemptFailed(e attempted) {
 	o.emit(Event{State: state, Address: e.e.name, Attempt: max(o.failures, o.outages), Delay: delay, Err: e.err})
 	switch {
 	case o.route != nil:
+		for _, q := range o.queries {
+			o.answerQuery(q, nil, fault.New(fault.Unavailable, "%s: needs a WebSocket, and only HTTP gets through; try again later: %w", q.request.Op, e.err))
+		}
 	case o.refusals >= len(o.ring.all): // all of them: one may only not have heard of the token yet
 		o.failAll(fault.New(fault.Unauthenticated, "%w", e.err))
 	case o.hopeless():

@@ -206,7 +206,7 @@ func (e dropQuery) handle(o *owner) {
 
 func (dropQuery) dropped() {}
 
-// askQuery asks where there is a WebSocket; where there is none but HTTP, nothing can be asked.
+// askQuery asks where there is a WebSocket. Over HTTP nothing can be asked: the WebSocket is tried soon, and that decides.
 func (o *owner) askQuery(q *query) {
 	switch {
 	case o.conn != nil:
@@ -217,7 +217,7 @@ func (o *owner) askQuery(q *query) {
 		q.on = o.conn
 		o.write(r)
 	case o.route != nil:
-		o.answerQuery(q, nil, fault.New(fault.Unavailable, "%s: needs a WebSocket, and only HTTP gets through; try again later: %w", q.request.Op, o.lastErr))
+		o.hurry()
 	}
 }
 
