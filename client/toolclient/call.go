@@ -233,8 +233,8 @@ func (k *Pending) Done() <-chan struct{} { return k.done }
 // Cancel asks the server to end the call; Wait tells how it ended.
 func (k *Pending) Cancel() { k.c.post(cancelCall{k, context.Canceled}) }
 
-// Wait returns how the call ended. It tells OnProgress and OnChunk what comes meanwhile. When ctx ends first, Wait returns its error
-// and the call goes on.
+// Wait returns how the call ended. It tells OnProgress and OnChunk what comes meanwhile, so one goroutine at a time waits. When ctx
+// ends first, Wait returns its error and the call goes on.
 func (k *Pending) Wait(ctx context.Context) (*Result, error) {
 	for {
 		select {

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/neolith/orchestrator/internal/fault"
 )
 
 // said is anything that a client said.
@@ -78,6 +80,51 @@ func (s *spoken) hears(op, id string) said {
 }
 
 func (s *spoken) says(format string, a ...any) { s.say <- fmt.Sprintf(format, a...) }
+
+// Whether the server has taken the new token is not known: it is used from then on, for it is good in both cases.
+func TestARotationWhoseAnswerIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		a := n.speak("a")
+		defer n.stopAll()
+		c := n.client(nil, "a")
+		defer c.Close()
+		if m := <-a.hello; m["token"] != goodToken {
+			t.Fatalf("hello: %v", m)
+		}
+		a.says(`{"op":"hello_ack","ok":true}`)
+		ended := make(chan error)
+		go func() { ended <- c.RotateToken(t.Context(), otherToken) }()
+		if m := a.hears("rotate_token", ""); m["old"] != goodToken || m["new"] != otherToken {
+			t.Errorf("it said %v", m)
+		}
+		a.says("")
+		if err := <-ended; !fault.Is(err, fault.Unavailable) {
+			t.Errorf("the rotation ended with %v", err)
+		}
+		if m := <-a.hello; m["token"] != otherToken {
+			t.Errorf("the next hello: %v", m)
+		}
+		// A list that was asked for before the connection broke is asked for again.
+		a.says(`{"op":"hello_ack","ok":true}`)
+		go func() {
+			list, err := c.ListTools(t.Context())
+			if err == nil && (len(list) != 1 || list[0].Name != "x") {
+				err = fmt.Errorf("it has %v", list)
+			}
+			ended <- err
+		}()
+		a.hears("list_tools", "")
+		a.says("")
+		<-a.hello
+		a.says(`{"op":"hello_ack","ok":true}`)
+		m := a.hears("list_tools", "")
+		a.says(`{"op":"list_tools_res","request_id":%q,"tools":[{"name":"x"}]}`, m["request_id"])
+		if err := <-ended; err != nil {
+			t.Errorf("the tools: %v", err)
+		}
+	})
+}
 
 func TestNumbers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -346,7 +346,7 @@ func (o *owner) delay(k *Pending, f *Error) {
 		return
 	}
 	o.asked--
-	k.phase, k.on, k.code = delayed, nil, f.Code
+	k.phase, k.on, k.code, k.anew = delayed, nil, f.Code, k.streamed
 	o.timers.stop(k.pause)
 	k.pause = o.timers.after(pause, func() { o.enqueue(k) })
 	o.pump()

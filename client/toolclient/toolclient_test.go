@@ -111,7 +111,7 @@ func TestBoundsAndPriorities(t *testing.T) {
 		defer n.stopAll()
 		c := n.client(func(c *Config) { c.MaxInFlight, c.MaxWaiting = 1, 8 }, "a")
 		defer c.Close()
-		first := begin(t, t.Context(), c, "hold", args("key", "first"))
+		first := begin(t.Context(), t, c, "hold", args("key", "first"))
 		var all []*Pending
 		for i, p := range []Priority{Low, Normal, Critical, High, Low, "", Critical, High} {
 			k, err := c.Start(t.Context(), "apply", args("key", fmt.Sprint(i, p)), WithPriority(p))
@@ -145,7 +145,7 @@ func TestCancelling(t *testing.T) {
 		c := n.client(nil, "a")
 		defer c.Close()
 		ctx, cancel := context.WithCancel(t.Context())
-		k := begin(t, ctx, c, "hold", args("key", "k"))
+		k := begin(ctx, t, c, "hold", args("key", "k"))
 		began := time.Now()
 		cancel()
 		if _, err := k.Wait(t.Context()); !errors.Is(err, context.Canceled) || !fault.Is(err, fault.Aborted) || time.Since(began) > time.Second {
@@ -155,7 +155,7 @@ func TestCancelling(t *testing.T) {
 			t.Errorf("at the server it ended with %v", why)
 		}
 		// Two that ask for one id at a time: the second is told, the first is not touched.
-		k = begin(t, t.Context(), c, "hold", args("key", "m"), WithRequestID("m"))
+		k = begin(t.Context(), t, c, "hold", args("key", "m"), WithRequestID("m"))
 		if _, err := c.Call(t.Context(), "hold", args("key", "m"), WithRequestID("m")); !fault.Is(err, fault.AlreadyExists) {
 			t.Errorf("a second of the id: %v", err)
 		}
@@ -227,7 +227,7 @@ func TestClosing(t *testing.T) {
 		defer n.stopAll()
 		c := n.client(nil, "a")
 		events, _ := c.Subscribe(10)
-		k := begin(t, t.Context(), c, "hold", args("key", "k"))
+		k := begin(t.Context(), t, c, "hold", args("key", "k"))
 		_ = c.Close()
 		if _, err := k.Wait(t.Context()); !errors.Is(err, ErrClosed) {
 			t.Errorf("in flight: %v", err)
@@ -267,7 +267,7 @@ func TestTokens(t *testing.T) {
 		// A good one is taken without a new client.
 		token = goodToken
 		mustCall(t, c, "apply", args("key", "k"))
-		k := begin(t, t.Context(), c, "hold", args("key", "h"))
+		k := begin(t.Context(), t, c, "hold", args("key", "h"))
 		if err := c.RotateToken(t.Context(), "orch_a-wrong-secret"); !fault.Is(err, fault.PermissionDenied) {
 			t.Errorf("rotated to a wrong one: %v", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -133,6 +134,15 @@ func TestCallsGoOnWhileServersAreKilled(t *testing.T) {
 		t.Errorf("the client tells of %+v", s)
 	}
 	t.Logf("%d calls, %+v", len(counted), c.Stats())
+	// A person finds the gateway beside the API's address.
+	byHand := exec.Command(filepath.Join(programs, "orchctl"), "tools", "call", "session_send", "--arg", "id=counts", "--arg", "message=x", "-o", "json")
+	byHand.Env = []string{
+		"HOME=" + t.TempDir(), "ORCHCTL_ADDR=" + strings.Join([]string{at(0, 2), at(1, 2), at(2, 2)}, ","),
+		"ORCHCTL_TOKEN_FILE=" + filepath.Join(data, "admin-token"), "ORCHCTL_TLS_CA=" + filepath.Join(data, "ca", "ca.pem"),
+	}
+	if out, err := byHand.CombinedOutput(); err != nil || !strings.Contains(string(out), fmt.Sprintf(`"result": "%d"`, len(counted)+1)) {
+		t.Errorf("by hand: %v\n%s", err, out)
+	}
 	o.check(t)
 }
 
