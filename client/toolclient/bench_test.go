@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/neolith/orchestrator/gateway/socket"
@@ -26,7 +27,7 @@ func (idle) Call(context.Context, *tools.Tool, tools.Call) ([]tools.Output, erro
 
 func benchClient(b *testing.B) *Client {
 	hub := socket.New(socket.Options{
-		Server: "a", Tools: idle{tools.New(nil)}, Access: door{}, Ready: func() (bool, string) { return true, "" }, Limits: generous(),
+		Server: "a", Tools: idle{tools.New(nil)}, Access: door{new(sync.Map)}, Ready: func() (bool, string) { return true, "" }, Limits: generous(),
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	mux := http.NewServeMux()

@@ -52,6 +52,9 @@ func WithDeadline(t time.Time) Option { return func(k *Pending) { k.deadline = t
 // arguments is the same call: whoever repeats it, in this process or a later one, gets its result and no second effect.
 func WithRequestID(id string) Option { return func(k *Pending) { k.id = id } }
 
+// WithKey has calls of the session with one key run one after the other, in the order in which they were made; 1–128 bytes.
+func WithKey(key string) Option { return func(k *Pending) { k.key = key } }
+
 // WithoutDurability says that the call's result need not survive its server: it is quicker, and asked for again at another one.
 func WithoutDurability() Option {
 	return func(k *Pending) { no := false; k.durable = &no }
@@ -114,6 +117,7 @@ type Pending struct {
 	id, name   string
 	arguments  json.RawMessage
 	priority   Priority
+	key        string
 	durable    *bool
 	deadline   time.Time
 	onProgress func(string)
@@ -166,6 +170,9 @@ func (c *Client) newCall(ctx context.Context, name string, arguments any, opts [
 	if !validRequestID(k.id) {
 		return nil, fault.New(fault.Invalid, "request id %.150q: is not 1–%d characters of printable ASCII without spaces", k.id, maxRequestIDBytes).WithField("request_id")
 	}
+	if len(k.key) > maxRequestIDBytes {
+		return nil, fault.New(fault.Invalid, "key %.150q: is more than %d bytes; choose a shorter one", k.key, maxRequestIDBytes).WithField("key")
+	}
 	if k.name == "" {
 		return nil, fault.New(fault.Invalid, "the call names no tool; ListTools tells the names").WithField("name")
 	}
@@ -173,7 +180,7 @@ func (c *Client) newCall(ctx context.Context, name string, arguments any, opts [
 	if k.arguments, err = object(arguments); err != nil {
 		return nil, err
 	}
-	if n := len(k.arguments) + len(k.name) + len(k.id) + len(c.session) + envelopeBytes; n > c.cfg.MaxCallBytes {
+	if n := len(k.arguments) + len(k.name) + len(k.id) + len(k.key) + len(c.session) + envelopeBytes; n > c.cfg.MaxCallBytes {
 		return nil, fault.New(fault.Invalid, "%s: the call is %d bytes, more than %d; send less, or raise MaxCallBytes and the servers' gateway.max_frame_bytes", name, n, c.cfg.MaxCallBytes).WithField("arguments")
 	}
 	if d, ok := ctx.Deadline(); ok && (k.deadline.IsZero() || d.Before(k.deadline)) {
@@ -219,7 +226,7 @@ func validRequestID(s string) bool {
 // request is the call's message, with what is left of its time.
 func (k *Pending) request(left time.Duration, session string) request {
 	return request{
-		Op: "call_tool", RequestID: k.id, SessionID: session, Name: k.name, Arguments: k.arguments, Priority: k.priority, Durable: k.durable,
+		Op: "call_tool", RequestID: k.id, SessionID: session, Name: k.name, Arguments: k.arguments, Priority: k.priority, Key: k.key, Durable: k.durable,
 		Deadline: max(min(left, maxDeadline).Milliseconds(), 1),
 	}
 }

@@ -56,7 +56,8 @@ type Config struct {
 	// Addresses are servers' client ports, any of which will do: host:port, or URLs such as https://console.example.com/orchestrator.
 	// They are tried in turn, from a random one on.
 	Addresses []string
-	// Token is asked at each connection; nil for servers that need none. It is refused where it would cross a network in plain text.
+	// Token is asked at each connection, and when a server refuses a call for want of a permission: another one than before makes a
+	// new connection. nil for servers that need none. It is refused where it would cross a network in plain text.
 	Token func(ctx context.Context) (string, error)
 	// TLS makes connections to host:port addresses TLS ones, and says how https:// ones are verified.
 	TLS *tls.Config

@@ -45,7 +45,7 @@ func (o *owner) try() {
 		order := o.order
 		hello.LastOrder = &order
 	}
-	o.trying = true
+	o.trying, o.tried = true, time.Now()
 	token := o.token
 	o.c.work.Go(func() {
 		a := o.c.attempt(e, hello, token, viaHTTP)
@@ -127,7 +127,7 @@ func (e attempted) handle(o *owner) {
 		o.emit(Event{State: Fallback, Address: e.e.name, Attempt: o.failures, Err: o.lastErr})
 		o.schedule(o.pauseFor(o.failures))
 		if len(o.queries) > 0 {
-			o.hurry()
+			o.hurry(0)
 		}
 		o.askAgain()
 	default:
@@ -172,6 +172,37 @@ func (o *owner) attemptFailed(e attempted) {
 	o.schedule(delay)
 }
 
+// tokenRead is the token of now, after a server refused something.
+type tokenRead struct {
+	conn  *conn
+	token string
+	err   error
+}
+
+// readToken asks for the token again: the one of this connection may have been revoked, or have come to its end.
+func (o *owner) readToken() {
+	k := o.conn
+	if k == nil || o.reading || o.token != nil || o.cfg.Token == nil {
+		return
+	}
+	o.reading = true
+	o.c.work.Go(func() {
+		ctx, cancel := context.WithTimeout(o.c.life, o.c.cfg.ConnectTimeout)
+		defer cancel()
+		token, err := o.c.cfg.Token(ctx)
+		o.c.post(tokenRead{k, token, err})
+	})
+}
+
+func (e tokenRead) handle(o *owner) {
+	o.reading = false
+	if e.err == nil && o.conn == e.conn && e.token != e.conn.token {
+		o.lose(e.conn, fault.New(fault.Unauthenticated, "there is another token by now; connecting with it"))
+	}
+}
+
+func (tokenRead) dropped() {}
+
 // hopeless reports whether so many attempts have failed that calls do not wait any more.
 func (o *owner) hopeless() bool {
 	return o.cfg.GiveUpAfter > 0 && o.outages >= o.cfg.GiveUpAfter
@@ -210,9 +241,9 @@ func (o *owner) schedule(d time.Duration) {
 	o.next = o.timers.after(d, o.try)
 }
 
-// hurry brings the next attempt forward to the first pause of all.
-func (o *owner) hurry() {
-	if soon := o.pauseFor(1); !o.trying && o.next != nil && o.next.i >= 0 && time.Until(o.next.at) > soon {
+// hurry brings the next attempt forward, to the first pause of all, but not before that time has passed.
+func (o *owner) hurry(not time.Duration) {
+	if soon := max(o.pauseFor(1), not); !o.trying && o.next != nil && o.next.i >= 0 && time.Until(o.next.at) > soon {
 		o.schedule(soon)
 	}
 }

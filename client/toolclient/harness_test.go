@@ -34,10 +34,13 @@ const (
 	otherToken = "orch_another-secret-of-alice"
 )
 
-// door lets alice in, who has two tokens.
-type door struct{}
+// door lets alice in, who has two tokens, until they are revoked.
+type door struct{ revoked *sync.Map }
 
-func (door) Identify(c auth.Credential) (auth.Identity, error) {
+func (d door) Identify(c auth.Credential) (auth.Identity, error) {
+	if _, gone := d.revoked.Load(c.Token); gone {
+		return auth.Identity{}, fault.New(fault.Unauthenticated, "token: was revoked")
+	}
 	switch c.Token {
 	case goodToken:
 		return auth.Identity{TokenID: "a1", Name: "alice", Role: auth.Client}, nil
@@ -210,6 +213,7 @@ type host struct {
 type network struct {
 	t      *testing.T
 	ledger *ledger
+	door   door
 	mu     sync.Mutex
 	hosts  map[string]*host
 	names  []string // a server's port is its place among them
@@ -219,7 +223,7 @@ type network struct {
 }
 
 func newNetwork(t *testing.T, names ...string) *network {
-	n := &network{t: t, ledger: newLedger(), hosts: map[string]*host{}}
+	n := &network{t: t, ledger: newLedger(), door: door{new(sync.Map)}, hosts: map[string]*host{}}
 	for _, name := range names {
 		n.start(name, nil)
 	}
@@ -237,7 +241,7 @@ func generous() socket.Limits {
 func (n *network) start(name string, change func(*socket.Options)) *host {
 	h := &host{}
 	o := socket.Options{
-		Server: name, Tools: &kit{tools.New(nil), n.ledger}, Access: door{}, Ready: func() (bool, string) { return true, "" }, Limits: generous(),
+		Server: name, Tools: &kit{tools.New(nil), n.ledger}, Access: n.door, Ready: func() (bool, string) { return true, "" }, Limits: generous(),
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {

@@ -156,11 +156,11 @@ func TestNumbers(t *testing.T) {
 		greets(a, nil, nil)
 		a.says(`{"op":"hello_ack","ok":true,"session_id":"mine","server":"server-a","unknown":{"field":1}}`)
 		until(t, c, Connected)
-		one, two, three := start("1"), start("2", WithoutDurability(), WithPriority(Low)), start("3")
+		one, two, three := start("1"), start("2", WithoutDurability(), WithPriority(Low), WithKey("one by one")), start("3")
 		if m := a.hears("call_tool", "1"); m["durable"] != nil || m["deadline_ms"] != 300_000.0 || m["arguments"] == nil || m["priority"] != nil {
 			t.Errorf("call 1: %v", m)
 		}
-		if m := a.hears("call_tool", "2"); m["durable"] != false || m["priority"] != "low" {
+		if m := a.hears("call_tool", "2"); m["durable"] != false || m["priority"] != "low" || m["key"] != "one by one" {
 			t.Errorf("call 2: %v", m)
 		}
 		a.hears("call_tool", "3")

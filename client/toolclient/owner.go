@@ -28,6 +28,8 @@ type owner struct {
 	conn    *conn  // nil while there is none
 	route   *route // for calls over HTTP; nil while there is none
 	trying  bool   // an attempt is under way
+	tried   time.Time
+	reading bool   // the token is being read again
 	next    *timer // for the next one
 	ping    *timer
 	heard   bool   // something came since the last ping
@@ -149,8 +151,12 @@ func (e startCall) handle(o *owner) {
 	o.calls[k.id] = k
 	k.timeout = o.timers.after(time.Until(k.deadline), func() { o.expire(k) })
 	o.enqueue(k)
-	if o.conn == nil && o.route == nil && (o.refusals > 0 || o.hopeless()) { // there may be another token by now, or a server
-		o.hurry()
+	switch {
+	case o.conn != nil || o.route != nil:
+	case o.refusals > 0 || o.hopeless(): // there may be another token by now, or a server
+		o.hurry(0)
+	default: // where attempts are minutes apart, nobody new waits for the next that long
+		o.hurry(time.Until(o.tried.Add(o.cfg.Backoff.Max)))
 	}
 	if err := k.lapsed(); err != nil { // it ended before the owner could be told
 		cancelCall{k, err}.handle(o)
@@ -217,7 +223,7 @@ func (o *owner) askQuery(q *query) {
 		q.on = o.conn
 		o.write(r)
 	case o.route != nil:
-		o.hurry()
+		o.hurry(0)
 	}
 }
 
@@ -327,6 +333,9 @@ func (o *owner) outcome(k *Pending, m *message) {
 		o.delay(k, f)
 	default:
 		o.finish(k, nil, f.fault())
+		if f.Code == codeUnauthorized {
+			o.readToken()
+		}
 	}
 }
 

@@ -195,9 +195,15 @@ func TestBackoff(t *testing.T) {
 		if want := "1s 2s 4s 8s 16s 30s 30s 30s 30s 30s 1m0s 2m0s 4m0s 5m0s 5m0s 5m0s 5m0s"; strings.Join(got, " ") != want {
 			t.Errorf("pauses were %v", got)
 		}
+		// Who comes new does not wait for minutes.
 		n.hosts["a"].refuses.Store(false)
+		began := time.Now()
+		mustCall(t, c, "apply", args("key", "new"))
+		if took := time.Since(began); took > 31*time.Second {
+			t.Errorf("a new call took %s", took)
+		}
 		if _, err := k.Wait(t.Context()); err != nil {
-			t.Errorf("after two hours: %v", err)
+			t.Errorf("after an hour: %v", err)
 		}
 	})
 }

@@ -54,6 +54,7 @@ func TestCalls(t *testing.T) {
 			{"apply", []int{1}, nil, fault.Invalid, ""},
 			{"apply", func() {}, nil, fault.Invalid, ""},
 			{"apply", nil, []Option{WithRequestID("a b")}, fault.Invalid, ""},
+			{"apply", nil, []Option{WithKey(strings.Repeat("k", 200))}, fault.Invalid, ""},
 			{"", nil, nil, fault.Invalid, ""},
 			{"fail", args("key", "y", "kind", "full"), []Option{WithDeadline(time.Now().Add(time.Second))}, fault.Exhausted, "OVER_CAPACITY"},
 			{"hold", args("key", "z"), []Option{WithDeadline(time.Now().Add(time.Second))}, fault.Timeout, ""},
@@ -264,9 +265,16 @@ func TestTokens(t *testing.T) {
 			t.Errorf("with a wrong token: %v", err)
 		}
 		said := err.Error()
-		// A good one is taken without a new client.
-		token = goodToken
+		// A good one is taken without a new client; and so is another one, when the first is revoked while it is connected.
+		token = otherToken
 		mustCall(t, c, "apply", args("key", "k"))
+		n.door.revoked.Store(otherToken, true)
+		token = goodToken
+		if _, err := c.Call(t.Context(), "apply", args("key", "k2")); !fault.Is(err, fault.PermissionDenied) {
+			t.Errorf("with a revoked token: %v", err)
+		}
+		mustCall(t, c, "apply", args("key", "k2"))
+		n.door.revoked.Delete(otherToken)
 		k := begin(t.Context(), t, c, "hold", args("key", "h"))
 		if err := c.RotateToken(t.Context(), "orch_a-wrong-secret"); !fault.Is(err, fault.PermissionDenied) {
 			t.Errorf("rotated to a wrong one: %v", err)

@@ -40,6 +40,7 @@ type request struct {
 	Name      string          `json:"name,omitempty"`
 	Arguments json.RawMessage `json:"arguments,omitempty"`
 	Priority  Priority        `json:"priority,omitempty"`
+	Key       string          `json:"key,omitempty"`
 	Deadline  int64           `json:"deadline_ms,omitempty"`
 	Durable   *bool           `json:"durable,omitempty"`
 	Old       *string         `json:"old,omitempty"`
