@@ -195,7 +195,10 @@ func TestBackoff(t *testing.T) {
 		if want := "1s 2s 4s 8s 16s 30s 30s 30s 30s 30s 1m0s 2m0s 4m0s 5m0s 5m0s 5m0s 5m0s"; strings.Join(got, " ") != want {
 			t.Errorf("pauses were %v", got)
 		}
-		// Who comes new does not wait for minutes.
+		// Who comes new, when an attempt has just failed, does not wait for minutes.
+		for before := n.hosts["a"].dials.Load(); n.hosts["a"].dials.Load() == before; {
+			time.Sleep(time.Second)
+		}
 		n.hosts["a"].refuses.Store(false)
 		began := time.Now()
 		mustCall(t, c, "apply", args("key", "new"))
