@@ -72,11 +72,8 @@ export class HttpLink implements Link {
 
   send(call: Call): void {
     const abort = new AbortController();
-    const stop = () => abort.abort();
-    this.#life.signal.addEventListener('abort', stop);
     this.#calls.set(call.wish.requestId, abort);
     const work = this.#call(call, abort.signal).finally(() => {
-      this.#life.signal.removeEventListener('abort', stop);
       if (this.#calls.get(call.wish.requestId) === abort) this.#calls.delete(call.wish.requestId);
     });
     this.#track(work);
@@ -204,14 +201,19 @@ export class HttpLink implements Link {
 
   #end(end: LinkEnd): void {
     if (this.#ended) return;
-    this.#ended = true;
-    this.#life.abort();
+    this.#stop();
     this.#events.onEnd(end);
   }
 
-  async close(): Promise<void> {
+  /** Ends all requests. */
+  #stop(): void {
     this.#ended = true;
     this.#life.abort();
+    for (const call of this.#calls.values()) call.abort();
+  }
+
+  async close(): Promise<void> {
+    this.#stop();
     await Promise.allSettled(this.#running);
   }
 }

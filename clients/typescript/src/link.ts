@@ -19,8 +19,8 @@ export interface LinkEnd {
 
 /** What a link tells. After `onEnd` it tells nothing more. */
 export interface LinkEvents {
-  /** It can be used. */
-  onOpen(ack: HelloAck, sentLastSeq: boolean): void;
+  /** It can be used. `whole` says that the server says again what was not seen of it before, so that nothing is missing between. */
+  onOpen(ack: HelloAck, whole: boolean): void;
   /** It could not be had, or has ended. Told once, and not for a link that was closed from this side. */
   onEnd(end: LinkEnd): void;
   /** A message that belongs to a call. */

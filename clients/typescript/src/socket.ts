@@ -47,6 +47,7 @@ export class SocketLink implements Link {
   #ws: WebSocketLike | undefined;
   #refusal: LinkEnd | undefined; // what a hello_ack said before the close
   #sentLastSeq = false;
+  #whole = false; // it says again what was not seen
   #seen: number | undefined; // the seq of the last message; undefined while nobody knows where it begins
   #floor = 0; // chunks up to it have been seen on an earlier connection
   #asks = new Map<string, { resolve: (m: AnswerMessage) => void; reject: (err: unknown) => void }>();
@@ -143,7 +144,7 @@ export class SocketLink implements Link {
     clearTimeout(this.#connectTimer);
     this.#welcome(m);
     this.#pingTimer = setTimeout(() => this.#watch(), this.#settings.pingEveryMs);
-    this.#events.onOpen(m, this.#sentLastSeq && m.resumed);
+    this.#events.onOpen(m, this.#whole);
   }
 
   /** Decides from where on messages are new. */
@@ -152,7 +153,8 @@ export class SocketLink implements Link {
     r.sessionId = ack.sessionId;
     if (ack.server !== undefined) r.names.set(this.address, ack.server);
     const here = ack.server ?? this.address.name;
-    if (this.#sentLastSeq && ack.resumed && r.server === here) {
+    this.#whole = this.#sentLastSeq && ack.resumed && r.server === here;
+    if (this.#whole) {
       this.#floor = this.#seen = r.lastSeq;
     } else {
       this.#seen = ack.resumed ? undefined : 0;
