@@ -24,6 +24,9 @@ import { openWebSocket } from '#websocket';
 const elsewhereAfter = 3;
 /** What a call's message has beside its arguments, at most. */
 const envelopeBytes = 512;
+/** How long a server may take to hear of a token that another one has just made, and how often it is asked meanwhile. */
+const newTokenMs = 2_000;
+const newTokenPollMs = 250;
 const maxDeadlineMs = 2 ** 31 - 1;
 
 /** What listeners are told. */
@@ -255,13 +258,18 @@ export class OrchestratorClient {
   }
 
   async #rotate(token: string): Promise<void> {
-    try {
-      await this.#ask('rotate_token', () => ({ old: this.#connector.token, new: token }));
-      this.#connector.replaceToken(token, this.#connector.link?.transport === 'http');
-    } catch (err) {
-      // The session has been given to the new token already, on a connection that broke before it said so.
-      if (!(err instanceof OrchestratorError) || err.code !== 'DUPLICATE') throw err;
-      this.#connector.replaceToken(token, true);
+    const patience = now() + newTokenMs;
+    for (;;) {
+      try {
+        await this.#ask('rotate_token', () => ({ old: this.#connector.token, new: token }));
+        return this.#connector.replaceToken(token, this.#connector.link?.transport === 'http');
+      } catch (err) {
+        const code = err instanceof OrchestratorError ? err.code : undefined;
+        // The session has been given to the new token already, on a connection that broke before it said so.
+        if (code === 'DUPLICATE') return this.#connector.replaceToken(token, true);
+        if (code !== 'UNAUTHORIZED' || now() >= patience) throw err;
+      }
+      await pause(newTokenPollMs);
     }
   }
 

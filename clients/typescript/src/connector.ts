@@ -141,7 +141,9 @@ export class Connector {
   replaceToken(token: string, anew: boolean): void {
     this.#token = token;
     this.#given = token;
-    if (anew) this.leave('the token was replaced');
+    if (!anew) return;
+    this.leave('the token was replaced');
+    this.hurry();
   }
 
   /** Asks for the token. */
@@ -186,6 +188,13 @@ export class Connector {
     this.#events.onState(state, previous);
   }
 
+  /** What is tried at an address, in order: HTTP too once WebSockets have failed, or are not to be tried anywhere for a while. */
+  #ways(): Transport[] {
+    const { fallbackAfter } = this.#settings;
+    const socketsFail = this.#sockets >= fallbackAfter || (fallbackAfter !== Infinity && this.addresses.admitsAt(['websocket'], now()) > now());
+    return socketsFail ? ['http', 'websocket'] : ['websocket'];
+  }
+
   /** One attempt: one address, or all when it tries rarely; by WebSocket, and by HTTP too once WebSockets have failed. */
   async #attempt(): Promise<void> {
     const round = ++this.#round;
@@ -193,7 +202,7 @@ export class Connector {
     const { fallbackAfter, reconnectAttempts } = this.#settings;
     const several = this.#attempts >= reconnectAttempts ? this.addresses.all.length : 1;
     for (let i = 0; i < several; i++) {
-      const ways: Transport[] = this.#sockets >= fallbackAfter ? ['http', 'websocket'] : ['websocket'];
+      const ways = this.#ways();
       const address = this.addresses.next(ways, now());
       if (address === undefined) break;
       for (const way of ways) {
@@ -276,8 +285,8 @@ export class Connector {
 
   #down(link: Link, end: LinkEnd): void {
     const lasted = now() - this.#since >= stableMs;
-    if (lasted) this.#attempts = this.#sockets = 0;
-    else if (link.transport === 'websocket' && end.kind !== 'elsewhere') this.#sockets++;
+    if (lasted) this.#attempts = 0;
+    if (link.transport === 'websocket' && end.kind !== 'elsewhere') this.#sockets = lasted ? 0 : this.#sockets + 1;
     if (end.kind === 'lost' && (!lasted || link.transport === 'http')) link.address.breakers[link.transport].failed(now());
     this.#round++; // what is being tried beside it is overtaken
     this.#dropTrial();
@@ -305,15 +314,14 @@ export class Connector {
 
   /** Comes back later. */
   #retry(): void {
-    const { reconnect, reconnectAttempts, slowRetryMs, fallbackAfter } = this.#settings;
+    const { reconnect, reconnectAttempts, slowRetryMs } = this.#settings;
     this.#attempts++;
     const slow = this.#attempts >= reconnectAttempts;
     this.#become(slow ? 'unreachable' : this.#state === 'connecting' ? 'connecting' : 'reconnecting');
     const random = Math.random();
     let delay = slow ? slowRetryMs / 2 + (random * slowRetryMs) / 2 : backoffMs(this.#attempts, reconnect, random);
     // Where all addresses are left alone for a while, so long.
-    const ways: Transport[] = this.#sockets >= fallbackAfter ? ['http', 'websocket'] : ['websocket'];
-    const admitted = this.addresses.admitsAt(ways, now()) - now();
+    const admitted = this.addresses.admitsAt(this.#ways(), now()) - now();
     if (Number.isFinite(admitted)) delay = Math.max(delay, admitted);
     this.#timer = setTimeout(() => {
       this.#timer = undefined;

@@ -542,7 +542,9 @@ describe('tokens', () => {
       return true;
     };
     const rotated = watch(c.rotateToken('orch_secret_bad'));
-    await w.clock.settle();
+    await w.clock.advance(1_900);
+    assert.equal(rotated.done, false, 'the server may not have heard of a new token yet');
+    await w.clock.advance(200);
     assert.equal(rotated.error?.code, 'UNAUTHORIZED');
     w.server.socket.drop(1006, '');
     await w.clock.advance(1_000);
@@ -581,7 +583,7 @@ describe('tokens', () => {
     await w.clock.advance(5_000);
     assert(up.done && c.state === 'fallback');
     const bad = watch(c.rotateToken('orch_secret_bad'));
-    await w.clock.settle();
+    await w.clock.advance(2_100);
     assert.equal(bad.error?.code, 'UNAUTHORIZED');
     const rotated = watch(c.rotateToken('orch_secret_new'));
     await w.clock.settle();
