@@ -17,7 +17,9 @@ export interface Output {
 
 /** A tool that the server has. */
 export interface ToolInfo {
+  /** What `call` takes. */
   name: string;
+  /** For people, and for models. */
   description: string;
   /** What its arguments must look like, as JSON Schema. */
   inputSchema: Record<string, unknown>;

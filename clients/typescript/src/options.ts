@@ -32,64 +32,64 @@ export interface ClientOptions {
    * What calls and answers belong to: 3–64 characters of `A–Z a–z 0–9 _ -`. A program that keeps it, and the request_ids of its calls, across its own restarts loses no
    * answer to them. 256 random bits by default. Two clients that use one take it from each other.
    */
-  sessionId?: string;
+  sessionId?: string | undefined;
   /** The deadline of calls that name none; 5 min by default. */
-  callTimeoutMs?: number;
+  callTimeoutMs?: number | undefined;
   /** How long an attempt to connect may take, up to the answer to its hello; 10 s by default. */
-  connectTimeoutMs?: number;
+  connectTimeoutMs?: number | undefined;
   /** How long `connect`, `listTools`, `health` and `rotateToken` may take; 30 s by default. */
-  requestTimeoutMs?: number;
+  requestTimeoutMs?: number | undefined;
   /** The shortest and the longest pause before a further attempt; 1 s and 30 s by default. */
-  reconnectMinMs?: number;
-  reconnectMaxMs?: number;
+  reconnectMinMs?: number | undefined;
+  reconnectMaxMs?: number | undefined;
   /** Attempts in a row after which the client is `unreachable`, and tries only every `slowRetryMs`; 10, and 60 s by default. */
-  reconnectAttempts?: number;
-  slowRetryMs?: number;
+  reconnectAttempts?: number | undefined;
+  slowRetryMs?: number | undefined;
   /** WebSockets in a row that could not be had, after which HTTP is tried, too; 3 by default, Infinity for never. */
-  fallbackAfter?: number;
+  fallbackAfter?: number | undefined;
   /** Failures in a row after which an address is left alone, and for how long; 5 and 30 s by default. */
-  breaker?: Partial<BreakerSettings>;
+  breaker?: Partial<BreakerSettings> | undefined;
   /** How long a connection may be silent before it is asked whether it is there; 30 s by default. */
-  pingEveryMs?: number;
+  pingEveryMs?: number | undefined;
   /** How long an answer to that may take; the third that is missed ends the connection. 5 s by default. */
-  pingTimeoutMs?: number;
+  pingTimeoutMs?: number | undefined;
   /** Calls in flight at once; 64 by default, which is what servers allow. */
-  maxInFlight?: number;
+  maxInFlight?: number | undefined;
   /** Calls that wait for room or for a connection; 1000 by default. More are refused with `OVER_CAPACITY`. */
-  maxQueuedCalls?: number;
+  maxQueuedCalls?: number | undefined;
   /** The largest message to a server; 1 MiB by default, which is what servers allow. */
-  maxMessageBytes?: number;
+  maxMessageBytes?: number | undefined;
   /** Characters of a stream that nobody has read yet; 4 Mi by default. What comes beyond is left out, and `streamIntact` says so. */
-  maxBufferedChars?: number;
+  maxBufferedChars?: number | undefined;
   /** Allows plain text to other hosts than this one. */
-  insecure?: boolean;
+  insecure?: boolean | undefined;
   /** Opens WebSockets instead of the platform's, such as with certificates of one's own; see `@neolith/orchestrator-client/node`. */
-  webSocket?: WebSocketFactory;
+  webSocket?: WebSocketFactory | undefined;
   /** Makes HTTP requests instead of the platform's `fetch`. */
-  fetch?: Fetch;
+  fetch?: Fetch | undefined;
   /** Nothing is written by default. */
-  logger?: Logger;
+  logger?: Logger | undefined;
 }
 
 /** What one call is told. */
 export interface CallOptions {
   /** `normal` by default. */
-  priority?: Priority;
+  priority?: Priority | undefined;
   /** When the answer must be there, in milliseconds from now; up to 24 h at most servers. */
-  deadlineMs?: number;
+  deadlineMs?: number | undefined;
   /**
    * The call's name within its session: 1–128 characters of printable ASCII without spaces. A call that is repeated under it is the same call.
    * Random by default.
    */
-  requestId?: string;
+  requestId?: string | undefined;
   /** False leaves the call out of the replicated log: quicker, for what can simply be asked again. */
-  durable?: boolean;
+  durable?: boolean | undefined;
   /** Is told, at least every 8 s, that the call goes on. Not over HTTP. */
-  onProgress?: (message: string) => void;
+  onProgress?: ((message: string) => void) | undefined;
   /** Is given the parts of the answer of a tool that streams. Not over HTTP. */
-  onChunk?: (chunk: string) => void;
+  onChunk?: ((chunk: string) => void) | undefined;
   /** Cancels the call, and stops it where it runs. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** The options of a client with all defaults filled in. */

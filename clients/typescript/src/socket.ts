@@ -69,6 +69,7 @@ export class SocketLink implements Link {
   }
 
   async #connect(token: string): Promise<void> {
+    await undefined; // what fails at once is told to who has the link already
     let ws: WebSocketLike;
     try {
       ws = await this.#settings.webSocket(this.address.socketURL, [subprotocol]);

@@ -3,10 +3,18 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 
-import { type Frame, inWorld, watch } from './fake.js';
+import { type Frame, inWorld, watch, type World } from './fake.js';
 
 const text = (t: string) => ({ outputs: [{ type: 'text', text: t }] });
 const asked = (frames: Frame[]) => frames.filter((f) => f['op'] === 'call_tool').map((f) => f['request_id']);
+
+/** Lets time pass until something is so. */
+async function until(w: World, yes: () => boolean): Promise<void> {
+  for (let i = 0; !yes(); i++) {
+    assert(i < 1_000, 'waited in vain');
+    await w.clock.advance(100);
+  }
+}
 
 describe('attempts', () => {
   it('come after longer and longer pauses, ten of them, and then rarely', inWorld(1, async (w) => {
@@ -70,6 +78,19 @@ describe('attempts', () => {
     await w.clock.advance(10_000);
     assert.equal(up.error?.code, 'TIMEOUT');
     assert.match(up.error.message, /connection refused/);
+  }));
+
+  it('that fail before there is a socket are failures like others', inWorld(1, async (w) => {
+    const c = w.client({
+      webSocket: () => {
+        throw new Error('mixed content');
+      },
+    });
+    const a = watch(c.call('t'));
+    await w.clock.advance(5_000);
+    assert(a.value);
+    assert.equal(c.state, 'fallback');
+    assert.match(w.told('retry')[0].reason, /mixed content/);
   }));
 
   it('that hang are given up', inWorld(2, async (w) => {
@@ -199,7 +220,7 @@ describe('a connection that breaks', () => {
     w.server.finish('b');
     w.server.finish('a');
     await w.clock.settle();
-    assert.deepEqual([chunks, a.done, b.done], [['not dropped'], true, true]);
+    assert.deepEqual([chunks, a.value?.streamIntact, b.value?.streamIntact], [['not dropped'], false, true]);
   }));
 
   it('soon after it was made counts as one that could not be had', inWorld(1, async (w) => {
@@ -395,6 +416,42 @@ describe('HTTP', () => {
     assert(a.value);
   }));
 
+  it('makes a call anew that its server has forgotten, and takes NOT_FOUND for an answer when it is one', inWorld(1, async (w) => {
+    const c = w.client();
+    w.server.webSockets = 'refuse';
+    w.server.tool = () => undefined;
+    const a = watch(c.call('t', {}, { requestId: 'a' }));
+    await w.clock.advance(30_000);
+    assert(w.urls.some((u) => u.includes('/v1/results/a')));
+    w.server.sessions = new Map(); // it was started anew
+    await w.clock.advance(60_000);
+    assert.equal(w.cluster.effects.get('a'), 2);
+    w.server.finish('a', { error: { code: 'NOT_FOUND', message: 'no such session' } });
+    await w.clock.settle();
+    assert.equal(a.error?.message, 'no such session');
+  }));
+
+  it('that is lost while a WebSocket is being tried leaves that way open', inWorld(1, async (w) => {
+    const c = w.client({ breaker: { failures: 1, openMs: 10_000 } });
+    w.server.webSockets = 'refuse';
+    w.server.tool = () => undefined;
+    const a = watch(c.call('t', {}, { requestId: 'a' }));
+    await w.clock.advance(8_000);
+    assert.equal(c.state, 'fallback');
+    w.server.webSockets = 'hang';
+    await until(w, () => w.sockets.at(-1)?.ended === false && !w.sockets.at(-1)!.open);
+    w.server.http = 'refuse';
+    void c.call('t').catch(() => {});
+    await w.clock.settle();
+    assert.equal(c.state, 'reconnecting');
+    w.server.webSockets = 'ok';
+    await w.clock.advance(60_000);
+    assert.equal(c.state, 'connected');
+    w.server.finish('a');
+    await w.clock.settle();
+    assert(a.value);
+  }));
+
   it('goes on while both ways are tried again, and is not fooled by other answers', inWorld(1, async (w) => {
     const c = w.client();
     w.server.webSockets = 'refuse';
@@ -421,9 +478,10 @@ describe('HTTP', () => {
     for (const waiter of b.waiters) waiter();
     await w.clock.advance(10_000);
     assert.deepEqual(calls.map((x) => x.error?.code), ['NOT_FOUND', 'CANCELLED', 'TIMEOUT']);
-    const requests = w.urls.length;
-    await w.clock.advance(1_000);
-    assert(w.urls.length - requests < 5, 'nobody asks for what nobody waits for');
+    const requests = () => w.urls.filter((u) => u.startsWith('https')).length;
+    const before = requests();
+    await w.clock.advance(60_000);
+    assert.equal(requests(), before, 'nobody asks for what nobody waits for');
   }));
 
   it('a cancel is kept until there is a WebSocket', inWorld(1, async (w) => {

@@ -255,6 +255,7 @@ export class World {
   readonly events: [string, any][] = [];
   readonly #clients: OrchestratorClient[] = [];
   readonly #random = Math.random;
+  #requests = 0; // without an answer yet
 
   constructor(servers = 1) {
     this.servers = Array.from({ length: servers }, (_, i) => new FakeServer(`server-${i + 1}`, this.cluster));
@@ -298,13 +299,17 @@ export class World {
     const server = this.#at(parsed);
     if (server === undefined || !server.up || server.http === 'refuse') return Promise.reject(new TypeError('fetch failed', { cause: new Error('connection refused') }));
     if (server.http === 'garbage') return Promise.resolve({ status: 502, text: () => Promise.resolve('<html>bad gateway</html>') });
-    return new Promise((resolve, reject) => {
+    const answer = new Promise<ResponseLike>((resolve, reject) => {
       init.signal.addEventListener('abort', () => reject(new DOMException('aborted', 'AbortError')));
       server.request(parsed, init).then(
         ({ status, body }) => (server.up ? resolve({ status, text: () => Promise.resolve(JSON.stringify(body)) }) : reject(new TypeError('fetch failed'))),
         reject,
       );
     });
+    this.#requests++;
+    const done = () => void this.#requests--;
+    answer.then(done, done);
+    return answer;
   }
 
   /** What was told under a name. */
@@ -324,7 +329,8 @@ export class World {
         await this.clock.advance(5_000);
         await closing;
       }
-      // Those that remain are the fake servers', which wait for results on behalf of requests that were given up.
+      assert.equal(this.#requests, 0, 'requests go on after close');
+      // The timers that remain are the fake servers', which wait for results on behalf of requests that were given up.
       await this.clock.advance(120_000);
       assert.equal(this.clock.pending, 0, 'timers run on after close');
       assert.deepEqual(this.sockets.filter((s) => !s.ended), [], 'sockets are open after close');
