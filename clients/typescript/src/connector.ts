@@ -197,6 +197,7 @@ export class Connector {
 
   /** One attempt: one address, or all when it tries rarely; by WebSocket, and by HTTP too once WebSockets have failed. */
   async #attempt(): Promise<void> {
+    if (this.#state === 'closed') return; // by who was told of a new state
     const round = ++this.#round;
     const current = () => round === this.#round;
     const { fallbackAfter, reconnectAttempts } = this.#settings;
@@ -210,11 +211,11 @@ export class Connector {
         const end = await this.#open(address, way, current);
         if (end === undefined || !current()) return;
         this.#why = `${address.name}: ${end.message}`;
-        if (way === 'websocket' && ++this.#sockets === fallbackAfter) return void this.#attempt(); // by HTTP, at once
         if (end.kind === 'unauthorized') {
           if (++this.#refusals >= this.addresses.all.length) return this.#giveUp('UNAUTHORIZED', `no server takes the token; ${this.#why}`);
-          break;
+          break; // the other way would not take it either
         }
+        if (way === 'websocket' && ++this.#sockets === fallbackAfter) return void this.#attempt(); // by HTTP, at once
       }
     }
     this.#retry();
@@ -274,6 +275,7 @@ export class Connector {
     this.#probing = false;
     this.#why = '';
     this.#become(link.transport === 'websocket' ? 'connected' : 'fallback');
+    if (this.#link !== link) return;
     this.#events.onUp(link, ack, whole);
     if (this.#link !== link) return;
     for (const waiter of [...this.#waiters]) waiter.resolve(link);
@@ -294,8 +296,8 @@ export class Connector {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#why = `${link.address.name}: ${end.message}`;
-    this.#events.onDown(link, end); // while the link is still known: who was not answered is found by it
     this.#link = undefined;
+    this.#events.onDown(link, end);
     if (this.#state === 'closed') return;
     if (end.kind === 'taken-over') return this.#giveUp('PROTOCOL_ERROR', `another connection has taken the session; use a sessionId for each client (${this.#why})`);
     this.#retry();
@@ -318,6 +320,7 @@ export class Connector {
     this.#attempts++;
     const slow = this.#attempts >= reconnectAttempts;
     this.#become(slow ? 'unreachable' : this.#state === 'connecting' ? 'connecting' : 'reconnecting');
+    if (this.#state === 'closed') return;
     const random = Math.random();
     let delay = slow ? slowRetryMs / 2 + (random * slowRetryMs) / 2 : backoffMs(this.#attempts, reconnect, random);
     // Where all addresses are left alone for a while, so long.

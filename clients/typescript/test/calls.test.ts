@@ -360,6 +360,23 @@ describe('close', () => {
     assert.equal(c.state, 'closed');
   }));
 
+  for (const event of ['state', 'connected', 'disconnected', 'retry'] as const) {
+    it(`by a listener of ${event} leaves nothing behind`, inWorld(2, async (w) => {
+      for (let nth = 1; nth <= 4; nth++) {
+        const c = w.client({ sessionId: `closed-${nth}` });
+        let n = 0;
+        c.on(event, () => void (++n === nth && c.close()));
+        w.server.up = nth % 2 === 0;
+        const a = watch(c.call('t', {}, { deadlineMs: 20_000 }));
+        await w.clock.advance(3_000);
+        [...w.servers[0]!.sockets, ...w.servers[1]!.sockets].forEach((s) => s.drop(1006, ''));
+        await w.clock.advance(30_000);
+        assert.equal(a.done, true);
+        if (c.state === 'closed') assert.equal(c.status().address, undefined);
+      }
+    }));
+  }
+
   it('while it connects leaves nothing behind', inWorld(1, async (w) => {
     const c = w.client();
     w.server.webSockets = 'hang';
