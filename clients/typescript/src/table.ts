@@ -212,7 +212,9 @@ export class CallTable {
     const reason = errorOf(error, call.wish.requestId);
     const elsewhere = error.code === 'SERVICE_UNAVAILABLE';
     if (!elsewhere) this.#unavailable = 0;
-    if (error.code === 'UNAUTHORIZED' && !call.acked && !call.renewed) return this.#renew(call, reason);
+    // Of a call that was taken, it is the tool that says so; but over HTTP each request for it shows the token anew.
+    const refused = !call.acked || this.#link?.transport === 'http';
+    if (error.code === 'UNAUTHORIZED' && refused && !call.renewed) return this.#renew(call, reason);
     if (!elsewhere && error.code !== 'OVER_CAPACITY') return this.#reject(call, reason);
     const least = Math.min(refusalMaxMs, refusalMinMs * 2 ** Math.min(call.refusals++, 20));
     const delay = Math.max(error.retryAfterMs ?? 0, least) * (1 + Math.random() / 5);

@@ -114,13 +114,12 @@ export class Cluster {
     return members.sort((a, b) => a.id.localeCompare(b.id));
   }
 
-  /** Kills the server at a client address with SIGKILL. */
-  killServer(address: string): string {
+  /** The process of the server at a client address. */
+  processOf(address: string): number {
     const name = `server-${this.addresses.indexOf(address) + 1}`;
     const pid = this.members().find((m) => m.id === name)?.pid;
     assert(pid !== undefined && pid > 1, `no process of ${name}`);
-    process.kill(pid, 'SIGKILL');
-    return name;
+    return pid;
   }
 
   /** What orchctl answers. */

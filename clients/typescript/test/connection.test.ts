@@ -633,6 +633,25 @@ describe('tokens', () => {
     assert.equal(refused.error?.code, 'UNAUTHORIZED', 'what the function gives again is no better');
   }));
 
+  it('that expire while a result is waited for over HTTP are replaced, too', inWorld(1, async (w) => {
+    let n = 1;
+    const c = w.client({ token: () => `orch_secret${n}` });
+    w.server.webSockets = 'refuse';
+    w.server.tokens = ['orch_secret1'];
+    w.server.tool = () => undefined;
+    const a = watch(c.call('t', {}, { requestId: 'a' }));
+    await w.clock.advance(20_000);
+    assert.equal(c.state, 'fallback');
+    n = 2;
+    w.server.tokens = ['orch_secret2'];
+    await w.clock.advance(60_000);
+    assert.equal(a.done, false);
+    w.server.finish('a');
+    await w.clock.settle();
+    assert(a.value);
+    assert.equal(w.cluster.effects.get('a'), 1);
+  }));
+
   it('are rotated over HTTP by a new connection', inWorld(1, async (w) => {
     const c = w.client();
     w.server.webSockets = 'refuse';
