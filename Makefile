@@ -53,6 +53,15 @@ test-s3: $(TOOLS)/versitygw ## test the bucket store against a gateway that is b
 test-postgres: ## test the recorder against a real PostgreSQL: the machine's, or Debian's unpacked into .tools
 	env $$(tools/postgres.sh $(CURDIR)/.tools/postgres) $(GO) test -count=1 $(RACE) -timeout $(TEST_TIMEOUT) ./recorder/postgres
 
+# Against a cluster of the programs, too. Nothing of npm runs on the machine but the compiler and the tests.
+.PHONY: typescript-test
+typescript-test: ## build and test the TypeScript client; needs Node 20 or later
+	@if ! command -v npm >/dev/null || ! node -e 'process.exitCode = parseInt(process.versions.node) < 20 ? 1 : 0' 2>/dev/null; then \
+		echo "SKIPPED typescript-test: it needs Node 20 or later, with npm"; \
+	else \
+		$(MAKE) build && cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm test; \
+	fi
+
 # The chart is tested with the programs that it is for; the tests are a module of their own. What lies outside of a module is not
 # looked at before an earlier result is taken, so none is taken.
 .PHONY: chart-test
@@ -170,4 +179,4 @@ $(TOOLS)/kube-score: tools/chart/go.mod tools/chart/go.sum
 
 .PHONY: clean
 clean: ## remove what was built, but for the tools
-	rm -rf bin dist $(SHIM) coverage.out
+	rm -rf bin dist $(SHIM) coverage.out clients/typescript/dist
