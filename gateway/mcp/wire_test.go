@@ -260,11 +260,19 @@ func TestLostConnection(t *testing.T) {
 // A client that does not read has a bounded queue, is not read from, and is disconnected when it takes nothing for too long.
 func TestSlowReader(t *testing.T) {
 	h := start(t, func(l *Limits) { l.QueueFrames, l.WriteTimeout = 3, 300*time.Millisecond })
-	ws := h.initialized(t)
-	list := []byte(`{"jsonrpc":"2.0","id":"x","method":"tools/list"}`)
+	plain := websocket.Dialer{Subprotocols: []string{Subprotocol}} // what is compressed would take long to fill the kernel's buffers
+	ws, _, err := plain.DialContext(t.Context(), "ws"+strings.TrimPrefix(h.server.URL, "http"), http.Header{"Authorization": {"Bearer alice"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	send(t, ws, initialize)
 	_ = ws.SetWriteDeadline(time.Now().Add(20 * time.Second))
 	sent := 0
-	for ; ws.WriteMessage(websocket.TextMessage, list) == nil; sent++ {
+	for much := `{"jsonrpc":"2.0","id":%d,"method":"resources/read","params":{"uri":"session://abc/workspace/huge?bytes=2097152"}}`; ; sent++ {
+		if ws.WriteMessage(websocket.TextMessage, fmt.Appendf(nil, much, sent)) != nil {
+			break
+		}
 		if sent > 1_000_000 {
 			t.Fatal("it is read from for ever")
 		}
