@@ -50,6 +50,20 @@ test-s3: $(TOOLS)/versitygw ## test the bucket store against a gateway that is b
 test-postgres: ## test the recorder against a real PostgreSQL: the machine's, or Debian's unpacked into .tools
 	env $$(tools/postgres.sh $(CURDIR)/.tools/postgres) $(GO) test -count=1 $(RACE) -timeout $(TEST_TIMEOUT) ./recorder/postgres
 
+# npm is asked for what package-lock.json names, and for nothing when that is there already.
+.PHONY: mcp-test
+mcp-test: build ## the gateway with the official clients of MCP, from npm, against a real cluster
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		$(MAKE) test/mcp/node_modules/.package-lock.json && \
+		PROGRAMS=$(CURDIR)/bin $(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./test/mcp; \
+	else \
+		echo "SKIPPED mcp-test: there is no node, or no npm, on this machine; install Node.js 20 or newer" >&2; \
+	fi
+
+test/mcp/node_modules/.package-lock.json: test/mcp/package.json test/mcp/package-lock.json
+	npm ci --prefix test/mcp --no-audit --no-fund --loglevel=error
+	@touch $@
+
 # The chart is tested with the programs that it is for; the tests are a module of their own. What lies outside of a module is not
 # looked at before an earlier result is taken, so none is taken.
 .PHONY: chart-test

@@ -35,7 +35,11 @@ func (h *Handler) receive(next sdk.MethodHandler) sdk.MethodHandler {
 		case *sdk.ListResourcesRequest:
 			return h.bounded(ctx, func() (sdk.Result, error) { return h.listResources(ctx, r) })
 		case *sdk.ReadResourceRequest:
-			return h.bounded(ctx, func() (sdk.Result, error) { return h.readResource(ctx, r) })
+			ctx, err := asked(ctx, r)
+			if err != nil {
+				return nil, rpcError(err, nil)
+			}
+			return h.bounded(ctx, func() (sdk.Result, error) { return next(ctx, method, req) })
 		}
 		return next(ctx, method, req)
 	}

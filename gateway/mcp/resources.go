@@ -78,14 +78,36 @@ func (h *Handler) asCaller(ctx context.Context) (context.Context, context.Cancel
 	return ctx, end, nil
 }
 
-// readResource reads a log, a file or a directory.
-func (h *Handler) readResource(ctx context.Context, req *sdk.ReadResourceRequest) (*sdk.ReadResourceResult, error) {
-	uri := req.Params.URI
-	about := map[string]any{"uri": uri}
-	r, err := parseURI(uri)
+// askedKey carries what is to be read past the SDK.
+type askedKey struct{}
+
+// asking is a resource that is to be read, and its URI as the client gave it.
+type asking struct {
+	uri string
+	*resource
+}
+
+// asked reads a request's URI. The SDK, which finds the handler of a resource by its template, is given a plain one: it knows
+// neither what is wrong with a URI nor that its options may come in any order.
+func asked(ctx context.Context, req *sdk.ReadResourceRequest) (context.Context, error) {
+	r, err := parseURI(req.Params.URI)
 	if err != nil {
-		return nil, rpcError(err, nil)
+		return nil, err
 	}
+	ctx = context.WithValue(ctx, askedKey{}, asking{req.Params.URI, r})
+	if req.Params.URI = plainLog; !r.log {
+		req.Params.URI = plainFile
+	}
+	return ctx, nil
+}
+
+// readResource reads a log, a file or a directory.
+func (h *Handler) readResource(ctx context.Context, _ *sdk.ReadResourceRequest) (*sdk.ReadResourceResult, error) {
+	r, ok := ctx.Value(askedKey{}).(asking)
+	if !ok {
+		return nil, fault.New(fault.Internal, "a resource was asked for that nobody named")
+	}
+	about := map[string]any{"uri": r.uri}
 	ctx, end, err := h.asCaller(ctx)
 	if err != nil {
 		return nil, rpcError(err, about)
@@ -93,14 +115,14 @@ func (h *Handler) readResource(ctx context.Context, req *sdk.ReadResourceRequest
 	defer end()
 	var content *sdk.ResourceContents
 	if r.log {
-		content, err = h.readLog(ctx, r)
+		content, err = h.readLog(ctx, r.resource)
 	} else {
-		content, err = h.readFile(ctx, r)
+		content, err = h.readFile(ctx, r.resource)
 	}
 	if err != nil {
 		return nil, rpcError(client.Fault(err), about)
 	}
-	content.URI = uri
+	content.URI = r.uri
 	if content.Text == "" && content.Blob == nil {
 		content.Blob = []byte{} // the SDK leaves an empty text out, and one of the two must be there
 	}

@@ -14,6 +14,12 @@ import (
 
 const scheme = "session"
 
+// URIs that the templates match.
+const (
+	plainLog  = "session://id/log"
+	plainFile = "session://id/workspace/path"
+)
+
 // maxURIBytes bounds a URI: a path, each byte of which may be written as three, and what is around it.
 const maxURIBytes = 16 << 10
 
