@@ -188,10 +188,8 @@ func rpcError(err error, about map[string]any) error {
 	text, _ := json.Marshal(data) // of strings and numbers
 	out := &jsonrpc.Error{Code: codeRefused, Message: f.Error(), Data: text}
 	switch f.Kind {
-	case fault.Invalid:
+	case fault.Invalid, fault.NotFound: // the latter as for a resource that no template matches
 		out.Code = jsonrpc.CodeInvalidParams
-	case fault.NotFound:
-		out.Code = sdk.CodeResourceNotFound
 	case fault.Internal:
 		out.Code = jsonrpc.CodeInternalError
 	}
