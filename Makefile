@@ -62,6 +62,20 @@ typescript-test: ## build and test the TypeScript client; needs Node 20 or later
 		$(MAKE) build && cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm test; \
 	fi
 
+# npm is asked for what package-lock.json names, and for nothing when that is there already.
+.PHONY: mcp-test
+mcp-test: build ## the gateway with the official clients of MCP, from npm, against a real cluster
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		$(MAKE) test/mcp/node_modules/.package-lock.json && \
+		PROGRAMS=$(CURDIR)/bin $(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./test/mcp; \
+	else \
+		echo "SKIPPED mcp-test: there is no node, or no npm, on this machine; install Node.js 20 or newer" >&2; \
+	fi
+
+test/mcp/node_modules/.package-lock.json: test/mcp/package.json test/mcp/package-lock.json
+	npm ci --prefix test/mcp --no-audit --no-fund --loglevel=error
+	@touch $@
+
 # The chart is tested with the programs that it is for; the tests are a module of their own. What lies outside of a module is not
 # looked at before an earlier result is taken, so none is taken.
 .PHONY: chart-test

@@ -106,13 +106,13 @@ func TestWhoMayWhat(t *testing.T) {
 	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes", "ProviderService/ListModels", "ProviderService/ListProviders",
 		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListDeadLetters", "QueueService/ListMessages",
 		"SessionService/DiffCheckpoints", "SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory",
-		"SessionService/ListCheckpoints",
+		"SessionService/ListCheckpoints", "SessionService/ListFiles",
 		"SessionService/ListSessions", "SessionService/ReadLogs", "SessionService/WatchSessions"}
 	client := slices.Concat(viewer, []string{"SessionService/AttachSession", "SessionService/ExecSession", "SessionService/SendMessage",
 		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
 		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
-		"SessionService/ExportSession", "SessionService/ImportSession", "ProviderService/Chat"})
+		"SessionService/ExportSession", "SessionService/ImportSession", "SessionService/ReadFile", "ProviderService/Chat"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListDaemons", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})

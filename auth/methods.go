@@ -52,7 +52,9 @@ var Methods = map[string]Rule{
 	apiv1.SessionService_RewindSession_FullMethodName:     {Use, Namespaced},
 	apiv1.SessionService_DeleteCheckpoint_FullMethodName:  {Use, Namespaced},
 	apiv1.SessionService_DiffCheckpoints_FullMethodName:   {Read, Namespaced},
-	// What leaves by an export is everything that the session holds, which readers do not see.
+	apiv1.SessionService_ListFiles_FullMethodName:         {Read, Namespaced},
+	// What leaves by an export is everything that the session holds, which readers do not see; they see which files there are.
+	apiv1.SessionService_ReadFile_FullMethodName:      {Use, Namespaced},
 	apiv1.SessionService_ExportSession_FullMethodName: {Use, Namespaced},
 	apiv1.SessionService_ImportSession_FullMethodName: {Use, Namespaced},
 

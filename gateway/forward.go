@@ -168,6 +168,8 @@ var local = map[string]bool{
 	apiv1.SessionService_ExportSession_FullMethodName:   true,
 	apiv1.SessionService_ImportSession_FullMethodName:   true,
 	apiv1.SessionService_DiffCheckpoints_FullMethodName: true,
+	apiv1.SessionService_ListFiles_FullMethodName:       true,
+	apiv1.SessionService_ReadFile_FullMethodName:        true,
 }
 
 // isLocal reports whether this server may answer although it does not lead.

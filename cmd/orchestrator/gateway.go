@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/neolith/orchestrator/gateway/mcp"
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/gateway/tools"
@@ -83,6 +81,14 @@ func (c *gatewayConfig) limits() socket.Limits {
 	}
 }
 
+// mcpLimits are the settings as MCP takes them.
+func (c *gatewayConfig) mcpLimits() mcp.Limits {
+	return mcp.Limits{
+		MessageBytes: int(c.MaxFrameBytes), QueueFrames: c.MaxQueueFrames, QueueBytes: int(c.MaxQueueBytes), InFlight: c.MaxInFlightPerClient,
+		CallTimeout: c.CallTimeout, ProgressEvery: c.ProgressEvery, PingEvery: c.PingEvery, WriteTimeout: c.WriteTimeout,
+	}
+}
+
 // validate refuses what would serve nobody.
 func (c *gatewayConfig) validate() error {
 	for _, n := range []struct {
@@ -129,7 +135,7 @@ func (s *server) openGateway(version string) (err error) {
 		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,
 	})
 	s.mcp, err = mcp.New(mcp.Options{
-		Server: s.cfg.Name, Version: version, Tools: set, Access: s.api, Door: s.gateway, MaxBodyBytes: int64(s.cfg.Gateway.MaxFrameBytes), Logger: s.log,
+		Server: s.cfg.Name, Version: version, Tools: set, API: s.api.Local(), Access: s.api, Door: s.gateway, Limits: s.cfg.Gateway.mcpLimits(), Logger: s.log,
 	})
 	return err
 }
@@ -152,11 +158,11 @@ const gatewayPath = "/mcp"
 // handleGateway registers all ways of speaking to clients.
 func (s *server) handleGateway(mux *http.ServeMux) {
 	mux.HandleFunc(gatewayPath, func(w http.ResponseWriter, r *http.Request) {
-		if websocket.IsWebSocketUpgrade(r) {
-			s.gateway.ServeHTTP(w, r)
+		if mcp.Wanted(r) {
+			s.mcp.ServeHTTP(w, r)
 			return
 		}
-		s.mcp.ServeHTTP(w, r)
+		s.gateway.ServeHTTP(w, r)
 	})
 	s.gateway.Handle(mux)
 }

@@ -251,7 +251,7 @@ func (s *server) build(ctx context.Context) error {
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
-	s.registry.MustRegister(gatewayMetrics{s.gateway})
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
