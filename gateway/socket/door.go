@@ -12,7 +12,7 @@ import (
 
 // Pace takes from the rates of a caller. Errors are of kind fault.Exhausted and say when to come back.
 func (h *Hub) Pace(r *http.Request, who auth.Identity) error {
-	retry, ok := h.buckets.take(addressOf(r), ownerOf(who))
+	retry, ok := h.buckets.take(h.addressOf(r), ownerOf(who))
 	if ok {
 		return nil
 	}
