@@ -45,9 +45,51 @@ must restart servers, and a change of their number is none. */}}
 {{- $_ := set $chunks "s3" $s3 -}}
 {{- end -}}
 {{- $_ := set $c "chunks" $chunks -}}
+{{- $_ := set $c "providers" (include "orchestrator.providers" .root | fromYaml) -}}
 {{- $more := deepCopy (default dict $v.servers.settings) -}}
 {{- include "orchestrator.whole" $more -}}
 {{- mergeOverwrite $c $more | toYaml -}}
+{{- end -}}
+
+{{/* The section providers of orchestrator.yaml: keySecret and caSecret are files there, by the number of the pool and of its endpoint. */}}
+{{- define "orchestrator.providers" -}}
+{{- $p := default dict .Values.providers -}}
+{{- $dir := "/var/run/orchestrator/providers" -}}
+{{- $pools := list -}}
+{{- range $i, $given := $p.pools -}}
+{{- $pool := omit (deepCopy $given) "keySecret" "caSecret" "endpoints" -}}
+{{- if $given.keySecret -}}{{- $_ := set $pool "key_file" (printf "%s/%d/key" $dir $i) -}}{{- end -}}
+{{- if $given.caSecret -}}{{- $_ := set $pool "ca_file" (printf "%s/%d/ca.crt" $dir $i) -}}{{- end -}}
+{{- $endpoints := list -}}
+{{- range $n, $e := $given.endpoints -}}
+{{- $endpoint := omit (deepCopy $e) "keySecret" -}}
+{{- if $e.keySecret -}}{{- $_ := set $endpoint "key_file" (printf "%s/%d/key-%d" $dir $i $n) -}}{{- end -}}
+{{- $endpoints = append $endpoints $endpoint -}}
+{{- end -}}
+{{- if $endpoints -}}{{- $_ := set $pool "endpoints" $endpoints -}}{{- end -}}
+{{- include "orchestrator.whole" $pool -}}
+{{- $pools = append $pools $pool -}}
+{{- end -}}
+{{- $out := dict "attempts_max" (int (default 4 $p.attemptsMax)) "pools" $pools "budgets" (deepCopy (default list $p.budgets)) -}}
+{{- include "orchestrator.whole" $out -}}
+{{- toYaml $out -}}
+{{- end -}}
+
+{{/* The Secrets of providers as the sources of a volume; empty where there are none. */}}
+{{- define "orchestrator.providerSources" -}}
+{{- range $i, $pool := (default dict .Values.providers).pools -}}
+{{- with $pool.keySecret }}
+- secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: {{ $i }}/key}]}
+{{- end }}
+{{- with $pool.caSecret }}
+- secret: {name: {{ . }}, items: [{key: ca.crt, path: {{ $i }}/ca.crt}]}
+{{- end }}
+{{- range $n, $e := $pool.endpoints }}
+{{- with $e.keySecret }}
+- secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: {{ $i }}/key-{{ $n }}}]}
+{{- end }}
+{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* node-agent.yaml. */}}
@@ -86,11 +128,16 @@ must restart servers, and a change of their number is none. */}}
 {{- if or (has $t.mode (list "generated" "certManager" "off")) $t.existingNodeSecret }}true{{ end -}}
 {{- end -}}
 
-{{/* Makes the numbers in sections of settings whole: Helm's own are floating, and a million would be written 1e+06. */}}
+{{/* Makes the whole numbers in settings whole, however deep: Helm's own are floating, and a million would be written 1e+06. */}}
 {{- define "orchestrator.whole" -}}
-{{- range $settings := . -}}
+{{- $settings := . -}}
 {{- range $key, $value := $settings -}}
-{{- if kindIs "float64" $value -}}{{- $_ := set $settings $key (int64 $value) -}}{{- end -}}
+{{- if kindIs "float64" $value -}}
+{{- if eq (floor $value) $value -}}{{- $_ := set $settings $key (int64 $value) -}}{{- end -}}
+{{- else if kindIs "map" $value -}}
+{{- include "orchestrator.whole" $value -}}
+{{- else if kindIs "slice" $value -}}
+{{- range $value -}}{{- if kindIs "map" . -}}{{- include "orchestrator.whole" . -}}{{- end -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
