@@ -33,7 +33,11 @@ func TestLimitsAreTheProgramsOwn(t *testing.T) {
 		t.Errorf("the chart's defaults make\n%s\nand the program's are\n%s", got, want)
 	}
 	// A limit that is given reaches the program, however large, and leaves the others.
-	server = effective(t, render(t, variants(t)["gateway"]), "-server", "orchestrator", "orchestrator.yaml")
+	objects := render(t, merged(variants(t)["gateway"], with("servers.settings.gateway.rate.global_burst", 1000000.0))) // as Helm reads numbers
+	if config := text(find(t, objects, "ConfigMap", fullname+"-server"), "data", "orchestrator.yaml"); !strings.Contains(config, "global_burst: 1000000\n") {
+		t.Error(config)
+	}
+	server = effective(t, objects, "-server", "orchestrator", "orchestrator.yaml")
 	for path, want := range map[string]any{
 		"gateway.max_connections": 5000.0, "gateway.rate.global_burst": 1000000.0, "gateway.rate.user_per_second": 50.0, "gateway.max_argument_bytes": "10MiB",
 		"gateway.max_frame_bytes": "8MiB", "gateway.call_timeout": "10m", "gateway.hello_timeout": "15s",
