@@ -46,9 +46,7 @@ must restart servers, and a change of their number is none. */}}
 {{- end -}}
 {{- $_ := set $c "chunks" $chunks -}}
 {{- $_ := set $c "providers" (include "orchestrator.providers" .root | fromYaml) -}}
-{{- $more := deepCopy (default dict $v.servers.settings) -}}
-{{- include "orchestrator.whole" $more -}}
-{{- mergeOverwrite $c $more | toYaml -}}
+{{- mergeOverwrite $c (deepCopy (default dict $v.servers.settings)) | toYaml -}}
 {{- end -}}
 
 {{/* The section providers of orchestrator.yaml: keySecret and caSecret are files there, by the number of the pool and of its endpoint. */}}
@@ -67,12 +65,9 @@ must restart servers, and a change of their number is none. */}}
 {{- $endpoints = append $endpoints $endpoint -}}
 {{- end -}}
 {{- if $endpoints -}}{{- $_ := set $pool "endpoints" $endpoints -}}{{- end -}}
-{{- include "orchestrator.whole" $pool -}}
 {{- $pools = append $pools $pool -}}
 {{- end -}}
-{{- $out := dict "attempts_max" (int (default 4 $p.attemptsMax)) "pools" $pools "budgets" (deepCopy (default list $p.budgets)) -}}
-{{- include "orchestrator.whole" $out -}}
-{{- toYaml $out -}}
+{{- dict "attempts_max" (int (default 4 $p.attemptsMax)) "pools" $pools "budgets" (default list $p.budgets) | toYaml -}}
 {{- end -}}
 
 {{/* The Secrets of providers as the sources of a volume; empty where there are none. */}}
@@ -117,27 +112,11 @@ must restart servers, and a change of their number is none. */}}
 {{- with $v.agent.tokenSecret }}{{ $_ := set $c "token_file" "/var/run/orchestrator/token/token" }}{{ end -}}
 {{- with $v.agent.sessionSecretsFrom }}{{ $_ := set $c "secrets_dir" "/var/run/orchestrator/secrets" }}{{ end -}}
 {{- with $v.agent.drainOnStop }}{{ $_ := set $c "sessions" (dict "drain_on_stop" .) }}{{ end -}}
-{{- $more := deepCopy (default dict $v.agent.settings) -}}
-{{- include "orchestrator.whole" $more -}}
-{{- mergeOverwrite $c $more | toYaml -}}
+{{- mergeOverwrite $c (deepCopy (default dict $v.agent.settings)) | toYaml -}}
 {{- end -}}
 
 {{/* Whether nodes fetch from each other: they must know each other, by certificates. */}}
 {{- define "orchestrator.agentsServe" -}}
 {{- $t := .Values.tls -}}
 {{- if or (has $t.mode (list "generated" "certManager" "off")) $t.existingNodeSecret }}true{{ end -}}
-{{- end -}}
-
-{{/* Makes the whole numbers in settings whole, however deep: Helm's own are floating, and a million would be written 1e+06. */}}
-{{- define "orchestrator.whole" -}}
-{{- $settings := . -}}
-{{- range $key, $value := $settings -}}
-{{- if kindIs "float64" $value -}}
-{{- if eq (floor $value) $value -}}{{- $_ := set $settings $key (int64 $value) -}}{{- end -}}
-{{- else if kindIs "map" $value -}}
-{{- include "orchestrator.whole" $value -}}
-{{- else if kindIs "slice" $value -}}
-{{- range $value -}}{{- if kindIs "map" . -}}{{- include "orchestrator.whole" . -}}{{- end -}}{{- end -}}
-{{- end -}}
-{{- end -}}
 {{- end -}}
