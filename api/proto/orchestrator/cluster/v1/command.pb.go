@@ -114,6 +114,18 @@ type Command struct {
 	//	*Command_DeleteCheckpoint
 	//	*Command_DrainNode
 	//	*Command_EndDrain
+	//	*Command_SubmitCall
+	//	*Command_BeginCall
+	//	*Command_DeferCall
+	//	*Command_EndCall
+	//	*Command_CancelCall
+	//	*Command_AssignCalls
+	//	*Command_ExpireCalls
+	//	*Command_TakeDelivery
+	//	*Command_OpenClient
+	//	*Command_RekeyClient
+	//	*Command_RetryCall
+	//	*Command_PurgeCalls
 	Kind isCommand_Kind `protobuf_oneof:"kind"`
 	// What makes a client's retry the same command; spawn and send have a key of their own.
 	Once          *Once `protobuf:"bytes,32,opt,name=once,proto3" json:"once,omitempty"`
@@ -428,6 +440,114 @@ func (x *Command) GetEndDrain() *EndDrain {
 	return nil
 }
 
+func (x *Command) GetSubmitCall() *SubmitCall {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_SubmitCall); ok {
+			return x.SubmitCall
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetBeginCall() *BeginCall {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_BeginCall); ok {
+			return x.BeginCall
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeferCall() *DeferCall {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DeferCall); ok {
+			return x.DeferCall
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEndCall() *EndCall {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_EndCall); ok {
+			return x.EndCall
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCancelCall() *CancelCall {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_CancelCall); ok {
+			return x.CancelCall
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAssignCalls() *AssignCalls {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_AssignCalls); ok {
+			return x.AssignCalls
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetExpireCalls() *ExpireCalls {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_ExpireCalls); ok {
+			return x.ExpireCalls
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetTakeDelivery() *TakeDelivery {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_TakeDelivery); ok {
+			return x.TakeDelivery
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetOpenClient() *OpenClient {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_OpenClient); ok {
+			return x.OpenClient
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRekeyClient() *RekeyClient {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_RekeyClient); ok {
+			return x.RekeyClient
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRetryCall() *RetryCall {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_RetryCall); ok {
+			return x.RetryCall
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPurgeCalls() *PurgeCalls {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_PurgeCalls); ok {
+			return x.PurgeCalls
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetOnce() *Once {
 	if x != nil {
 		return x.Once
@@ -559,6 +679,54 @@ type Command_EndDrain struct {
 	EndDrain *EndDrain `protobuf:"bytes,30,opt,name=end_drain,json=endDrain,proto3,oneof"`
 }
 
+type Command_SubmitCall struct {
+	SubmitCall *SubmitCall `protobuf:"bytes,33,opt,name=submit_call,json=submitCall,proto3,oneof"`
+}
+
+type Command_BeginCall struct {
+	BeginCall *BeginCall `protobuf:"bytes,34,opt,name=begin_call,json=beginCall,proto3,oneof"`
+}
+
+type Command_DeferCall struct {
+	DeferCall *DeferCall `protobuf:"bytes,35,opt,name=defer_call,json=deferCall,proto3,oneof"`
+}
+
+type Command_EndCall struct {
+	EndCall *EndCall `protobuf:"bytes,36,opt,name=end_call,json=endCall,proto3,oneof"`
+}
+
+type Command_CancelCall struct {
+	CancelCall *CancelCall `protobuf:"bytes,37,opt,name=cancel_call,json=cancelCall,proto3,oneof"`
+}
+
+type Command_AssignCalls struct {
+	AssignCalls *AssignCalls `protobuf:"bytes,38,opt,name=assign_calls,json=assignCalls,proto3,oneof"`
+}
+
+type Command_ExpireCalls struct {
+	ExpireCalls *ExpireCalls `protobuf:"bytes,39,opt,name=expire_calls,json=expireCalls,proto3,oneof"`
+}
+
+type Command_TakeDelivery struct {
+	TakeDelivery *TakeDelivery `protobuf:"bytes,40,opt,name=take_delivery,json=takeDelivery,proto3,oneof"`
+}
+
+type Command_OpenClient struct {
+	OpenClient *OpenClient `protobuf:"bytes,41,opt,name=open_client,json=openClient,proto3,oneof"`
+}
+
+type Command_RekeyClient struct {
+	RekeyClient *RekeyClient `protobuf:"bytes,42,opt,name=rekey_client,json=rekeyClient,proto3,oneof"`
+}
+
+type Command_RetryCall struct {
+	RetryCall *RetryCall `protobuf:"bytes,43,opt,name=retry_call,json=retryCall,proto3,oneof"`
+}
+
+type Command_PurgeCalls struct {
+	PurgeCalls *PurgeCalls `protobuf:"bytes,44,opt,name=purge_calls,json=purgeCalls,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_SpawnSession) isCommand_Kind() {}
@@ -618,6 +786,30 @@ func (*Command_DeleteCheckpoint) isCommand_Kind() {}
 func (*Command_DrainNode) isCommand_Kind() {}
 
 func (*Command_EndDrain) isCommand_Kind() {}
+
+func (*Command_SubmitCall) isCommand_Kind() {}
+
+func (*Command_BeginCall) isCommand_Kind() {}
+
+func (*Command_DeferCall) isCommand_Kind() {}
+
+func (*Command_EndCall) isCommand_Kind() {}
+
+func (*Command_CancelCall) isCommand_Kind() {}
+
+func (*Command_AssignCalls) isCommand_Kind() {}
+
+func (*Command_ExpireCalls) isCommand_Kind() {}
+
+func (*Command_TakeDelivery) isCommand_Kind() {}
+
+func (*Command_OpenClient) isCommand_Kind() {}
+
+func (*Command_RekeyClient) isCommand_Kind() {}
+
+func (*Command_RetryCall) isCommand_Kind() {}
+
+func (*Command_PurgeCalls) isCommand_Kind() {}
 
 // Once names a request. The command it comes with has effect the first time only.
 type Once struct {
@@ -2720,10 +2912,10 @@ var File_orchestrator_cluster_v1_command_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
+	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12<\n" +
-	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xa2\x13\n" +
+	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xff\x19\n" +
 	"\aCommand\x12I\n" +
 	"\finit_cluster\x18\x01 \x01(\v2$.orchestrator.cluster.v1.InitClusterH\x00R\vinitCluster\x12L\n" +
 	"\rspawn_session\x18\x02 \x01(\v2%.orchestrator.cluster.v1.SpawnSessionH\x00R\fspawnSession\x12L\n" +
@@ -2758,7 +2950,26 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\x11delete_checkpoint\x18\x1c \x01(\v2).orchestrator.cluster.v1.DeleteCheckpointH\x00R\x10deleteCheckpoint\x12C\n" +
 	"\n" +
 	"drain_node\x18\x1d \x01(\v2\".orchestrator.cluster.v1.DrainNodeH\x00R\tdrainNode\x12@\n" +
-	"\tend_drain\x18\x1e \x01(\v2!.orchestrator.cluster.v1.EndDrainH\x00R\bendDrain\x121\n" +
+	"\tend_drain\x18\x1e \x01(\v2!.orchestrator.cluster.v1.EndDrainH\x00R\bendDrain\x12F\n" +
+	"\vsubmit_call\x18! \x01(\v2#.orchestrator.cluster.v1.SubmitCallH\x00R\n" +
+	"submitCall\x12C\n" +
+	"\n" +
+	"begin_call\x18\" \x01(\v2\".orchestrator.cluster.v1.BeginCallH\x00R\tbeginCall\x12C\n" +
+	"\n" +
+	"defer_call\x18# \x01(\v2\".orchestrator.cluster.v1.DeferCallH\x00R\tdeferCall\x12=\n" +
+	"\bend_call\x18$ \x01(\v2 .orchestrator.cluster.v1.EndCallH\x00R\aendCall\x12F\n" +
+	"\vcancel_call\x18% \x01(\v2#.orchestrator.cluster.v1.CancelCallH\x00R\n" +
+	"cancelCall\x12I\n" +
+	"\fassign_calls\x18& \x01(\v2$.orchestrator.cluster.v1.AssignCallsH\x00R\vassignCalls\x12I\n" +
+	"\fexpire_calls\x18' \x01(\v2$.orchestrator.cluster.v1.ExpireCallsH\x00R\vexpireCalls\x12L\n" +
+	"\rtake_delivery\x18( \x01(\v2%.orchestrator.cluster.v1.TakeDeliveryH\x00R\ftakeDelivery\x12F\n" +
+	"\vopen_client\x18) \x01(\v2#.orchestrator.cluster.v1.OpenClientH\x00R\n" +
+	"openClient\x12I\n" +
+	"\frekey_client\x18* \x01(\v2$.orchestrator.cluster.v1.RekeyClientH\x00R\vrekeyClient\x12C\n" +
+	"\n" +
+	"retry_call\x18+ \x01(\v2\".orchestrator.cluster.v1.RetryCallH\x00R\tretryCall\x12F\n" +
+	"\vpurge_calls\x18, \x01(\v2#.orchestrator.cluster.v1.PurgeCallsH\x00R\n" +
+	"purgeCalls\x121\n" +
 	"\x04once\x18  \x01(\v2\x1d.orchestrator.cluster.v1.OnceR\x04onceB\x06\n" +
 	"\x04kind\"Q\n" +
 	"\x04Once\x12\x14\n" +
@@ -2983,12 +3194,24 @@ var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
 	(*DrainNode)(nil),             // 32: orchestrator.cluster.v1.DrainNode
 	(*EndDrain)(nil),              // 33: orchestrator.cluster.v1.EndDrain
 	nil,                           // 34: orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	(*v1.SessionSpec)(nil),        // 35: orchestrator.v1.SessionSpec
-	(*v1.Session_Checkpoint)(nil), // 36: orchestrator.v1.Session.Checkpoint
-	(v1.Priority_Level)(0),        // 37: orchestrator.v1.Priority.Level
-	(*v11.Fact)(nil),              // 38: orchestrator.node.v1.Fact
-	(*v1.Capabilities)(nil),       // 39: orchestrator.v1.Capabilities
-	(v1.Node_Status)(0),           // 40: orchestrator.v1.Node.Status
+	(*SubmitCall)(nil),            // 35: orchestrator.cluster.v1.SubmitCall
+	(*BeginCall)(nil),             // 36: orchestrator.cluster.v1.BeginCall
+	(*DeferCall)(nil),             // 37: orchestrator.cluster.v1.DeferCall
+	(*EndCall)(nil),               // 38: orchestrator.cluster.v1.EndCall
+	(*CancelCall)(nil),            // 39: orchestrator.cluster.v1.CancelCall
+	(*AssignCalls)(nil),           // 40: orchestrator.cluster.v1.AssignCalls
+	(*ExpireCalls)(nil),           // 41: orchestrator.cluster.v1.ExpireCalls
+	(*TakeDelivery)(nil),          // 42: orchestrator.cluster.v1.TakeDelivery
+	(*OpenClient)(nil),            // 43: orchestrator.cluster.v1.OpenClient
+	(*RekeyClient)(nil),           // 44: orchestrator.cluster.v1.RekeyClient
+	(*RetryCall)(nil),             // 45: orchestrator.cluster.v1.RetryCall
+	(*PurgeCalls)(nil),            // 46: orchestrator.cluster.v1.PurgeCalls
+	(*v1.SessionSpec)(nil),        // 47: orchestrator.v1.SessionSpec
+	(*v1.Session_Checkpoint)(nil), // 48: orchestrator.v1.Session.Checkpoint
+	(v1.Priority_Level)(0),        // 49: orchestrator.v1.Priority.Level
+	(*v11.Fact)(nil),              // 50: orchestrator.node.v1.Fact
+	(*v1.Capabilities)(nil),       // 51: orchestrator.v1.Capabilities
+	(v1.Node_Status)(0),           // 52: orchestrator.v1.Node.Status
 }
 var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.cluster.v1.Batch.commands:type_name -> orchestrator.cluster.v1.Command
@@ -3022,20 +3245,32 @@ var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	31, // 28: orchestrator.cluster.v1.Command.delete_checkpoint:type_name -> orchestrator.cluster.v1.DeleteCheckpoint
 	32, // 29: orchestrator.cluster.v1.Command.drain_node:type_name -> orchestrator.cluster.v1.DrainNode
 	33, // 30: orchestrator.cluster.v1.Command.end_drain:type_name -> orchestrator.cluster.v1.EndDrain
-	2,  // 31: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
-	35, // 32: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
-	36, // 33: orchestrator.cluster.v1.SpawnSession.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	37, // 34: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
-	38, // 35: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
-	39, // 36: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
-	34, // 37: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	40, // 38: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
-	27, // 39: orchestrator.cluster.v1.PauseSession.idle:type_name -> orchestrator.cluster.v1.Idle
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	35, // 31: orchestrator.cluster.v1.Command.submit_call:type_name -> orchestrator.cluster.v1.SubmitCall
+	36, // 32: orchestrator.cluster.v1.Command.begin_call:type_name -> orchestrator.cluster.v1.BeginCall
+	37, // 33: orchestrator.cluster.v1.Command.defer_call:type_name -> orchestrator.cluster.v1.DeferCall
+	38, // 34: orchestrator.cluster.v1.Command.end_call:type_name -> orchestrator.cluster.v1.EndCall
+	39, // 35: orchestrator.cluster.v1.Command.cancel_call:type_name -> orchestrator.cluster.v1.CancelCall
+	40, // 36: orchestrator.cluster.v1.Command.assign_calls:type_name -> orchestrator.cluster.v1.AssignCalls
+	41, // 37: orchestrator.cluster.v1.Command.expire_calls:type_name -> orchestrator.cluster.v1.ExpireCalls
+	42, // 38: orchestrator.cluster.v1.Command.take_delivery:type_name -> orchestrator.cluster.v1.TakeDelivery
+	43, // 39: orchestrator.cluster.v1.Command.open_client:type_name -> orchestrator.cluster.v1.OpenClient
+	44, // 40: orchestrator.cluster.v1.Command.rekey_client:type_name -> orchestrator.cluster.v1.RekeyClient
+	45, // 41: orchestrator.cluster.v1.Command.retry_call:type_name -> orchestrator.cluster.v1.RetryCall
+	46, // 42: orchestrator.cluster.v1.Command.purge_calls:type_name -> orchestrator.cluster.v1.PurgeCalls
+	2,  // 43: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
+	47, // 44: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
+	48, // 45: orchestrator.cluster.v1.SpawnSession.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	49, // 46: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
+	50, // 47: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
+	51, // 48: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
+	34, // 49: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	52, // 50: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
+	27, // 51: orchestrator.cluster.v1.PauseSession.idle:type_name -> orchestrator.cluster.v1.Idle
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_command_proto_init() }
@@ -3043,6 +3278,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 	if File_orchestrator_cluster_v1_command_proto != nil {
 		return
 	}
+	file_orchestrator_cluster_v1_call_proto_init()
 	file_orchestrator_cluster_v1_command_proto_msgTypes[1].OneofWrappers = []any{
 		(*Command_InitCluster)(nil),
 		(*Command_SpawnSession)(nil),
@@ -3074,6 +3310,18 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		(*Command_DeleteCheckpoint)(nil),
 		(*Command_DrainNode)(nil),
 		(*Command_EndDrain)(nil),
+		(*Command_SubmitCall)(nil),
+		(*Command_BeginCall)(nil),
+		(*Command_DeferCall)(nil),
+		(*Command_EndCall)(nil),
+		(*Command_CancelCall)(nil),
+		(*Command_AssignCalls)(nil),
+		(*Command_ExpireCalls)(nil),
+		(*Command_TakeDelivery)(nil),
+		(*Command_OpenClient)(nil),
+		(*Command_RekeyClient)(nil),
+		(*Command_RetryCall)(nil),
+		(*Command_PurgeCalls)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

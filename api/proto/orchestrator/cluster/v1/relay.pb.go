@@ -622,11 +622,189 @@ func (x *LinkResponse) GetItems() []*LinkDown {
 	return nil
 }
 
+// CommitCallsRequest asks the leader to commit what a server has to say about calls. Other commands are refused.
+type CommitCallsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Commands      []*Command             `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitCallsRequest) Reset() {
+	*x = CommitCallsRequest{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitCallsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitCallsRequest) ProtoMessage() {}
+
+func (x *CommitCallsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitCallsRequest.ProtoReflect.Descriptor instead.
+func (*CommitCallsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CommitCallsRequest) GetCommands() []*Command {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+type CommitCallsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each command.
+	Calls         []*CommittedCall `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitCallsResponse) Reset() {
+	*x = CommitCallsResponse{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitCallsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitCallsResponse) ProtoMessage() {}
+
+func (x *CommitCallsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitCallsResponse.ProtoReflect.Descriptor instead.
+func (*CommitCallsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CommitCallsResponse) GetCalls() []*CommittedCall {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+type CommittedCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The call after the command; unset where the command is not about one.
+	Call *CallRow `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// SubmitCall: it was known before.
+	Known bool `protobuf:"varint,2,opt,name=known,proto3" json:"known,omitempty"`
+	// The raft index that holds it; the asking server sees it once it has applied so much.
+	Index uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	// A refusal: its kind as a gRPC code, 0 for none.
+	Code          uint32 `protobuf:"varint,4,opt,name=code,proto3" json:"code,omitempty"`
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	RetryAfterMs  int64  `protobuf:"varint,6,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommittedCall) Reset() {
+	*x = CommittedCall{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommittedCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommittedCall) ProtoMessage() {}
+
+func (x *CommittedCall) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommittedCall.ProtoReflect.Descriptor instead.
+func (*CommittedCall) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CommittedCall) GetCall() *CallRow {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *CommittedCall) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *CommittedCall) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *CommittedCall) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *CommittedCall) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *CommittedCall) GetRetryAfterMs() int64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
+
 var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\n" +
-	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\x1dorchestrator/v1/cluster.proto\x1a\x1eorchestrator/v1/provider.proto\"\x17\n" +
+	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a%orchestrator/cluster/v1/command.proto\x1a\x1dorchestrator/v1/cluster.proto\x1a\x1eorchestrator/v1/provider.proto\"\x17\n" +
 	"\x15GetServerStatsRequest\"\xd4\x01\n" +
 	"\x16GetServerStatsResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -660,11 +838,23 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x125\n" +
 	"\x05items\x18\x02 \x03(\v2\x1f.orchestrator.cluster.v1.LinkUpR\x05items\"G\n" +
 	"\fLinkResponse\x127\n" +
-	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items2\xd2\x03\n" +
+	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items\"R\n" +
+	"\x12CommitCallsRequest\x12<\n" +
+	"\bcommands\x18\x01 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"S\n" +
+	"\x13CommitCallsResponse\x12<\n" +
+	"\x05calls\x18\x01 \x03(\v2&.orchestrator.cluster.v1.CommittedCallR\x05calls\"\xc5\x01\n" +
+	"\rCommittedCall\x124\n" +
+	"\x04call\x18\x01 \x01(\v2 .orchestrator.cluster.v1.CallRowR\x04call\x12\x14\n" +
+	"\x05known\x18\x02 \x01(\bR\x05known\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04code\x18\x04 \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12$\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs2\xbc\x04\n" +
 	"\fRelayService\x12q\n" +
 	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12w\n" +
 	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12}\n" +
-	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12W\n" +
+	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12h\n" +
+	"\vCommitCalls\x12+.orchestrator.cluster.v1.CommitCallsRequest\x1a,.orchestrator.cluster.v1.CommitCallsResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
 var (
@@ -679,7 +869,7 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
 	(*GetServerStatsRequest)(nil),      // 0: orchestrator.cluster.v1.GetServerStatsRequest
 	(*GetServerStatsResponse)(nil),     // 1: orchestrator.cluster.v1.GetServerStatsResponse
@@ -691,27 +881,37 @@ var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
 	(*LinkDown)(nil),                   // 7: orchestrator.cluster.v1.LinkDown
 	(*LinkRequest)(nil),                // 8: orchestrator.cluster.v1.LinkRequest
 	(*LinkResponse)(nil),               // 9: orchestrator.cluster.v1.LinkResponse
-	(*v1.Daemon)(nil),                  // 10: orchestrator.v1.Daemon
-	(*v1.Provider)(nil),                // 11: orchestrator.v1.Provider
+	(*CommitCallsRequest)(nil),         // 10: orchestrator.cluster.v1.CommitCallsRequest
+	(*CommitCallsResponse)(nil),        // 11: orchestrator.cluster.v1.CommitCallsResponse
+	(*CommittedCall)(nil),              // 12: orchestrator.cluster.v1.CommittedCall
+	(*v1.Daemon)(nil),                  // 13: orchestrator.v1.Daemon
+	(*v1.Provider)(nil),                // 14: orchestrator.v1.Provider
+	(*Command)(nil),                    // 15: orchestrator.cluster.v1.Command
+	(*CallRow)(nil),                    // 16: orchestrator.cluster.v1.CallRow
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	10, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
-	11, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
+	13, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	14, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
 	6,  // 2: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
 	7,  // 3: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	0,  // 4: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
-	2,  // 5: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
-	4,  // 6: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
-	8,  // 7: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1,  // 8: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	3,  // 9: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
-	5,  // 10: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
-	9,  // 11: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	8,  // [8:12] is the sub-list for method output_type
-	4,  // [4:8] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	15, // 4: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
+	12, // 5: orchestrator.cluster.v1.CommitCallsResponse.calls:type_name -> orchestrator.cluster.v1.CommittedCall
+	16, // 6: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
+	0,  // 7: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
+	2,  // 8: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
+	4,  // 9: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
+	10, // 10: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
+	8,  // 11: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1,  // 12: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	3,  // 13: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
+	5,  // 14: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
+	11, // 15: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
+	9,  // 16: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_relay_proto_init() }
@@ -719,6 +919,8 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 	if File_orchestrator_cluster_v1_relay_proto != nil {
 		return
 	}
+	file_orchestrator_cluster_v1_call_proto_init()
+	file_orchestrator_cluster_v1_command_proto_init()
 	file_orchestrator_cluster_v1_relay_proto_msgTypes[6].OneofWrappers = []any{
 		(*LinkUp_Attached)(nil),
 		(*LinkUp_Frame)(nil),
@@ -734,7 +936,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

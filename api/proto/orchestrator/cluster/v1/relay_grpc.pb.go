@@ -24,6 +24,7 @@ const (
 	RelayService_GetServerStats_FullMethodName     = "/orchestrator.cluster.v1.RelayService/GetServerStats"
 	RelayService_GetServerDaemons_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
 	RelayService_GetServerProviders_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
+	RelayService_CommitCalls_FullMethodName        = "/orchestrator.cluster.v1.RelayService/CommitCalls"
 	RelayService_Link_FullMethodName               = "/orchestrator.cluster.v1.RelayService/Link"
 )
 
@@ -39,6 +40,8 @@ type RelayServiceClient interface {
 	GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error)
+	// CommitCalls commits commands about calls; the asked server must lead.
+	CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error)
 }
@@ -81,6 +84,16 @@ func (c *relayServiceClient) GetServerProviders(ctx context.Context, in *GetServ
 	return out, nil
 }
 
+func (c *relayServiceClient) CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CommitCallsResponse)
+	err := c.cc.Invoke(ctx, RelayService_CommitCalls_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *relayServiceClient) Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &RelayService_ServiceDesc.Streams[0], RelayService_Link_FullMethodName, cOpts...)
@@ -106,6 +119,8 @@ type RelayServiceServer interface {
 	GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error)
+	// CommitCalls commits commands about calls; the asked server must lead.
+	CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error
 	mustEmbedUnimplementedRelayServiceServer()
@@ -126,6 +141,9 @@ func (UnimplementedRelayServiceServer) GetServerDaemons(context.Context, *GetSer
 }
 func (UnimplementedRelayServiceServer) GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerProviders not implemented")
+}
+func (UnimplementedRelayServiceServer) CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommitCalls not implemented")
 }
 func (UnimplementedRelayServiceServer) Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error {
 	return status.Error(codes.Unimplemented, "method Link not implemented")
@@ -205,6 +223,24 @@ func _RelayService_GetServerProviders_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_CommitCalls_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommitCallsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).CommitCalls(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_CommitCalls_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).CommitCalls(ctx, req.(*CommitCallsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_Link_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(RelayServiceServer).Link(&grpc.GenericServerStream[LinkRequest, LinkResponse]{ServerStream: stream})
 }
@@ -230,6 +266,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerProviders",
 			Handler:    _RelayService_GetServerProviders_Handler,
+		},
+		{
+			MethodName: "CommitCalls",
+			Handler:    _RelayService_CommitCalls_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

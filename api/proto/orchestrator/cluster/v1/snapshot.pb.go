@@ -124,6 +124,8 @@ type SnapshotRow struct {
 	//	*SnapshotRow_Token
 	//	*SnapshotRow_Idempotency
 	//	*SnapshotRow_Event
+	//	*SnapshotRow_Call
+	//	*SnapshotRow_Client
 	//	*SnapshotRow_Trailer
 	Row           isSnapshotRow_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
@@ -248,6 +250,24 @@ func (x *SnapshotRow) GetEvent() *EventRow {
 	return nil
 }
 
+func (x *SnapshotRow) GetCall() *CallRow {
+	if x != nil {
+		if x, ok := x.Row.(*SnapshotRow_Call); ok {
+			return x.Call
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRow) GetClient() *ClientRow {
+	if x != nil {
+		if x, ok := x.Row.(*SnapshotRow_Client); ok {
+			return x.Client
+		}
+	}
+	return nil
+}
+
 func (x *SnapshotRow) GetTrailer() *SnapshotTrailer {
 	if x != nil {
 		if x, ok := x.Row.(*SnapshotRow_Trailer); ok {
@@ -297,6 +317,14 @@ type SnapshotRow_Event struct {
 	Event *EventRow `protobuf:"bytes,9,opt,name=event,proto3,oneof"`
 }
 
+type SnapshotRow_Call struct {
+	Call *CallRow `protobuf:"bytes,10,opt,name=call,proto3,oneof"`
+}
+
+type SnapshotRow_Client struct {
+	Client *ClientRow `protobuf:"bytes,11,opt,name=client,proto3,oneof"`
+}
+
 type SnapshotRow_Trailer struct {
 	// The last row: the count of rows before it. A snapshot without it is torn.
 	Trailer *SnapshotTrailer `protobuf:"bytes,15,opt,name=trailer,proto3,oneof"`
@@ -319,6 +347,10 @@ func (*SnapshotRow_Token) isSnapshotRow_Row() {}
 func (*SnapshotRow_Idempotency) isSnapshotRow_Row() {}
 
 func (*SnapshotRow_Event) isSnapshotRow_Row() {}
+
+func (*SnapshotRow_Call) isSnapshotRow_Row() {}
+
+func (*SnapshotRow_Client) isSnapshotRow_Row() {}
 
 func (*SnapshotRow_Trailer) isSnapshotRow_Row() {}
 
@@ -2094,7 +2126,7 @@ var File_orchestrator_cluster_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xc6\x01\n" +
+	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xc6\x01\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2103,7 +2135,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x1f\n" +
 	"\vevent_index\x18\x05 \x01(\x04R\n" +
 	"eventIndex\x120\n" +
-	"\x14dead_letters_dropped\x18\x06 \x01(\x04R\x12deadLettersDropped\"\xa1\x05\n" +
+	"\x14dead_letters_dropped\x18\x06 \x01(\x04R\x12deadLettersDropped\"\x97\x06\n" +
 	"\vSnapshotRow\x12?\n" +
 	"\asession\x18\x01 \x01(\v2#.orchestrator.cluster.v1.SessionRowH\x00R\asession\x12?\n" +
 	"\amailbox\x18\x02 \x01(\v2#.orchestrator.cluster.v1.MailboxRowH\x00R\amailbox\x12?\n" +
@@ -2114,7 +2146,10 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x04node\x18\x06 \x01(\v2 .orchestrator.cluster.v1.NodeRowH\x00R\x04node\x129\n" +
 	"\x05token\x18\a \x01(\v2!.orchestrator.cluster.v1.TokenRowH\x00R\x05token\x12K\n" +
 	"\vidempotency\x18\b \x01(\v2'.orchestrator.cluster.v1.IdempotencyRowH\x00R\vidempotency\x129\n" +
-	"\x05event\x18\t \x01(\v2!.orchestrator.cluster.v1.EventRowH\x00R\x05event\x12D\n" +
+	"\x05event\x18\t \x01(\v2!.orchestrator.cluster.v1.EventRowH\x00R\x05event\x126\n" +
+	"\x04call\x18\n" +
+	" \x01(\v2 .orchestrator.cluster.v1.CallRowH\x00R\x04call\x12<\n" +
+	"\x06client\x18\v \x01(\v2\".orchestrator.cluster.v1.ClientRowH\x00R\x06client\x12D\n" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
@@ -2354,11 +2389,13 @@ var file_orchestrator_cluster_v1_snapshot_proto_goTypes = []any{
 	(*EventRow)(nil),           // 14: orchestrator.cluster.v1.EventRow
 	(*SessionRow_History)(nil), // 15: orchestrator.cluster.v1.SessionRow.History
 	nil,                        // 16: orchestrator.cluster.v1.NodeRow.LabelsEntry
-	(*v1.SessionSpec)(nil),     // 17: orchestrator.v1.SessionSpec
-	(*v1.Session_Exit)(nil),    // 18: orchestrator.v1.Session.Exit
-	(v1.Priority_Level)(0),     // 19: orchestrator.v1.Priority.Level
-	(v1.Node_Status)(0),        // 20: orchestrator.v1.Node.Status
-	(*v1.Capabilities)(nil),    // 21: orchestrator.v1.Capabilities
+	(*CallRow)(nil),            // 17: orchestrator.cluster.v1.CallRow
+	(*ClientRow)(nil),          // 18: orchestrator.cluster.v1.ClientRow
+	(*v1.SessionSpec)(nil),     // 19: orchestrator.v1.SessionSpec
+	(*v1.Session_Exit)(nil),    // 20: orchestrator.v1.Session.Exit
+	(v1.Priority_Level)(0),     // 21: orchestrator.v1.Priority.Level
+	(v1.Node_Status)(0),        // 22: orchestrator.v1.Node.Status
+	(*v1.Capabilities)(nil),    // 23: orchestrator.v1.Capabilities
 }
 var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	3,  // 0: orchestrator.cluster.v1.SnapshotRow.session:type_name -> orchestrator.cluster.v1.SessionRow
@@ -2370,23 +2407,25 @@ var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	12, // 6: orchestrator.cluster.v1.SnapshotRow.token:type_name -> orchestrator.cluster.v1.TokenRow
 	13, // 7: orchestrator.cluster.v1.SnapshotRow.idempotency:type_name -> orchestrator.cluster.v1.IdempotencyRow
 	14, // 8: orchestrator.cluster.v1.SnapshotRow.event:type_name -> orchestrator.cluster.v1.EventRow
-	2,  // 9: orchestrator.cluster.v1.SnapshotRow.trailer:type_name -> orchestrator.cluster.v1.SnapshotTrailer
-	17, // 10: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
-	18, // 11: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
-	15, // 12: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
-	4,  // 13: orchestrator.cluster.v1.SessionRow.checkpoints:type_name -> orchestrator.cluster.v1.CheckpointRow
-	5,  // 14: orchestrator.cluster.v1.SessionRow.migration:type_name -> orchestrator.cluster.v1.MigrationRow
-	19, // 15: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
-	7,  // 16: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
-	20, // 17: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
-	21, // 18: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
-	16, // 19: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
-	11, // 20: orchestrator.cluster.v1.NodeRow.drain:type_name -> orchestrator.cluster.v1.DrainRow
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	17, // 9: orchestrator.cluster.v1.SnapshotRow.call:type_name -> orchestrator.cluster.v1.CallRow
+	18, // 10: orchestrator.cluster.v1.SnapshotRow.client:type_name -> orchestrator.cluster.v1.ClientRow
+	2,  // 11: orchestrator.cluster.v1.SnapshotRow.trailer:type_name -> orchestrator.cluster.v1.SnapshotTrailer
+	19, // 12: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
+	20, // 13: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
+	15, // 14: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
+	4,  // 15: orchestrator.cluster.v1.SessionRow.checkpoints:type_name -> orchestrator.cluster.v1.CheckpointRow
+	5,  // 16: orchestrator.cluster.v1.SessionRow.migration:type_name -> orchestrator.cluster.v1.MigrationRow
+	21, // 17: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
+	7,  // 18: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
+	22, // 19: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
+	23, // 20: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
+	16, // 21: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
+	11, // 22: orchestrator.cluster.v1.NodeRow.drain:type_name -> orchestrator.cluster.v1.DrainRow
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_snapshot_proto_init() }
@@ -2394,6 +2433,7 @@ func file_orchestrator_cluster_v1_snapshot_proto_init() {
 	if File_orchestrator_cluster_v1_snapshot_proto != nil {
 		return
 	}
+	file_orchestrator_cluster_v1_call_proto_init()
 	file_orchestrator_cluster_v1_snapshot_proto_msgTypes[1].OneofWrappers = []any{
 		(*SnapshotRow_Session)(nil),
 		(*SnapshotRow_Mailbox)(nil),
@@ -2404,6 +2444,8 @@ func file_orchestrator_cluster_v1_snapshot_proto_init() {
 		(*SnapshotRow_Token)(nil),
 		(*SnapshotRow_Idempotency)(nil),
 		(*SnapshotRow_Event)(nil),
+		(*SnapshotRow_Call)(nil),
+		(*SnapshotRow_Client)(nil),
 		(*SnapshotRow_Trailer)(nil),
 	}
 	type x struct{}
