@@ -128,7 +128,13 @@ func (c *gatewayConfig) validate() error {
 // maxTrustedProxies bounds what each request is compared with.
 const maxTrustedProxies = 256
 
-// trustedProxies are the setting as networks.
+// trusted are the proxies of settings that are valid.
+func (c *gatewayConfig) trusted() []netip.Prefix {
+	networks, _ := c.trustedProxies() // validate has refused what is none
+	return networks
+}
+
+// trustedProxies reads the setting as networks.
 func (c *gatewayConfig) trustedProxies() (networks []netip.Prefix, err error) {
 	const key = "gateway.trusted_proxies"
 	if len(c.TrustedProxies) > maxTrustedProxies {
@@ -152,13 +158,9 @@ func (c *gatewayConfig) trustedProxies() (networks []netip.Prefix, err error) {
 
 // openGateway makes the client gateway, whose tools call this server's own API.
 func (s *server) openGateway(version string) (err error) {
-	proxies, err := s.cfg.Gateway.trustedProxies()
-	if err != nil {
-		return err
-	}
 	set := tools.New(s.api.Local())
 	s.gateway = socket.New(socket.Options{
-		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, TrustedProxies: proxies, Open: !s.cfg.Auth.Tokens,
+		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, TrustedProxies: s.cfg.Gateway.trusted(), Open: !s.cfg.Auth.Tokens,
 		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,
 	})
 	s.mcp, err = mcp.New(mcp.Options{
