@@ -23,7 +23,8 @@ import (
 
 const (
 	modelProvider = "beside"
-	modelName     = "echo"
+	modelName     = "small"
+	modelAnswer   = "somebody is here"
 	modelKey      = "sk-only-in-a-secret"
 	// Secrets of Kubernetes.
 	modelKeySecret, modelCASecret = "model-key", "model-ca"
@@ -63,6 +64,7 @@ func (c *cluster) serveModels() (*models, error) {
 	}
 	m := &models{fake: fakeprovider.New(), served: make(chan struct{}), url: "https://" + ln.Addr().String() + "/v1", ca: files.CA}
 	m.fake.Accept(modelKey)
+	m.fake.Usually(fakeprovider.Step{Text: modelAnswer})
 	m.server = &http.Server{
 		Handler: m.fake, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}},
 		ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), // of connections that pods take with them
