@@ -103,6 +103,10 @@ bench: build ## measure, against the raw limits of this machine; ARGS="send --qu
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./bench/cmd/bench
 	bin/bench $(or $(ARGS),all)
 
+.PHONY: bench-peers
+bench-peers: ## build what `bench queue` measures beside: NATS in a program; RabbitMQ is Debian's package, if it is installed
+	CGO_ENABLED=0 $(GO) build -C bench/peers -trimpath -o bin/peers .
+
 # Tags of images have no plus sign, and no slash.
 IMAGE_TAG   ?= $(subst /,-,$(subst +,-,$(VERSION)))
 IMAGES      := dist/images

@@ -176,25 +176,12 @@ func (l *sendLoop) run() {
 		}
 		select {
 		case o := <-queue:
-			l.take(o)
+			l.pending = gather(append(l.pending, o), l.s.queue, SenderBatchMessages)
 		case a := <-answers:
 			l.answered(a)
 		case <-tick.C:
 			l.checkStall()
 		case <-l.s.ctx.Done():
-			return
-		}
-	}
-}
-
-// take queues one message and those that wait behind it.
-func (l *sendLoop) take(o *outgoing) {
-	l.pending = append(l.pending, o)
-	for len(l.pending) < SenderBatchMessages {
-		select {
-		case o := <-l.s.queue:
-			l.pending = append(l.pending, o)
-		default:
 			return
 		}
 	}

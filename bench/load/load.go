@@ -29,6 +29,7 @@ const Role = "load"
 const (
 	Unary  = "unary"  // one call a message
 	Sender = "sender" // client.Sender: batches on a stream
+	Turn   = "turn"   // one call a message, which is answered when its turn has ended: sent, delivered, acked
 )
 
 // ConnectArgs say where to, and over how many connections the callers are spread.
@@ -180,6 +181,12 @@ func (g *generator) form(form string) (func(context.Context, int, *apiv1.SendMes
 	switch form {
 	case Unary:
 		return func(ctx context.Context, caller int, m *apiv1.SendMessageRequest) error {
+			_, err := g.client(caller).Sessions.SendMessage(ctx, m)
+			return err
+		}, nil
+	case Turn:
+		return func(ctx context.Context, caller int, m *apiv1.SendMessageRequest) error {
+			m.Wait = true
 			_, err := g.client(caller).Sessions.SendMessage(ctx, m)
 			return err
 		}, nil

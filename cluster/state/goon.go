@@ -1,5 +1,6 @@
-// What a restore must not take back: numbers of messages that were given out since the snapshot was written. The nodes
-// know those messages, and whoever sent them their numbers; another message under one of them would be taken for the first.
+// What a restore must not take back: numbers that were given out since the snapshot was written. The nodes know messages by theirs,
+// and whoever sent them does, too; another message under one of them would be taken for the first. And an epoch that was given out is
+// over wherever it was: a session that is given it again would start nowhere.
 
 package state
 
@@ -14,8 +15,10 @@ import (
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 )
 
-// GoOn copies a snapshot, and has each of its mailboxes go on with the number that is next in the view, where that is the
-// greater one. Everything else stays as it is.
+// GoOn copies a snapshot, and has each of its mailboxes go on with the number that is next in the view, and each session that has
+// not ended with its epoch there, where that is the greater one. Everything else stays as it is. So a session that moved since is not
+// where the snapshot says: its node does not have that epoch, says so, and the session starts again from its checkpoint in the
+// snapshot, at an epoch that nobody had.
 func (v *View) GoOn(snapshot io.Reader, to io.Writer) error {
 	g := &goingOn{now: v, w: newFrameWriter(to), sessions: newSessionReader(newInterner()), next: map[string]uint64{}}
 	if err := readSnapshot(snapshot, g); err != nil {
@@ -46,6 +49,9 @@ func (g *goingOn) session(b []byte, _ int) error {
 	}
 	if mb := g.now.mailbox(s.ID); mb != nil {
 		g.next[s.ID] = mb.NextSequence
+	}
+	if now := g.now.Session(s.ID); now != nil && now.Epoch > s.Epoch && !s.Phase.Ended() {
+		b = appendNumber(slices.Clip(b), fieldEpoch, uint64(now.Epoch)) // of a field that comes twice, the last one holds
 	}
 	g.w.frame(func(to []byte) ([]byte, error) {
 		return protowire.AppendBytes(protowire.AppendTag(to, rowSession, protowire.BytesType), b), nil
