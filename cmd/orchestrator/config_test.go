@@ -41,6 +41,8 @@ func TestContradictionsAreRefused(t *testing.T) {
 		"gateway.ping_every: ":           func(c *Config) { c.Gateway.PingEvery = -1 },
 		"gateway.rate.user_burst: ":      func(c *Config) { c.Gateway.Rate.UserBurst = 0 },
 		"gateway.rate.ip_per_second: -1": func(c *Config) { c.Gateway.Rate.IPPerSecond = -1 },
+		`gateway.trusted_proxies: "ingr`: func(c *Config) { c.Gateway.TrustedProxies = []string{"10.0.0.1", "ingress"} },
+		`gateway.trusted_proxies: "::/0`: func(c *Config) { c.Gateway.TrustedProxies = []string{"::/0"} },
 	} {
 		c := defaults()
 		c.Name = "server-1"

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/neolith/orchestrator/gateway/mcp"
@@ -48,6 +49,8 @@ type gatewayConfig struct {
 	WriteTimeout  time.Duration `yaml:"write_timeout" help:"a client that does not take a message for so long is disconnected"`
 
 	Origins []string `yaml:"origins" help:"web pages that may connect, such as https://console.example.com; * for all"`
+
+	TrustedProxies []string `yaml:"trusted_proxies" help:"addresses and networks of proxies that are believed, in X-Forwarded-For and Forwarded, about which address a client has, such as 10.0.0.0/8"`
 }
 
 func defaultGateway() (c gatewayConfig) {
@@ -124,14 +127,46 @@ func (c *gatewayConfig) validate() error {
 	case c.CallTimeout > c.MaxDeadline:
 		return config.Bad("gateway.call_timeout", "%s is longer than gateway.max_deadline (%s)", c.CallTimeout, c.MaxDeadline)
 	}
-	return nil
+	_, err := c.trustedProxies()
+	return err
+}
+
+// maxTrustedProxies bounds what each request is compared with.
+const maxTrustedProxies = 256
+
+// trusted are the proxies of settings that are valid.
+func (c *gatewayConfig) trusted() []netip.Prefix {
+	networks, _ := c.trustedProxies() // validate has refused what is none
+	return networks
+}
+
+// trustedProxies reads the setting as networks.
+func (c *gatewayConfig) trustedProxies() (networks []netip.Prefix, err error) {
+	const key = "gateway.trusted_proxies"
+	if len(c.TrustedProxies) > maxTrustedProxies {
+		return nil, config.Bad(key, "%d are more than %d; give networks", len(c.TrustedProxies), maxTrustedProxies)
+	}
+	for _, text := range c.TrustedProxies {
+		network, err := netip.ParsePrefix(text)
+		if a, bad := netip.ParseAddr(text); bad == nil {
+			network, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case err != nil || network.Addr().Is4In6() || network.Addr().Zone() != "":
+			return nil, config.Bad(key, "%q is neither an address nor a network; use such as 10.0.0.0/8", text)
+		case network.Bits() == 0:
+			return nil, config.Bad(key, "%q is everybody; any client could say that it has any address. Give the network that the proxies are in", text)
+		}
+		networks = append(networks, network.Masked())
+	}
+	return networks, nil
 }
 
 // openGateway makes the client gateway, whose tools call this server's own API.
 func (s *server) openGateway(version string) (err error) {
 	set := s.recorded(tools.New(s.api.Local()))
 	s.gateway = socket.New(socket.Options{
-		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, Open: !s.cfg.Auth.Tokens,
+		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, TrustedProxies: s.cfg.Gateway.trusted(), Open: !s.cfg.Auth.Tokens,
 		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,
 	})
 	s.mcp, err = mcp.New(mcp.Options{

@@ -12,7 +12,7 @@ import (
 
 // Pace takes from the rates of a caller. Errors are of kind fault.Exhausted and say when to come back.
 func (h *Hub) Pace(r *http.Request, who auth.Identity) error {
-	retry, ok := h.buckets.take(addressOf(r), ownerOf(who))
+	retry, ok := h.buckets.take(h.addressOf(r), ownerOf(who))
 	if ok {
 		return nil
 	}
@@ -23,7 +23,7 @@ func (h *Hub) Pace(r *http.Request, who auth.Identity) error {
 // Admit counts in a connection that is served elsewhere, together with those of the hub; leave counts it out. Errors are of kind
 // fault.Exhausted, or fault.Unavailable when the server stops.
 func (h *Hub) Admit(r *http.Request) (leave func(), err error) {
-	c := &conn{hub: h, ip: addressOf(r)}
+	c := &conn{hub: h, ip: h.addressOf(r)}
 	if f := h.admit(c); f != nil {
 		h.count.refused.Add(1)
 		kind := fault.Unavailable
