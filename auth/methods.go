@@ -60,6 +60,9 @@ var Methods = map[string]Rule{
 
 	apiv1.QueueService_GetQueueStats_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_ListMessages_FullMethodName:     {Read, Namespaced},
+	apiv1.QueueService_ListCalls_FullMethodName:        {Read, Namespaced},
+	apiv1.QueueService_GetCall_FullMethodName:          {Read, Namespaced},
+	apiv1.QueueService_CancelCall_FullMethodName:       {Use, Namespaced},
 	apiv1.QueueService_ListDeadLetters_FullMethodName:  {Read, Namespaced},
 	apiv1.QueueService_GetDeadLetter_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_RetryDeadLetters_FullMethodName: {Operate, Namespaced},
@@ -101,6 +104,7 @@ var Methods = map[string]Rule{
 	clusterv1.RelayService_GetServerProviders_FullMethodName:    {Relay, ClusterWide},
 	clusterv1.RelayService_GetServerInteractions_FullMethodName: {Relay, ClusterWide},
 	clusterv1.RelayService_Link_FullMethodName:                  {Relay, ClusterWide},
+	clusterv1.RelayService_CommitCalls_FullMethodName:           {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

@@ -167,7 +167,7 @@ func (n *Node) open() error {
 	if n.novice, err = newNovice(o.Transport, !has && len(o.Servers) == 0, cached, o.Stable, n.log); err != nil {
 		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
 	}
-	if n.contact, err = newContact(n.novice); err != nil {
+	if n.contact, err = newContact(n.novice, o.Now); err != nil {
 		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
 	}
 	n.raft, err = raft.NewRaft(config, &fsm{store: o.State, fatal: o.Fatal}, cached, o.Stable, o.Snapshots, n.contact)
