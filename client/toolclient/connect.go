@@ -280,6 +280,9 @@ func (o *owner) connected(e attempted) {
 			o.leaveHTTP(call)
 		}
 	}
+	if !same { // how busy the former one was says nothing about it
+		o.pace = newPace(o.cfg.MaxInFlight)
+	}
 	o.cfg.Logger.Info("client gateway: connected", "address", e.e.name, "server", k.server, "session", o.c.session, "resumed", e.ack.Resumed, "in_flight", len(o.calls))
 	o.emit(Event{State: Connected, Address: e.e.name, Server: e.ack.Server})
 	o.heard, o.missed, o.barrier = true, 0, ""
