@@ -134,9 +134,10 @@ type Pending struct {
 	phase     phase
 	on        *conn // where it was asked for; nil when over HTTP, or lost
 	poll      func()
-	bytes     int // of its last message
-	acked     bool
-	refusals  int // in a row
+	bytes     int  // of its last message
+	open      bool // it was asked for, and not answered in any way
+	tries     int  // how often it was asked for
+	refusals  int  // in a row
 	code      string
 	timeout   *timer // for its deadline
 	pause     *timer // while it is delayed

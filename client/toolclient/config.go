@@ -46,6 +46,7 @@ const (
 	compressMinBytes  = 1 << 10
 	writeTimeout      = 10 * time.Second
 	closeGrace        = time.Second
+	refusedWithin     = time.Second           // a call over HTTP that is not refused within this was taken
 	retryFirst        = 50 * time.Millisecond // the pause of a call that was refused without saying for how long
 	retryMax          = 5 * time.Second
 	maxRequestIDBytes = 128

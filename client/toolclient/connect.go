@@ -277,11 +277,11 @@ func (o *owner) connected(e attempted) {
 	if o.route != nil { // what goes over HTTP goes on here
 		o.route = nil
 		for _, call := range o.calls {
-			if call.poll != nil {
-				call.poll()
-				call.poll = nil
-			}
+			o.leaveHTTP(call)
 		}
+	}
+	if !same { // how busy the former one was says nothing about it
+		o.pace = newPace(o.cfg.MaxInFlight)
 	}
 	o.cfg.Logger.Info("client gateway: connected", "address", e.e.name, "server", k.server, "session", o.c.session, "resumed", e.ack.Resumed, "in_flight", len(o.calls))
 	o.emit(Event{State: Connected, Address: e.e.name, Server: e.ack.Server})
@@ -351,6 +351,7 @@ func (o *owner) lose(k *conn, err error) {
 		}
 	}
 	for _, call := range o.calls {
+		o.pace.forget(call)
 		call.on = nil
 	}
 	for _, q := range o.queries {
@@ -370,7 +371,7 @@ func (o *owner) lose(k *conn, err error) {
 func (o *owner) tooLarge(k *conn, why error) {
 	var largest *Pending
 	for _, call := range o.calls {
-		if call.on == k && !call.acked && (largest == nil || call.bytes > largest.bytes) {
+		if call.on == k && call.open && (largest == nil || call.bytes > largest.bytes) {
 			largest = call
 		}
 	}
@@ -391,10 +392,7 @@ func (o *owner) routeLost(err error) {
 	}
 	o.route = nil
 	for _, call := range o.calls {
-		if call.poll != nil {
-			call.poll()
-			call.poll = nil
-		}
+		o.leaveHTTP(call)
 	}
 	o.outages++
 	delay := o.pauseFor(o.outages)

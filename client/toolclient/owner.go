@@ -24,6 +24,8 @@ type owner struct {
 	waiting [levels][]*Pending
 	asked   int // of calls in that phase
 	queries map[string]*query
+	pace    pace
+	resume  *timer // when pace lets calls be asked for again
 
 	conn    *conn  // nil while there is none
 	route   *route // for calls over HTTP; nil while there is none
@@ -97,7 +99,7 @@ type (
 func newOwner(c *Client, endpoints []*endpoint) *owner {
 	o := &owner{
 		c: c, cfg: &c.cfg, timers: newTimers(), ring: &ring{all: endpoints},
-		calls: map[string]*Pending{}, queries: map[string]*query{},
+		calls: map[string]*Pending{}, queries: map[string]*query{}, pace: newPace(c.cfg.MaxInFlight),
 	}
 	o.ring.at = int(o.cfg.Rand() * float64(len(endpoints)))
 	return o
@@ -176,12 +178,12 @@ func (e cancelCall) handle(o *owner) {
 	}
 	k.cancelled = e.cause
 	switch {
-	case k.phase != asked:
+	case k.tries == 0 || k.phase == delayed:
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w before a server took it", k.name, e.cause))
 	case k.poll != nil:
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; it was asked over HTTP, and goes on", k.name, e.cause))
 	default:
-		if k.on != nil {
+		if k.phase == waiting || k.on != nil { // otherwise it is asked for again when all has come that was kept, and cancelled then
 			o.write(request{Op: "cancel", RequestID: k.id})
 		}
 		k.pause = o.timers.after(o.cfg.CancelPatience, func() {
@@ -244,7 +246,8 @@ func (e received) handle(o *owner) {
 	case "call_tool_ack":
 		o.wentWell()
 		if k != nil {
-			k.acked = true
+			o.pace.taken(k)
+			o.pump()
 		}
 	case "progress":
 		if k != nil {
@@ -304,6 +307,7 @@ func (o *owner) follow(m *message) {
 		o.mark()
 		for _, k := range o.calls {
 			k.truncated = k.truncated || k.streamed
+			o.pace.forget(k)
 			k.on = nil
 		}
 	}
@@ -350,6 +354,10 @@ func (o *owner) delay(k *Pending, f *Error) {
 	if said := f.RetryAfter; said > pause { // or up to a fifth later, so that not all come at once
 		pause = said + time.Duration(o.cfg.Rand()*float64(said)/5)
 	}
+	if k.open && f.Code == codeOverCapacity { // it is the server that is full, not what the call is about
+		o.leaveAlone(pause)
+	}
+	o.pace.forget(k)
 	if time.Now().Add(pause).After(k.deadline) {
 		o.finish(k, nil, f.fault())
 		return
@@ -361,17 +369,34 @@ func (o *owner) delay(k *Pending, f *Error) {
 	o.pump()
 }
 
-// enqueue lets a call wait for its turn.
+// leaveAlone asks for nothing for a while: the server has no room.
+func (o *owner) leaveAlone(d time.Duration) {
+	o.pace.refused(time.Now().Add(d))
+	o.timers.stop(o.resume)
+	o.resume = o.timers.after(time.Until(o.pace.until), o.pump)
+}
+
+// enqueue lets a call wait for its turn. One that was asked for before goes before those that were not.
 func (o *owner) enqueue(k *Pending) {
 	o.timers.stop(k.pause)
 	k.phase = waiting
-	o.waiting[k.priority.level()] = append(o.waiting[k.priority.level()], k)
+	list := &o.waiting[k.priority.level()]
+	if k.tries > 0 {
+		*list = slices.Insert(*list, 0, k)
+	} else {
+		*list = append(*list, k)
+	}
 	o.pump()
+}
+
+// mayAsk reports whether there is a way to ask for one more call, and room.
+func (o *owner) mayAsk() bool {
+	return (o.conn != nil || o.route != nil) && o.asked < o.cfg.MaxInFlight && o.pace.allows(time.Now())
 }
 
 // pump asks for calls that wait, the most urgent first, while there is a way and room.
 func (o *owner) pump() {
-	for level := 0; level < levels && (o.conn != nil || o.route != nil) && o.asked < o.cfg.MaxInFlight; {
+	for level := 0; level < levels && o.mayAsk(); {
 		list := o.waiting[level]
 		if len(list) == 0 {
 			o.waiting[level] = nil // its array is not kept
@@ -392,18 +417,24 @@ func (o *owner) pump() {
 
 // ask asks for a call, in whichever way there is.
 func (o *owner) ask(k *Pending) {
+	if k.tries++; k.tries > 1 {
+		o.c.count.repeated.Add(1)
+	}
 	switch {
 	case o.conn != nil:
-		k.on, k.acked = o.conn, false
+		k.on = o.conn
 		if k.cancelled != nil {
 			o.write(request{Op: "cancel", RequestID: k.id})
 			return
 		}
+		o.pace.asked(k)
 		k.bytes = o.write(k.request(time.Until(k.deadline), ""))
 	case o.route != nil && k.cancelled == nil:
 		r := o.route
 		ctx, cancel := context.WithDeadline(o.c.life, k.deadline)
 		k.on, k.poll = nil, cancel
+		o.pace.asked(k)
+		k.pause = o.timers.after(refusedWithin, func() { o.pace.taken(k); o.pump() })
 		o.c.count.overHTTP.Add(1)
 		o.c.work.Go(func() {
 			defer cancel()
@@ -413,14 +444,27 @@ func (o *owner) ask(k *Pending) {
 	}
 }
 
+// leaveHTTP ends a call's HTTP request, if it has one. The call itself goes on.
+func (o *owner) leaveHTTP(k *Pending) {
+	if k.poll == nil {
+		return
+	}
+	k.poll()
+	k.poll = nil
+	o.timers.stop(k.pause)
+	o.pace.forget(k)
+}
+
 // askAgain asks again for calls that were asked for, in a way that is lost.
 func (o *owner) askAgain() {
-	for _, k := range o.inOrder() {
+	for _, k := range slices.Backward(o.inOrder()) {
 		if k.phase != asked || k.poll != nil || k.on != nil && k.on == o.conn {
 			continue
 		}
-		o.c.count.repeated.Add(1)
-		o.ask(k)
+		k.phase = waiting
+		o.asked--
+		list := &o.waiting[k.priority.level()]
+		*list = slices.Insert(*list, 0, k)
 	}
 	o.pump()
 }
@@ -443,13 +487,16 @@ func (e answered) handle(o *owner) {
 		}
 		return
 	}
-	k.poll = nil
 	if e.err != nil {
 		o.routeLost(e.err)
 		return
 	}
+	k.poll = nil
 	o.wentWell()
-	if f := e.m.failure(); f != nil && f.Code == codeUnauthorized {
+	switch f := e.m.failure(); {
+	case f == nil:
+		o.pace.taken(k)
+	case f.Code == codeUnauthorized:
 		o.finish(k, nil, f.fault())
 		o.routeLost(f)
 		return
@@ -482,13 +529,11 @@ func (o *owner) finish(k *Pending, r *Result, err error) {
 	delete(o.calls, k.id)
 	o.timers.stop(k.timeout)
 	o.timers.stop(k.pause)
-	if k.poll != nil {
-		k.poll()
-		k.poll = nil
-	}
+	o.leaveHTTP(k)
 	if k.phase == asked {
 		o.asked--
 	}
+	o.pace.forget(k)
 	k.phase, k.on = ended, nil
 	if cut := k.wasCut(); r != nil && (cut || k.truncated) {
 		r.Truncated = true

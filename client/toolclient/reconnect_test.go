@@ -341,6 +341,34 @@ func TestFallbackAndBack(t *testing.T) {
 	})
 }
 
+// A server whose rate is reached over HTTP is left alone as it asks for.
+func TestRefusalsOverHTTPAreWaitedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		h := n.start("a", func(o *socket.Options) { o.Limits.PerUser = socket.Rate{Burst: 5, PerSecond: 10} })
+		h.noWS.Store(true)
+		defer n.stopAll()
+		c := n.client(func(c *Config) { c.FallbackAfter = 1 }, "a")
+		defer c.Close()
+		var all []*Pending
+		for i := range 300 {
+			k, err := c.Start(t.Context(), "apply", args("key", fmt.Sprint(i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, k)
+		}
+		for _, k := range all {
+			if _, err := k.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if refused := h.hub.Stats().OverCapacity; refused > 1000 || len(n.ledger.answers) != 300 {
+			t.Errorf("%d refusals, %d effects", refused, len(n.ledger.answers))
+		}
+	})
+}
+
 // GiveUpAfter has calls fail that nobody takes.
 func TestGivingUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -405,7 +433,7 @@ func oneAnswer(t *testing.T, seed uint64, servers, calls int, most int64, fallba
 	c := n.client(func(c *Config) {
 		c.Rand = rand.New(rand.NewPCG(seed, 1)).Float64
 		c.FallbackAfter, c.MaxInFlight = fallback, 16
-		c.Backoff = Backoff{Min: 10 * time.Millisecond, Max: 50 * time.Millisecond, Attempts: 1 << 30}
+		c.Backoff = Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond, Attempts: 1 << 30}
 		c.Breaker = Breaker{Failures: 1000}
 	}, names...)
 	defer c.Close()
@@ -423,7 +451,7 @@ func oneAnswer(t *testing.T, seed uint64, servers, calls int, most int64, fallba
 		n.hosts[name].kill()
 		n.start(name, nil)
 	}
-	time.Sleep(10 * time.Second)
+	time.Sleep(2 * time.Second)
 	n.mu.Lock()
 	n.budget = func() int64 { return -1 } // what is larger than any connection lasts gets through in the end
 	n.mu.Unlock()
