@@ -57,10 +57,10 @@ type Cluster struct {
 	events   []*apiv1.Event
 	// clientCalls are those that a test has added.
 	clientCalls []*apiv1.Call
-	snapshot []byte
-	restored []byte
-	calls    map[string]int
-	faults   map[string][]Fault
+	snapshot    []byte
+	restored    []byte
+	calls       map[string]int
+	faults      map[string][]Fault
 }
 
 // sessionState is a session with what belongs to it.
