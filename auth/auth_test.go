@@ -120,7 +120,7 @@ func TestWhoMayWhat(t *testing.T) {
 		"ClusterService/TransferLeadership", "TokenService/CreateToken", "TokenService/ListTokens", "TokenService/RevokeToken", MethodLink})
 	for role, want := range map[Role][]string{
 		Viewer: viewer, Client: client, Operator: operator, Admin: admin, Node: {MethodLink},
-		Server: {"RelayService/GetServerDaemons", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
+		Server: {"RelayService/CommitCalls", "RelayService/GetServerDaemons", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
 	} {
 		slices.Sort(want)
 		if got := allowed(role); !slices.Equal(got, want) {

@@ -94,6 +94,7 @@ var Methods = map[string]Rule{
 	clusterv1.RelayService_GetServerDaemons_FullMethodName:   {Relay, ClusterWide},
 	clusterv1.RelayService_GetServerProviders_FullMethodName: {Relay, ClusterWide},
 	clusterv1.RelayService_Link_FullMethodName:               {Relay, ClusterWide},
+	clusterv1.RelayService_CommitCalls_FullMethodName:        {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

@@ -160,7 +160,7 @@ func (n *Node) open() error {
 	if err != nil {
 		return fmt.Errorf("read the log in %s: %w", o.DataDir, err)
 	}
-	if n.contact, err = newContact(o.Transport); err != nil {
+	if n.contact, err = newContact(o.Transport, o.Now); err != nil {
 		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
 	}
 	n.raft, err = raft.NewRaft(config, &fsm{store: o.State, fatal: o.Fatal}, cached, o.Stable, o.Snapshots, n.contact)

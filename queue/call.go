@@ -3,7 +3,10 @@
 package queue
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/neolith/orchestrator/session"
@@ -42,6 +45,19 @@ type ClientKey struct{ Owner, Session string }
 
 // Client is whose call it is.
 func (k Key) Client() ClientKey { return ClientKey{k.Owner, k.Session} }
+
+// idHexDigits is how much of a key's hash people are shown: of the calls that are kept, hardly two have the same.
+const idHexDigits = 12
+
+// ID is the call's short name for people: the beginning of its key's hash.
+func (k Key) ID() string {
+	h := sha256.New()
+	for _, part := range []string{k.Owner, k.Session, k.RequestID} {
+		_, _ = io.WriteString(h, part) // a hash does not fail
+		_, _ = h.Write([]byte{0})
+	}
+	return hex.EncodeToString(h.Sum(nil))[:idHexDigits]
+}
 
 // Caller is as whom a call is made. It is no secret: a server that makes the call looks up whether it may still.
 type Caller struct{ TokenID, Name, Role, Namespace string }

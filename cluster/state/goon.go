@@ -15,13 +15,17 @@ import (
 )
 
 // GoOn copies a snapshot, and has each of its mailboxes go on with the number that is next in the view, where that is the
-// greater one. Everything else stays as it is.
+// greater one; so do the results of each client. Calls that ran wait for another attempt, or are given up where they may not be
+// repeated: nobody knows how far they came. Everything else stays as it is.
 func (v *View) GoOn(snapshot io.Reader, to io.Writer) error {
 	g := &goingOn{now: v, w: newFrameWriter(to), sessions: newSessionReader(newInterner()), next: map[string]uint64{}}
 	if err := readSnapshot(snapshot, g); err != nil {
 		return fmt.Errorf("go on from a snapshot: %w", err)
 	}
 	g.openMailboxes()
+	if err := g.restClients(); err != nil {
+		return fmt.Errorf("go on from a snapshot: %w", err)
+	}
 	if err := g.w.close(); err != nil {
 		return fmt.Errorf("go on from a snapshot: %w", err)
 	}
@@ -34,10 +38,14 @@ type goingOn struct {
 	w        *frameWriter
 	sessions *sessionReader
 	// next are the numbers of sessions of the snapshot whose mailbox was not seen yet.
-	next map[string]uint64
+	next  map[string]uint64
+	calls callsGoingOn
 }
 
-func (g *goingOn) head(h *clusterv1.SnapshotHeader) { g.w.open(h) }
+func (g *goingOn) head(h *clusterv1.SnapshotHeader) {
+	g.headCalls(h)
+	g.w.open(h)
+}
 
 func (g *goingOn) session(b []byte, _ int) error {
 	s, err := g.sessions.read(b)
@@ -60,6 +68,12 @@ func (g *goingOn) row(row *clusterv1.SnapshotRow, _ int) error {
 		k.Mailbox.NextSequence = max(k.Mailbox.GetNextSequence(), g.next[k.Mailbox.GetSessionId()])
 		delete(g.next, k.Mailbox.GetSessionId())
 	case *clusterv1.SnapshotRow_Result: // of the mailbox before
+	case *clusterv1.SnapshotRow_Call:
+		g.openMailboxes()
+		return g.call(k.Call)
+	case *clusterv1.SnapshotRow_Client:
+		g.openMailboxes()
+		return g.client(k.Client)
 	default:
 		g.openMailboxes()
 	}

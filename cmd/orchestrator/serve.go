@@ -195,6 +195,7 @@ func (s *server) build(ctx context.Context) error {
 		Moves:     leader.MoveLimits{PerNode: cfg.Migration.MaxPerNode, PerCluster: cfg.Migration.MaxPerCluster},
 		Restores:  leader.RestoreLimits{PerSecond: cfg.Failover.RestoresPerSecond, PerNode: cfg.Failover.RestoresPerNode},
 		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
+		Servers:       func() []cluster.Presence { return s.node.Presences() },
 		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
 	})
 	gossipAddress, err := cluster.ResolveAdvertised(ctx, cfg.Advertise.Gossip, cfg.Listen.Gossip, cluster.SystemLookup, s.log)
