@@ -56,6 +56,8 @@ func (d *door) Identify(c auth.Credential) (auth.Identity, error) {
 
 func (d *door) As(ctx context.Context, c auth.Credential) context.Context { return ctx }
 
+func (d *door) AsCaller(ctx context.Context, who auth.Identity) context.Context { return ctx }
+
 func (d *door) revoke(token string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -173,7 +175,12 @@ func start(t testing.TB, change func(*Options)) *world {
 	mux.Handle("/mcp", w.hub)
 	w.hub.Handle(mux)
 	w.http = httptest.NewServer(mux)
+	sweeping, stopSweeping := context.WithCancel(context.Background())
+	swept := make(chan struct{})
+	go func() { defer close(swept); w.hub.Sweep(sweeping) }()
 	t.Cleanup(func() {
+		stopSweeping()
+		<-swept
 		ctx, cancel := context.WithTimeout(context.Background(), 0)
 		defer cancel()
 		w.hub.Close(ctx)
