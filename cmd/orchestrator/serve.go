@@ -33,6 +33,7 @@ import (
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/provider"
+	"github.com/neolith/orchestrator/queue/dispatch"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/telemetry"
 	"github.com/neolith/orchestrator/telemetry/hclogger"
@@ -79,6 +80,8 @@ type server struct {
 	ops       *gateway.Operations
 	api       *gateway.Server
 	gateway   *socket.Hub
+	calls     *dispatch.Dispatcher // those that the cluster keeps
+	callLog   *dispatch.ClusterLog
 	mcp       *mcp.Handler
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
@@ -243,7 +246,7 @@ func (s *server) build(ctx context.Context) error {
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
-	s.registry.MustRegister(gatewayMetrics{s.gateway})
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, callMetrics{s.calls, s.callLog})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
@@ -413,6 +416,9 @@ func (s *server) leave(ctx context.Context) {
 func (s *server) closeParts() {
 	if s.mcp != nil {
 		s.closeGateway(context.Background())
+	}
+	if s.callLog != nil {
+		s.callLog.Close()
 	}
 	if s.peers != nil {
 		_ = s.peers.Close()

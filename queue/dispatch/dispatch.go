@@ -126,20 +126,23 @@ type Options struct {
 	// Cancelled is the cause of the context of a run whose client cancelled the call.
 	Cancelled error
 	Retry     Retry
-	Logger    *slog.Logger
+	// Patience is how long the log may take to take a call; 0 for DefaultPatience. What clients wait for otherwise has half of it.
+	Patience time.Duration
+	Logger   *slog.Logger
 }
 
 // The bounds and the pace of a dispatcher.
 const (
-	maxBeginBatch  = 50                     // calls that are begun by one proposal
-	deliverEvery   = 100 * time.Millisecond // what clients were given is noted so often
-	headStart      = 250 * time.Microsecond // of a call that reads only, before its submission is proposed alone
-	submitPatience = 10 * time.Second       // for the log to take a call
-	askPatience    = 5 * time.Second        // for the log to take what a client waits for otherwise
-	notePatience   = 10 * time.Second       // for the log to note what was delivered
-	refusedPause   = 500 * time.Millisecond // before a call is begun again whose beginning was refused
-	maxHoles       = 1024                   // results of a client that were not seen in their order
+	maxBeginBatch = 50                     // calls that are begun by one proposal
+	deliverEvery  = 100 * time.Millisecond // what clients were given is noted so often
+	headStart     = 250 * time.Microsecond // of a call that reads only, before its submission is proposed alone
+	notePatience  = 10 * time.Second       // for the log to note what was delivered
+	refusedPause  = 500 * time.Millisecond // before a call is begun again whose beginning was refused
+	maxHoles      = 1024                   // results of a client that were not seen in their order
 )
+
+// DefaultPatience is how long the log may take to take a call: longer than it takes to elect a leader.
+const DefaultPatience = 10 * time.Second
 
 // DefaultMaxWaiting is how many calls may wait on a server.
 const DefaultMaxWaiting = 10_000
@@ -184,6 +187,9 @@ type Stats struct {
 // New makes a dispatcher; Run must be running for it to do anything.
 func New(o Options) *Dispatcher {
 	d := &Dispatcher{o: o, blobs: blobs{store: o.Chunks}, sinks: map[queue.ClientKey]Sink{}, gone: make(chan struct{}), resting: make(chan struct{})}
+	if d.o.Patience == 0 {
+		d.o.Patience = DefaultPatience
+	}
 	close(d.resting)
 	d.life, d.leave = context.WithCancelCause(context.Background())
 	d.inbox.wake = make(chan struct{}, 1)
@@ -223,7 +229,7 @@ func (d *Dispatcher) Submit(r Request, sink Sink) {
 	}
 	go func() {
 		defer d.work.Done()
-		ctx, cancel := context.WithTimeout(d.life, submitPatience)
+		ctx, cancel := context.WithTimeout(d.life, d.o.Patience)
 		defer cancel()
 		blob, err := d.blobs.put(ctx, "the arguments", r.Arguments)
 		d.inbox.post(func() {

@@ -133,7 +133,7 @@ func (w *owner) proposeSubmit(e *entry, call *queue.Call, begin bool, also ...*c
 	e.pending++
 	commands := append([]*clusterv1.Command{submitCommand(call, begin)}, also...)
 	expected := e.lane != nil && !begin
-	w.propose(submitPatience, commands, func(r []Committed, err error) {
+	w.propose(w.o.Patience, commands, func(r []Committed, err error) {
 		if expected && e.lane != nil {
 			e.lane.expected--
 		}
@@ -359,7 +359,7 @@ func (w *owner) cancel(key queue.Key, done func(error)) {
 			return
 		}
 	}
-	w.proposeOne(askPatience, cancelCommand(key), func(c Committed, err error) {
+	w.proposeOne(w.o.Patience/2, cancelCommand(key), func(c Committed, err error) {
 		switch {
 		case fault.Is(err, fault.NotFound):
 			err = errNotThere

@@ -355,7 +355,7 @@ func (w *owner) beginMore() {
 		if len(batch) == 0 {
 			return
 		}
-		w.propose(askPatience, commands, func(r []Committed, err error) {
+		w.propose(w.o.Patience/2, commands, func(r []Committed, err error) {
 			for i, e := range batch {
 				if err != nil {
 					w.begun(e, Committed{}, err)

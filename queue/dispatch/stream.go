@@ -199,7 +199,7 @@ func (w *owner) open(key queue.ClientKey, sink Sink, done func(Opened, error)) {
 		return
 	}
 	command := &clusterv1.Command{Kind: &clusterv1.Command_OpenClient{OpenClient: &clusterv1.OpenClient{Owner: key.Owner, Session: key.Session, ServerId: w.o.Server}}}
-	w.proposeOne(askPatience, command, func(c Committed, err error) {
+	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
 		if err != nil {
 			done(Opened{}, err)
 			return
@@ -228,7 +228,7 @@ func (w *owner) open(key queue.ClientKey, sink Sink, done func(Opened, error)) {
 func (w *owner) sync(client queue.ClientKey, done func(error)) {
 	// It changes nothing: what was delivered is never taken back.
 	command := &clusterv1.Command{Kind: &clusterv1.Command_TakeDelivery{TakeDelivery: &clusterv1.TakeDelivery{Owner: client.Owner, Session: client.Session}}}
-	w.proposeOne(askPatience, command, func(c Committed, err error) {
+	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
 		if err != nil && c.Index == 0 {
 			done(err)
 			return
@@ -286,7 +286,7 @@ func (w *owner) rekey(from, to queue.ClientKey, caller queue.Caller, done func(e
 	command := &clusterv1.Command{Kind: &clusterv1.Command_RekeyClient{RekeyClient: &clusterv1.RekeyClient{
 		Owner: from.Owner, Session: from.Session, NewOwner: to.Owner, Caller: pbconv.CallerToProto(caller),
 	}}}
-	w.proposeOne(askPatience, command, func(c Committed, err error) {
+	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
 		switch {
 		case fault.Is(err, fault.NotFound): // it has made no call yet
 			w.rekeyed(from, to)
