@@ -238,7 +238,6 @@ func (s *server) build(ctx context.Context) error {
 		Daemons: s.daemonProtos, Providers: s.models,
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
-	s.superviseParts()
 	s.metrics = newMetrics(s)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
@@ -246,7 +245,8 @@ func (s *server) build(ctx context.Context) error {
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
-	s.registry.MustRegister(gatewayMetrics{s.gateway}, callMetrics{s.calls, s.callLog})
+	s.superviseParts()
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, callMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
