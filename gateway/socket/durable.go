@@ -38,8 +38,8 @@ type Calls interface {
 // clusterPatience is how long the cluster may take to answer what a client waits for.
 const clusterPatience = 6 * time.Second
 
-// cluster keeps calls in the cluster.
-type cluster struct {
+// replicated keeps calls in the cluster.
+type replicated struct {
 	hub   *Hub
 	calls Calls
 }
@@ -66,7 +66,7 @@ func (c *client) keeperOf(t *toolCall) (keeper, *failure) {
 }
 
 // take implements keeper.
-func (d *cluster) take(k *call, t toolCall) {
+func (d *replicated) take(k *call, t toolCall) {
 	c := k.client
 	c.inCluster = true
 	p := session.Normal
@@ -100,7 +100,7 @@ func orderKey(owner, key string) string {
 }
 
 // cancel implements keeper.
-func (d *cluster) cancel(k *call, failed func(*failure)) {
+func (d *replicated) cancel(k *call, failed func(*failure)) {
 	c := k.client
 	c.mu.Lock()
 	key, again := k.key(), k.cancelling
@@ -129,7 +129,7 @@ func (d *cluster) cancel(k *call, failed func(*failure)) {
 }
 
 // abandon cancels a call that was not made on this server.
-func (d *cluster) abandon(c *client, id string, failed func(*failure)) {
+func (d *replicated) abandon(c *client, id string, failed func(*failure)) {
 	c.mu.Lock()
 	k := c.adopt(d.calls.Find(queue.Key{Owner: c.key.Owner, Session: c.session, RequestID: id}), elsewhere)
 	c.mu.Unlock()
@@ -141,7 +141,7 @@ func (d *cluster) abandon(c *client, id string, failed func(*failure)) {
 }
 
 // keeps implements keeper: the cluster has the result; nothing stays here.
-func (d *cluster) keeps(k *call, v *verdict) {
+func (d *replicated) keeps(k *call, v *verdict) {
 	c := k.client
 	k.again = !v.kept()
 	if c.calls[k.id] == k {
@@ -150,7 +150,7 @@ func (d *cluster) keeps(k *call, v *verdict) {
 }
 
 // whereabouts says where a call is.
-func (d *cluster) whereabouts(k *call, at string) string {
+func (d *replicated) whereabouts(k *call, at string) string {
 	k.client.mu.Lock()
 	key := k.key()
 	k.client.mu.Unlock()

@@ -72,6 +72,7 @@ type bench struct {
 	runs    map[string]int
 	effects map[string]bool
 	ended   chan error // why a held call ended
+	reads   bool       // the tools change nothing
 }
 
 func newBench() *bench {
@@ -81,7 +82,7 @@ func newBench() *bench {
 func (b *bench) Find(name string) (*tools.Tool, bool) {
 	switch name {
 	case "echo", "hold", "fail", "panic", "big", "stream":
-		return &tools.Tool{Name: name, Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
+		return &tools.Tool{Name: name, ReadOnly: b.reads, Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
 	}
 	return b.Set.Find(name)
 }

@@ -63,7 +63,7 @@ type Hub struct {
 	buckets  *buckets
 
 	memory  *memory
-	cluster *cluster // nil for none
+	cluster *replicated // nil for none
 	worker  worker
 
 	life  context.Context // ends with the hub
@@ -117,7 +117,7 @@ func New(o Options) *Hub {
 	h.life, h.end = context.WithCancelCause(context.Background())
 	h.worker, h.memory = worker{o.Tools, o.Limits.ResultBytes, o.Logger}, &memory{h}
 	if o.Calls != nil {
-		h.cluster = &cluster{h, o.Calls}
+		h.cluster = &replicated{h, o.Calls}
 	}
 	return h
 }

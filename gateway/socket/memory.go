@@ -44,7 +44,7 @@ func (m *memory) keeps(k *call, v *verdict) {
 // whereabouts says what the call is at.
 func (k *call) whereabouts() string {
 	at := fmt.Sprintf("%s has been at it for %s", k.name, time.Since(k.began).Round(time.Second))
-	if d, ok := k.keeper.(*cluster); ok {
+	if d, ok := k.keeper.(*replicated); ok {
 		return d.whereabouts(k, at)
 	}
 	return at

@@ -121,7 +121,7 @@ func (c *client) isElsewhere() bool {
 }
 
 // result answers over HTTP for a call that is not known here.
-func (d *cluster) result(w http.ResponseWriter, r *http.Request, a *asked) {
+func (d *replicated) result(w http.ResponseWriter, r *http.Request, a *asked) {
 	id := a.id
 	ctx, cancel := context.WithTimeout(r.Context(), clusterPatience)
 	defer cancel()
@@ -162,7 +162,7 @@ func (d *cluster) result(w http.ResponseWriter, r *http.Request, a *asked) {
 }
 
 // ended answers with the result of a call that is over.
-func (d *cluster) ended(ctx context.Context, w http.ResponseWriter, row *queue.Call) {
+func (d *replicated) ended(ctx context.Context, w http.ResponseWriter, row *queue.Call) {
 	res := dispatch.Result{Call: row}
 	res.Outputs, res.Err = d.calls.Outputs(ctx, row)
 	v := verdictOf(&res)
