@@ -169,9 +169,9 @@ type Dispatcher struct {
 
 // counters are written by the owner and read by anybody.
 type counters struct {
-	waiting, running                                             atomic.Int64
-	submitted, known, refused, ended, dead, deferred, outdated   atomic.Uint64
-	resumed, fetched, orphans, cancelled, fast, delivered, given atomic.Uint64
+	waiting, running                                           atomic.Int64
+	submitted, known, refused, ended, dead, deferred, outdated atomic.Uint64
+	resumed, fetched, orphans, cancelled, fast                 atomic.Uint64
 }
 
 // Stats are the numbers of a dispatcher. All but the first two only grow.

@@ -187,7 +187,8 @@ func (w *owner) submitted(e *entry, c Committed) {
 		answer(errNotThere)
 		return
 	}
-	if c.Known && !(c.Again && row.Server == w.o.Server && row.Attempt <= e.first) { // it was known before, and not from a first try of this submission
+	again := c.Again && row.Server == w.o.Server && row.Attempt <= e.first // it is known from a first try of this submission
+	if c.Known && !again {
 		w.d.count.known.Add(1)
 		sink.Accepted(row, true)
 		if row.Status.Over() {

@@ -5,6 +5,7 @@ package dispatch
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -65,17 +66,18 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	w := d.owner
 	w.startOver()
 	ctx, cancel := context.WithCancel(ctx)
-	changes, followed := make(chan *Change), make(chan error, 1)
-	go func() { followed <- d.follow(ctx, changes) }()
-	defer func() { cancel(); <-followed }()
+	changes, ended := make(chan *Change), make(chan error, 1)
+	var following sync.WaitGroup
+	following.Go(func() { ended <- d.follow(ctx, changes) })
+	defer following.Wait()
+	defer cancel()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-followed:
-			followed <- nil
+		case err := <-ended:
 			return err
 		case c := <-changes:
 			w.apply(c)

@@ -21,7 +21,6 @@ import (
 // Cluster is a log and the servers that apply it.
 type Cluster struct {
 	mu      sync.Mutex
-	index   uint64
 	entries []*clusterv1.Batch
 	servers map[string]*Server
 	leader  string // "" for nobody
