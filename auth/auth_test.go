@@ -104,7 +104,7 @@ func TestWhoMayWhat(t *testing.T) {
 		return list
 	}
 	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes", "ProviderService/ListModels", "ProviderService/ListProviders",
-		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListDeadLetters", "QueueService/ListMessages",
+		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListCalls", "QueueService/GetCall", "QueueService/ListDeadLetters", "QueueService/ListMessages",
 		"SessionService/DiffCheckpoints", "SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory",
 		"SessionService/ListCheckpoints",
 		"SessionService/ListSessions", "SessionService/ReadLogs", "SessionService/WatchSessions"}
@@ -112,7 +112,7 @@ func TestWhoMayWhat(t *testing.T) {
 		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
 		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
-		"SessionService/ExportSession", "SessionService/ImportSession", "ProviderService/Chat"})
+		"SessionService/ExportSession", "SessionService/ImportSession", "ProviderService/Chat", "QueueService/CancelCall"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListDaemons", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})

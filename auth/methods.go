@@ -58,6 +58,9 @@ var Methods = map[string]Rule{
 
 	apiv1.QueueService_GetQueueStats_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_ListMessages_FullMethodName:     {Read, Namespaced},
+	apiv1.QueueService_ListCalls_FullMethodName:        {Read, Namespaced},
+	apiv1.QueueService_GetCall_FullMethodName:          {Read, Namespaced},
+	apiv1.QueueService_CancelCall_FullMethodName:       {Use, Namespaced},
 	apiv1.QueueService_ListDeadLetters_FullMethodName:  {Read, Namespaced},
 	apiv1.QueueService_GetDeadLetter_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_RetryDeadLetters_FullMethodName: {Operate, Namespaced},

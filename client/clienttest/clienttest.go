@@ -55,6 +55,8 @@ type Cluster struct {
 	members  []*apiv1.Member
 	tokens   []*apiv1.Token
 	events   []*apiv1.Event
+	// clientCalls are those that a test has added.
+	clientCalls []*apiv1.Call
 	snapshot []byte
 	restored []byte
 	calls    map[string]int

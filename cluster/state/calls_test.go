@@ -88,7 +88,7 @@ func TestCancelling(t *testing.T) {
 	waits = m.ok(cancel).Call
 	m.is(waits, queue.Ended, 0)
 	m.again(cancel, waits)
-	if !waits.Outcome.Cancelled || waits.Order != 1 {
+	if !waits.Outcome.Cancelled || !waits.Outcome.Passing || waits.Order != 1 {
 		t.Errorf("%+v", waits)
 	}
 	runs := m.ok(m.submit("runs", begun)).Call
@@ -214,7 +214,7 @@ func TestDeadlines(t *testing.T) {
 		t.Fatalf("%d calls have expired", n)
 	}
 	for _, c := range []*queue.Call{runs, waits} {
-		if now := m.View().Call(c.Key); now.Status != queue.Ended || now.Outcome.Code != queue.CodeTimeout {
+		if now := m.View().Call(c.Key); now.Status != queue.Ended || now.Outcome.Code != queue.CodeTimeout || !now.Outcome.Passing {
 			t.Errorf("%+v", now)
 		}
 	}

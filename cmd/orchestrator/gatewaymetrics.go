@@ -75,17 +75,17 @@ var (
 	descCallsFetched   = desc("calls_fetched_total", "Results that were fetched from the chunk store.")
 )
 
-// callMetrics collects from the queue of durable calls.
-type callMetrics struct {
+// dispatchMetrics collects from the queue of durable calls.
+type dispatchMetrics struct {
 	calls *dispatch.Dispatcher
 	log   *dispatch.ClusterLog
 }
 
 // Describe implements prometheus.Collector.
-func (m callMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+func (m dispatchMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
 
 // Collect implements prometheus.Collector.
-func (m callMetrics) Collect(ch chan<- prometheus.Metric) {
+func (m dispatchMetrics) Collect(ch chan<- prometheus.Metric) {
 	t, st := samples{ch}, m.calls.Stats()
 	t.gauge(descCallsWaiting, float64(st.Waiting))
 	t.gauge(descCallsRunning, float64(st.Running))

@@ -246,7 +246,7 @@ func (s *server) build(ctx context.Context) error {
 		return err
 	}
 	s.superviseParts()
-	s.registry.MustRegister(gatewayMetrics{s.gateway}, callMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, dispatchMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }

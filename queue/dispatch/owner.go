@@ -33,8 +33,8 @@ type owner struct {
 	applied  uint64   // of the state: all changes up to it were seen
 	later    []atTime // what is done once the state has been seen up to an index
 	stopping bool
-	quiet    chan struct{} // closed when nothing runs any more and all that ended is committed; nil for nobody waits
-	ending   int           // ends that are on their way to the log
+	quiet    []chan struct{} // closed when nothing runs any more and all that ended is committed
+	ending   int             // ends that are on their way to the log
 }
 
 // atTime is what is done once the state was seen up to an index.
@@ -324,8 +324,10 @@ func (w *owner) step(now time.Time) time.Duration {
 	}
 	w.d.count.waiting.Store(int64(len(w.entries) - (w.o.MaxInFlight - w.room)))
 	w.d.count.running.Store(int64(w.o.MaxInFlight - w.room))
-	if w.quiet != nil && w.ending == 0 && w.room == w.o.MaxInFlight {
-		close(w.quiet)
+	if len(w.quiet) > 0 && w.ending == 0 && w.room == w.o.MaxInFlight {
+		for _, q := range w.quiet {
+			close(q)
+		}
 		w.quiet = nil
 	}
 	next := time.Hour
@@ -380,11 +382,7 @@ func (w *owner) takePlace(e *entry) {
 func (w *owner) stop(quiet chan struct{}) {
 	w.stopping = true
 	w.note()
-	if w.quiet != nil { // somebody waits already
-		go func(first chan struct{}) { <-first; close(quiet) }(w.quiet)
-		return
-	}
-	w.quiet = quiet
+	w.quiet = append(w.quiet, quiet)
 }
 
 // The causes of runs that end without their outcome being told.
