@@ -144,6 +144,19 @@ func (p *Peers) Stats(ctx context.Context, address string) (cluster.ServerStats,
 	return s, nil
 }
 
+// CommitCalls asks a server that leads to commit commands about calls.
+func (p *Peers) CommitCalls(ctx context.Context, address string, r *clusterv1.CommitCallsRequest) (*clusterv1.CommitCallsResponse, error) {
+	c, err := p.Conn(address)
+	if err != nil {
+		return nil, err
+	}
+	out, err := clusterv1.NewRelayServiceClient(c).CommitCalls(p.asPeer(ctx), r)
+	if err != nil {
+		return nil, fmt.Errorf("ask server %s to commit: %w", address, forwardError(err))
+	}
+	return out, nil
+}
+
 // forwarder passes calls on to the leader.
 type forwarder struct {
 	node  *cluster.Node
@@ -226,6 +239,9 @@ func outgoing(ctx context.Context) context.Context {
 	}
 	if id, ok := auth.FromContext(ctx); ok && len(out.Get("authorization")) == 0 {
 		out.Set(identityKey, string(id.Role), id.Name, id.Namespace)
+	}
+	if v, ok := ctx.Value(onBehalfKey{}).(onBehalfOf); ok && v.secret != "" {
+		out.Set(peerKey, v.secret) // where there is no TLS, the leader believes who it is by this
 	}
 	out.Set(forwardedKey, "1")
 	return metadata.NewOutgoingContext(ctx, out)

@@ -52,6 +52,8 @@ func (d door) Identify(c auth.Credential) (auth.Identity, error) {
 
 func (door) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
+func (door) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }
+
 // ledger is what the tools of all servers have done: an effect has one idempotency key, as in the cluster, and one answer.
 type ledger struct {
 	mu      sync.Mutex

@@ -82,6 +82,8 @@ func (p porter) Identify(c auth.Credential) (auth.Identity, error) {
 
 func (porter) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
+func (porter) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }
+
 // gatewayAt is a gateway on a port; token is what it wants to be shown.
 func gatewayAt(t *testing.T, token string) (address string) {
 	t.Helper()

@@ -26,6 +26,8 @@ func (s *server) superviseParts() {
 	s.daemons = supervise.New(s.log, slices.Concat(s.recorderDaemons(), []supervise.Daemon{
 		{Name: "provider-pools", Run: s.models.Run},
 		{Name: "call-waker", Run: quiet(s.ops.Run)},
+		{Name: "call-queue", Run: s.calls.Run, Queue: s.calls.Queue},
+		{Name: "client-sweeper", Run: quiet(s.gateway.Sweep)},
 		{Name: "leader-watch", Run: quiet(s.followLeader)},
 		{Name: "catch-up", Run: quiet(func(ctx context.Context) { s.level.find(ctx, s.node, s.peers) })},
 		{Name: "pulse", Run: quiet(func(ctx context.Context) { s.pulse.beat(ctx, s.node) })},

@@ -12,6 +12,7 @@ import (
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/gateway/tools"
 	"github.com/neolith/orchestrator/internal/config"
+	"github.com/neolith/orchestrator/queue/dispatch"
 )
 
 // gatewayConfig is what clients may have of this server.
@@ -37,8 +38,9 @@ type gatewayConfig struct {
 	MaxKeptCalls     int          `yaml:"max_kept_calls" help:"results kept for one client"`
 	MaxKeptBytes     config.Bytes `yaml:"max_kept_bytes" help:"bytes of all kept results and waiting messages"`
 
-	MaxInFlight          int `yaml:"max_in_flight" help:"calls in flight"`
-	MaxInFlightPerClient int `yaml:"max_in_flight_per_client" help:"of them, of one client"`
+	Durable              bool `yaml:"durable" help:"whether calls that do not say are kept by the cluster: acked once they are committed, and answered also when this server is lost"`
+	MaxInFlight          int  `yaml:"max_in_flight" help:"calls that run at a time; durable ones wait for their turn, others are refused"`
+	MaxInFlightPerClient int  `yaml:"max_in_flight_per_client" help:"calls in flight of one client, those that wait, too"`
 
 	HelloTimeout  time.Duration `yaml:"hello_timeout" help:"how long a connection may take to say hello"`
 	CallTimeout   time.Duration `yaml:"call_timeout" help:"how long a call may take that names no deadline"`
@@ -62,6 +64,7 @@ func defaultGateway() (c gatewayConfig) {
 	c.MaxFrameBytes, c.MaxArgumentBytes, c.MaxResultBytes = config.Bytes(l.FrameBytes), config.Bytes(l.ArgumentBytes), config.Bytes(l.ResultBytes)
 	c.MaxQueueFrames, c.MaxQueueBytes = l.QueueFrames, config.Bytes(l.QueueBytes)
 	c.MaxKeptCalls, c.MaxKeptBytes = l.KeptCalls, config.Bytes(l.KeptBytes)
+	c.Durable = true
 	c.MaxInFlight, c.MaxInFlightPerClient = l.InFlight, l.InFlightClient
 	c.HelloTimeout, c.CallTimeout, c.MaxDeadline, c.ResultTTL = l.HelloTimeout, l.CallTimeout, l.CallMax, l.ResultTTL
 	c.ProgressEvery, c.PingEvery, c.WriteTimeout = l.ProgressEvery, l.PingEvery, l.WriteTimeout
@@ -165,9 +168,17 @@ func (c *gatewayConfig) trustedProxies() (networks []netip.Prefix, err error) {
 // openGateway makes the client gateway, whose tools call this server's own API.
 func (s *server) openGateway(version string) (err error) {
 	set := s.recorded(tools.New(s.api.Local()))
+	limits := s.cfg.Gateway.limits()
+	s.callLog = dispatch.NewLog(s.node, s.store.Index, s.peers, s.log)
+	s.calls = dispatch.New(dispatch.Options{
+		Server: s.cfg.Name, State: dispatch.StoreState{Store: s.store}, Log: s.callLog, Runner: socket.NewRunner(set, s.api, limits.ResultBytes, s.log),
+		Chunks: s.chunks, MaxInFlight: limits.InFlight, MaxWaiting: dispatch.DefaultMaxWaiting, Cancelled: tools.ErrCancelled, Retry: dispatch.DefaultRetry(),
+		Logger: s.log,
+	})
 	s.gateway = socket.New(socket.Options{
-		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, TrustedProxies: s.cfg.Gateway.trusted(), Open: !s.cfg.Auth.Tokens,
-		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,
+		Server: s.cfg.Name, Tools: set, Access: s.api, Calls: s.calls, Durable: s.cfg.Gateway.Durable, Origins: s.cfg.Gateway.Origins,
+		TrustedProxies: s.cfg.Gateway.trusted(), Open: !s.cfg.Auth.Tokens,
+		Ready: s.isReady, Limits: limits, Logger: s.log,
 	})
 	s.mcp, err = mcp.New(mcp.Options{
 		Server: s.cfg.Name, Version: version, Tools: set, API: s.api.Local(), Access: s.api, Door: s.gateway, Limits: s.cfg.Gateway.mcpLimits(), Logger: s.log,

@@ -34,6 +34,7 @@ import (
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/provider"
+	"github.com/neolith/orchestrator/queue/dispatch"
 	"github.com/neolith/orchestrator/recorder"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/telemetry"
@@ -81,6 +82,8 @@ type server struct {
 	ops       *gateway.Operations
 	api       *gateway.Server
 	gateway   *socket.Hub
+	calls     *dispatch.Dispatcher // those that the cluster keeps
+	callLog   *dispatch.ClusterLog
 	mcp       *mcp.Handler
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
@@ -244,7 +247,6 @@ func (s *server) build(ctx context.Context) error {
 		Daemons: s.daemonProtos, Providers: s.models, Record: s.record(),
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
-	s.superviseParts()
 	s.metrics = newMetrics(s)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
@@ -252,7 +254,8 @@ func (s *server) build(ctx context.Context) error {
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
-	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp})
+	s.superviseParts()
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp}, dispatchMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
@@ -424,6 +427,9 @@ func (s *server) leave(ctx context.Context) {
 func (s *server) closeParts() {
 	if s.mcp != nil {
 		s.closeGateway(context.Background())
+	}
+	if s.callLog != nil {
+		s.callLog.Close()
 	}
 	s.closeRecorder()
 	if s.peers != nil {

@@ -38,6 +38,8 @@ func (anybody) Identify(auth.Credential) (auth.Identity, error) {
 }
 func (anybody) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
+func (anybody) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }
+
 // nothing is an API whose answers are empty.
 type nothing struct{ grpc.ClientConnInterface }
 

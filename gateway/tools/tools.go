@@ -74,6 +74,8 @@ type Tool struct {
 	ReadOnly, Destructive bool
 	// AsksModels: what fails is most often a provider elsewhere, and not the cluster.
 	AsksModels bool
+	// OrderBy is the argument by which calls run one after the other: those with the same text; empty for none.
+	OrderBy string
 
 	run func(ctx context.Context, api api, c *Call) ([]Output, error)
 }

@@ -33,7 +33,7 @@ var floors = [][]string{
 	{"loadbalancer", "auth", "queue", "serializer", "chunks", "provider", "recorder", "ui"},
 	{"internal/pbconv"},
 	{"cluster", "nodelink", "client"},
-	{"router"},
+	{"router", "queue/dispatch"},
 	{"leader", "agent"},
 	{"gateway", "gateway/tools"},
 	{"gateway/socket", "gateway/mcp"},
