@@ -52,12 +52,17 @@ var Methods = map[string]Rule{
 	apiv1.SessionService_RewindSession_FullMethodName:     {Use, Namespaced},
 	apiv1.SessionService_DeleteCheckpoint_FullMethodName:  {Use, Namespaced},
 	apiv1.SessionService_DiffCheckpoints_FullMethodName:   {Read, Namespaced},
-	// What leaves by an export is everything that the session holds, which readers do not see.
+	apiv1.SessionService_ListFiles_FullMethodName:         {Read, Namespaced},
+	// What leaves by an export is everything that the session holds, which readers do not see; they see which files there are.
+	apiv1.SessionService_ReadFile_FullMethodName:      {Use, Namespaced},
 	apiv1.SessionService_ExportSession_FullMethodName: {Use, Namespaced},
 	apiv1.SessionService_ImportSession_FullMethodName: {Use, Namespaced},
 
 	apiv1.QueueService_GetQueueStats_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_ListMessages_FullMethodName:     {Read, Namespaced},
+	apiv1.QueueService_ListCalls_FullMethodName:        {Read, Namespaced},
+	apiv1.QueueService_GetCall_FullMethodName:          {Read, Namespaced},
+	apiv1.QueueService_CancelCall_FullMethodName:       {Use, Namespaced},
 	apiv1.QueueService_ListDeadLetters_FullMethodName:  {Read, Namespaced},
 	apiv1.QueueService_GetDeadLetter_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_RetryDeadLetters_FullMethodName: {Operate, Namespaced},
@@ -99,6 +104,7 @@ var Methods = map[string]Rule{
 	clusterv1.RelayService_GetServerProviders_FullMethodName:    {Relay, ClusterWide},
 	clusterv1.RelayService_GetServerInteractions_FullMethodName: {Relay, ClusterWide},
 	clusterv1.RelayService_Link_FullMethodName:                  {Relay, ClusterWide},
+	clusterv1.RelayService_CommitCalls_FullMethodName:           {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

@@ -9,6 +9,8 @@ package cluster
 
 import (
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 // contact is a raft transport that notes answers to AppendEntries, which heartbeats are too.
 type contact struct {
 	transport
+	now func() time.Time
 
 	mu      sync.Mutex
 	sent    uint64 // counts requests and questions, so that they can be ordered
@@ -31,15 +34,18 @@ type transport interface {
 	raft.WithPreVote
 }
 
-// answered is the latest request that a server has answered in this leader's term.
-type answered struct{ term, request uint64 }
+// answered is the latest request that a server has answered in this leader's term, and when its answer came.
+type answered struct {
+	term, request uint64
+	at            time.Time
+}
 
-func newContact(t raft.Transport) (*contact, error) {
+func newContact(t raft.Transport, now func() time.Time) (*contact, error) {
 	full, ok := t.(transport)
 	if !ok {
 		return nil, errors.New("the raft transport has no pre-vote")
 	}
-	return &contact{transport: full, answers: map[raft.ServerID]answered{}, changed: make(chan struct{})}, nil
+	return &contact{transport: full, now: now, answers: map[raft.ServerID]answered{}, changed: make(chan struct{})}, nil
 }
 
 // AppendEntries implements raft.Transport.
@@ -47,7 +53,7 @@ func (c *contact) AppendEntries(id raft.ServerID, target raft.ServerAddress, arg
 	request := c.ask()
 	err := c.transport.AppendEntries(id, target, args, resp)
 	if err == nil && resp.Term == args.Term {
-		c.answered(id, answered{args.Term, request})
+		c.answered(id, answered{args.Term, request, c.now()})
 	}
 	return err
 }
@@ -88,6 +94,36 @@ func (c *contact) since(question, term uint64, self raft.ServerID, servers []raf
 		}
 	}
 	return fresh > voters/2, c.changed
+}
+
+// heard returns when a server last answered; zero for never.
+func (c *contact) heard(id raft.ServerID) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answers[id].at
+}
+
+// Presence is what a leader knows of whether a server is there.
+type Presence struct {
+	ID string
+	// Heard is when it last answered this server, which led then; zero for never. Of this server itself it is now.
+	Heard time.Time
+	// Left: it has said that it stops.
+	Left bool
+}
+
+// Presences describes the servers of the raft configuration, by id. Only the leader hears of the others.
+func (n *Node) Presences() []Presence {
+	var all []Presence
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		p := Presence{ID: string(s.ID), Heard: n.contact.heard(s.ID), Left: n.gossiped(string(s.ID)) == memberLeft}
+		if p.ID == n.opts.ID {
+			p.Heard = n.opts.Now()
+		}
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b Presence) int { return strings.Compare(a.ID, b.ID) })
+	return all
 }
 
 // confirm returns nil when this server led in the term at some moment after the call began.

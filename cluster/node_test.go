@@ -329,6 +329,49 @@ func TestWriteAndRestoreSnapshot(t *testing.T) {
 
 // A leader that was stopped, while a successor was elected, finds the answers to its last heartbeats waiting when it goes on. Raft
 // takes them for a confirmation; whoever holds a lease by it would hold it beside the successor's.
+// TestPresences: the leader knows who answers, and since when somebody does not.
+func TestPresences(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTrio(t, nil)
+		defer c.close()
+		leader := c.leader(nil)
+		time.Sleep(10 * time.Second)
+		check := func(silent *member, since time.Time) {
+			t.Helper()
+			all := leader.node.Presences()
+			if len(all) != 3 || all[0].ID != "s1" || all[2].ID != "s3" {
+				t.Fatalf("%+v", all)
+			}
+			for _, p := range all {
+				switch quiet := time.Since(p.Heard); {
+				case p.Left:
+					t.Errorf("%s has left", p.ID)
+				case silent != nil && p.ID == silent.id:
+					if d := p.Heard.Sub(since); d > 0 || d < -2*time.Second {
+						t.Errorf("%s was heard of last %s after it fell silent", p.ID, d)
+					}
+				case quiet > 2*time.Second || quiet < 0:
+					t.Errorf("%s was heard of %s ago", p.ID, quiet)
+				}
+			}
+		}
+		check(nil, time.Time{})
+		var other *member
+		for _, m := range c.servers {
+			if m != leader {
+				other = m
+			}
+		}
+		since := time.Now()
+		other.stop()
+		time.Sleep(30 * time.Second)
+		check(other, since)
+		c.start(other)
+		time.Sleep(10 * time.Second)
+		check(nil, time.Time{})
+	})
+}
+
 func TestOldAnswersDoNotConfirm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The first leader's clocks stand still, so to speak: it alone does not step down by itself.

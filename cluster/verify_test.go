@@ -75,7 +75,7 @@ func TestOnlyAnswersToLaterRequestsCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, inmem := raft.NewInmemTransport("a")
 		slow := &slowTransport{InmemTransport: inmem, term: 5, answer: make(chan struct{})}
-		c, err := newContact(slow)
+		c, err := newContact(slow, time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}

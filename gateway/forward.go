@@ -164,10 +164,13 @@ var local = map[string]bool{
 	clusterv1.RelayService_GetServerStats_FullMethodName:        true,
 	clusterv1.RelayService_GetServerDaemons_FullMethodName:      true,
 	clusterv1.RelayService_Link_FullMethodName:                  true,
+	clusterv1.RelayService_CommitCalls_FullMethodName:           true, // the asking server knows who leads, and must know when it is wrong
 	// Their bytes come from this server as well as from another; what only the leader knows or may do, they ask it for.
 	apiv1.SessionService_ExportSession_FullMethodName:   true,
 	apiv1.SessionService_ImportSession_FullMethodName:   true,
 	apiv1.SessionService_DiffCheckpoints_FullMethodName: true,
+	apiv1.SessionService_ListFiles_FullMethodName:       true,
+	apiv1.SessionService_ReadFile_FullMethodName:        true,
 }
 
 // isLocal reports whether this server may answer although it does not lead.

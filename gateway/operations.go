@@ -344,18 +344,30 @@ func (o *Operations) message(v *state.View, id string, sequence uint64) (*apiv1.
 	return nil, false
 }
 
+// ended says whether a message is acked or dead, or is not there any more; of one that is not acked the error says why.
+func (o *Operations) ended(v *state.View, id string, sequence uint64) (m *apiv1.Message, over bool, err error) {
+	m, ok := o.message(v, id, sequence)
+	switch {
+	case !ok:
+		return nil, true, fault.New(fault.NotFound, "message %d of session %s: is not there, or its result is no longer kept; see `orchctl sessions logs`", sequence, id)
+	case m.GetStatus() == apiv1.Message_ACKED:
+		return m, true, nil
+	case m.GetStatus() == apiv1.Message_DEAD:
+		return m, true, deadError(m)
+	}
+	return nil, false, nil
+}
+
+func deadError(m *apiv1.Message) error {
+	return fault.New(fault.FailedPrecondition, "message %d became a dead letter: %s; see `orchctl dlq get`", m.GetSequence(), m.GetCause())
+}
+
 // waitMessage waits until a message is acked or dead.
 func (o *Operations) waitMessage(ctx context.Context, id string, sequence uint64) (*apiv1.Message, error) {
 	for {
 		changed := o.waiters.changed(id)
-		m, ok := o.message(o.State.View(), id, sequence)
-		switch {
-		case !ok:
-			return nil, fault.New(fault.NotFound, "message %d of session %s: is not there, or its result is no longer kept; see `orchctl sessions logs`", sequence, id)
-		case m.GetStatus() == apiv1.Message_ACKED:
-			return m, nil
-		case m.GetStatus() == apiv1.Message_DEAD:
-			return m, fault.New(fault.FailedPrecondition, "message %d became a dead letter: %s; see `orchctl dlq get`", sequence, m.GetCause())
+		if m, over, err := o.ended(o.State.View(), id, sequence); over {
+			return m, err
 		}
 		if err := o.await(ctx, changed); err != nil {
 			return nil, fault.New(fault.KindOf(err), "its turn has not ended: %w", err)

@@ -28,7 +28,7 @@ func (o *Operations) ownProviders() (out []*apiv1.Provider) {
 	for _, s := range o.Providers.List() {
 		p := &apiv1.Provider{
 			Server: o.Node.ID(), Name: s.Name, Dialect: s.Dialect, Models: s.Models, Healthy: s.Healthy,
-			Min: uint32(s.Min), Max: uint32(s.Max), Open: uint32(s.Open), Idle: uint32(s.Idle), InUse: uint32(s.InUse), Waiting: uint32(s.Waiting), Breaker: s.Breaker,
+			Min: uint32(s.Min), Max: uint32(s.Max), MaxInFlight: uint32(s.MaxInFlight), Open: uint32(s.Open), Idle: uint32(s.Idle), InUse: uint32(s.InUse), Waiting: uint32(s.Waiting), Breaker: s.Breaker,
 			Calls: uint64(s.Sent), Failed: uint64(s.Failed), Limited: uint64(s.Limited), InputTokens: uint64(s.InputTokens), OutputTokens: uint64(s.OutputTokens),
 			CostUsd: s.CostUSD, LastError: s.LastError, RequestsLeft: -1, TokensLeft: -1,
 		}

@@ -15,6 +15,7 @@
 //	drain.go    nodes that get rid of their sessions
 //	farewell.go nodes that ask for it, because their agents are about to end
 //	idle.go     sessions that are paused when they are idle
+//	calls.go    calls of clients: those of servers that are gone, and those whose deadline has passed
 //	expire.go   times to live, deadlines of messages, garbage
 //	peer.go     which node may fetch chunks from which other one
 //	progress.go how far moves are
@@ -29,6 +30,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/nodelink"
@@ -80,6 +82,8 @@ type Options struct {
 	State    *state.Store
 	Hub      Hub
 	Router   *router.Router
+	// Servers are those that may have calls of clients, as this leader hears of them. Nil: no server's calls are given to another one.
+	Servers func() []cluster.Presence
 	// LinkAddresses are told to nodes, so that they know every server.
 	LinkAddresses func() []string
 	Now           func() time.Time

@@ -58,6 +58,7 @@ type reign struct {
 	verifying   bool      // the leadership is being confirmed, or soon will be
 	verified    time.Time // when that was last begun
 	nextGC      time.Time
+	calls       callWatch
 	collecting  bool
 
 	changes chan *state.Change
@@ -104,6 +105,7 @@ func newReign(l *Leader, term uint64) *reign {
 		nodes: map[string]*node{}, pending: map[string]*session.Session{}, placing: map[string]bool{},
 		deliveries: map[string]*delivery{}, told: map[string]told{}, preparing: map[string]session.ManifestID{}, lending: map[string]lending{}, toDeliver: map[string]bool{}, buried: map[messageKey]bool{},
 		restores: newRestores(l.opts.Restores), moves: map[string]*session.Session{}, drains: map[string]*drain{}, idleWatched: map[string]bool{},
+		calls:   callWatch{since: l.opts.Now(), assigning: map[string]bool{}},
 		changes: make(chan *state.Change, changesAhead), ended: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -325,6 +327,7 @@ func (r *reign) tick() {
 	now := r.opts.Now()
 	r.checkNodes(now)
 	r.expire(now)
+	r.watchCalls(now)
 	r.pauseIdle(now)
 	r.drainNodes(now)
 	r.resend(now)

@@ -3,7 +3,10 @@
 package queue
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/neolith/orchestrator/session"
@@ -42,6 +45,19 @@ type ClientKey struct{ Owner, Session string }
 
 // Client is whose call it is.
 func (k Key) Client() ClientKey { return ClientKey{k.Owner, k.Session} }
+
+// idHexDigits is how much of a key's hash people are shown: of the calls that are kept, hardly two have the same.
+const idHexDigits = 12
+
+// ID is the call's short name for people: the beginning of its key's hash.
+func (k Key) ID() string {
+	h := sha256.New()
+	for _, part := range []string{k.Owner, k.Session, k.RequestID} {
+		_, _ = io.WriteString(h, part) // a hash does not fail
+		_, _ = h.Write([]byte{0})
+	}
+	return hex.EncodeToString(h.Sum(nil))[:idHexDigits]
+}
 
 // Caller is as whom a call is made. It is no secret: a server that makes the call looks up whether it may still.
 type Caller struct{ TokenID, Name, Role, Namespace string }
@@ -91,6 +107,15 @@ type Call struct {
 	LastError   string
 	Number      uint64 // in the order in which the cluster took calls
 	ModifyIndex uint64
+}
+
+// Namespace is what the call belongs to for people who look at calls: that of its caller, and the default one for callers that are bound
+// to none.
+func (c *Call) Namespace() string {
+	if c.Caller.Namespace == "" {
+		return session.DefaultNamespace
+	}
+	return c.Caller.Namespace
 }
 
 // Client is a client's session as the replicated state holds it. Treat it as immutable.

@@ -3,8 +3,11 @@
 // applies it, and package dispatch runs calls by it on each server. docs/decisions/0005-calls.md says why it is so.
 //
 //	           begin             end
-//	QUEUED ───────────► RUNNING ─────► ENDED
-//	   ▲   ◄───────────    │   └─────► DEAD ──┐
-//	   │    defer, assign  │                  │ retry
-//	   └───────────────────┴──────────────────┘
+//	QUEUED ───────────► RUNNING ─────────► ENDED ──────────┐
+//	 ▲  ▲   ◄───────────    │   └────────► DEAD ─┐         │
+//	 │  │    defer, assign  │     give up         │ retry   │ submit, when the outcome was one that passes
+//	 │  └───────────────────┴─────────────────────┘         │
+//	 └──────────────────────────────────────────────────────┘
+//
+// What waits can end, too, without having begun.
 package queue

@@ -88,6 +88,7 @@ func (s *server) start() error {
 	later := &proposals{}
 	i.leader = leader.New(leader.Options{
 		ServerID: s.id, Lease: s.w.opts.Lease, Retention: retention, Log: later, State: i.store, Hub: i.hub, Router: route,
+		Servers:       func() []cluster.Presence { return i.node.Presences() },
 		LinkAddresses: func() []string { return nil }, Now: time.Now, Logger: log,
 	})
 	i.node, err = cluster.Open(cluster.Options{

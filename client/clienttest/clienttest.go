@@ -55,10 +55,12 @@ type Cluster struct {
 	members  []*apiv1.Member
 	tokens   []*apiv1.Token
 	events   []*apiv1.Event
-	snapshot []byte
-	restored []byte
-	calls    map[string]int
-	faults   map[string][]Fault
+	// clientCalls are those that a test has added.
+	clientCalls []*apiv1.Call
+	snapshot    []byte
+	restored    []byte
+	calls       map[string]int
+	faults      map[string][]Fault
 }
 
 // sessionState is a session with what belongs to it.

@@ -9,6 +9,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -26,6 +27,9 @@ type applier struct {
 	dead      overlay[LetterKey, deadRow]
 	nodes     overlay[string, Node]
 	tokens    overlay[string, Token]
+	calls     overlay[queue.Key, queue.Call]
+	clients   overlay[queue.ClientKey, clientRow]
+	orders    overlay[string, orderRow]
 	keys      keyIndex
 	ops       []setOp            // on sets, not written yet
 	names     map[nameKey]string // names taken ("" for freed) by ops not written yet
@@ -36,6 +40,7 @@ type applier struct {
 	undone  bool               // some turn that ended was undone, perhaps one of this entry
 	left    bool               // some message has left its queue, perhaps one that became queued before
 	results []*session.Result
+	rekeyed []Rekeyed
 }
 
 // nameKey is a name within its namespace.
@@ -50,6 +55,9 @@ func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.
 		dead:      newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
 		nodes:     newOverlay[string, Node](tableNodes, idBytes, commands),
 		tokens:    newOverlay[string, Token](tableTokens, idBytes, commands),
+		calls:     newOverlay[queue.Key, queue.Call](tableCalls, callKeyBytes, commands),
+		clients:   newOverlay[queue.ClientKey, clientRow](tableClients, func(k queue.ClientKey) []byte { return clientKeyBytes(k, 0) }, commands),
+		orders:    newOverlay[string, orderRow](tableOrders, idBytes, commands),
 	}
 }
 
@@ -144,6 +152,9 @@ func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 	case *clusterv1.Command_DeleteCheckpoint:
 		r.Session, r.Err = a.deleteCheckpoint(k.DeleteCheckpoint)
 	default:
+		if r, ok := a.applyCall(c); ok {
+			return r
+		}
 		r.Err = fault.New(fault.Unimplemented, "state: this release does not know the command; upgrade every server before using what is new")
 	}
 	return r
@@ -175,6 +186,9 @@ func (a *applier) write() {
 	a.dead.flush(a.base, a.w)
 	a.nodes.flush(a.base, a.w)
 	a.tokens.flush(a.base, a.w)
+	a.calls.flush(a.base, a.w)
+	a.clients.flush(a.base, a.w)
+	a.orders.flush(a.base, a.w)
 	applyOps(a.base, a.w, a.ops)
 	a.ops = a.ops[:0]
 	clear(a.names)
@@ -199,11 +213,12 @@ func (a *applier) event(e Event) {
 // finish writes everything and says what changed. Only Commit is left to do.
 func (a *applier) finish() *Change {
 	a.boundDeadLetters()
+	a.boundDeadCalls()
 	a.write()
 	a.writeEvents()
 	m := a.meta
 	must(a.w.Insert(tableMeta, &m))
-	c := &Change{Index: a.meta.index, Time: a.meta.time, Events: a.events, Results: a.results}
+	c := &Change{Index: a.meta.index, Time: a.meta.time, Events: a.events, Results: a.results, Rekeyed: a.rekeyed}
 	for _, id := range a.sessions.order {
 		if s := a.sessions.get(nil, id); s != nil {
 			c.Sessions = append(c.Sessions, s)
@@ -236,6 +251,11 @@ func (a *applier) finish() *Change {
 			c.Dead = append(c.Dead, d.letter)
 		} else if d := a.buried[k]; d != nil && a.mailboxes.get(a.base, k.SessionID).find(k.Sequence) == nil {
 			c.Dead = append(c.Dead, d) // buried and purged at once: its message is gone all the same
+		}
+	}
+	for _, k := range a.calls.order {
+		if call := a.calls.get(nil, k); call != nil {
+			c.Calls = append(c.Calls, call)
 		}
 	}
 	c.TokensChanged = len(a.tokens.order) > 0

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -31,6 +32,10 @@ type Change struct {
 	Results  []*session.Result     // of messages that were acked
 	Dead     []*session.DeadLetter // messages that were given up
 	Events   []*Event
+	// Calls were taken, or are otherwise than before; those that were forgotten are not told. Of the sessions in Rekeyed, which have
+	// another owner, all calls are among them, by their new keys.
+	Calls   []*queue.Call
+	Rekeyed []Rekeyed
 
 	TokensChanged bool
 	// Restored says that the whole state was replaced: the rest is empty, and the subscriber must take a new view.
@@ -65,6 +70,9 @@ func (f *feed) publish(c *Change) {
 	}
 	for _, d := range c.Dead {
 		c.bytes += len(d.Text)
+	}
+	for _, call := range c.Calls {
+		c.bytes += int(call.StateBytes())
 	}
 	if f.changes == nil {
 		f.changes = make([]*Change, f.maxChanges)

@@ -83,7 +83,7 @@ func cmd(m any) *clusterv1.Command {
 	case *clusterv1.DeleteCheckpoint:
 		return &clusterv1.Command{Kind: &clusterv1.Command_DeleteCheckpoint{DeleteCheckpoint: k}}
 	}
-	panic(fmt.Sprintf("no command %T", m))
+	return callCommand(m)
 }
 
 // machine is a store with a clock and a next index.
@@ -241,6 +241,8 @@ func smallLimits() Limits {
 	l.Events = 100
 	l.IdempotencyKeys, l.IdempotencyMinKeep, l.IdempotencyKeep = 120, 20e9, 60e9
 	l.CollectRows = 20
+	l.Calls, l.KeptCalls, l.CallsPerClient, l.CallBytes, l.Clients, l.DeadCalls = 25, 60, 12, 2000, 9, 8
+	l.ResultKeep, l.DeadKeep, l.ClientKeep = 30e9, 90e9, 50e9
 	return l
 }
 
@@ -249,6 +251,8 @@ type history struct {
 	rng   *rand.Rand
 	now   int64
 	count int
+	// noCalls leaves calls out.
+	noCalls bool
 }
 
 func newHistory(seed uint64) *history {
@@ -272,6 +276,12 @@ func (h *history) batch(v *View) *clusterv1.Batch {
 			c.Once = &clusterv1.Once{Scope: fmt.Sprintf("%T", c.GetKind()), Key: fmt.Sprint(h.rng.IntN(100)), RequestHash: uint64(h.rng.IntN(8) / 7)}
 		}
 		b.Commands = append(b.Commands, c)
+	}
+	for range h.rng.IntN(12) {
+		if h.noCalls {
+			break
+		}
+		b.Commands = append(b.Commands, cmd(h.call(v)))
 	}
 	return b
 }

@@ -106,7 +106,8 @@ func (a *applier) oldestKey() *idempotencyRow {
 	return a.meta.keys.at(a.meta.keys.first)
 }
 
-// collectGarbage removes what is old: sessions that ended before a time; checkpoints, idempotency keys and tokens by their age.
+// collectGarbage removes what is old: sessions that ended before a time; checkpoints, idempotency keys,
+// results of calls, clients and tokens by their age.
 func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 	limit := int(c.GetLimit())
 	if limit <= 0 || limit > a.limits.CollectRows {
@@ -127,6 +128,7 @@ func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 		a.dropKey()
 		n++
 	}
+	n += a.collectCalls(limit - n)
 	var expired []*Token
 	prefixed(a.base, tableTokens, nil, func(t *Token) bool {
 		if n < limit && t.ExpireTime != 0 && t.ExpireTime <= a.meta.time {

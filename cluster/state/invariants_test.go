@@ -129,6 +129,7 @@ func checkInvariants(t fataler, v *View) {
 	checkOrder(t, "ended", v.Ended(), ended, func(a, b *session.Session) bool { return a.EndTime <= b.EndTime })
 	want.Tokens = uint64(len(slices.Collect(v.Tokens())))
 	checkEvents(t, v, &want)
+	checkCalls(t, v, &want)
 	named := map[idempotencyKey]bool{}
 	var last int64
 	for r := range v.meta.keys.all() {

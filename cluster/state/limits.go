@@ -29,6 +29,20 @@ type Limits struct {
 	DeadLetters     int
 	DeadLetterBytes uint64
 
+	// Calls is how many calls may wait or run. KeptCalls is how many are kept in all, with results and dead ones, and CallsPerClient how
+	// many of one client's session, without dead ones. CallBytes bounds what they have in the state for a new call to be taken: the
+	// results of those that were taken find room beyond it, at most Calls times queue.InlineBytes. Where there is no room,
+	// results that were given to their clients give way, the oldest first; others never do before their time.
+	Calls, KeptCalls, CallsPerClient int
+	CallBytes                        uint64
+	// Clients is how many clients' sessions are known; one without calls that was not here for ResultKeep gives way.
+	Clients int
+	// DeadCalls bounds dead calls; beyond, the oldest are dropped, which is counted and told by an event.
+	DeadCalls int
+	// Collection removes results that ended ResultKeep ago, dead calls after DeadKeep, and clients that have neither and were not here for
+	// ClientKeep.
+	ResultKeep, DeadKeep, ClientKeep time.Duration
+
 	// Events is how many events are kept; the oldest go first.
 	Events int
 
@@ -69,6 +83,15 @@ func DefaultLimits() Limits {
 		ResultBytesPerSession: 256 << 10,
 		DeadLetters:           10_000,
 		DeadLetterBytes:       256 << 20,
+		Calls:                 10_000,
+		KeptCalls:             250_000,
+		CallsPerClient:        1000,
+		CallBytes:             256 << 20,
+		Clients:               100_000,
+		DeadCalls:             10_000,
+		ResultKeep:            10 * time.Minute,
+		DeadKeep:              24 * time.Hour,
+		ClientKeep:            time.Hour,
 		Events:                10_000,
 		IdempotencyKeys:       1 << 20,
 		IdempotencyMinKeep:    45 * time.Second,

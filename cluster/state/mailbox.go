@@ -24,13 +24,13 @@ type mailboxRow struct {
 
 // mail is the messages of a mailbox.
 type mail struct {
-	queued    [session.Low]queue // by priority
+	queued    [session.Low]lane  // by priority
 	delivered []*session.Message // with a process: few, by priority and sequence; never changed in place
 	kept      []*session.Message // acked, by the numbers of their turns, until a checkpoint has seen them
 }
 
-// queue is the queued messages of one priority, by sequence.
-type queue struct {
+// lane is the queued messages of one priority, by sequence.
+type lane struct {
 	messages []*session.Message
 	taken    int // from the front, since the array was made: it still holds them
 }
@@ -38,7 +38,7 @@ type queue struct {
 // keepTaken is how many messages that are gone an array may hold on to, at least.
 const keepTaken = 16
 
-func (q *queue) find(sequence uint64) (int, bool) {
+func (q *lane) find(sequence uint64) (int, bool) {
 	return slices.BinarySearchFunc(q.messages, sequence, func(m *session.Message, s uint64) int {
 		switch {
 		case m.Sequence < s:
@@ -52,7 +52,7 @@ func (q *queue) find(sequence uint64) (int, bool) {
 }
 
 // add puts a message into its place, mostly the end.
-func (q *queue) add(m *session.Message) {
+func (q *lane) add(m *session.Message) {
 	n := len(q.messages)
 	if n == 0 || q.messages[n-1].Sequence < m.Sequence {
 		q.messages = append(q.messages, m)
@@ -65,7 +65,7 @@ func (q *queue) add(m *session.Message) {
 }
 
 // remove takes a message out, mostly the first one.
-func (q *queue) remove(sequence uint64) {
+func (q *lane) remove(sequence uint64) {
 	i, found := q.find(sequence)
 	switch {
 	case !found:

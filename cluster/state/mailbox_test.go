@@ -75,7 +75,7 @@ func TestMailboxesOfEarlierRowsNeverChange(t *testing.T) {
 
 // TestMailboxesLetGoOfWhatIsDone: a queue that is never empty does not hold on to all that went through it.
 func TestMailboxesLetGoOfWhatIsDone(t *testing.T) {
-	var q queue
+	var q lane
 	for i := uint64(1); i <= 10_000; i++ {
 		q.add(&session.Message{Sequence: i})
 		if i > 2 {

@@ -174,4 +174,8 @@ type Stats struct {
 	DeadLettersDropped uint64 // ever, for want of room
 	IdempotencyKeys    uint64
 	Events             uint64
+	Calls              CallCounts
+	CallBytes          uint64 // of arguments, results and messages that are in the state
+	Clients            uint64
+	DeadCallsDropped   uint64 // ever, for want of room
 }

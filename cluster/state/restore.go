@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/go-memdb"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -23,7 +24,9 @@ func (s *Store) Restore(r io.Reader) error {
 	if err := readSnapshot(r, l); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	l.finish()
+	if err := l.finish(); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys = l.keys
@@ -45,11 +48,13 @@ type loader struct {
 	mailbox  *mailboxRow // waits for its results
 	events   *eventsRow  // waits for the other events of its entry
 	mailOf   *mailboxRow // of the last message: they come by session, after all mailboxes
+	calls    callLoader
 }
 
 func (l *loader) head(h *clusterv1.SnapshotHeader) {
 	l.meta = meta{clusterID: h.GetClusterId(), index: h.GetIndex(), time: h.GetTime(), event: h.GetEventIndex()}
 	l.meta.stats.DeadLettersDropped = h.GetDeadLettersDropped()
+	l.meta.call, l.meta.stats.DeadCallsDropped = h.GetCallNumber(), h.GetDeadCallsDropped()
 }
 
 // insert writes a row; now and then it commits, and the database that nobody sees yet grows piece by piece.
@@ -88,11 +93,15 @@ func (l *loader) flushParts() {
 	}
 }
 
-func (l *loader) finish() {
+func (l *loader) finish() error {
 	l.flushParts()
+	if err := l.finishCalls(); err != nil {
+		return err
+	}
 	m := l.meta
 	l.insert(tableMeta, &m)
 	l.commit()
+	return nil
 }
 
 // row takes one row of the snapshot.
@@ -129,6 +138,12 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 		l.keys[r.idempotencyKey] = l.meta.keys.push(r)
 	case *clusterv1.SnapshotRow_Event:
 		l.event(eventFromRow(k.Event, l.intern))
+	case *clusterv1.SnapshotRow_Call:
+		l.flushParts()
+		return l.call(k.Call)
+	case *clusterv1.SnapshotRow_Client:
+		l.flushParts()
+		return l.client(k.Client)
 	default:
 		return fmt.Errorf("a row of a kind that this release does not know")
 	}
@@ -241,6 +256,8 @@ const (
 	atTokens
 	atIdempotency
 	atEvents
+	atCalls
+	atClients
 )
 
 // InspectSnapshot reads a whole snapshot, checks it as a restore does, and says what it holds.
@@ -250,6 +267,7 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 		atSessions: {Name: tableSessions}, atMailboxes: {Name: tableMailboxes}, atResults: {Name: "results"},
 		atMessages: {Name: "messages"}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
 		atTokens: {Name: tableTokens}, atIdempotency: {Name: "idempotency"}, atEvents: {Name: tableEvents},
+		atCalls: {Name: tableCalls}, atClients: {Name: tableClients},
 	}
 	if err := readSnapshot(r, i); err != nil {
 		return Summary{}, fmt.Errorf("inspect: %w", err)
@@ -293,6 +311,13 @@ func (i *inspector) row(row *clusterv1.SnapshotRow, frame int) error {
 		i.count(atIdempotency, frame)
 	case *clusterv1.SnapshotRow_Event:
 		i.count(atEvents, frame)
+	case *clusterv1.SnapshotRow_Call:
+		if _, err := pbconv.CallFromRow(row.GetCall()); err != nil {
+			return err
+		}
+		i.count(atCalls, frame)
+	case *clusterv1.SnapshotRow_Client:
+		i.count(atClients, frame)
 	default:
 		return fmt.Errorf("a row of a kind that this release does not know")
 	}

@@ -30,6 +30,12 @@ const (
 	setEnded      setKind = 'e' // end time, id → id
 	setAging      setKind = 'a' // when a checkpoint goes for its age, id → id of the session
 	setEndedNames setKind = 'l' // owner: namespace; name, NUL, end time, id → id of the sessions that had it and have ended
+	setCallsOn    setKind = 'c' // owner: server id; priority, number of the calls that are not over
+	setCallsDue   setKind = 'd' // deadline, number of the calls that are not over
+	setCallsEnded setKind = 'f' // end time, number of the calls that have ended and are not dead
+	setCallsGiven setKind = 'g' // the same of those whose results were given to their clients
+	setCallsDead  setKind = 'x' // end time, number of the dead calls
+	setClients    setKind = 'k' // time, owner, NUL, session of all clients
 )
 
 type setID struct {

@@ -8,7 +8,7 @@
 //	end-8   8      xxhash64 of all bytes before, big-endian
 //
 // Rows come by table, and within a table by key; a mailbox is followed by its results in the order of their ends, dead
-// letters and idempotency keys come by age. The same state gives the same bytes.
+// letters and idempotency keys come by age, calls by number. The same state gives the same bytes.
 
 package state
 
@@ -25,15 +25,18 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/session"
 )
 
 const (
 	snapshotMagic = "ORCHSNAP"
 	// framingVersion is the version of the bytes around the rows, rowsVersion that of the rows. Version 1 of both is
-	// the first.
-	framingVersion = 1
-	rowsVersion    = 1
+	// the first; version 2 of the rows has calls and clients. A state that has had none is written as version 1, so that
+	// servers of both releases read it while a cluster is upgraded.
+	framingVersion  = 1
+	rowsVersion     = 2
+	rowsWithoutCall = 1
 	// maxFrameBytes bounds one row: a session with its spec and history, a message or a result with its text.
 	maxFrameBytes = 16 << 20
 	checksumBytes = 8
@@ -111,12 +114,18 @@ func (f *frameWriter) close() error {
 // Persist writes the view as a snapshot.
 func (v *View) Persist(w io.Writer) error {
 	f := newFrameWriter(w)
+	version := uint32(rowsVersion)
+	if v.meta.call == 0 && v.meta.stats.Clients == 0 {
+		version = rowsWithoutCall
+	}
 	f.open(&clusterv1.SnapshotHeader{
-		Version: rowsVersion, ClusterId: v.meta.clusterID, Index: v.meta.index, Time: v.meta.time,
+		Version: version, ClusterId: v.meta.clusterID, Index: v.meta.index, Time: v.meta.time,
 		EventIndex: v.meta.event, DeadLettersDropped: v.meta.stats.DeadLettersDropped,
+		CallNumber: v.meta.call, DeadCallsDropped: v.meta.stats.DeadCallsDropped,
 	})
 	v.persistSessions(f)
 	v.persistRest(f)
+	v.persistCalls(f)
 	if err := f.close(); err != nil {
 		return fmt.Errorf("state: write snapshot at index %d: %w", v.meta.index, err)
 	}
@@ -165,6 +174,20 @@ func (v *View) persistRest(f *frameWriter) {
 		}
 		return f.err == nil
 	})
+}
+
+// persistCalls writes calls and clients.
+func (v *View) persistCalls(f *frameWriter) {
+	for c := range v.Calls(0) {
+		if !f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Call{Call: pbconv.CallToRow(c)}}) {
+			return
+		}
+	}
+	for c := range v.Clients() {
+		if !f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Client{Client: pbconv.ClientToRow(c)}}) {
+			return
+		}
+	}
 }
 
 // frameReader reads frames and keeps the checksum.

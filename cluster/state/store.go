@@ -10,6 +10,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -18,12 +19,14 @@ type Result struct {
 	Err      error
 	Session  *session.Session // as it was right after the command
 	Sequence uint64           // of the message that was sent
-	// Duplicate says that the idempotency key was seen before: the rest is what the first command made.
+	// Duplicate says that the idempotency key was seen before: the rest is what the first command made. Of a call: it was known, or was
+	// so already.
 	Duplicate bool
 	Node      *Node
 	Token     *Token // that was made
+	Call      *queue.Call
 	Subject   string // what a key was remembered with
-	Count     uint32 // messages, letters or rows that were moved or removed
+	Count     uint32 // messages, letters, calls or rows that were moved or removed
 }
 
 // Store is the replicated state machine. Apply and Restore belong to one goroutine; everything else may be called from

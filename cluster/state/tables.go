@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/go-memdb"
 
+	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -21,9 +22,12 @@ const (
 	tableTokens    = "tokens"
 	tableEvents    = "events"
 	tableSets      = "sets"
+	tableCalls     = "calls"
+	tableClients   = "clients"
+	tableOrders    = "order-keys"
 )
 
-// The indexes; every table has the first, dead letters have the second too.
+// The indexes; every table has the first, dead letters and calls have the second too.
 const (
 	byID     = "id"
 	byNumber = "number"
@@ -37,6 +41,7 @@ type meta struct {
 	event     uint64 // the last event's number
 	// The last number given to a dead letter. It only says which is older, and is given anew by a restore.
 	dead  uint64
+	call  uint64 // the last number given to a call
 	keys  keyQueue
 	stats Stats
 }
@@ -118,6 +123,10 @@ func newDB() *memdb.MemDB {
 		tableTokens: one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
 		tableEvents: one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
 		tableSets:   one(tableSets, func(c *chunk) []byte { return c.bytes() }),
+		tableCalls: two(tableCalls, func(c *queue.Call) []byte { return callKeyBytes(c.Key) },
+			byNumber, func(c *queue.Call) []byte { return numberBytes(c.Number) }),
+		tableClients: one(tableClients, func(c *clientRow) []byte { return clientKeyBytes(c.ClientKey, 0) }),
+		tableOrders:  one(tableOrders, func(r *orderRow) []byte { return idBytes(r.key) }),
 	}})
 	if err != nil {
 		panic(fmt.Sprintf("state: the schema is wrong: %v", err)) // a defect of this file

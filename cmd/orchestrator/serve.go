@@ -201,6 +201,7 @@ func (s *server) build(ctx context.Context) error {
 		Moves:     leader.MoveLimits{PerNode: cfg.Migration.MaxPerNode, PerCluster: cfg.Migration.MaxPerCluster},
 		Restores:  leader.RestoreLimits{PerSecond: cfg.Failover.RestoresPerSecond, PerNode: cfg.Failover.RestoresPerNode},
 		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
+		Servers:       func() []cluster.Presence { return s.node.Presences() },
 		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
 	})
 	gossipAddress, err := cluster.ResolveAdvertised(ctx, cfg.Advertise.Gossip, cfg.Listen.Gossip, cluster.SystemLookup, s.log)
@@ -251,7 +252,7 @@ func (s *server) build(ctx context.Context) error {
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
-	s.registry.MustRegister(gatewayMetrics{s.gateway})
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }

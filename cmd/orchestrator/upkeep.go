@@ -19,6 +19,7 @@ import (
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/supervise"
+	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/serializer"
 	"github.com/neolith/orchestrator/serializer/chunk"
 	"github.com/neolith/orchestrator/session"
@@ -252,6 +253,7 @@ func (u *upkeep) repairSome(ctx context.Context, all *majority.Repaired) error {
 				}
 				last = s.ID
 			}
+			yieldCalls(u.view(), counted) // they are few, and belong to the last piece
 		}
 	}
 	done, err := store.Repair(ctx, some, majority.Budget{BytesPerSecond: u.repairBytesPerSecond})
@@ -285,7 +287,7 @@ func (u *upkeep) busy() bool {
 	return phases[session.Migrating]+phases[session.Restoring]+phases[session.Pausing] > 0
 }
 
-// liveChunks yields what the checkpoints of all sessions name.
+// liveChunks yields what the checkpoints of all sessions name, and the calls that are kept.
 func liveChunks(view *state.View, from chunks.Source) chunks.Live {
 	return func(ctx context.Context) iter.Seq2[chunk.ID, error] {
 		return func(yield func(chunk.ID, error) bool) {
@@ -299,6 +301,24 @@ func liveChunks(view *state.View, from chunks.Source) chunks.Live {
 					if !yieldManifest(ctx, from, c.Manifest, yield) {
 						return
 					}
+				}
+			}
+			yieldCalls(view, yield)
+		}
+	}
+}
+
+// yieldCalls yields the chunks of arguments and results that are too large for the state; it names them itself.
+func yieldCalls(view *state.View, yield func(chunk.ID, error) bool) {
+	for c := range view.Calls(0) {
+		blobs := []*queue.Blob{&c.Arguments}
+		if c.Outcome != nil {
+			blobs = append(blobs, &c.Outcome.Outputs)
+		}
+		for _, b := range blobs {
+			for _, id := range b.Chunks {
+				if !yield(chunk.ID(id), nil) {
+					return
 				}
 			}
 		}

@@ -226,6 +226,61 @@ func TestAServerThatWasAwayGetsWhatItMissed(t *testing.T) {
 	}
 }
 
+// The chunks of calls are kept, and repaired, as long as the calls are.
+func TestChunksOfCallsAreLive(t *testing.T) {
+	a, b, c := newDir(t), newDir(t), newDir(t)
+	store, third := three(t, a, b, c)
+	r := newRecords(t)
+	put := func(text string) chunk.ID {
+		t.Helper()
+		id := chunk.Sum([]byte(text))
+		if err := store.Put(t.Context(), id, chunk.Seal([]byte(text))); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	blob := func(ids ...chunk.ID) *clusterv1.Blob {
+		out := &clusterv1.Blob{SizeBytes: 100_000}
+		for _, id := range ids {
+			out.Chunks = append(out.Chunks, id[:])
+		}
+		return out
+	}
+	argument, one, two, garbage := put("argument"), put("result, first part"), put("result, second part"), put("what nobody names")
+	key := &clusterv1.CallKey{Owner: "o", Session: "s", RequestId: "r"}
+	r.do(&clusterv1.Command{Kind: &clusterv1.Command_SubmitCall{SubmitCall: &clusterv1.SubmitCall{
+		Key: key, Tool: "chat", Arguments: blob(argument), Priority: apiv1.Priority_NORMAL, Deadline: 1 << 60, ServerId: "a", Begin: true,
+	}}})
+	u := &upkeep{chunks: store, view: r.store.View, node: &alone{}, log: slog.New(slog.DiscardHandler), repairBytesPerSecond: 1 << 30}
+	has := func(want ...chunk.ID) {
+		t.Helper()
+		live, err := chunks.Collect(t.Context(), liveChunks(r.store.View(), store))
+		if err != nil || live.Len() != len(want) {
+			t.Fatalf("%d chunks are live, want %d: %v", live.Len(), len(want), err)
+		}
+		for _, id := range want {
+			if !live.Has(id) {
+				t.Errorf("%s is not live", id)
+			}
+		}
+		if live.Has(garbage) {
+			t.Error("what nobody names is live")
+		}
+	}
+	has(argument)
+	r.do(&clusterv1.Command{Kind: &clusterv1.Command_EndCall{EndCall: &clusterv1.EndCall{
+		Key: key, ServerId: "a", Attempt: 1, Outcome: &clusterv1.Outcome{Outputs: blob(one, two)},
+	}}})
+	has(one, two)
+	here := c.address()
+	third.Store(&here)
+	store.looked = time.Time{}
+	u.repair(t.Context())
+	if got := ids(t, c.Store); len(got) != 2 {
+		t.Errorf("%d chunks were repaired, want those of the result", len(got))
+	}
+}
+
 // A round that is cut off goes on where it was, and one that sessions are moving in waits for them.
 func TestRepairGoesOnAndGivesWay(t *testing.T) {
 	a, b, c := newDir(t), newDir(t), newDir(t)

@@ -90,7 +90,7 @@ func (h *Hub) served(do func(w http.ResponseWriter, r *http.Request, a *asked)) 
 		}
 		a, f := h.ask(w, r)
 		if f == nil {
-			if retry, ok := h.buckets.take(addressOf(r), ownerOf(a.who)); !ok {
+			if retry, ok := h.buckets.take(h.addressOf(r), ownerOf(a.who)); !ok {
 				f = tooFast(retry)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,8 @@ type Options struct {
 	Access Access
 	// Origins are the web pages that may connect, such as https://console.example.com, beside those of this server; * for all.
 	Origins []string
+	// TrustedProxies are believed about whom they speak for; see addressOf.
+	TrustedProxies []netip.Prefix
 	// Open says that nobody needs a token.
 	Open bool
 	// Ready says whether this server can serve, and why not.

@@ -30,7 +30,8 @@ const module = "github.com/neolith/orchestrator"
 var floors = [][]string{
 	{"internal/fault", "telemetry", "api/proto"},
 	{"session", "internal/config", "serializer/chunk"},
-	{"loadbalancer", "auth", "queue", "serializer", "chunks", "provider", "recorder", "ui", "internal/pbconv"},
+	{"loadbalancer", "auth", "queue", "serializer", "chunks", "provider", "recorder", "ui"},
+	{"internal/pbconv"},
 	{"cluster", "nodelink", "client"},
 	{"router"},
 	{"leader", "agent"},

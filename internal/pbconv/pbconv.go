@@ -1,4 +1,4 @@
-// Package pbconv turns session nouns into messages of the API and back. It is the only place that does.
+// Package pbconv turns the nouns of sessions and calls into messages of the API and the log, and back. It is the only place that does.
 package pbconv
 
 import (

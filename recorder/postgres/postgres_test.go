@@ -262,19 +262,5 @@ func TestBadURLs(t *testing.T) {
 func BenchmarkWrite(b *testing.B) {
 	s := open(b, postgrestest.Start(b))
 	defer s.Close()
-	batch := sinktest.Some(1000)
-	for n := range batch {
-		batch[n].Request, batch[n].Response = strings.Repeat("x", 500), strings.Repeat("y", 500)
-	}
-	round := 0
-	for b.Loop() {
-		round++
-		for n := range batch {
-			batch[n].ID = fmt.Sprintf("%08d-%d", round, n)
-		}
-		if _, err := s.Write(b.Context(), batch); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "records/s")
+	sinktest.BenchmarkWrite(b, s)
 }

@@ -1,4 +1,4 @@
-// Package sinktest holds what every sink promises, as tests that each sink runs.
+// Package sinktest holds what every sink promises, as tests that each sink runs, and how fast it is.
 package sinktest
 
 import (
@@ -268,4 +268,23 @@ func testBadCursor(t *testing.T, s recorder.Sink) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+// BenchmarkWrite measures how fast a sink takes batches of 1,000 interactions of 1 KB each.
+func BenchmarkWrite(b *testing.B, s recorder.Sink) {
+	batch := Some(1000)
+	for n := range batch {
+		batch[n].Request, batch[n].Response = strings.Repeat("x", 500), strings.Repeat("y", 500)
+	}
+	round := 0
+	for b.Loop() {
+		round++
+		for n := range batch {
+			batch[n].ID = fmt.Sprintf("%08d-%d", round, n)
+		}
+		if _, err := s.Write(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "records/s")
 }

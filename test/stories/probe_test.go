@@ -105,3 +105,39 @@ func rpc(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 	}
 }
+
+// often asks over HTTP many times at once, as the caller that the environment names, and prints the status of each answer. A number takes the
+// place of %d in a line of the header ("Name: value").
+func often(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "often", args, 3)
+	times, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	token := strings.TrimSpace(ts.ReadFile(ts.Getenv("ORCHCTL_TOKEN_FILE")))
+	hc := &http.Client{Timeout: 10 * time.Second}
+	defer hc.CloseIdleConnections()
+	said := make(chan string, times)
+	for i := range times {
+		go func() {
+			name, value, _ := strings.Cut(strings.ReplaceAll(args[2], "%d", strconv.Itoa(i)), ": ")
+			r, err := http.NewRequest(http.MethodGet, args[1], nil)
+			if err != nil {
+				said <- err.Error()
+				return
+			}
+			r.Header.Set(name, value)
+			r.Header.Set("Authorization", "Bearer "+token)
+			answer, err := hc.Do(r)
+			if err != nil {
+				said <- err.Error()
+				return
+			}
+			_ = answer.Body.Close()
+			said <- answer.Status
+		}()
+	}
+	for range times {
+		_, err := io.WriteString(ts.Stdout(), <-said+"\n")
+		ts.Check(err)
+	}
+}

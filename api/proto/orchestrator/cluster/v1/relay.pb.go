@@ -803,9 +803,10 @@ func (x *CommitCallsResponse) GetCalls() []*CommittedCall {
 
 type CommittedCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The call after the command; unset where the command is not about one.
+	// The call after the command; unset where the command is not about one. When an answer would be too large for one message, it goes
+	// without bytes of arguments and outputs that the asking server sees in its own state, at this index: their size is told all the same.
 	Call *CallRow `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	// SubmitCall: it was known before.
+	// SubmitCall: it was known before. Of other commands: it was so already.
 	Known bool `protobuf:"varint,2,opt,name=known,proto3" json:"known,omitempty"`
 	// The raft index that holds it; the asking server sees it once it has applied so much.
 	Index uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`

@@ -35,8 +35,12 @@ type SnapshotHeader struct {
 	EventIndex uint64 `protobuf:"varint,5,opt,name=event_index,json=eventIndex,proto3" json:"event_index,omitempty"`
 	// Dead letters dropped for want of room, ever.
 	DeadLettersDropped uint64 `protobuf:"varint,6,opt,name=dead_letters_dropped,json=deadLettersDropped,proto3" json:"dead_letters_dropped,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The last number given to a call.
+	CallNumber uint64 `protobuf:"varint,7,opt,name=call_number,json=callNumber,proto3" json:"call_number,omitempty"`
+	// Dead calls dropped for want of room, ever.
+	DeadCallsDropped uint64 `protobuf:"varint,8,opt,name=dead_calls_dropped,json=deadCallsDropped,proto3" json:"dead_calls_dropped,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
@@ -107,6 +111,20 @@ func (x *SnapshotHeader) GetEventIndex() uint64 {
 func (x *SnapshotHeader) GetDeadLettersDropped() uint64 {
 	if x != nil {
 		return x.DeadLettersDropped
+	}
+	return 0
+}
+
+func (x *SnapshotHeader) GetCallNumber() uint64 {
+	if x != nil {
+		return x.CallNumber
+	}
+	return 0
+}
+
+func (x *SnapshotHeader) GetDeadCallsDropped() uint64 {
+	if x != nil {
+		return x.DeadCallsDropped
 	}
 	return 0
 }
@@ -2126,7 +2144,7 @@ var File_orchestrator_cluster_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\xc6\x01\n" +
+	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\x95\x02\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2135,7 +2153,10 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x1f\n" +
 	"\vevent_index\x18\x05 \x01(\x04R\n" +
 	"eventIndex\x120\n" +
-	"\x14dead_letters_dropped\x18\x06 \x01(\x04R\x12deadLettersDropped\"\x97\x06\n" +
+	"\x14dead_letters_dropped\x18\x06 \x01(\x04R\x12deadLettersDropped\x12\x1f\n" +
+	"\vcall_number\x18\a \x01(\x04R\n" +
+	"callNumber\x12,\n" +
+	"\x12dead_calls_dropped\x18\b \x01(\x04R\x10deadCallsDropped\"\x97\x06\n" +
 	"\vSnapshotRow\x12?\n" +
 	"\asession\x18\x01 \x01(\v2#.orchestrator.cluster.v1.SessionRowH\x00R\asession\x12?\n" +
 	"\amailbox\x18\x02 \x01(\v2#.orchestrator.cluster.v1.MailboxRowH\x00R\amailbox\x12?\n" +
