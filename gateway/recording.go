@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
-	"github.com/neolith/orchestrator/gateway/record"
 	"github.com/neolith/orchestrator/provider"
 	"github.com/neolith/orchestrator/recorder"
 )
@@ -38,7 +37,7 @@ func (o *Operations) recordModel(ctx context.Context, who auth.Identity, began t
 		i.Provider, i.Model, i.Response = got.Provider, got.Model, got.Text
 		i.TokensIn, i.TokensOut, i.CostMicros = int64(got.Usage.InputTokens), int64(got.Usage.OutputTokens), int64(math.Round(got.CostUSD*1e6))
 	}
-	record.Outcome(ctx, &i, err)
+	i.Ended(ctx, err)
 	_ = o.Record.Recorder.Record(i) // what it could not keep it has counted
 }
 

@@ -3,8 +3,10 @@
 package recorder
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"math/rand/v2"
 	"time"
 	"unicode/utf8"
@@ -72,6 +74,21 @@ type Interaction struct {
 	RequestTruncated  bool  `json:"requestTruncated,omitempty"` // it was longer than what is kept
 	ResponseTruncated bool  `json:"responseTruncated,omitempty"`
 	Redactions        int   `json:"redactions,omitempty"` // secrets that were taken out
+}
+
+// Ended says how something ended that was done in a context.
+func (i *Interaction) Ended(ctx context.Context, err error) {
+	if err == nil {
+		i.Status = OK
+		return
+	}
+	i.Status, i.Code, i.Error = Failed, fault.KindOf(err).String(), err.Error()
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, context.DeadlineExceeded), fault.Is(err, fault.Timeout):
+		i.Status = TimedOut
+	case cause != nil:
+		i.Status = Cancelled
+	}
 }
 
 const (

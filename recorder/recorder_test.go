@@ -33,6 +33,7 @@ type fakeSink struct {
 	away   bool
 	lose   bool // it keeps a batch, and its answer is lost
 	writes int
+	takes  time.Duration // for a write
 	wrote  chan struct{} // gets a token with each write, when there is room
 	pruned atomic.Int64
 }
@@ -49,6 +50,7 @@ func (s *fakeSink) Write(_ context.Context, batch []recorder.Interaction) (added
 	default:
 	}
 	s.writes++
+	time.Sleep(s.takes)
 	if s.away {
 		return 0, errors.New("connection refused")
 	}
@@ -230,12 +232,18 @@ func TestFullSpoolBlocks(t *testing.T) {
 	if s.SpoolBytes > 32<<20 || !s.Alarm || !fault.Is(r.Health(), fault.Exhausted) || s.SinkError == "" || s.Dropped != 0 {
 		t.Fatalf("%+v, %v", s, r.Health())
 	}
-	waiting := make(chan error, 1)
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := r.Room(soon); !fault.Is(err, fault.Timeout) || !strings.Contains(err.Error(), "drop-and-count") {
+		t.Errorf("there is room: %v", err)
+	}
+	waiting, room := make(chan error, 1), make(chan error, 1)
+	go func() { room <- r.Room(context.Background()) }()
 	go func() {
 		waiting <- r.Record(recorder.Interaction{ID: "last", Kind: recorder.Message, Namespace: "x", Request: strings.Repeat("y", 64<<10)})
 	}()
 	sink.set(func(s *fakeSink) { s.away = false })
-	if err := <-waiting; err != nil {
+	if err := errors.Join(<-waiting, <-room); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Drain(within(t)); err != nil {
@@ -250,6 +258,66 @@ func TestFullSpoolBlocks(t *testing.T) {
 	metricstest.Lint(t, reg)
 	if text := metricstest.Text(t, reg); !strings.Contains(text, "orchestrator_recorder_spool_alarm 0") || strings.Contains(text, "orchestrator_recorder_blocked_seconds_total 0\n") {
 		t.Error(text)
+	}
+}
+
+// A server that ends waits for no room: what finds none is dropped and counted.
+func TestReleaseEndsTheWait(t *testing.T) {
+	sink := newFakeSink()
+	sink.away = true
+	c := config(t.TempDir())
+	c.Spool.MaxBytes = 32 << 20
+	r := serve(t, c, sink, nil)
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for soon.Err() == nil {
+		if _, err := fill(soon, t, r); err != nil && !fault.Is(err, fault.Timeout) {
+			t.Fatal(err)
+		}
+	}
+	waiting := make(chan error, 2)
+	go func() { waiting <- r.Room(context.Background()) }()
+	go func() {
+		i := call("")
+		i.Request = strings.Repeat("x", 60<<10)
+		var err error
+		for err == nil {
+			err = r.Record(i)
+		}
+		waiting <- err
+	}()
+	r.Release()
+	for range 2 {
+		if err := <-waiting; err != nil && !fault.Is(err, fault.Exhausted) {
+			t.Error(err)
+		}
+	}
+	if r.State().Dropped == 0 {
+		t.Error("nothing is counted")
+	}
+}
+
+// The shipper leaves the time to the work while there is room, and does not once the spool fills up.
+func TestTheShipperRests(t *testing.T) {
+	sink := newFakeSink()
+	sink.takes = 2 * time.Millisecond
+	c := config(t.TempDir())
+	c.Spool.MaxBytes = 1 << 30
+	r := serve(t, c, sink, nil)
+	began := time.Now()
+	for n := range 20 { // one after the other, so that each is a batch
+		if err := r.Record(call(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Flush(within(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Drain(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.State(); sink.writes > int(1+time.Since(began)/(30*sink.takes)) {
+		t.Errorf("%d writes in %s, %+v", sink.writes, time.Since(began), s)
 	}
 }
 

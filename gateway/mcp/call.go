@@ -121,7 +121,7 @@ func (h *Handler) call(ctx context.Context, t *tools.Tool, req *sdk.CallToolRequ
 	defer cancel()
 	say, quiet := h.progress(ctx, t.Name, req)
 	defer quiet()
-	return h.o.Tools.Call(h.o.Access.As(ctx, c.cred), t, tools.Call{Arguments: arguments, Progress: say})
+	return h.o.Tools.Call(h.o.Access.As(ctx, c.cred), t, tools.Call{Origin: tools.Origin{Client: req.Session.ID()}, Arguments: arguments, Progress: say})
 }
 
 // progress returns what a tool tells its progress to. A client that asked for progress hears of a long call at least as often as

@@ -88,22 +88,29 @@ func (f *Feed) Run(ctx context.Context) error {
 	return nil
 }
 
-// follow follows the log for as long as it is known who leads.
+// follow follows the log for as long as it is known who leads; what was applied by then belongs to that time, also where it was not read yet.
 func (f *Feed) follow(period context.Context, leads bool) error {
 	if leads {
 		f.catchUp()
 	}
+	last := uint64(0) // the last change of the period, once that has ended
 	for {
-		c, err := f.sub.Next(period)
+		c, err := f.sub.Next(period) // which has what is there also when the period has ended
 		switch {
 		case err == nil:
 			f.take(c, leads)
+			if period.Err() == nil {
+				continue
+			}
+			if last == 0 {
+				last = f.o.State.Index()
+			}
+			if c.Index >= last {
+				return nil
+			}
 		case errors.Is(err, state.ErrLagged):
 			f.lagged(f.sub.Resume(), leads)
 		case period.Err() != nil:
-			if leads {
-				f.finish()
-			}
 			return nil
 		default:
 			return fmt.Errorf("record: follow the log: %w", err)
@@ -116,27 +123,6 @@ func (f *Feed) lagged(lost uint64, leads bool) {
 	if leads {
 		f.missed.Add(float64(lost))
 		f.o.Logger.Error("the record fell behind the log: messages, answers and events are not recorded; look after the record's database", "changes", lost)
-	}
-}
-
-// finish records what was applied while this server led, and was not read yet.
-func (f *Feed) finish() {
-	now, cancel := context.WithCancel(context.Background())
-	cancel() // Next is to return what there is, and not to wait
-	last := f.o.State.View().Index()
-	for {
-		c, err := f.sub.Next(now)
-		if errors.Is(err, state.ErrLagged) {
-			f.lagged(f.sub.Resume(), true)
-			continue
-		}
-		if err != nil {
-			return
-		}
-		f.take(c, true)
-		if c.Index >= last {
-			return
-		}
 	}
 }
 

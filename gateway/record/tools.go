@@ -5,12 +5,10 @@ package record
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/gateway/tools"
-	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/recorder"
 	"github.com/neolith/orchestrator/session"
 )
@@ -57,7 +55,7 @@ func (t *Tools) End(ctx context.Context, tool *tools.Tool, c *tools.Call, began 
 	}
 	i.Namespace, i.Session = t.about(who.Namespace, tool, c.Arguments)
 	i.Response, i.ResponseBytes = textOf(outputs)
-	Outcome(ctx, &i, err)
+	i.Ended(ctx, err)
 	_ = t.recorder.Record(i) // what it could not keep it has counted
 }
 
@@ -97,19 +95,4 @@ func textOf(outputs []tools.Output) (text string, bytes int64) {
 		}
 	}
 	return text, bytes
-}
-
-// Outcome says how something ended.
-func Outcome(ctx context.Context, i *recorder.Interaction, err error) {
-	if err == nil {
-		i.Status = recorder.OK
-		return
-	}
-	i.Status, i.Code, i.Error = recorder.Failed, fault.KindOf(err).String(), err.Error()
-	switch {
-	case errors.Is(context.Cause(ctx), tools.ErrCancelled), errors.Is(context.Cause(ctx), context.Canceled):
-		i.Status = recorder.Cancelled
-	case errors.Is(context.Cause(ctx), context.DeadlineExceeded), fault.Is(err, fault.Timeout):
-		i.Status = recorder.TimedOut
-	}
 }

@@ -36,7 +36,7 @@ var floors = [][]string{
 	{"router", "queue/dispatch"},
 	{"leader", "agent"},
 	{"gateway", "gateway/tools"},
-	{"gateway/socket", "gateway/mcp"},
+	{"gateway/socket", "gateway/mcp", "gateway/record"},
 	{"cmd", "sim", "test", "bench"},
 }
 
