@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -321,7 +320,9 @@ func TestSubscriptionsAreOnesOwn(t *testing.T) {
 	if err := last.Subscribe(t.Context(), &sdk.SubscribeParams{URI: "session://abc/log"}); err != nil {
 		t.Error(err)
 	}
-	if n := len(maps.Collect(maps.All(h.handler.watched.watched))); n != 1 {
+	h.handler.watched.mu.Lock()
+	defer h.handler.watched.mu.Unlock()
+	if n := len(h.handler.watched.watched); n != 1 {
 		t.Errorf("%d sessions are watched", n)
 	}
 }
