@@ -90,7 +90,7 @@ func (c *gatewayConfig) limits() socket.Limits {
 // mcpLimits are the settings as MCP takes them.
 func (c *gatewayConfig) mcpLimits() mcp.Limits {
 	return mcp.Limits{
-		MessageBytes: int(c.MaxFrameBytes), QueueFrames: c.MaxQueueFrames, QueueBytes: int(c.MaxQueueBytes), InFlight: c.MaxInFlightPerClient,
+		MessageBytes: int(c.MaxFrameBytes), QueueFrames: c.MaxQueueFrames, QueueBytes: int(c.MaxQueueBytes), QueuedBytes: int(c.MaxKeptBytes), InFlight: c.MaxInFlightPerClient,
 		CallTimeout: c.CallTimeout, ProgressEvery: c.ProgressEvery, PingEvery: c.PingEvery, WriteTimeout: c.WriteTimeout,
 	}
 }

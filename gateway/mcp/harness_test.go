@@ -302,7 +302,7 @@ func (h *house) Write(b []byte) (int, error) {
 }
 
 func limits() Limits {
-	return Limits{MessageBytes: 1 << 20, QueueFrames: 100, QueueBytes: 1 << 20, InFlight: 4, CallTimeout: time.Minute, ProgressEvery: 20 * time.Millisecond,
+	return Limits{MessageBytes: 1 << 20, QueueFrames: 100, QueueBytes: 1 << 20, QueuedBytes: 64 << 20, InFlight: 4, CallTimeout: time.Minute, ProgressEvery: 20 * time.Millisecond,
 		PingEvery: 10 * time.Second, WriteTimeout: 5 * time.Second}
 }
 
@@ -325,6 +325,9 @@ func start(t *testing.T, change ...func(*Limits)) *house {
 		h.server.Close()
 		if n, c, s := h.inFlight.Load(), h.conns.Load(), h.handler.Stats(); n != 0 || c != 0 || s != (Stats{}) {
 			t.Errorf("after the end %d calls are in flight, %d connections are counted, and there are %+v", n, c, s)
+		}
+		if !h.handler.queued.TryAcquire(h.handler.queued.total) {
+			t.Error("after the end bytes are counted that wait for nobody")
 		}
 	})
 	return h

@@ -58,6 +58,7 @@ type Limits struct {
 	MessageBytes  int           // of a message from a client, after decompression
 	QueueFrames   int           // messages that wait to be written to one WebSocket
 	QueueBytes    int           // of them
+	QueuedBytes   int           // of all messages that wait to be written to WebSockets
 	InFlight      int           // calls on one WebSocket
 	CallTimeout   time.Duration // of a call
 	ProgressEvery time.Duration // how often a long call says that it goes on
@@ -85,6 +86,8 @@ type Handler struct {
 	each     http.Handler // those where each request stands for itself
 	upgrader websocket.Upgrader
 	watched  subscriptions
+	queued   *budget         // of what waits for all WebSockets
+	reading  chan struct{}   // holds one for each resource that is being read
 	life     context.Context // of requests
 	end      context.CancelFunc
 	work     sync.WaitGroup
@@ -96,7 +99,7 @@ type Handler struct {
 
 // New makes the handler; Close ends it.
 func New(o Options) (*Handler, error) {
-	h := &Handler{o: o, sessions: apiv1.NewSessionServiceClient(o.API), wires: map[*wire]struct{}{}}
+	h := &Handler{o: o, sessions: apiv1.NewSessionServiceClient(o.API), wires: map[*wire]struct{}{}, queued: newBudget(o.Limits.QueuedBytes), reading: make(chan struct{}, maxReads)}
 	h.life, h.end = context.WithCancel(context.Background())
 	h.watched.init()
 	h.server = sdk.NewServer(&sdk.Implementation{Name: "orchestrator", Title: "Orchestrator of agent sessions", Version: o.Version}, &sdk.ServerOptions{

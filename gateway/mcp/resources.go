@@ -27,6 +27,7 @@ const (
 	listSessions    = 100     // whose resources make a page
 	listEntries     = 1000    // of a directory on a page
 	readTime        = time.Minute
+	maxReads        = 32 // at a time; more wait
 	directoryType   = "application/json"
 	privateAnswers  = "private" // nobody but who asked may keep an answer
 	maxCursorLength = 4 << 10
@@ -113,6 +114,12 @@ func (h *Handler) readResource(ctx context.Context, _ *sdk.ReadResourceRequest) 
 		return nil, rpcError(err, about)
 	}
 	defer end()
+	select {
+	case h.reading <- struct{}{}:
+		defer func() { <-h.reading }()
+	case <-ctx.Done():
+		return nil, rpcError(client.Fault(ctx.Err()), about)
+	}
 	var content *sdk.ResourceContents
 	if r.log {
 		content, err = h.readLog(ctx, r.resource)

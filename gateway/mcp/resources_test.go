@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -321,8 +320,55 @@ func TestSubscriptionsAreOnesOwn(t *testing.T) {
 	if err := last.Subscribe(t.Context(), &sdk.SubscribeParams{URI: "session://abc/log"}); err != nil {
 		t.Error(err)
 	}
-	if n := len(maps.Collect(maps.All(h.handler.watched.watched))); n != 1 {
+	h.handler.watched.mu.Lock()
+	defer h.handler.watched.mu.Unlock()
+	if n := len(h.handler.watched.watched); n != 1 {
 		t.Errorf("%d sessions are watched", n)
+	}
+}
+
+// Who unsubscribes and subscribes in one breath hears of what it wants now.
+func TestSubscribingInOneBreath(t *testing.T) {
+	h := start(t)
+	ws := h.initialized(t)
+	send(t, ws, `{"jsonrpc":"2.0","id":"0","method":"resources/subscribe","params":{"uri":"session://abc/log"}}`)
+	if r, _ := next(t, ws); r.Error != nil {
+		t.Fatalf("%+v", r)
+	}
+	last := ""
+	for i := range 50 {
+		was := last
+		last = fmt.Sprintf("?tail=%d", i+1)
+		send(t, ws, `{"jsonrpc":"2.0","id":"u%d","method":"resources/unsubscribe","params":{"uri":"session://abc/log%s"}}`, i, was)
+		send(t, ws, `{"jsonrpc":"2.0","id":"s%d","method":"resources/subscribe","params":{"uri":"session://abc/log%s"}}`, i, last)
+		for range 2 {
+			if r, _ := next(t, ws); r.Error != nil {
+				t.Fatalf("%+v", r)
+			}
+		}
+	}
+	h.write("news")
+	if r, _ := next(t, ws); r.Method != updatedMethod {
+		t.Errorf("%+v", r)
+	}
+	if n := h.handler.Stats().Subscriptions; n != 1 {
+		t.Errorf("%d subscriptions", n)
+	}
+	// The two may run beside one another: the number that one gives back is not what the other takes.
+	var numbers subscriptions
+	numbers.init()
+	session := new(sdk.ServerSession)
+	for range 2 * maxSubscriptions {
+		one, _, _, err := numbers.add(session, "one", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		numbers.remove(session, "one")
+		two, _, _, err := numbers.add(session, "two", nil)
+		if err != nil || two.number == one.number {
+			t.Fatalf("%d after %d: %v", two.number, one.number, err)
+		}
+		numbers.remove(session, "two")
 	}
 }
 

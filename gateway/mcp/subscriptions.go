@@ -47,6 +47,7 @@ type subscription struct {
 type subscriptions struct {
 	mu      sync.Mutex
 	slots   []*subscription // by number; nil where free
+	after   int             // the number that was given last: one that has just become free is not given again at once, as the SDK may not have let go of it
 	of      map[*sdk.ServerSession]map[string]*subscription
 	watched map[*sdk.ServerSession]bool // whose end is waited for
 }
@@ -76,8 +77,10 @@ func (s *subscriptions) add(session *sdk.ServerSession, uri string, cancel conte
 	if len(mine) >= maxSessionSubscription {
 		return nil, false, false, fault.New(fault.Exhausted, "%d subscriptions of this MCP session are as many as may be; unsubscribe from one", len(mine))
 	}
-	for i, taken := range s.slots {
-		if taken != nil {
+	for range s.slots {
+		s.after = (s.after + 1) % len(s.slots)
+		i := s.after
+		if s.slots[i] != nil {
 			continue
 		}
 		one = &subscription{number: i, session: session, uri: uri, cancel: cancel, ended: make(chan struct{})}
@@ -238,8 +241,6 @@ func (f *follower) run(ctx context.Context) {
 	done := make(chan struct{})
 	defer reading.Wait()
 	reading.Go(func() { defer close(done); f.read(ctx) })
-	rest := time.NewTicker(notifyEvery)
-	defer rest.Stop()
 	for {
 		select {
 		case <-f.grown:
@@ -252,9 +253,11 @@ func (f *follower) run(ctx context.Context) {
 			}
 			return
 		}
+		rest := time.NewTimer(notifyEvery)
 		select {
 		case <-rest.C:
 		case <-ctx.Done():
+			rest.Stop()
 		}
 	}
 }

@@ -69,6 +69,7 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request, c caller) {
 	defer h.mu.Unlock()
 	if h.ended {
 		leave()
+		conn.end(0, "")
 		_ = ws.Close()
 		return
 	}

@@ -33,7 +33,8 @@ type wire struct {
 
 	queue  *queue
 	ending atomic.Pointer[ending]
-	gone   chan struct{} // closed with ending
+	life   context.Context // ends with ending
+	gone   context.CancelFunc
 	closed chan struct{} // closed when the socket is
 
 	mu       sync.Mutex
@@ -51,9 +52,10 @@ type ending struct {
 func newWire(h *Handler, ws *websocket.Conn, from *http.Request, c caller) *wire {
 	w := &wire{
 		h: h, ws: ws, from: from, caller: c, extra: &sdk.RequestExtra{TokenInfo: c.tokenInfo()},
-		queue: newQueue(h.o.Limits.QueueFrames, h.o.Limits.QueueBytes), gone: make(chan struct{}), closed: make(chan struct{}), inFlight: map[jsonrpc.ID]struct{}{},
+		queue: newQueue(h.o.Limits.QueueFrames, h.o.Limits.QueueBytes, h.queued), closed: make(chan struct{}), inFlight: map[jsonrpc.ID]struct{}{},
 	}
-	ws.SetReadLimit(0) // receive has its own, which counts what decompression makes of a message
+	w.life, w.gone = context.WithCancel(context.Background()) // calls are answered when the server's has ended
+	ws.SetReadLimit(0)                                        // receive has its own, which counts what decompression makes of a message
 	ws.SetPongHandler(func(string) error { w.alive(); return nil })
 	w.alive()
 	return w
@@ -100,7 +102,7 @@ func (w *wire) receive() ([]byte, error) {
 // Read implements sdk.Connection. It answers calls that may not be made itself, and returns io.EOF when the connection ends.
 func (w *wire) Read(context.Context) (jsonrpc.Message, error) {
 	for {
-		w.queue.wait(w.gone) // who does not read is not read either
+		w.queue.wait(w.life) // who does not read is not read either
 		data, err := w.receive()
 		if w.ending.Load() != nil {
 			return nil, io.EOF
@@ -190,7 +192,7 @@ func (w *wire) Write(ctx context.Context, m jsonrpc.Message) error {
 	if err != nil {
 		return err
 	}
-	return w.queue.put(ctx, w.gone, data)
+	return w.queue.put(ctx, w.life, data)
 }
 
 // answer answers a request that the SDK does not see. The queue has room, as nothing else is read meanwhile; where others have taken
@@ -198,7 +200,7 @@ func (w *wire) Write(ctx context.Context, m jsonrpc.Message) error {
 func (w *wire) answer(id jsonrpc.ID, err error) {
 	data, encodeErr := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": id.Raw(), "error": err})
 	if encodeErr == nil {
-		_ = w.queue.put(context.Background(), w.gone, data)
+		_ = w.queue.put(w.life, w.life, data)
 	}
 }
 
@@ -219,7 +221,7 @@ func whyEnded(err error) (code int, reason string) {
 // end has the connection end. The first reason counts.
 func (w *wire) end(code int, reason string) {
 	if w.ending.CompareAndSwap(nil, &ending{code, reason, time.Now().Add(farewellTime)}) {
-		close(w.gone)
+		w.gone()
 		_ = w.ws.SetReadDeadline(time.Now())
 	}
 }
@@ -239,7 +241,7 @@ func (w *wire) leave() {
 	select {
 	case <-idle:
 	case <-t.C:
-	case <-w.gone:
+	case <-w.life.Done():
 	}
 	w.end(closeGoingAway, w.h.stopping().Error())
 }
@@ -255,6 +257,7 @@ func (w *wire) Close() error {
 func (w *wire) write() {
 	defer close(w.closed)
 	defer w.ws.Close()
+	defer w.queue.close()
 	ping := time.NewTicker(w.h.o.Limits.PingEvery)
 	defer ping.Stop()
 	for {
@@ -266,7 +269,7 @@ func (w *wire) write() {
 			}
 		case <-ping.C:
 			_ = w.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(w.h.o.Limits.WriteTimeout)) // the reader sees what fails
-		case <-w.gone:
+		case <-w.life.Done():
 			if e := w.ending.Load(); e.code != 0 {
 				if w.writeAll(time.Until(e.by)) == nil {
 					w.sayClose(e)
@@ -282,7 +285,9 @@ func (w *wire) writeAll(patience time.Duration) error {
 	for data, ok := w.queue.take(); ok; data, ok = w.queue.take() {
 		_ = w.ws.SetWriteDeadline(time.Now().Add(patience))
 		w.ws.EnableWriteCompression(len(data) >= compressMinBytes)
-		if err := w.ws.WriteMessage(websocket.TextMessage, data); err != nil {
+		err := w.ws.WriteMessage(websocket.TextMessage, data)
+		w.queue.written(data)
+		if err != nil {
 			return err
 		}
 	}
