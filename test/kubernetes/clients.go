@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 )
 
 // visitor is a client at work. Its methods are for one goroutine.
@@ -191,6 +193,9 @@ func (t *test) clients(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := t.recorded(ctx, v.session, "spawn", "first", "chat", "second"); err != nil {
+		return "", err
+	}
 	_, _, err = v.ask(ctx, "end", "session_terminate", map[string]any{"id": session.ID})
 	return note, err
 }
@@ -260,4 +265,27 @@ func (t *test) loseServerOf(ctx context.Context, v *visitor, session string) (st
 	}
 	note := fmt.Sprintf("%s was deleted; %s after it %s gave the answer again", server, round(took), now)
 	return note, errors.Join(t.awaitPods(ctx, "server", 3), t.settle(ctx))
+}
+
+// recorded waits until the record shows the calls that a client made at the server that has been deleted since: they are in its volume.
+func (t *test) recorded(ctx context.Context, session string, calls ...string) error {
+	return poll(ctx, callLimit, "the record shows the client's calls", func(ctx context.Context) (bool, error) {
+		r, err := t.load.c.Record.ListInteractions(ctx, &apiv1.ListInteractionsRequest{Query: &apiv1.InteractionQuery{ClientSessionId: session, Kind: apiv1.Interaction_TOOL_CALL}})
+		if err != nil {
+			return false, err
+		}
+		if len(r.GetMissing()) > 0 {
+			return false, fmt.Errorf("servers did not answer: %v", r.GetMissing())
+		}
+		have := map[string]bool{}
+		for _, i := range r.GetInteractions() {
+			have[i.GetRequestId()] = true
+		}
+		for _, id := range calls {
+			if !have[id] {
+				return false, fmt.Errorf("of %v the record lacks %s", calls, id)
+			}
+		}
+		return true, nil
+	})
 }

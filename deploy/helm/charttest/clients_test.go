@@ -1,4 +1,4 @@
-// What clients have of servers: the gateway's limits, and providers of models with keys from Secrets.
+// What clients have of servers: the gateway's limits, providers of models with keys from Secrets, and the record of what they do.
 
 package charttest
 
@@ -142,6 +142,88 @@ func TestSchemaKnowsProviders(t *testing.T) {
 		}
 		if len(has) < 3 {
 			t.Errorf("%s: %v", what, has)
+		}
+	}
+}
+
+// Where records go, and what of them the volume holds, reaches the program; nothing of the record is elsewhere than in its data directory.
+func TestRecords(t *testing.T) {
+	has := printed(t, "orchestrator")["recorder"].(map[string]any)
+	// Every setting of the program can be given, but for where its files are.
+	objects := render(t, variants(t)["recorder-postgres"])
+	var written values
+	if err := yaml.Unmarshal([]byte(text(find(t, objects, "ConfigMap", fullname+"-server"), "data", "orchestrator.yaml")), &written); err != nil {
+		t.Fatal(err)
+	}
+	own := []string{"postgres.url", "spool.dir", "sqlite.file", "sqlite"}
+	given, settings := settingsOf(at(written, "recorder").(map[string]any)), settingsOf(has)
+	given = append(given, own...)
+	for _, key := range settings {
+		if !slices.Contains(given, key) {
+			t.Errorf("recorder.%s cannot be given", key)
+		}
+	}
+	server := effective(t, objects, "-server", "orchestrator", "orchestrator.yaml")
+	for path, want := range map[string]any{
+		"recorder.sink": "postgres", "recorder.postgres.url_file": "/var/run/orchestrator/recorder/url",
+		"recorder.postgres.max_conns": 8.0, "recorder.postgres.timeout": "10s", "recorder.spool.max_bytes": "4GiB", "recorder.spool.when_full": "block",
+	} {
+		wantAt(t, server, path, want)
+	}
+	server = effective(t, render(t, variants(t)["recorder"]), "-server", "orchestrator", "orchestrator.yaml")
+	for path, want := range map[string]any{
+		"recorder.sink": "sqlite", "recorder.retention.max_bytes": "20GiB", "recorder.max_payload_bytes": "256KiB", "recorder.spool.alarm_percent": 50.0,
+		"recorder.spool.when_full": "drop-and-count", "recorder.spool.sync_every": "20ms", "recorder.spool.dir": "", "recorder.sqlite.file": "", "recorder.postgres.url_file": "",
+	} {
+		wantAt(t, server, path, want)
+	}
+	if age := text(server, "recorder", "retention", "max_age"); age != "8760h" {
+		t.Error(age)
+	}
+	// The defaults are the program's own, but for what a volume of the default size has room for.
+	server = effective(t, render(t, nil), "-server", "orchestrator", "orchestrator.yaml")
+	wantAt(t, server, "recorder.retention.max_bytes", "1GiB")
+	wantAt(t, server, "recorder.spool.max_bytes", "256MiB")
+	for _, key := range settings {
+		path := []any{}
+		for _, k := range strings.Split(key, ".") {
+			path = append(path, k)
+		}
+		if got, want := fmt.Sprint(at(server["recorder"], path...)), fmt.Sprint(at(has, path...)); got != want && key != "retention.max_bytes" && key != "spool.max_bytes" {
+			t.Errorf("recorder.%s is %s in values.yaml, and %s in the program", key, got, want)
+		}
+	}
+	// A database's URL is in no object that the chart makes, and nobody but the servers mounts its Secret.
+	var mounting []string
+	for _, o := range objects {
+		for _, v := range list(podSpec(o), "volumes") {
+			if text(v, "secret", "secretName") == "recorder-database" {
+				mounting = append(mounting, o.String())
+			}
+		}
+	}
+	if got := strings.Join(mounting, " "); got != "StatefulSet/"+fullname+"-server" {
+		t.Errorf("the database's Secret is mounted by %q", got)
+	}
+	for _, sink := range []string{"sqlite", "none"} {
+		if s := fmt.Sprint(podSpec(find(t, render(t, with("recorder.sink", sink)), "StatefulSet", fullname+"-server"))); strings.Contains(s, "name:recorder") {
+			t.Errorf("%s mounts %s", sink, s)
+		}
+	}
+}
+
+// Sizes of settings and of volumes are compared, whatever they are written in.
+func TestVolumesHaveRoom(t *testing.T) {
+	for _, c := range []struct {
+		size, records any
+		fits          bool
+	}{
+		{"10Gi", "8961MiB", false}, {"10Gi", "8960MiB", true}, {"10Gi", 8589934592.0, true}, {"10Gi", 9663676416.0, false}, {"10G", "8GiB", true}, {"10G", "8400MiB", false},
+		{"10240Mi", "8GiB", true}, {"1.5Gi", "1GiB", true}, {"1.3Gi", "1GiB", false}, {"1Ti", "500GiB", true}, {10737418240.0, "8GiB", true}, {"10Gi", "8GB", true},
+	} {
+		_, err := tryRender(t, merged(with("servers.persistence.size", c.size), with("recorder.maxBytes", c.records)), nil)
+		if fits := err == nil; fits != c.fits {
+			t.Errorf("%v of records in %v: %v", c.records, c.size, err)
 		}
 	}
 }

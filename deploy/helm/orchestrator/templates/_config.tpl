@@ -46,6 +46,7 @@ must restart servers, and a change of their number is none. */}}
 {{- end -}}
 {{- $_ := set $c "chunks" $chunks -}}
 {{- $_ := set $c "providers" (include "orchestrator.providers" .root | fromYaml) -}}
+{{- $_ := set $c "recorder" (include "orchestrator.recorder" .root | fromYaml) -}}
 {{- mergeOverwrite $c (deepCopy (default dict $v.servers.settings)) | toYaml -}}
 {{- end -}}
 
@@ -84,6 +85,33 @@ must restart servers, and a change of their number is none. */}}
 - secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: {{ $i }}/key-{{ $n }}}]}
 {{- end }}
 {{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* The section recorder of orchestrator.yaml. Its files are in the data directory, as they are by default. */}}
+{{- define "orchestrator.recorder" -}}
+{{- $r := .Values.recorder -}}
+{{- $c := dict
+  "sink" $r.sink
+  "max_payload_bytes" $r.maxPayloadBytes
+  "redact" (default list $r.redact)
+  "spool" (dict "max_bytes" $r.spool.maxBytes "alarm_percent" (int $r.spool.alarmPercent) "when_full" $r.spool.whenFull "sync_every" $r.spool.syncEvery)
+  "retention" (dict "max_bytes" $r.maxBytes "max_age" $r.maxAge)
+-}}
+{{- if eq $r.sink "postgres" -}}
+{{- $_ := set $c "postgres" (dict "url_file" "/var/run/orchestrator/recorder/url" "max_conns" (int $r.postgres.maxConns) "timeout" $r.postgres.timeout) -}}
+{{- end -}}
+{{- toYaml $c -}}
+{{- end -}}
+
+{{/* A size such as 8GiB or a quantity such as 10Gi, in whole MiB. */}}
+{{- define "orchestrator.mebibytes" -}}
+{{- if kindIs "string" . -}}
+{{- $mebibytes := dict "" 0.00000095367431640625 "k" 0.00095367431640625 "K" 0.00095367431640625 "Ki" 0.0009765625 "M" 0.95367431640625 "Mi" 1.0
+  "G" 953.67431640625 "Gi" 1024.0 "T" 953674.31640625 "Ti" 1048576.0 "P" 953674316.40625 "Pi" 1073741824.0 "E" 953674316406.25 "Ei" 1099511627776.0 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $mebibytes (regexFind "[A-Za-z]*$" . | trimSuffix "B")) | int64 -}}
+{{- else -}}
+{{- divf . 1048576.0 | int64 -}}
 {{- end -}}
 {{- end -}}
 
