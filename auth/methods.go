@@ -52,12 +52,17 @@ var Methods = map[string]Rule{
 	apiv1.SessionService_RewindSession_FullMethodName:     {Use, Namespaced},
 	apiv1.SessionService_DeleteCheckpoint_FullMethodName:  {Use, Namespaced},
 	apiv1.SessionService_DiffCheckpoints_FullMethodName:   {Read, Namespaced},
-	// What leaves by an export is everything that the session holds, which readers do not see.
+	apiv1.SessionService_ListFiles_FullMethodName:         {Read, Namespaced},
+	// What leaves by an export is everything that the session holds, which readers do not see; they see which files there are.
+	apiv1.SessionService_ReadFile_FullMethodName:      {Use, Namespaced},
 	apiv1.SessionService_ExportSession_FullMethodName: {Use, Namespaced},
 	apiv1.SessionService_ImportSession_FullMethodName: {Use, Namespaced},
 
 	apiv1.QueueService_GetQueueStats_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_ListMessages_FullMethodName:     {Read, Namespaced},
+	apiv1.QueueService_ListCalls_FullMethodName:        {Read, Namespaced},
+	apiv1.QueueService_GetCall_FullMethodName:          {Read, Namespaced},
+	apiv1.QueueService_CancelCall_FullMethodName:       {Use, Namespaced},
 	apiv1.QueueService_ListDeadLetters_FullMethodName:  {Read, Namespaced},
 	apiv1.QueueService_GetDeadLetter_FullMethodName:    {Read, Namespaced},
 	apiv1.QueueService_RetryDeadLetters_FullMethodName: {Operate, Namespaced},
@@ -73,6 +78,10 @@ var Methods = map[string]Rule{
 	apiv1.ProviderService_ListConversations_FullMethodName:  {Use, Namespaced},
 	apiv1.ProviderService_GetConversation_FullMethodName:    {Use, Namespaced},
 	apiv1.ProviderService_DeleteConversation_FullMethodName: {Use, Namespaced},
+
+	// The record holds what everybody in the namespace said and was answered.
+	apiv1.RecorderService_ListInteractions_FullMethodName:   {Operate, Namespaced},
+	apiv1.RecorderService_ExportInteractions_FullMethodName: {Operate, Namespaced},
 
 	apiv1.NodeService_ListNodes_FullMethodName:    {Read, ClusterWide},
 	apiv1.NodeService_GetNode_FullMethodName:      {Read, ClusterWide},
@@ -94,12 +103,13 @@ var Methods = map[string]Rule{
 	apiv1.TokenService_ListTokens_FullMethodName:  {Administer, ClusterWide},
 	apiv1.TokenService_RevokeToken_FullMethodName: {Administer, ClusterWide},
 
-	clusterv1.RelayService_GetServerStats_FullMethodName:     {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerDaemons_FullMethodName:   {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerProviders_FullMethodName: {Relay, ClusterWide},
-	clusterv1.RelayService_Link_FullMethodName:               {Relay, ClusterWide},
-	clusterv1.RelayService_CommitCalls_FullMethodName:        {Relay, ClusterWide},
-	clusterv1.RelayService_GetReadIndex_FullMethodName:       {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerStats_FullMethodName:        {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerDaemons_FullMethodName:      {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerProviders_FullMethodName:    {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerInteractions_FullMethodName: {Relay, ClusterWide},
+	clusterv1.RelayService_Link_FullMethodName:                  {Relay, ClusterWide},
+	clusterv1.RelayService_CommitCalls_FullMethodName:           {Relay, ClusterWide},
+	clusterv1.RelayService_GetReadIndex_FullMethodName:          {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

@@ -97,15 +97,27 @@ func (n *novice) admits(r raft.RPC) bool {
 	if !n.is.Load() {
 		return true
 	}
+	last := uint64(0)
 	switch c := r.Command.(type) {
-	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest:
-		r.Respond(nil, errNovice)
-		return false
+	case *raft.RequestVoteRequest:
+		last = c.LastLogIndex
+	case *raft.RequestPreVoteRequest:
+		last = c.LastLogIndex
 	case *raft.AppendEntriesRequest:
 		n.look(c)
+		return true
+	default:
+		return true
+	}
+	if last > firstConfigurationIndex {
+		r.Respond(nil, errNovice)
+		return false
 	}
 	return true
 }
+
+// firstConfigurationIndex is where raft's BootstrapCluster writes.
+const firstConfigurationIndex = 1
 
 // look ends the noviciate when this server holds the last entry that the leader has committed, and that is of the leader's own term. No
 // other leader can have written an entry of that term, so all before it is here as the leader has it; and whatever was

@@ -123,3 +123,23 @@ func TestANoviceStaysOneAcrossAStart(t *testing.T) {
 		}
 	})
 }
+
+// One server has written the first configuration before the others, which then are empty, and must vote for it.
+func TestAClusterFormsAroundTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forms := func(o *Options) {
+			if o.ID != "s2" {
+				o.Servers = nil
+			}
+		}
+		c := newTrio(t, forms)
+		defer c.close()
+		c.spawn(c.leader(nil), "one")
+		c.agree(1)
+		for _, m := range c.servers {
+			if m.node.novice.is.Load() {
+				t.Errorf("%s has no say", m.id)
+			}
+		}
+	})
+}

@@ -5,6 +5,7 @@ package gateway
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
@@ -67,6 +68,7 @@ func (s *queueService) GetQueueStats(ctx context.Context, req *apiv1.GetQueueSta
 	if oldest != 0 {
 		out.OldestSeconds = time.Duration(s.ops.Now().UnixNano() - oldest).Seconds()
 	}
+	s.countCalls(v, ns, out)
 	return out, nil
 }
 
@@ -130,21 +132,27 @@ func (s *queueService) ListDeadLetters(ctx context.Context, req *apiv1.ListDeadL
 			return nil, err
 		}
 	}
+	out := &apiv1.ListDeadLettersResponse{}
+	size := pageSize(req.GetPageSize())
+	if token, calls := strings.CutPrefix(req.GetPageToken(), deadCallsToken); calls && id == "" {
+		return out, s.deadCalls(v, ns, token, size, out)
+	}
 	after, err := parseLetter(req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
-	out := &apiv1.ListDeadLettersResponse{}
-	size := pageSize(req.GetPageSize())
 	for d := range v.DeadLetters(ns, id, after) {
 		if len(out.Messages) == size {
 			last := out.Messages[size-1]
 			out.NextPageToken = last.GetSessionId() + "/" + strconv.FormatUint(last.GetSequence(), 10)
-			break
+			return out, nil
 		}
 		out.Messages = append(out.Messages, deadProto(d))
 	}
-	return out, nil
+	if id != "" {
+		return out, nil
+	}
+	return out, s.deadCalls(v, ns, "", size-len(out.Messages), out)
 }
 
 func parseLetter(token string) (state.LetterKey, error) {
@@ -180,6 +188,13 @@ func (s *queueService) GetDeadLetter(ctx context.Context, req *apiv1.GetDeadLett
 	if err != nil {
 		return nil, err
 	}
+	if req.GetCallId() != "" {
+		c, err := s.deadCall(ctx, v, req.GetNamespace(), req.GetCallId())
+		if err != nil {
+			return nil, err
+		}
+		return &apiv1.GetDeadLetterResponse{Call: callProto(v, c, true)}, nil
+	}
 	d, err := s.letter(ctx, v, req.GetNamespace(), req.GetSessionId(), req.GetSequence())
 	if err != nil {
 		return nil, err
@@ -188,6 +203,9 @@ func (s *queueService) GetDeadLetter(ctx context.Context, req *apiv1.GetDeadLett
 }
 
 func (s *queueService) RetryDeadLetters(ctx context.Context, req *apiv1.RetryDeadLettersRequest) (*apiv1.RetryDeadLettersResponse, error) {
+	if req.GetCallId() != "" {
+		return s.retryCall(ctx, req)
+	}
 	row, err := s.ops.resolve(ctx, s.ops.State.View(), req.GetNamespace(), req.GetSessionId())
 	if err != nil {
 		return nil, err
@@ -205,14 +223,16 @@ func (s *queueService) PurgeDeadLetters(ctx context.Context, req *apiv1.PurgeDea
 	}
 	cmd := &clusterv1.PurgeDeadLetters{Namespace: ns, Sequence: req.GetSequence()}
 	switch {
+	case req.GetCallId() != "":
+		return s.purgeCall(ctx, req)
 	case req.GetSessionId() != "":
 		if cmd.SessionId, err = s.deadSession(ctx, s.ops.State.View(), req.GetNamespace(), req.GetSessionId()); err != nil {
 			return nil, err
 		}
 	case req.GetSequence() != 0:
 		return nil, fault.New(fault.Invalid, "session_id: is missing; a sequence alone names no dead letter").WithField("session_id")
-	case ns == "":
-		cmd.Namespace = session.DefaultNamespace
+	default:
+		return s.purgeAll(ctx, req, namespaceOr(ns, caller(ctx)))
 	}
 	res, err := s.ops.oneOnce(ctx, apiv1.QueueService_PurgeDeadLetters_FullMethodName, req, &clusterv1.Command{Kind: &clusterv1.Command_PurgeDeadLetters{PurgeDeadLetters: cmd}})
 	return &apiv1.PurgeDeadLettersResponse{Purged: res.Count}, err

@@ -109,6 +109,15 @@ type Call struct {
 	ModifyIndex uint64
 }
 
+// Namespace is what the call belongs to for people who look at calls: that of its caller, and the default one for callers that are bound
+// to none.
+func (c *Call) Namespace() string {
+	if c.Caller.Namespace == "" {
+		return session.DefaultNamespace
+	}
+	return c.Caller.Namespace
+}
+
 // Client is a client's session as the replicated state holds it. Treat it as immutable.
 type Client struct {
 	ClientKey

@@ -15,6 +15,9 @@ const (
 	CodeUnavailable = "SERVICE_UNAVAILABLE"
 )
 
+// cancelled is the outcome of a call that its client did not want any more; it may want it again.
+func cancelled() *Outcome { return &Outcome{Cancelled: true, Passing: true} }
+
 // become returns a copy with the status that the event leads to.
 func (c *Call) become(e Event) (*Call, error) {
 	to, ok := Next(c.Status, e)
@@ -56,7 +59,7 @@ func (c *Call) Defer(server string, attempt uint32, notBefore int64, why string,
 	case c.Status != Running || c.Server != server || c.Attempt != attempt:
 		return nil, c.stale(Defer, server, attempt)
 	case c.Cancelling:
-		return c.end(End, &Outcome{Cancelled: true}, now)
+		return c.end(End, cancelled(), now)
 	case !c.Repeatable:
 		return nil, fault.New(fault.FailedPrecondition, "defer: call %s of %s may have had its effect, and may not be repeated; end it", c.ID(), c.Tool)
 	}
@@ -89,7 +92,7 @@ func (c *Call) Cancel(now int64) (*Call, error) {
 	case c.Status.Over(), c.Cancelling:
 		return c, nil
 	case c.Status == Queued:
-		return c.end(End, &Outcome{Cancelled: true}, now)
+		return c.end(End, cancelled(), now)
 	}
 	n := *c
 	n.Cancelling = true
@@ -103,7 +106,7 @@ func (c *Call) Assign(to, why string, now int64) (*Call, error) {
 	case c.Status.Over():
 		return c, nil
 	case c.Cancelling:
-		return c.end(End, &Outcome{Cancelled: true}, now)
+		return c.end(End, cancelled(), now)
 	case c.Status == Running && !c.Repeatable:
 		return c.end(GiveUp, &Outcome{
 			Code:    CodeUnavailable,
@@ -128,11 +131,13 @@ func (c *Call) Expire(now int64) (*Call, error) {
 	case c.Status.Over():
 		return c, nil
 	case c.Cancelling:
-		return c.end(End, &Outcome{Cancelled: true}, now)
+		return c.end(End, cancelled(), now)
 	case c.Status == Queued:
-		return c.end(End, &Outcome{Code: CodeTimeout, Message: "its deadline passed while it waited"}, now)
+		return c.end(End, &Outcome{Code: CodeTimeout, Message: "its deadline passed while it waited", Passing: true}, now)
 	default:
-		return c.end(End, &Outcome{Code: CodeTimeout, Message: fmt.Sprintf("its deadline passed, and server %s, which ran it, has not said how it ended", c.Server)}, now)
+		return c.end(End, &Outcome{
+			Code: CodeTimeout, Message: fmt.Sprintf("its deadline passed, and server %s, which ran it, has not said how it ended", c.Server), Passing: true,
+		}, now)
 	}
 }
 

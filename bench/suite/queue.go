@@ -94,7 +94,7 @@ func (b *Bench) queueOnce(ctx context.Context, c *testbed.Cluster, nodes, h *tes
 		return fmt.Errorf("spawn: %s", spawned.Summary.FirstError)
 	}
 	for _, callers := range []int{modestCallers, queueSessions} {
-		args := load.SendArgs{Sessions: spawned.IDs, Callers: callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: load.Turn, Profile: b.profile(fmt.Sprintf("queue-%d-generator", callers))}
+		args := load.SendArgs{Sessions: spawned.IDs, Callers: callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: load.Ask, Profile: b.profile(fmt.Sprintf("queue-%d-generator", callers))}
 		var s measure.Summary
 		var m *cpuMeter
 		err := b.profiled(ctx, c, fmt.Sprintf("queue-%d", callers), b.o.Warm+b.o.Length, func() error {

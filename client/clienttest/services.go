@@ -330,6 +330,7 @@ func (s *queues) GetQueueStats(_ context.Context, req *apiv1.GetQueueStatsReques
 		resp.OldestSeconds = max(resp.OldestSeconds, s.c.Now().Sub(m.GetCreateTime().AsTime()).Seconds())
 	}
 	resp.Dead = uint64(len(s.c.letters(req.GetNamespace(), "", isDead)))
+	s.c.countCalls(req.GetNamespace(), resp)
 	return resp, nil
 }
 
@@ -344,7 +345,11 @@ func (s *queues) ListDeadLetters(_ context.Context, req *apiv1.ListDeadLettersRe
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	page, next := cut(clones(s.c.letters(req.GetNamespace(), req.GetSessionId(), isDead)), req.GetPageToken(), req.GetPageSize())
-	return &apiv1.ListDeadLettersResponse{Messages: page, NextPageToken: next}, nil
+	out := &apiv1.ListDeadLettersResponse{Messages: page, NextPageToken: next}
+	if next == "" && req.GetSessionId() == "" {
+		out.Calls = s.c.toolCalls(req.GetNamespace(), isDeadCall)
+	}
+	return out, nil
 }
 
 func clones(in []*apiv1.Message) (out []*apiv1.Message) {
@@ -361,6 +366,10 @@ func (s *queues) one(id string, sequence uint64) []*apiv1.Message {
 func (s *queues) GetDeadLetter(_ context.Context, req *apiv1.GetDeadLetterRequest) (*apiv1.GetDeadLetterResponse, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
+	if req.GetCallId() != "" {
+		call, err := s.c.toolCall(req.GetNamespace(), req.GetCallId(), isDeadCall)
+		return &apiv1.GetDeadLetterResponse{Call: proto.CloneOf(call)}, err
+	}
 	l := s.one(req.GetSessionId(), req.GetSequence())
 	if len(l) == 0 || req.GetSequence() == 0 {
 		return nil, fault.New(fault.NotFound, "session %s has no dead letter %d; 'orchctl dlq list' shows those there are", req.GetSessionId(), req.GetSequence())
@@ -371,6 +380,9 @@ func (s *queues) GetDeadLetter(_ context.Context, req *apiv1.GetDeadLetterReques
 func (s *queues) RetryDeadLetters(_ context.Context, req *apiv1.RetryDeadLettersRequest) (*apiv1.RetryDeadLettersResponse, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
+	if req.GetCallId() != "" {
+		return &apiv1.RetryDeadLettersResponse{Retried: 1}, s.c.changeCall(req.GetNamespace(), req.GetCallId(), apiv1.Call_QUEUED)
+	}
 	l := s.one(req.GetSessionId(), req.GetSequence())
 	for _, m := range l {
 		m.Status, m.Cause, m.EndTime = apiv1.Message_QUEUED, "", nil
@@ -382,6 +394,9 @@ func (s *queues) RetryDeadLetters(_ context.Context, req *apiv1.RetryDeadLetters
 func (s *queues) PurgeDeadLetters(_ context.Context, req *apiv1.PurgeDeadLettersRequest) (*apiv1.PurgeDeadLettersResponse, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
+	if req.GetCallId() != "" {
+		return &apiv1.PurgeDeadLettersResponse{Purged: 1}, s.c.changeCall(req.GetNamespace(), req.GetCallId(), apiv1.Call_ENDED)
+	}
 	l := s.one(req.GetSessionId(), req.GetSequence())
 	for _, m := range l {
 		m.Status = apiv1.Message_ACKED
@@ -489,11 +504,11 @@ type providers struct {
 func (*providers) ListProviders(context.Context, *apiv1.ListProvidersRequest) (*apiv1.ListProvidersResponse, error) {
 	return &apiv1.ListProvidersResponse{Providers: []*apiv1.Provider{
 		{
-			Server: "server-1", Name: "moonshot", Dialect: "openai", Models: []string{"kimi"}, Healthy: true, Min: 2, Max: 10, Open: 3, Idle: 2, InUse: 1, Breaker: "closed",
+			Server: "server-1", Name: "moonshot", Dialect: "openai", Models: []string{"kimi"}, Healthy: true, Min: 2, Max: 10, MaxInFlight: 6, Open: 3, Idle: 2, InUse: 1, Breaker: "closed",
 			Calls: 7, InputTokens: 1200, OutputTokens: 300, CostUsd: 0.0126, RequestsLeft: 59, TokensLeft: -1,
 		},
 		{
-			Server: "server-2", Name: "zhipuai", Dialect: "openai", Models: []string{"glm", "glm-air"}, Min: 1, Max: 5, Waiting: 2, Breaker: "open", Calls: 6, Failed: 6, Limited: 1,
+			Server: "server-2", Name: "zhipuai", Dialect: "openai", Models: []string{"glm", "glm-air"}, Min: 1, Max: 5, MaxInFlight: 4, Waiting: 2, Breaker: "open", Calls: 6, Failed: 6, Limited: 1,
 			LastError: "no connection within 3s", RequestsLeft: -1, TokensLeft: -1,
 		},
 	}}, nil

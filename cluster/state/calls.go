@@ -128,7 +128,7 @@ func (a *applier) saveCall(old, c *queue.Call) *queue.Call {
 		row.Order++
 		c.Order = row.Order
 		if c.Status == queue.Dead {
-			a.event(Event{Type: "call.dead", Namespace: c.Caller.Namespace, Message: fmt.Sprintf("call %s of %s became a dead letter at attempt %d: %s", c.ID(), c.Tool, c.Attempt, a.reason(c.LastError))})
+			a.event(Event{Type: "call.dead", Namespace: c.Namespace(), Message: fmt.Sprintf("call %s of %s became a dead letter at attempt %d: %s", c.ID(), c.Tool, c.Attempt, a.reason(c.LastError))})
 		}
 	}
 	a.putCall(row, old, c)
@@ -267,7 +267,7 @@ func (a *applier) retryCall(p *clusterv1.RetryCall) Result {
 	}
 	a.meta.call++
 	c.CreateTime = a.meta.time
-	a.event(Event{Type: "call.retried", Namespace: c.Caller.Namespace, Message: fmt.Sprintf("call %s of %s was a dead letter and waits again", c.ID(), c.Tool)})
+	a.event(Event{Type: "call.retried", Namespace: c.Namespace(), Message: fmt.Sprintf("call %s of %s was a dead letter and waits again", c.ID(), c.Tool)})
 	return Result{Call: a.saveCall(old, c)}
 }
 
@@ -277,14 +277,14 @@ func (a *applier) purgeCalls(p *clusterv1.PurgeCalls) (uint32, error) {
 	if p.GetKey() != nil {
 		k := pbconv.CallKeyFromProto(p.GetKey())
 		c := a.calls.get(a.base, k)
-		if c == nil || c.Status != queue.Dead || p.GetNamespace() != "" && p.GetNamespace() != c.Caller.Namespace {
+		if c == nil || c.Status != queue.Dead || p.GetNamespace() != "" && p.GetNamespace() != c.Namespace() {
 			return 0, fault.New(fault.NotFound, "purge: call %s is not a dead letter", k.ID())
 		}
 		dead = append(dead, c)
 	} else {
 		a.flush()
 		for c := range callsOf(a.base, setID{kind: setCallsDead}) {
-			if p.GetNamespace() == "" || p.GetNamespace() == c.Caller.Namespace {
+			if p.GetNamespace() == "" || p.GetNamespace() == c.Namespace() {
 				dead = append(dead, c)
 			}
 		}

@@ -80,7 +80,7 @@ func (v *View) DeadCalls(namespace string, after DeadToken) iter.Seq[*queue.Call
 				continue
 			}
 			c := callByNumber(v.txn, callNumber(key))
-			if (namespace == "" || c.Caller.Namespace == namespace) && !yield(c) {
+			if (namespace == "" || c.Namespace() == namespace) && !yield(c) {
 				return
 			}
 		}

@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 )
@@ -29,6 +32,7 @@ func TestGolden(t *testing.T) {
 	r.must("nodes cordon node-1")
 	r.must("sessions spawn --name waiting --env A=true --restart always -- run")
 	r.must("sessions send waiting --priority critical 'first: \"quoted\"'")
+	addCalls(r)
 	r.must("tokens create ci --role client --ttl 24h -n team")
 	r.must("tokens create root --role admin")
 	r.must("context set dev --addr 10.0.0.1:8077,10.0.0.2:8077 --token-file /etc/token --tls-ca /etc/ca.pem -n team")
@@ -37,11 +41,42 @@ func TestGolden(t *testing.T) {
 		"sessions-list": "sessions list", "sessions-list-filter": "sessions list --filter phase=RUNNING --limit 1", "sessions-get": "sessions get web",
 		"sessions-get-failed": "sessions get " + r.must("sessions list --filter phase=FAILED -o name"), "sessions-history": "sessions history " + web,
 		"sessions-logs": "sessions logs web", "nodes-list": "nodes list", "nodes-get": "nodes get node-2", "cluster-status": "cluster status",
-		"cluster-members": "cluster members", "daemons-list": "daemons list", "providers-list": "providers list", "providers-models": "providers models", "conversations-list": "conversations list", "conversations-get": "conversations get plan", "queue-stats": "queue stats", "queue-list": "queue list", "dlq-list": "dlq list", "dlq-get": "dlq get web 2",
+		"cluster-members": "cluster members", "daemons-list": "daemons list", "interactions-list": "interactions list", "interactions-list-filter": "interactions list --kind model-call --filter status=failed",
+		"providers-list": "providers list", "providers-models": "providers models", "conversations-list": "conversations list", "conversations-get": "conversations get plan", "queue-stats": "queue stats", "queue-list": "queue list", "dlq-list": "dlq list", "dlq-get": "dlq get web 2",
+		"queue-calls": "queue calls", "queue-calls-filter": "queue calls --filter status=ended,tool=chat", "queue-get": "queue get 5ca1ab1e0002", "dlq-get-call": "dlq get 5ca1ab1e0003",
 		"tokens-list": "tokens list", "events": "events", "context-list": "context list", "sessions-list-empty": "sessions list -n nobody",
 	} {
 		t.Run(name, func(t *testing.T) { goldenForms(t, r, name, line) })
 	}
+}
+
+// addCalls adds a call of each kind.
+func addCalls(r *rig) {
+	now := r.c.Now()
+	call := func(id string, status apiv1.Call_Status, change func(*apiv1.Call)) {
+		c := &apiv1.Call{
+			Id: id, Owner: "token 4f2a", Session: "ann", RequestId: "r-" + id[10:], Namespace: "default", Caller: "ci", Tool: "session_send", Priority: apiv1.Priority_NORMAL,
+			Status: status, Server: "server-1", Attempts: 1, Repeatable: true, CreateTime: timestamppb.New(now.Add(-time.Minute)), Deadline: timestamppb.New(now.Add(time.Hour)),
+			ArgumentsBytes: 13, Arguments: []byte(`{"id":"web"}`),
+		}
+		change(c)
+		r.c.AddCall(c)
+	}
+	call("5ca1ab1e0000", apiv1.Call_QUEUED, func(c *apiv1.Call) {
+		c.Attempts, c.OrderKey, c.Priority = 0, "session web", apiv1.Priority_CRITICAL
+	})
+	call("5ca1ab1e0001", apiv1.Call_RUNNING, func(c *apiv1.Call) { c.Cancelling, c.BeginTime = true, timestamppb.New(now) })
+	call("5ca1ab1e0002", apiv1.Call_ENDED, func(c *apiv1.Call) {
+		c.Tool, c.Repeatable, c.Arguments, c.EndTime, c.Delivered = "chat", false, nil, timestamppb.New(now), true
+		c.Outcome = &apiv1.Call_Outcome{Outputs: []byte(`[{"type":"text","text":"hello"}]`), OutputsBytes: 32}
+	})
+	call("5ca1ab1e0003", apiv1.Call_DEAD, func(c *apiv1.Call) {
+		c.Tool, c.Repeatable, c.Attempts, c.EndTime, c.LastError = "chat", false, 4, timestamppb.New(now), "PROVIDER_ERROR: moonshot: 503 four times"
+		c.Outcome = &apiv1.Call_Outcome{Code: "PROVIDER_ERROR", Message: "moonshot: 503 four times"}
+	})
+	call("5ca1ab1e0004", apiv1.Call_ENDED, func(c *apiv1.Call) {
+		c.Outcome, c.LastError, c.Arguments = &apiv1.Call_Outcome{Code: "TIMEOUT", Message: "its deadline passed while it waited"}, "TIMEOUT: its deadline passed while it waited", nil
+	})
 }
 
 // goldenForms compares what a command prints, in every form, with its golden file.

@@ -113,7 +113,7 @@ func TestExitCodes(t *testing.T) {
 		{"sessions logs web --since yesterday", "--since", 2},
 		{"queue list --filter colour=red", "--filter", 2},
 		{"dlq get web x", "not a message's sequence", 2},
-		{"dlq purge", "name a session, or give --all", 2},
+		{"dlq purge", "name a session or a call, or give --all", 2},
 		{"tokens create a", "--role is missing", 2},
 		{"tokens create a --role king", "is not a role", 2},
 		{"--context nowhere sessions list", "there is no context", 2},
@@ -560,7 +560,7 @@ func TestVersionAndTop(t *testing.T) {
 	if got := r.must("version"); got != "client: "+version()+"\nserver: 1.0.0" {
 		t.Error(got)
 	}
-	if got := r.must("--version"); got != "orchctl "+version() {
+	if got := r.must("--version"); got != "orchctl version "+version() {
 		t.Error(got)
 	}
 	if res := r.run("version --addr 127.0.0.1:1 --timeout 100ms -o json"); res.code != exitcode.Unreachable || !strings.Contains(res.out, `"server": ""`) {

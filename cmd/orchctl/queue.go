@@ -1,4 +1,4 @@
-// queue: what waits in mailboxes.
+// queue: what waits in mailboxes, and the calls of clients.
 
 package main
 
@@ -15,12 +15,13 @@ import (
 )
 
 func (a *app) queueCommand() *cobra.Command {
-	return a.group("queue", "See what waits in mailboxes", a.queueStatsCommand(), a.queueListCommand())
+	return a.group("queue", "See what waits in mailboxes, and the calls of clients",
+		a.queueStatsCommand(), a.queueListCommand(), a.queueCallsCommand(), a.queueGetCommand(), a.queueCancelCommand())
 }
 
 func (a *app) queueStatsCommand() *cobra.Command {
 	var all bool
-	c := a.command("stats", "Count messages", exactly(0), brief, func(ctx context.Context, _ []string) error {
+	c := a.command("stats", "Count messages and calls", exactly(0), brief, func(ctx context.Context, _ []string) error {
 		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
@@ -35,6 +36,8 @@ func (a *app) queueStatsCommand() *cobra.Command {
 		return a.printFields([]field{
 			{label: "Queued", value: number(r.GetQueued())}, {label: "Delivered", value: number(r.GetDelivered())}, {label: "Dead", value: number(r.GetDead())},
 			{label: "By priority", value: first(pairsText(r.GetByPriority()), "none")}, {label: "Oldest", value: fmt.Sprintf("%.1f s", r.GetOldestSeconds())},
+			{label: "Calls", value: first(pairsText(r.GetCalls()), "none")}, {label: "Calls by priority", value: first(pairsText(r.GetCallsByPriority()), "none")},
+			{label: "Oldest call", value: fmt.Sprintf("%.1f s", r.GetOldestCallSeconds())},
 		})
 	})
 	a.allFlag(c, &all)

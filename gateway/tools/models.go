@@ -32,7 +32,7 @@ type said struct {
 
 func chatTool() Tool {
 	return Tool{
-		Name: "chat", AsksModels: true,
+		Name: "chat", AsksModels: true, OrderBy: "conversation_id", OrderBut: "new",
 		Description: "Ask a language model of the providers that the server is configured with. Give a prompt, or the whole conversation as messages: a model remembers nothing. With a conversation_id the cluster keeps what is said, and the next prompt with it goes on there. Returns JSON with text, provider, model and tokens.",
 		Schema: object(nil, map[string]*Schema{
 			"prompt": text("what the user says, instead of messages", maxPromptChars),

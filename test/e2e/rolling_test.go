@@ -27,9 +27,10 @@ import (
 // trio is a cluster of three servers, and agents that know all of them. What it does with sessions, nodes and calls is small's.
 type trio struct {
 	*small
-	servers  []*process
-	bases    []int          // the first of each server's five ports
-	settings map[string]any // of all servers, beside their own
+	servers []*process
+	bases   []int // the first of each server's five ports
+	// settings are further ones of each server.
+	settings map[string]any
 }
 
 func (c *trio) at(server, port int) string {
@@ -83,7 +84,7 @@ func startTrioWith(t *testing.T, agents int, settings map[string]any) *trio {
 func (c *trio) startServer(i int) {
 	c.t.Helper()
 	name := fmt.Sprintf("server-%d", i+1)
-	server := map[string]any{
+	settings := map[string]any{
 		"name": name, "data_dir": filepath.Join(c.dir, name), "auth": map[string]any{"tokens": false},
 		"listen": map[string]string{"gossip": c.at(i, 0), "raft": c.at(i, 1), "grpc": c.at(i, 2), "link": c.at(i, 3), "client": c.at(i, 4)},
 		// By name, as servers whose addresses may change.
@@ -91,8 +92,8 @@ func (c *trio) startServer(i int) {
 		"bootstrap_expect": 3, "join": []string{c.named(0, 0), c.named(1, 0), c.named(2, 0)}, "raft": map[string]string{"remove_left_after": "10s"},
 		"log": map[string]string{"level": "debug"},
 	}
-	maps.Copy(server, c.settings)
-	c.servers = append(c.servers, start(c.t, name, "orchestrator", "serve", "--config", writeYAML(c.t, c.dir, name+".yaml", server)))
+	maps.Copy(settings, c.settings)
+	c.servers = append(c.servers, start(c.t, name, "orchestrator", "serve", "--config", writeYAML(c.t, c.dir, name+".yaml", settings)))
 }
 
 // voters are the servers that vote, in the order of their names.

@@ -21,12 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RelayService_GetServerStats_FullMethodName     = "/orchestrator.cluster.v1.RelayService/GetServerStats"
-	RelayService_GetServerDaemons_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
-	RelayService_GetServerProviders_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
-	RelayService_GetReadIndex_FullMethodName       = "/orchestrator.cluster.v1.RelayService/GetReadIndex"
-	RelayService_CommitCalls_FullMethodName        = "/orchestrator.cluster.v1.RelayService/CommitCalls"
-	RelayService_Link_FullMethodName               = "/orchestrator.cluster.v1.RelayService/Link"
+	RelayService_GetServerStats_FullMethodName        = "/orchestrator.cluster.v1.RelayService/GetServerStats"
+	RelayService_GetServerDaemons_FullMethodName      = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
+	RelayService_GetServerProviders_FullMethodName    = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
+	RelayService_GetServerInteractions_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerInteractions"
+	RelayService_GetReadIndex_FullMethodName          = "/orchestrator.cluster.v1.RelayService/GetReadIndex"
+	RelayService_CommitCalls_FullMethodName           = "/orchestrator.cluster.v1.RelayService/CommitCalls"
+	RelayService_Link_FullMethodName                  = "/orchestrator.cluster.v1.RelayService/Link"
 )
 
 // RelayServiceClient is the client API for RelayService service.
@@ -41,6 +42,8 @@ type RelayServiceClient interface {
 	GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error)
+	// GetServerInteractions returns a page of what the asked server itself has recorded.
+	GetServerInteractions(ctx context.Context, in *GetServerInteractionsRequest, opts ...grpc.CallOption) (*GetServerInteractionsResponse, error)
 	// GetReadIndex returns a raft index that holds every change acknowledged before; the asked server must lead. Who has applied so much
 	// may answer from its own state.
 	GetReadIndex(ctx context.Context, in *GetReadIndexRequest, opts ...grpc.CallOption) (*GetReadIndexResponse, error)
@@ -82,6 +85,16 @@ func (c *relayServiceClient) GetServerProviders(ctx context.Context, in *GetServ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerProvidersResponse)
 	err := c.cc.Invoke(ctx, RelayService_GetServerProviders_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *relayServiceClient) GetServerInteractions(ctx context.Context, in *GetServerInteractionsRequest, opts ...grpc.CallOption) (*GetServerInteractionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerInteractionsResponse)
+	err := c.cc.Invoke(ctx, RelayService_GetServerInteractions_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +146,8 @@ type RelayServiceServer interface {
 	GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error)
+	// GetServerInteractions returns a page of what the asked server itself has recorded.
+	GetServerInteractions(context.Context, *GetServerInteractionsRequest) (*GetServerInteractionsResponse, error)
 	// GetReadIndex returns a raft index that holds every change acknowledged before; the asked server must lead. Who has applied so much
 	// may answer from its own state.
 	GetReadIndex(context.Context, *GetReadIndexRequest) (*GetReadIndexResponse, error)
@@ -158,6 +173,9 @@ func (UnimplementedRelayServiceServer) GetServerDaemons(context.Context, *GetSer
 }
 func (UnimplementedRelayServiceServer) GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerProviders not implemented")
+}
+func (UnimplementedRelayServiceServer) GetServerInteractions(context.Context, *GetServerInteractionsRequest) (*GetServerInteractionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerInteractions not implemented")
 }
 func (UnimplementedRelayServiceServer) GetReadIndex(context.Context, *GetReadIndexRequest) (*GetReadIndexResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetReadIndex not implemented")
@@ -243,6 +261,24 @@ func _RelayService_GetServerProviders_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_GetServerInteractions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerInteractionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).GetServerInteractions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_GetServerInteractions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).GetServerInteractions(ctx, req.(*GetServerInteractionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_GetReadIndex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetReadIndexRequest)
 	if err := dec(in); err != nil {
@@ -304,6 +340,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerProviders",
 			Handler:    _RelayService_GetServerProviders_Handler,
+		},
+		{
+			MethodName: "GetServerInteractions",
+			Handler:    _RelayService_GetServerInteractions_Handler,
 		},
 		{
 			MethodName: "GetReadIndex",
