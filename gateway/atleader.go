@@ -8,7 +8,6 @@ import (
 	"errors"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
@@ -36,19 +35,26 @@ func (s *relayService) GetReadIndex(ctx context.Context, _ *clusterv1.GetReadInd
 }
 
 // atLeader does something where the cluster is led: here, or by asking the server that leads. While nobody leads, or it is not known what
-// the leader did, it is done again until the second context ends, or the first one, between two attempts.
+// the leader did, it is done again, as retrying says.
 func (o *Operations) atLeader(ctx, until context.Context, here func(context.Context) error, there func(context.Context, clusterv1.RelayServiceClient) error) error {
 	forward := &forwarder{node: o.Node, peers: o.Peers}
-	for pause := retryFirst; ; pause = min(2*pause, retryMax) {
-		var conn *grpc.ClientConn
+	return retrying(ctx, until, func() error {
 		conn, err := forward.leader(until)
 		switch {
 		case err != nil:
+			return err
 		case conn == nil:
-			err = here(until)
+			return here(until)
 		default:
-			err = fromPeer(there(o.Peers.asPeer(ownMetadata(until)), clusterv1.NewRelayServiceClient(conn)))
+			return fromPeer(there(o.Peers.asPeer(ownMetadata(until)), clusterv1.NewRelayServiceClient(conn)))
 		}
+	})
+}
+
+// retrying does something again while it is unavailable, until the second context ends, or between two attempts the first one.
+func retrying(ctx, until context.Context, do func() error) error {
+	for pause := retryFirst; ; pause = min(2*pause, retryMax) {
+		err := do()
 		if err == nil || fault.KindOf(err) != fault.Unavailable {
 			return err
 		}

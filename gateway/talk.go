@@ -200,17 +200,23 @@ func (t *talk) keep(ctx context.Context, got *provider.Response, answer *apiv1.C
 	if err := ctx.Err(); err != nil {
 		return err // the caller has gone, and was told nothing
 	}
+	until, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepWait) // what is under way when the caller goes is not cut off
+	defer cancel()
 	turn := &clusterv1.KeepTurn{Key: t.key.Proto(), Caller: t.caller, Version: t.version, TurnId: rand.Text(), Request: t.request, Provider: got.Provider, Model: got.Model}
 	room := turnInlineBytes
 	for _, m := range append(slices.Clone(t.said), provider.Message{Role: provider.Assistant, Text: got.Text}) {
-		text, err := t.ops.storeText(ctx, m.Text, min(room, queue.InlineBytes))
+		var text queue.Blob
+		err := retrying(ctx, until, func() (err error) {
+			text, err = t.ops.storeText(until, m.Text, min(room, queue.InlineBytes))
+			return err
+		})
 		if err != nil {
-			return t.notKept(err)
+			return fault.New(fault.KindOf(err), "conversation %q: the model answered, but the answer could not be kept: %w; ask again", t.key.ID, err).WithRetry(talkRetry)
 		}
 		room -= len(text.Inline)
 		turn.Messages = append(turn.Messages, &clusterv1.ConversationMessage{Role: string(m.Role), Text: pbconv.BlobToProto(text)})
 	}
-	version, err := t.ops.commitTurn(ctx, turn)
+	version, err := t.ops.commitTurn(ctx, until, turn)
 	if err != nil {
 		return t.notKept(err)
 	}
@@ -220,40 +226,34 @@ func (t *talk) keep(ctx context.Context, got *provider.Response, answer *apiv1.C
 
 // notKept is the error of an answer that nobody is told, as the next turn would not know it.
 func (t *talk) notKept(err error) error {
-	f := fault.As(err)
-	switch {
-	case f == nil:
-		return fault.New(fault.Unavailable, "conversation %q: the model answered, but the answer could not be kept: %w", t.key.ID, err)
-	case f.Kind == fault.Unavailable || f.Kind == fault.Timeout:
-		return fault.New(f.Kind, "conversation %q: the model answered, and whether the answer was kept is not known: %w; see `orchctl conversations get`, and ask again if it was not", t.key.ID, err).WithRetry(talkRetry)
-	default:
-		return err
+	if k := fault.KindOf(err); k == fault.Unavailable || k == fault.Timeout {
+		return fault.New(k, "conversation %q: the model answered, and whether the answer was kept is not known: %w; ask again under the same idempotency key, or see `orchctl conversations get`", t.key.ID, err).WithRetry(talkRetry)
 	}
+	return err
 }
 
 // commitTurn has the leader commit a turn, again while nobody knows whether it was: the turn's id makes it once. It returns the
-// conversation's version. What is under way when the caller goes is not cut off, as its outcome would be unknown.
-func (o *Operations) commitTurn(ctx context.Context, turn *clusterv1.KeepTurn) (version uint64, err error) {
+// conversation's version.
+func (o *Operations) commitTurn(ctx, until context.Context, turn *clusterv1.KeepTurn) (version uint64, err error) {
 	command := &clusterv1.Command{Kind: &clusterv1.Command_KeepTurn{KeepTurn: turn}}
-	to, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepWait)
-	defer cancel()
 	attempts := 0
-	err = o.atLeader(ctx, to, func(ctx context.Context) error {
+	err = o.atLeader(ctx, until, func(ctx context.Context) error {
 		attempts++
 		r, err := o.Node.Propose(ctx, command)
-		if err == nil {
-			err = r[0].Err
+		switch {
+		case err != nil:
+			return passing(err)
+		case r[0].Err != nil:
+			return r[0].Err
 		}
-		if err == nil {
-			version = r[0].Conversation.Version
-		}
-		return err
+		version = r[0].Conversation.Version
+		return nil
 	}, func(ctx context.Context, c clusterv1.RelayServiceClient) error {
 		attempts++
 		r, err := c.CommitCalls(ctx, &clusterv1.CommitCallsRequest{Commands: []*clusterv1.Command{command}})
 		switch {
 		case err != nil:
-			return err
+			return passing(fromPeer(err))
 		case len(r.GetCalls()) != 1:
 			return fault.New(fault.Internal, "the leader gave %d results for one turn", len(r.GetCalls()))
 		}
@@ -264,4 +264,12 @@ func (o *Operations) commitTurn(ctx context.Context, turn *clusterv1.KeepTurn) (
 		err = fault.New(fault.Unavailable, "%w", err)
 	}
 	return version, err
+}
+
+// passing has what the log has no room for now tried again: the answer is there, and paid for.
+func passing(err error) error {
+	if fault.Is(err, fault.Exhausted) {
+		return fault.New(fault.Unavailable, "%w", err)
+	}
+	return err
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -17,12 +18,14 @@ import (
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/chunks"
 	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fakeprovider"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/provider"
 	"github.com/neolith/orchestrator/queue"
+	"github.com/neolith/orchestrator/serializer/chunk"
 )
 
 // told is what a provider was told in its last call.
@@ -311,6 +314,53 @@ func TestTwoTurnsAtOnce(t *testing.T) {
 			}
 			talk.end()
 		}
+	}
+}
+
+// failing is a chunk store that fails so many times.
+type failing struct {
+	chunks.Store
+	times atomic.Int32
+}
+
+func (f *failing) Put(ctx context.Context, id chunk.ID, frame []byte) error {
+	if f.times.Add(-1) >= 0 {
+		return fault.New(fault.Unavailable, "the disk is slow")
+	}
+	return f.Store.Put(ctx, id, frame)
+}
+
+// TestAnAnswerIsKeptInTheEnd: a store that fails for a while takes no answer away; one that goes on failing leaves the conversation alone.
+func TestAnAnswerIsKeptInTheEnd(t *testing.T) {
+	a := startAlone(t)
+	a.asksModels()
+	store := &failing{Store: a.store}
+	a.ops.Chunks = store
+	films := a.as(a.token(auth.Client, "films"))
+	long := strings.Repeat("word ", queue.InlineBytes/5+1)
+	store.times.Store(2)
+	if _, _, err := a.chats(films, spoken("c", long)); err != nil {
+		t.Error(err)
+	}
+	before := a.got(films, "c")
+	who := auth.Identity{TokenID: strings.TrimPrefix(before.GetOwner(), "token "), Role: auth.Client, Namespace: "films"}
+	ctx, cancel := context.WithCancel(t.Context())
+	talk, err := a.ops.beginTalk(ctx, who, "films", &apiv1.ChatRequest{ConversationId: "c"}, &provider.Request{Messages: []provider.Message{{Role: provider.User, Text: "more"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer talk.end()
+	store.times.Store(1 << 30)
+	kept := make(chan error, 1)
+	answer := &apiv1.ChatAnswer{}
+	go func() { kept <- talk.keep(ctx, &provider.Response{Text: long}, answer) }()
+	a.eventually("it was tried", func() bool { return store.times.Load() < 1<<30-1 })
+	cancel() // the caller goes: it is not tried for ever
+	if err := <-kept; !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "could not be kept") || answer.GetConversationId() != "" {
+		t.Errorf("%v, %v", answer, err)
+	}
+	if after := a.got(films, "c"); after.GetVersion() != before.GetVersion() {
+		t.Errorf("%v", after)
 	}
 }
 
