@@ -187,7 +187,7 @@ func (a *alone) token(role auth.Role, namespace string) string {
 		Id: t.ID, Name: string(role), Role: string(role), Namespace: namespace, Hash: t.Hash(),
 	}}})
 	for _, o := range a.all { // each server knows the tokens that it has applied
-		o.eventually("it has caught up", func() bool { return o.gone.Load() || o.ops.Node.AppliedIndex() >= a.ops.Node.AppliedIndex() })
+		o.eventually("it has caught up", func() bool { return o.gone.Load() || o.ops.State.Index() >= a.ops.State.Index() })
 	}
 	return t.Reveal()
 }
