@@ -54,11 +54,12 @@ type Operations struct {
 	Options
 	waiters  waiters
 	exchange exchange
+	talks    talks
 }
 
 // NewOperations makes the operations; Run must be running for those that wait.
 func NewOperations(o Options) *Operations {
-	return &Operations{Options: o, waiters: waiters{byID: map[string]chan struct{}{}}, exchange: newExchange()}
+	return &Operations{Options: o, waiters: waiters{byID: map[string]chan struct{}{}}, exchange: newExchange(), talks: talks{under: map[state.ConversationKey]bool{}}}
 }
 
 // Run wakes waiting calls until ctx ends.

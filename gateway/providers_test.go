@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"strings"
 	"testing"
 
@@ -25,21 +24,7 @@ func (a *alone) asksModels() *fakeprovider.Server {
 	fake := fakeprovider.New()
 	cfg := provider.Defaults()
 	cfg.Pools = []provider.PoolConfig{{Name: "local", Dialect: provider.OpenAI, URL: fake.Start(a.t) + "/v1", Models: []provider.ModelConfig{{Name: "fast", InputPrice: 1, OutputPrice: 2}}}}
-	pools, err := provider.New(provider.Options{Config: cfg, ConfigKey: "providers", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); _ = pools.Run(ctx) }()
-	a.t.Cleanup(func() {
-		cancel()
-		<-ended
-		if err := pools.Close(); err != nil {
-			a.t.Error(err)
-		}
-	})
-	a.ops.Providers = pools
+	a.asks(cfg)
 	return fake
 }
 

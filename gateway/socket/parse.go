@@ -129,7 +129,7 @@ func (t *toolCall) orderKey() string {
 	}
 	var a map[string]json.RawMessage
 	var key string
-	if json.Unmarshal(t.arguments, &a) != nil || json.Unmarshal(a[t.tool.OrderBy], &key) != nil {
+	if json.Unmarshal(t.arguments, &a) != nil || json.Unmarshal(a[t.tool.OrderBy], &key) != nil || key == t.tool.OrderNew {
 		return ""
 	}
 	return key

@@ -76,6 +76,8 @@ type Tool struct {
 	AsksModels bool
 	// OrderBy is the argument by which calls run one after the other: those with the same text; empty for none.
 	OrderBy string
+	// OrderNew is a value of it that stands for none yet.
+	OrderNew string
 
 	run func(ctx context.Context, api api, c *Call) ([]Output, error)
 }
