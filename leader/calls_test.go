@@ -191,6 +191,29 @@ func TestANewLeaderListensFirst(t *testing.T) {
 	})
 }
 
+// TestASlowLogIsAskedOnce: while what was asked for is on its way, it is not asked for again.
+func TestASlowLogIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		servers := newStageServers("s1", "s2")
+		s := withServers(t, servers)
+		defer func() { s.end() }()
+		s.submit("s2", 0, 3)
+		s.submit("s1", 100, 3, func(c *clusterv1.SubmitCall) { c.Deadline = time.Now().Add(time.Second).UnixNano() })
+		s.log.hold()
+		servers.silence("s2")
+		after(time.Minute)
+		expires := func(c *clusterv1.Command) bool { return c.GetExpireCalls() != nil }
+		if a, e := s.log.count(assigns), s.log.count(expires); a != 1 || e != 1 {
+			t.Errorf("the log was asked %d and %d times", a, e)
+		}
+		s.log.release()
+		after(2 * tickEvery)
+		if s.on("s1") != 3 || s.on("s2") != 0 {
+			t.Errorf("s1: %d, s2: %d", s.on("s1"), s.on("s2"))
+		}
+	})
+}
+
 func TestNobodyElseIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		servers := newStageServers("s1", "s2")

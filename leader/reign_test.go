@@ -34,6 +34,9 @@ type stageLog struct {
 	// verify, when not nil, is asked instead of being the leader for ever.
 	verify func(ctx context.Context) error
 	seen   []*clusterv1.Command
+	// holding keeps answers back in held.
+	holding bool
+	held    []func()
 }
 
 func (l *stageLog) ProposeAsync(reply func([]state.Result, error), commands ...*clusterv1.Command) error {
@@ -47,8 +50,28 @@ func (l *stageLog) ProposeAsync(reply func([]state.Result, error), commands ...*
 		reply(nil, l.refuse)
 		return nil
 	}
+	if l.holding {
+		l.held = append(l.held, func() { reply(l.apply(commands), nil) })
+		return nil
+	}
 	reply(l.apply(commands), nil)
 	return nil
+}
+
+// hold has proposals wait; release has those that wait take effect.
+func (l *stageLog) hold() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holding = true
+}
+
+func (l *stageLog) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.held {
+		f()
+	}
+	l.holding, l.held = false, nil
 }
 
 func (l *stageLog) apply(commands []*clusterv1.Command) []state.Result {

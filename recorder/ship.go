@@ -26,10 +26,10 @@ const (
 	// writeTimeMax bounds one write to the sink, whatever the sink itself does about it.
 	writeTimeMax = 2 * time.Minute
 
-	// The shipper works for restShare of the time, more as the spool fills, and always from a fill of restFill on. It rests at most for restMax, and
-	// not at all where that were less than restLeast.
-	restShare, restFill = 0.03, 0.25
-	restMax, restLeast  = time.Second, time.Millisecond
+	// While the spool is almost empty the shipper sends restRate records a second, one batch every restLeast; the fuller the spool, the more, and from
+	// a fill of restFill on as many as the sink takes.
+	restRate, restFill = 6000, 0.25
+	restLeast          = 50 * time.Millisecond
 
 	pruneEvery   = 5 * time.Minute
 	pruneTimeMax = 5 * time.Minute
@@ -58,7 +58,7 @@ func (r *Recorder) ship(ctx context.Context) error {
 		}
 		if len(batch.Records) > 0 || batch.Damaged > 0 {
 			begin := time.Now()
-			if !r.deliver(ctx, batch) || !r.rest(ctx, time.Since(begin)) {
+			if !r.deliver(ctx, batch) || !r.rest(ctx, begin, len(batch.Records)) {
 				break
 			}
 			continue
@@ -74,13 +74,14 @@ func (r *Recorder) ship(ctx context.Context) error {
 	return nil
 }
 
-// rest leaves the processor to the work: while the spool has plenty of room, the shipper works for a share of the time only, and what
-// comes in a burst is sent behind it. The fuller the spool, the shorter the rest. False when ctx ended.
-func (r *Recorder) rest(ctx context.Context, worked time.Duration) bool {
+// rest leaves the processor to the work: what comes in a burst is sent behind it, while the spool has plenty of room. A batch of so many records was
+// begun at a time. False when ctx ended.
+func (r *Recorder) rest(ctx context.Context, begun time.Time, records int) bool {
 	fill := float64(r.spool.Size()) / float64(r.cfg.Spool.MaxBytes)
-	share := restShare + (1-restShare)*min(fill/restFill, 1)
-	wait := min(time.Duration(float64(worked)*(1/share-1)), restMax)
-	if wait < restLeast {
+	calm := max(1-fill/restFill, 0)
+	every := max(time.Duration(float64(records)/restRate*float64(time.Second)), restLeast)
+	wait := time.Until(begun.Add(time.Duration(calm * float64(every))))
+	if wait <= 0 {
 		return ctx.Err() == nil
 	}
 	t := time.NewTimer(wait)

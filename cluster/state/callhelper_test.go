@@ -129,7 +129,7 @@ func (h *history) call(v *View) any {
 		o := &clusterv1.Outcome{Outputs: inline(string(bytes.Repeat([]byte{'o'}, h.rng.IntN(80))))}
 		dead := h.rng.IntN(3) == 0
 		if dead || h.rng.IntN(4) == 0 {
-			o = &clusterv1.Outcome{Code: "PROVIDER_ERROR", Message: "no", RetryAfterMs: 5, Field: "model", Passing: !dead && h.rng.IntN(2) == 0}
+			o = &clusterv1.Outcome{Code: "PROVIDER_ERROR", Message: "no", RetryAfterMs: 5, Field: "model", Passing: !dead && h.rng.IntN(3) > 0}
 		}
 		return &clusterv1.EndCall{Key: key, ServerId: server, Attempt: attempt, Outcome: o, Dead: dead}
 	case n < 80:
@@ -148,7 +148,7 @@ func (h *history) owner() string { return fmt.Sprint("token ", h.rng.IntN(3)) }
 func (h *history) submit() any {
 	// Few requests of few clients, so that keys come again.
 	c := &clusterv1.SubmitCall{
-		Key:       &clusterv1.CallKey{Owner: h.owner(), Session: fmt.Sprint("session-", h.rng.IntN(5)), RequestId: fmt.Sprint("r", h.rng.IntN(40))},
+		Key:       &clusterv1.CallKey{Owner: h.owner(), Session: fmt.Sprint("session-", h.rng.IntN(5)), RequestId: fmt.Sprint("r", h.rng.IntN(16))},
 		Caller:    &clusterv1.Caller{TokenId: "1", Role: "client", Namespace: pick(h, []string{"", "default", "other"})},
 		Tool:      pick(h, []string{"chat", "session_send"}),
 		Arguments: inline(string(bytes.Repeat([]byte{'a'}, h.rng.IntN(60)))), Priority: apiv1.Priority_Level(1 + h.rng.IntN(4)),

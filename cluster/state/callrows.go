@@ -224,7 +224,7 @@ func (a *applier) givenCalls(rows int, bytes uint64) (found []*queue.Call) {
 // dropCalls forgets calls; what is gone already, or comes twice, is left alone.
 func (a *applier) dropCalls(calls []*queue.Call) {
 	for _, c := range calls {
-		if now := a.calls.get(a.base, c.Key); now != nil && now.Number == c.Number {
+		if now := a.calls.get(a.base, c.Key); now != nil {
 			a.putCall(a.ownClient(c.Client()), now, nil)
 		}
 	}

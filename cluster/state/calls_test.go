@@ -81,6 +81,13 @@ func TestACallLivesOnce(t *testing.T) {
 	m.refused(fault.NotFound, beginCall(&queue.Call{Key: annsKey("other")}))
 }
 
+func TestWhatMayNotBeRepeatedIsNotPutBack(t *testing.T) {
+	m := newMachine(t)
+	c := m.ok(m.submit("r", begun, once)).Call
+	m.refused(fault.FailedPrecondition, deferCall(c, m.now+second))
+	m.is(c, queue.Running, 1)
+}
+
 func TestCancelling(t *testing.T) {
 	m := newMachine(t)
 	waits := m.ok(m.submit("waits")).Call
@@ -428,6 +435,24 @@ func TestRekeying(t *testing.T) {
 	back := &clusterv1.RekeyClient{Owner: "token 2", Session: ann.Session, NewOwner: ann.Owner}
 	m.refused(fault.AlreadyExists, back)
 	m.refused(fault.NotFound, &clusterv1.RekeyClient{Owner: "nobody", Session: "x", NewOwner: "token 3"})
+	checkInvariants(t, m.View())
+}
+
+// TestRekeyingInOneEntry: with calls that the same entry has taken, and to the name of a client that it has emptied.
+func TestRekeyingInOneEntry(t *testing.T) {
+	m := newMachine(t)
+	m.ok(giveUp(m.ok(m.submit("dead", begun, func(c *clusterv1.SubmitCall) { c.Key.Owner = "token 2" })).Call, "X"))
+	r := m.do(&clusterv1.PurgeCalls{}, m.submit("dead"), m.submit("new"),
+		&clusterv1.RekeyClient{Owner: ann.Owner, Session: ann.Session, NewOwner: "token 2", Caller: &clusterv1.Caller{TokenId: "2"}})
+	for i := range r {
+		if r[i].Err != nil {
+			t.Fatalf("command %d: %v", i, r[i].Err)
+		}
+	}
+	to := queue.ClientKey{Owner: "token 2", Session: ann.Session}
+	if got := slices.Collect(m.View().CallsOf(to)); r[3].Count != 2 || len(got) != 2 || got[0].RequestID != "dead" || got[0].Status != queue.Queued {
+		t.Errorf("%d calls moved: %v", r[3].Count, got)
+	}
 	checkInvariants(t, m.View())
 }
 

@@ -98,6 +98,7 @@ func lost(c *dispatchtest.Cluster, from, to string) {
 }
 
 func TestDurableCalls(t *testing.T) {
+	t.Parallel()
 	m := join(t, dispatchtest.New(), "server-1", nil)
 	p := m.hello("alice", "")
 	p.call("1", "echo", map[string]string{"key": "hi"})
@@ -292,6 +293,7 @@ func TestCallsThatRunElsewhere(t *testing.T) {
 
 // A former connection at another server is closed once it is known that the client has gone.
 func TestOneConnectionInTheCluster(t *testing.T) {
+	t.Parallel()
 	c := dispatchtest.New()
 	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
 	p := a.hello("alice", "story")
@@ -415,6 +417,7 @@ func TestDurableCallsWaitForTheirTurn(t *testing.T) {
 
 // Nobody leads: calls are refused in time with what to do, and a client that comes with a session is sent elsewhere.
 func TestNobodyLeads(t *testing.T) {
+	t.Parallel()
 	c := dispatchtest.New()
 	m := join(t, c, "a", nil)
 	p := m.hello("alice", "")

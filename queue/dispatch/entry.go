@@ -183,6 +183,7 @@ func (w *owner) submitted(e *entry, c Committed) {
 		if l != nil {
 			w.wakeLane(l)
 		}
+		w.takeBack(e, c.Err)
 		sink.Refused(e.key.RequestID, c.Err)
 		answer(errNotThere)
 		return
@@ -193,7 +194,6 @@ func (w *owner) submitted(e *entry, c Committed) {
 		sink.Accepted(row, true)
 		if row.Status.Over() {
 			w.drop(e, errOutdated)
-			w.ended.add(row)
 			w.kept(w.streams[client], row)
 			answer(errNotThere)
 			return
@@ -209,6 +209,17 @@ func (w *owner) submitted(e *entry, c Committed) {
 	w.learn(e, row)
 	for _, f := range waiting {
 		w.cancel(e.key, f)
+	}
+}
+
+// takeBack cancels a call whose client is told that it was not taken, where it may have been: the log gave no answer.
+func (w *owner) takeBack(e *entry, why error) {
+	if !fault.Is(why, fault.Unavailable) {
+		return
+	}
+	w.proposeOne(w.o.Patience, cancelCommand(e.key), func(Committed, error) {})
+	if e.call != nil {
+		w.seen(e.call) // it is committed, and does not run
 	}
 }
 
@@ -290,9 +301,12 @@ func (w *owner) orphan(e *entry) {
 	w.d.count.orphans.Add(1)
 	row := e.call
 	const why = "its server was started again while it ran"
-	if row.Repeatable {
+	switch {
+	case row.Cancelling:
+		e.done = &done{attempt: row.Attempt, command: w.endCall(row.Attempt, &queue.Outcome{Cancelled: true, Passing: true}, false)}
+	case row.Repeatable:
 		e.done = &done{attempt: row.Attempt, command: w.deferCall(row.Attempt, time.Now(), queue.CodeUnavailable, why)}
-	} else {
+	default:
 		e.done = &done{attempt: row.Attempt, command: w.endCall(row.Attempt, &queue.Outcome{
 			Code: queue.CodeUnavailable, Message: fmt.Sprintf("%s; whether it had its effect is not known, and %s may not be repeated unasked", why, row.Tool),
 		}, true)}

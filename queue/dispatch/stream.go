@@ -244,20 +244,16 @@ func (w *owner) resume(key queue.ClientKey, after uint64) {
 		return
 	}
 	st.paused = max(st.paused-1, 0)
-	ready := map[uint64]*Result{} // those that were about to be handed on may have their outputs at hand
+	// Those that were about to be handed on stay: the state here may not have them yet, and they may have their outputs at hand.
+	st.out = slices.DeleteFunc(st.out, func(r *Result) bool { return r.Call.Order <= after })
+	there := map[uint64]bool{}
 	for _, r := range st.out {
-		ready[r.Call.Order] = r
+		there[r.Call.Order] = true
 	}
-	st.out = nil
 	for row := range w.o.State.View().CallsOf(key) {
-		if !row.Status.Over() || row.Order <= after || row.Order > st.next {
-			continue
+		if row.Status.Over() && row.Order > after && row.Order <= st.next && !there[row.Order] {
+			st.out = append(st.out, &Result{Call: row})
 		}
-		r := ready[row.Order]
-		if r == nil {
-			r = &Result{Call: row}
-		}
-		st.out = append(st.out, r)
 	}
 	slices.SortFunc(st.out, func(a, b *Result) int { return cmp.Compare(a.Call.Order, b.Call.Order) })
 	w.d.count.resumed.Add(uint64(len(st.out)))

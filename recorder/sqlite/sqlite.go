@@ -28,6 +28,8 @@ const (
 	pruneRows = 2000
 	// rowsAtOnce is how many rows a statement inserts, where there are so many: the work around a statement is as much as that for a few rows.
 	rowsAtOnce = 16
+	// checkpointPages is after how many pages the journal is copied into the database: pages of indexes are written again and again, and so copied once.
+	checkpointPages = 8000
 	// journalBytesMax bounds the file of the journal between checkpoints.
 	journalBytesMax = 64 << 20
 )
@@ -84,7 +86,7 @@ func Open(ctx context.Context, file string) (*Sink, error) {
 func (s *Sink) open(ctx context.Context) (err error) {
 	// Every connection of a pool runs these; auto_vacuum counts only while there is no table.
 	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)",
-		fmt.Sprintf("journal_size_limit(%d)", journalBytesMax), "cache_size(-16384)"}, "_txlock": {"immediate"}}
+		fmt.Sprintf("journal_size_limit(%d)", journalBytesMax), fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages), "cache_size(-16384)"}, "_txlock": {"immediate"}}
 	if s.write, err = sql.Open("sqlite", "file:"+(&url.URL{Path: s.file}).EscapedPath()+"?"+pragmas.Encode()); err != nil {
 		return fmt.Errorf("recorder: open %s: %w", s.file, err)
 	}

@@ -94,6 +94,14 @@ func (s *Server) Kill() {
 	s.dead = true
 }
 
+// Revive has a server that was killed take part again, with what it knew.
+func (s *Server) Revive() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.dead = false
+	s.catchUp()
+}
+
 // Hold has a server apply nothing until it is told so.
 func (s *Server) Hold(yes bool) {
 	s.c.mu.Lock()
