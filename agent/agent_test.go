@@ -75,7 +75,7 @@ func TestEpochs(t *testing.T) {
 		same(t, "while epoch 2 dies", n.world.started(), []string{"s/2"})
 		wait(2 * time.Second)
 		same(t, "once epoch 2 is gone", n.world.started(), []string{"s/2", "s/3"})
-		same(t, "facts", n.lead.told("s"), []string{"2:started", "2:exited lost", "3:started"})
+		same(t, "facts: whoever wants an epoch that is over is told", n.lead.told("s"), []string{"2:started", "1:exited lost", "2:exited lost", "3:started"})
 		n.lead.desired(5, false, want("s", 2, kill), want("s", 2, stop), want("s", 2, forget))
 		if !n.world.alive("s") {
 			t.Error("an order about an older epoch ended a newer one")

@@ -84,11 +84,13 @@ func (s *supervisor) want(d *nodev1.DesiredSession) error {
 	return nil
 }
 
-// wantRun starts an epoch, unless this one or a later one was started, or waits, here: then it goes on as is said.
+// wantRun starts an epoch, unless this one was started, or waits, here: then it goes on as is said. One that is over here, or that a
+// later one took the place of, starts no more; whoever wants it, as after a restore of an older state, is told.
 func (s *supervisor) wantRun(d *nodev1.DesiredSession) {
 	id, epoch := d.GetSessionId(), d.GetEpoch()
 	e := s.entries[id]
 	if s.tombs.buried(id, epoch) || e != nil && e.epoch() > epoch {
+		s.neverRan(id, epoch, outputBase(d), session.Exit{Cause: session.CauseLost, Message: "this epoch is over on the node"})
 		return
 	}
 	if e != nil && e.epoch() == epoch {

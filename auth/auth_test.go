@@ -106,21 +106,21 @@ func TestWhoMayWhat(t *testing.T) {
 	viewer := []string{"EventService/ListEvents", "EventService/WatchEvents", "NodeService/GetNode", "NodeService/ListNodes", "ProviderService/ListModels", "ProviderService/ListProviders",
 		"QueueService/GetDeadLetter", "QueueService/GetQueueStats", "QueueService/ListCalls", "QueueService/GetCall", "QueueService/ListDeadLetters", "QueueService/ListMessages",
 		"SessionService/DiffCheckpoints", "SessionService/GetMessage", "SessionService/GetSession", "SessionService/GetSessionHistory",
-		"SessionService/ListCheckpoints",
+		"SessionService/ListCheckpoints", "SessionService/ListFiles",
 		"SessionService/ListSessions", "SessionService/ReadLogs", "SessionService/WatchSessions"}
 	client := slices.Concat(viewer, []string{"SessionService/AttachSession", "SessionService/ExecSession", "SessionService/SendMessage",
 		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
 		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
-		"SessionService/ExportSession", "SessionService/ImportSession", "ProviderService/Chat", "QueueService/CancelCall"})
+		"SessionService/ExportSession", "SessionService/ImportSession", "SessionService/ReadFile", "ProviderService/Chat", "QueueService/CancelCall"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListDaemons", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
-		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters"})
+		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters", "RecorderService/ExportInteractions", "RecorderService/ListInteractions"})
 	admin := slices.Concat(operator, []string{"ClusterService/JoinMember", "ClusterService/RemoveMember", "ClusterService/RestoreSnapshot",
 		"ClusterService/TransferLeadership", "TokenService/CreateToken", "TokenService/ListTokens", "TokenService/RevokeToken", MethodLink})
 	for role, want := range map[Role][]string{
 		Viewer: viewer, Client: client, Operator: operator, Admin: admin, Node: {MethodLink},
-		Server: {"RelayService/CommitCalls", "RelayService/GetServerDaemons", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
+		Server: {"RelayService/CommitCalls", "RelayService/GetServerDaemons", "RelayService/GetServerInteractions", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
 	} {
 		slices.Sort(want)
 		if got := allowed(role); !slices.Equal(got, want) {

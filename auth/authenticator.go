@@ -56,6 +56,22 @@ func (a *Authenticator) Authenticate(text string) (Identity, error) {
 	return Identity{TokenID: record.ID, Name: record.Name, Role: record.Role, Namespace: record.Namespace}, nil
 }
 
+// Recheck returns what an identity that was authenticated before may do now, without its secret: the holder of a token while that is there, with
+// the role that it has now. Errors are of kind fault.Unauthenticated. Who showed a certificate is believed still.
+func (a *Authenticator) Recheck(id Identity) (Identity, error) {
+	if id.TokenID == "" {
+		return id, nil
+	}
+	record, known := a.tokens.Token(id.TokenID)
+	switch {
+	case !known:
+		return Identity{}, fault.New(fault.Unauthenticated, "token %s_%s (%s): was revoked; ask an admin for a new one (`orchctl tokens create`)", strings.TrimSuffix(tokenPrefix, "_"), id.TokenID, id.Name)
+	case record.ExpireTime != 0 && a.now().UnixNano() >= record.ExpireTime:
+		return Identity{}, fault.New(fault.Unauthenticated, "token %s_%s (%s): has expired; ask an admin for a new one (`orchctl tokens create`)", strings.TrimSuffix(tokenPrefix, "_"), id.TokenID, id.Name)
+	}
+	return Identity{TokenID: record.ID, Name: record.Name, Role: record.Role, Namespace: record.Namespace}, nil
+}
+
 // Bearer returns the token of an Authorization header; "" for none. Errors are of kind fault.Unauthenticated.
 func Bearer(header string) (string, error) {
 	if header == "" {

@@ -52,7 +52,9 @@ var Methods = map[string]Rule{
 	apiv1.SessionService_RewindSession_FullMethodName:     {Use, Namespaced},
 	apiv1.SessionService_DeleteCheckpoint_FullMethodName:  {Use, Namespaced},
 	apiv1.SessionService_DiffCheckpoints_FullMethodName:   {Read, Namespaced},
-	// What leaves by an export is everything that the session holds, which readers do not see.
+	apiv1.SessionService_ListFiles_FullMethodName:         {Read, Namespaced},
+	// What leaves by an export is everything that the session holds, which readers do not see; they see which files there are.
+	apiv1.SessionService_ReadFile_FullMethodName:      {Use, Namespaced},
 	apiv1.SessionService_ExportSession_FullMethodName: {Use, Namespaced},
 	apiv1.SessionService_ImportSession_FullMethodName: {Use, Namespaced},
 
@@ -72,6 +74,10 @@ var Methods = map[string]Rule{
 	apiv1.ProviderService_ListProviders_FullMethodName: {Read, ClusterWide},
 	apiv1.ProviderService_ListModels_FullMethodName:    {Read, Namespaced},
 	apiv1.ProviderService_Chat_FullMethodName:          {Use, Namespaced},
+
+	// The record holds what everybody in the namespace said and was answered.
+	apiv1.RecorderService_ListInteractions_FullMethodName:   {Operate, Namespaced},
+	apiv1.RecorderService_ExportInteractions_FullMethodName: {Operate, Namespaced},
 
 	apiv1.NodeService_ListNodes_FullMethodName:    {Read, ClusterWide},
 	apiv1.NodeService_GetNode_FullMethodName:      {Read, ClusterWide},
@@ -93,11 +99,12 @@ var Methods = map[string]Rule{
 	apiv1.TokenService_ListTokens_FullMethodName:  {Administer, ClusterWide},
 	apiv1.TokenService_RevokeToken_FullMethodName: {Administer, ClusterWide},
 
-	clusterv1.RelayService_GetServerStats_FullMethodName:     {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerDaemons_FullMethodName:   {Relay, ClusterWide},
-	clusterv1.RelayService_GetServerProviders_FullMethodName: {Relay, ClusterWide},
-	clusterv1.RelayService_Link_FullMethodName:               {Relay, ClusterWide},
-	clusterv1.RelayService_CommitCalls_FullMethodName:        {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerStats_FullMethodName:        {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerDaemons_FullMethodName:      {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerProviders_FullMethodName:    {Relay, ClusterWide},
+	clusterv1.RelayService_GetServerInteractions_FullMethodName: {Relay, ClusterWide},
+	clusterv1.RelayService_Link_FullMethodName:                  {Relay, ClusterWide},
+	clusterv1.RelayService_CommitCalls_FullMethodName:           {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

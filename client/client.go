@@ -36,6 +36,7 @@ type Client struct {
 	Tokens   apiv1.TokenServiceClient
 	Events   apiv1.EventServiceClient
 	Models   apiv1.ProviderServiceClient
+	Record   apiv1.RecorderServiceClient
 
 	cfg  Config
 	pool *pool
@@ -59,6 +60,7 @@ func New(cfg Config) (*Client, error) {
 	c.Tokens = apiv1.NewTokenServiceClient(ch)
 	c.Events = apiv1.NewEventServiceClient(ch)
 	c.Models = apiv1.NewProviderServiceClient(ch)
+	c.Record = apiv1.NewRecorderServiceClient(ch)
 	return c, nil
 }
 

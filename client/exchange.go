@@ -1,4 +1,4 @@
-// A stream that asks and is answered in turn, with several questions under way.
+// A stream that asks and is answered in turn, with several questions under way, and the gathering of what goes into one of them.
 
 package client
 
@@ -53,4 +53,17 @@ func (s *exchange[Req, Resp]) close() {
 		s.cancel()
 		s.done.Wait()
 	}
+}
+
+// gather puts what waits in a queue behind what is pending, without waiting for more, until so many are pending.
+func gather[T any](pending []T, queue <-chan T, bound int) []T {
+	for len(pending) < bound {
+		select {
+		case it := <-queue:
+			pending = append(pending, it)
+		default:
+			return pending
+		}
+	}
+	return pending
 }

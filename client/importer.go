@@ -176,7 +176,7 @@ func (l *importLoop) run() {
 		var err error
 		select {
 		case it := <-l.queue():
-			l.take(it)
+			l.pending = gather(append(l.pending, it), l.im.queue, importQueueItems)
 		case a := <-answers:
 			err = l.answered(a)
 		case <-tick.C:
@@ -197,19 +197,6 @@ func (l *importLoop) queue() chan *importItem {
 		return nil
 	}
 	return l.im.queue
-}
-
-// take queues one item and those that wait behind it.
-func (l *importLoop) take(it *importItem) {
-	l.pending = append(l.pending, it)
-	for len(l.pending) < importQueueItems {
-		select {
-		case it := <-l.im.queue:
-			l.pending = append(l.pending, it)
-		default:
-			return
-		}
-	}
 }
 
 // send sends as many steps as may be under way. Its error ends the import.

@@ -5,13 +5,15 @@
 //	  └──── result ──────┘ └───── answers, in order ────┘
 //
 // One goroutine owns the stream and everything that waits. When a stream breaks, the batches that were not answered go
-// out again on the next one, under the same idempotency keys and before anything newer.
+// out again on the next one, under the same idempotency keys and before anything newer; so do messages whose turns are awaited.
 
 package client
 
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +32,8 @@ const (
 	SenderBatchMessages   = 256
 	SenderBatchBytes      = 1 << 20
 	SenderBatchesInFlight = 4
+	// SenderTurns is how many messages may be awaited at a time; Ask waits beyond.
+	SenderTurns = 8192
 	// senderStall is how long a batch may go unanswered before the stream is given up for another server's.
 	senderStall = 10 * time.Second
 )
@@ -45,6 +49,7 @@ type Sender struct {
 	cancel context.CancelFunc
 	ctx    context.Context // ends with Close
 	wg     sync.WaitGroup
+	asking chan struct{} // holds one for each message whose turn is awaited
 
 	mu      sync.Mutex
 	lastErr error // why the stream broke last; nil while it works
@@ -59,12 +64,13 @@ type outgoing struct {
 
 type sendResult struct {
 	sequence uint64
+	message  *apiv1.Message // where its turn was awaited
 	err      error
 }
 
 // NewSender starts a sender; Close ends it.
 func (c *Client) NewSender() *Sender {
-	s := &Sender{c: c, queue: make(chan *outgoing, SenderQueueMessages)}
+	s := &Sender{c: c, queue: make(chan *outgoing, SenderQueueMessages), asking: make(chan struct{}, SenderTurns)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wg.Go(func() { (&sendLoop{s: s}).run() })
 	return s
@@ -78,44 +84,66 @@ func (s *Sender) Close() error {
 }
 
 // Send puts one message into its session's mailbox and returns the sequence once it is durable. It is repeated under
-// the same key until ctx ends, or for the client's Timeout. req is not changed.
+// the same key until ctx ends, or for the client's Timeout. req is not changed; its wait has no effect.
 func (s *Sender) Send(ctx context.Context, req *apiv1.SendMessageRequest) (sequence uint64, err error) {
-	if req.GetWait() || s.unary.Load() {
-		return s.sendUnary(ctx, req)
-	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.c.cfg.Timeout)
 		defer cancel()
 	}
-	if req.GetIdempotencyKey() == "" {
+	r := s.exchange(ctx, req, false)
+	return r.sequence, r.err
+}
+
+// Ask sends one message and returns it once its turn has ended, with its result. It is repeated under the same key until ctx ends: a turn
+// may take long. A message that becomes a dead letter comes with an error of kind fault.FailedPrecondition. req is not changed.
+func (s *Sender) Ask(ctx context.Context, req *apiv1.SendMessageRequest) (*apiv1.Message, error) {
+	select {
+	case s.asking <- struct{}{}:
+		defer func() { <-s.asking }()
+	case <-ctx.Done():
+		return nil, fault.New(fault.Timeout, "%w: as many turns are awaited as may be; the message was not sent", ctx.Err())
+	}
+	r := s.exchange(ctx, req, true)
+	return r.message, r.err
+}
+
+// exchange has a message sent, and waits for what it was sent for.
+func (s *Sender) exchange(ctx context.Context, req *apiv1.SendMessageRequest, wait bool) sendResult {
+	if req.GetIdempotencyKey() == "" || req.GetWait() != wait {
 		req = proto.CloneOf(req)
-		req.IdempotencyKey = NewKey()
+		req.Wait = wait
+		if req.IdempotencyKey == "" {
+			req.IdempotencyKey = NewKey()
+		}
+	}
+	if s.unary.Load() {
+		return s.sendUnary(ctx, req)
 	}
 	o := &outgoing{ctx: ctx, req: req, result: make(chan sendResult, 1)}
 	select {
 	case s.queue <- o:
 	case <-ctx.Done():
-		return 0, s.expired(o, "was not sent")
+		return sendResult{err: s.expired(o, "was not sent")}
 	case <-s.ctx.Done():
-		return 0, fault.New(fault.Unavailable, "the sender is closed; the message was not sent")
+		return sendResult{err: fault.New(fault.Unavailable, "the sender is closed; the message was not sent")}
 	}
 	select {
 	case r := <-o.result:
 		if errors.Is(r.err, errUnary) {
 			return s.sendUnary(ctx, req)
 		}
-		return r.sequence, r.err
+		return r
 	case <-ctx.Done():
-		return 0, s.expired(o, "may have been taken")
+		return sendResult{err: s.expired(o, "may have been taken")}
 	case <-s.ctx.Done():
-		return 0, fault.New(fault.Unavailable, "the sender is closed; the message may have been taken")
+		return sendResult{err: fault.New(fault.Unavailable, "the sender is closed; the message may have been taken")}
 	}
 }
 
-func (s *Sender) sendUnary(ctx context.Context, req *apiv1.SendMessageRequest) (uint64, error) {
+func (s *Sender) sendUnary(ctx context.Context, req *apiv1.SendMessageRequest) sendResult {
 	resp, err := s.c.Sessions.SendMessage(ctx, req)
-	return resp.GetSequence(), err
+	return sendResult{sequence: resp.GetSequence(), message: resp.GetMessage(), err: err}
 }
 
 // expired is the error of a message whose time ran out.
@@ -142,15 +170,18 @@ func (s *Sender) setLastErr(err error) {
 // sendLoop is the state of the owning goroutine.
 type sendLoop struct {
 	s        *Sender
-	stream   *sendStream // nil while there is none
-	inFlight []batch     // sent and not answered, oldest first
-	pending  []*outgoing // to be sent, oldest first
-	failures int         // in a row
-	notUntil time.Time   // no new stream before
+	stream   *sendStream          // nil while there is none
+	inFlight []batch              // sent and not answered, oldest first
+	pending  []*outgoing          // to be sent, oldest first
+	sent     uint64               // messages on this stream
+	awaited  map[uint64]*outgoing // accepted ones whose turns have not ended, by their places on this stream
+	failures int                  // in a row
+	notUntil time.Time            // no new stream before
 }
 
 type batch struct {
 	items []*outgoing
+	first uint64 // the place of its first message on the stream
 	sent  time.Time
 }
 
@@ -176,25 +207,12 @@ func (l *sendLoop) run() {
 		}
 		select {
 		case o := <-queue:
-			l.take(o)
+			l.pending = gather(append(l.pending, o), l.s.queue, SenderBatchMessages)
 		case a := <-answers:
 			l.answered(a)
 		case <-tick.C:
 			l.checkStall()
 		case <-l.s.ctx.Done():
-			return
-		}
-	}
-}
-
-// take queues one message and those that wait behind it.
-func (l *sendLoop) take(o *outgoing) {
-	l.pending = append(l.pending, o)
-	for len(l.pending) < SenderBatchMessages {
-		select {
-		case o := <-l.s.queue:
-			l.pending = append(l.pending, o)
-		default:
 			return
 		}
 	}
@@ -231,6 +249,8 @@ func (l *sendLoop) send() {
 			}
 		}
 		l.pending = rest
+		b.first = l.sent
+		l.sent += uint64(len(b.items))
 		l.inFlight = append(l.inFlight, b)
 		req := &apiv1.SendMessagesRequest{Messages: make([]*apiv1.SendMessageRequest, len(b.items))}
 		for i, o := range b.items {
@@ -262,6 +282,7 @@ func (l *sendLoop) cut() (b batch, rest []*outgoing) {
 
 // open opens a stream.
 func (l *sendLoop) open() (err error) {
+	l.sent, l.awaited = 0, map[uint64]*outgoing{}
 	l.stream, err = openExchange(l.s.ctx, l.s.c.Sessions.SendMessages, SenderBatchesInFlight)
 	return err
 }
@@ -277,6 +298,10 @@ func (l *sendLoop) answered(a answer) {
 		l.broken(a.err)
 		return
 	}
+	l.ended(a.resp.GetTurns())
+	if len(a.resp.GetResults()) == 0 && len(a.resp.GetTurns()) > 0 {
+		return
+	}
 	if len(l.inFlight) == 0 || len(a.resp.GetResults()) != len(l.inFlight[0].items) {
 		l.broken(fault.New(fault.Unavailable, "the server's answer does not fit the batch"))
 		return
@@ -287,7 +312,15 @@ func (l *sendLoop) answered(a answer) {
 	var last error
 	for i, r := range a.resp.GetResults() {
 		o := b.items[i]
-		if r.GetCode() == int32(codes.OK) {
+		switch {
+		case r.GetCode() != int32(codes.OK):
+		case r.GetAwaited():
+			l.await(b.first+uint64(i), o)
+			continue
+		case o.req.GetWait(): // a server that does not tell turns has taken it; asked again by itself, it is the same message
+			o.result <- sendResult{err: errUnary}
+			continue
+		default:
 			o.result <- sendResult{sequence: r.GetSequence()}
 			continue
 		}
@@ -307,10 +340,38 @@ func (l *sendLoop) answered(a answer) {
 	l.s.setLastErr(nil)
 }
 
+// await keeps a message until its turn has ended. Those whose callers have left are let go when they are many.
+func (l *sendLoop) await(place uint64, o *outgoing) {
+	if len(l.awaited) >= SenderTurns {
+		maps.DeleteFunc(l.awaited, func(_ uint64, o *outgoing) bool { return o.ctx.Err() != nil })
+	}
+	l.awaited[place] = o
+}
+
+// ended settles messages whose turns have ended.
+func (l *sendLoop) ended(turns []*apiv1.SendMessagesResponse_Turn) {
+	for _, t := range turns {
+		o := l.awaited[t.GetNumber()]
+		if o == nil {
+			continue
+		}
+		delete(l.awaited, t.GetNumber())
+		r := sendResult{sequence: t.GetMessage().GetSequence(), message: t.GetMessage()}
+		if t.GetCode() != int32(codes.OK) {
+			r.err = fault.New(kindOf(codes.Code(t.GetCode())), "%s", t.GetError())
+		}
+		o.result <- r
+	}
+}
+
 // broken ends the stream. What was not answered is sent again, or fails with the stream when repeating cannot help.
 func (l *sendLoop) broken(err error) {
 	l.closeStream()
 	var items []*outgoing
+	for _, place := range slices.Sorted(maps.Keys(l.awaited)) {
+		items = append(items, l.awaited[place])
+	}
+	l.awaited = nil
 	for _, b := range l.inFlight {
 		items = append(items, b.items...)
 	}

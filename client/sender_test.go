@@ -171,3 +171,55 @@ func BenchmarkSend(b *testing.B) {
 		})
 	}
 }
+
+// Whatever breaks, each message is answered with the result of its own turn, and none is there twice.
+func TestAskIsAnsweredOnceWhateverBreaks(t *testing.T) {
+	c, _, cl := setup(t, 2, nil)
+	id := spawn(t, cl, "a")
+	for i := range 8 { // after the answer to a batch, after some of its turns, in the middle of the next
+		c.Inject("SendMessages", clienttest.Fault{Err: clienttest.Lost(), AfterMessages: 1 + i})
+	}
+	s := cl.NewSender()
+	defer s.Close()
+	var wg sync.WaitGroup
+	for g := range 32 {
+		wg.Go(func() {
+			for i := range 20 {
+				text := fmt.Sprint(g, " ", i)
+				m, err := s.Ask(t.Context(), &apiv1.SendMessageRequest{SessionId: id, Text: []byte(text)})
+				if err != nil || string(m.GetResult()) != "echo: "+text {
+					t.Errorf("%q was answered with %v, %v", text, m, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := c.Messages(id); n != 32*20 {
+		t.Errorf("%d messages arrived, want %d", n, 32*20)
+	}
+}
+
+func TestAskTellsWhatBecameOfIt(t *testing.T) {
+	c, _, cl := setup(t, 1, nil)
+	id := spawn(t, cl, "a")
+	s := cl.NewSender()
+	defer s.Close()
+	// A server that knows batches and not their turns takes the message; it is asked for by itself.
+	c.Inject("SendMessages", clienttest.Fault{Err: status.Error(codes.Unimplemented, "unknown method")})
+	if m, err := s.Ask(t.Context(), &apiv1.SendMessageRequest{SessionId: id, Text: []byte("one")}); err != nil || string(m.GetResult()) != "echo: one" {
+		t.Errorf("by single calls: %v, %v", m, err)
+	}
+	if _, err := s.Ask(t.Context(), &apiv1.SendMessageRequest{SessionId: "nobody", Text: []byte("one")}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("to nobody: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	waits := spawn(t, cl, "waits")
+	if _, err := cl.Sessions.PauseSession(t.Context(), &apiv1.PauseSessionRequest{Id: waits}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Ask(ctx, &apiv1.SendMessageRequest{SessionId: waits, Text: []byte("one")})
+	if err != nil && !fault.Is(err, fault.Timeout) {
+		t.Errorf("a turn that does not end in time: %v", err)
+	}
+}

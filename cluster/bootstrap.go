@@ -30,6 +30,9 @@ func (n *Node) bootstrap(ctx context.Context) {
 				n.log.Error("could not write the first configuration", "error", err)
 			} else {
 				n.log.Info("formed a cluster", "servers", len(servers))
+				if err == nil {
+					n.novice.grow("it has written the first configuration")
+				}
 				break
 			}
 		}

@@ -94,6 +94,7 @@ type Node struct {
 	restoring sync.RWMutex // held while the state is replaced: no entry is given to raft
 	verifier  verifier
 	contact   *contact
+	novice    *novice
 	watch     leaderWatch
 	notify    chan bool
 	gossip    *gossip
@@ -120,6 +121,9 @@ func Open(o Options) (*Node, error) {
 	n := &Node{opts: o, log: o.Logger, notify: make(chan bool, 64)}
 	n.watch.changed = make(chan struct{})
 	if err := n.open(); err != nil {
+		if n.novice != nil {
+			n.novice.end()
+		}
 		_ = n.closeStores()
 		return nil, err
 	}
@@ -160,7 +164,10 @@ func (n *Node) open() error {
 	if err != nil {
 		return fmt.Errorf("read the log in %s: %w", o.DataDir, err)
 	}
-	if n.contact, err = newContact(o.Transport, o.Now); err != nil {
+	if n.novice, err = newNovice(o.Transport, !has && len(o.Servers) == 0, cached, o.Stable, n.log); err != nil {
+		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
+	}
+	if n.contact, err = newContact(n.novice, o.Now); err != nil {
 		return fmt.Errorf("start raft in %s: %w", o.DataDir, err)
 	}
 	n.raft, err = raft.NewRaft(config, &fsm{store: o.State, fatal: o.Fatal}, cached, o.Stable, o.Snapshots, n.contact)
@@ -242,6 +249,7 @@ func (n *Node) Close() error {
 		n.proposer.close()
 		n.verifier.wait.Wait()
 		err = n.raft.Shutdown().Error()
+		n.novice.end()
 		if t, ok := n.opts.Transport.(io.Closer); ok {
 			err = errors.Join(err, t.Close())
 		}

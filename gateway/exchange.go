@@ -37,13 +37,14 @@ const (
 
 // exchange bounds what goes on at a time.
 type exchange struct {
-	exports, imports, diffs *bounded
-	manifests               chan struct{} // holds one for each that is in memory
+	exports, imports, diffs, looks *bounded
+	manifests                      chan struct{} // holds one for each that is in memory
 }
 
 func newExchange() exchange {
 	return exchange{
 		exports: newBounded("exports", maxExports), imports: newBounded("imports", maxImports), diffs: newBounded("comparisons of checkpoints", maxDiffs),
+		looks:     newBounded("calls that look into checkpoints", maxLooks),
 		manifests: make(chan struct{}, maxManifests),
 	}
 }
@@ -72,9 +73,9 @@ func (b *bounded) enter() (leave func(), err error) {
 	}
 }
 
-// ExchangeStats counts the calls of one kind that move checkpoints in or out.
+// ExchangeStats counts the calls of one kind that move checkpoints in or out, or look into them.
 type ExchangeStats struct {
-	Kind              string // export, import or diff
+	Kind              string // export, import, diff or look
 	UnderWay          int
 	Admitted, Refused uint64 // ever
 }
@@ -84,7 +85,7 @@ func (o *Operations) ExchangeStats() []ExchangeStats {
 	stats := func(kind string, b *bounded) ExchangeStats {
 		return ExchangeStats{Kind: kind, UnderWay: len(b.slots), Admitted: b.admitted.Load(), Refused: b.refused.Load()}
 	}
-	return []ExchangeStats{stats("export", o.exchange.exports), stats("import", o.exchange.imports), stats("diff", o.exchange.diffs)}
+	return []ExchangeStats{stats("export", o.exchange.exports), stats("import", o.exchange.imports), stats("diff", o.exchange.diffs), stats("look", o.exchange.looks)}
 }
 
 // unlessStalled runs what writes to a stream, and gives up when it did not get on for too long: the client reads no more. work calls

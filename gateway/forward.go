@@ -144,6 +144,19 @@ func (p *Peers) Stats(ctx context.Context, address string) (cluster.ServerStats,
 	return s, nil
 }
 
+// CommitCalls asks a server that leads to commit commands about calls.
+func (p *Peers) CommitCalls(ctx context.Context, address string, r *clusterv1.CommitCallsRequest) (*clusterv1.CommitCallsResponse, error) {
+	c, err := p.Conn(address)
+	if err != nil {
+		return nil, err
+	}
+	out, err := clusterv1.NewRelayServiceClient(c).CommitCalls(p.asPeer(ctx), r)
+	if err != nil {
+		return nil, fmt.Errorf("ask server %s to commit: %w", address, forwardError(err))
+	}
+	return out, nil
+}
+
 // forwarder passes calls on to the leader.
 type forwarder struct {
 	node  *cluster.Node
@@ -152,20 +165,25 @@ type forwarder struct {
 
 // local are methods that any server answers by itself.
 var local = map[string]bool{
-	apiv1.ClusterService_JoinMember_FullMethodName:           true,
-	apiv1.ClusterService_ListDaemons_FullMethodName:          true,
-	apiv1.ProviderService_ListProviders_FullMethodName:       true,
-	apiv1.ProviderService_ListModels_FullMethodName:          true,
-	apiv1.ProviderService_Chat_FullMethodName:                true,
-	clusterv1.RelayService_GetServerProviders_FullMethodName: true,
-	clusterv1.RelayService_GetServerStats_FullMethodName:     true,
-	clusterv1.RelayService_GetServerDaemons_FullMethodName:   true,
-	clusterv1.RelayService_Link_FullMethodName:               true,
-	clusterv1.RelayService_CommitCalls_FullMethodName:        true, // the asking server knows who leads, and must know when it is wrong
+	apiv1.ClusterService_JoinMember_FullMethodName:              true,
+	apiv1.ClusterService_ListDaemons_FullMethodName:             true,
+	apiv1.ProviderService_ListProviders_FullMethodName:          true,
+	apiv1.ProviderService_ListModels_FullMethodName:             true,
+	apiv1.ProviderService_Chat_FullMethodName:                   true,
+	apiv1.RecorderService_ListInteractions_FullMethodName:       true,
+	apiv1.RecorderService_ExportInteractions_FullMethodName:     true,
+	clusterv1.RelayService_GetServerInteractions_FullMethodName: true,
+	clusterv1.RelayService_GetServerProviders_FullMethodName:    true,
+	clusterv1.RelayService_GetServerStats_FullMethodName:        true,
+	clusterv1.RelayService_GetServerDaemons_FullMethodName:      true,
+	clusterv1.RelayService_Link_FullMethodName:                  true,
+	clusterv1.RelayService_CommitCalls_FullMethodName:           true, // the asking server knows who leads, and must know when it is wrong
 	// Their bytes come from this server as well as from another; what only the leader knows or may do, they ask it for.
 	apiv1.SessionService_ExportSession_FullMethodName:   true,
 	apiv1.SessionService_ImportSession_FullMethodName:   true,
 	apiv1.SessionService_DiffCheckpoints_FullMethodName: true,
+	apiv1.SessionService_ListFiles_FullMethodName:       true,
+	apiv1.SessionService_ReadFile_FullMethodName:        true,
 }
 
 // isLocal reports whether this server may answer although it does not lead.
@@ -221,6 +239,9 @@ func outgoing(ctx context.Context) context.Context {
 	}
 	if id, ok := auth.FromContext(ctx); ok && len(out.Get("authorization")) == 0 {
 		out.Set(identityKey, string(id.Role), id.Name, id.Namespace)
+	}
+	if v, ok := ctx.Value(onBehalfKey{}).(onBehalfOf); ok && v.secret != "" {
+		out.Set(peerKey, v.secret) // where there is no TLS, the leader believes who it is by this
 	}
 	out.Set(forwardedKey, "1")
 	return metadata.NewOutgoingContext(ctx, out)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/internal/fault"
 )
 
 // Identify says who shows a credential. Errors are of kind fault.Unauthenticated.
@@ -34,6 +35,41 @@ func (s *Server) As(ctx context.Context, c auth.Credential) context.Context {
 		ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: credentials.TLSInfo{State: *c.TLS}})
 	}
 	return ctx
+}
+
+// Caller says who makes the calls of a context that As or AsCaller returned.
+func (s *Server) Caller(ctx context.Context) (auth.Identity, error) {
+	return s.guard.identify(incoming(ctx))
+}
+
+// onBehalfOf is as whom a call from within is made, where there is nobody who shows a credential. It travels in a context of this process
+// only: nothing that comes from outside becomes one.
+type onBehalfOf struct {
+	who    auth.Identity
+	secret string // by which the leader believes it of this server where there is no TLS
+}
+
+type onBehalfKey struct{}
+
+// AsCaller returns a context whose calls over Local are made as somebody who was authenticated before, at this server or another one. Each call is
+// refused once the caller's token is gone.
+func (s *Server) AsCaller(ctx context.Context, who auth.Identity) context.Context {
+	v := onBehalfOf{who: who}
+	if s.guard.plain {
+		v.secret = s.guard.peerSecret
+	}
+	return context.WithValue(ctx, onBehalfKey{}, v)
+}
+
+// recheck says who such a caller is now.
+func (g *guard) recheck(who auth.Identity) (auth.Identity, error) {
+	if who.TokenID == "" && g.open {
+		return auth.Identity{Name: "anybody", Role: auth.Admin}, nil
+	}
+	if who.Role == auth.Server || who.TokenID == "" && g.plain {
+		return auth.Identity{}, fault.New(fault.Unauthenticated, "%s: has shown no credential that this cluster takes now; call with a token", who)
+	}
+	return g.auth.Recheck(who)
 }
 
 // incoming makes of what a caller sends what a server receives: who calls, and nothing else. What servers tell each other in

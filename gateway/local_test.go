@@ -114,3 +114,46 @@ func TestStreamsFromWithin(t *testing.T) {
 		}
 	}
 }
+
+// A call that was taken earlier, or at another server, is made as its caller while the caller's token is there, at the leader and at those who forward.
+func TestCallsOnBehalf(t *testing.T) {
+	servers := startServers(t, 3)
+	text := servers[0].token(auth.Client, "blue")
+	id, err := servers[0].api.Identify(auth.Credential{Token: text})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spawn := func(a *alone, who auth.Identity, namespace string) error {
+		_, err := apiv1.NewSessionServiceClient(a.api.Local()).SpawnSession(a.api.AsCaller(a.as(""), who), &apiv1.SpawnSessionRequest{
+			Spec: &apiv1.SessionSpec{Command: []string{"true"}, Namespace: namespace},
+		})
+		return err
+	}
+	for i, a := range servers {
+		if err := spawn(a, id, "blue"); err != nil {
+			t.Errorf("server %d: %v", i, err)
+		}
+		if err := spawn(a, id, "red"); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("server %d, another namespace: %v", i, err)
+		}
+		forged := id
+		forged.Role, forged.Namespace = auth.Admin, ""
+		if err := spawn(a, forged, "red"); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("server %d, with a role that the token has not: %v", i, err)
+		}
+		for _, who := range []auth.Identity{{Name: "x", Role: auth.Server}, {Name: "x", Role: auth.Admin}, {}} {
+			if err := spawn(a, who, "blue"); status.Code(err) != codes.Unauthenticated {
+				t.Errorf("server %d, as %+v: %v", i, who, err)
+			}
+		}
+	}
+	if _, err := apiv1.NewTokenServiceClient(servers[0].conn).RevokeToken(servers[0].as(servers[0].admin), &apiv1.RevokeTokenRequest{Id: id.TokenID}); err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range servers {
+		a.eventually("it knows that the token was revoked", func() bool { return a.ops.Node.AppliedIndex() >= servers[0].ops.Node.AppliedIndex() })
+		if err := spawn(a, id, "blue"); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("server %d, after it was revoked: %v", i, err)
+		}
+	}
+}

@@ -41,10 +41,12 @@ type Options struct {
 	Daemons func() []*apiv1.Daemon
 	// Providers are the pools that this server asks models through; nil for none.
 	Providers *provider.Pools
-	Version   string
-	PID       int
-	Now       func() time.Time
-	Logger    *slog.Logger
+	// Record is what happened; nil where that is not recorded.
+	Record  *Record
+	Version string
+	PID     int
+	Now     func() time.Time
+	Logger  *slog.Logger
 }
 
 // Operations do what clients ask for. They must run on the leader, but for stale reads.
@@ -308,6 +310,9 @@ func (o *Operations) sendCommand(ctx context.Context, v *state.View, req *apiv1.
 
 // Send puts a message into a mailbox, and waits for its turn to end when asked to.
 func (o *Operations) Send(ctx context.Context, req *apiv1.SendMessageRequest) (*apiv1.SendMessageResponse, error) {
+	if err := o.room(ctx); err != nil {
+		return nil, err
+	}
 	cmd, s, err := o.sendCommand(ctx, o.State.View(), req)
 	if err != nil {
 		return nil, err
@@ -339,18 +344,30 @@ func (o *Operations) message(v *state.View, id string, sequence uint64) (*apiv1.
 	return nil, false
 }
 
+// ended says whether a message is acked or dead, or is not there any more; of one that is not acked the error says why.
+func (o *Operations) ended(v *state.View, id string, sequence uint64) (m *apiv1.Message, over bool, err error) {
+	m, ok := o.message(v, id, sequence)
+	switch {
+	case !ok:
+		return nil, true, fault.New(fault.NotFound, "message %d of session %s: is not there, or its result is no longer kept; see `orchctl sessions logs`", sequence, id)
+	case m.GetStatus() == apiv1.Message_ACKED:
+		return m, true, nil
+	case m.GetStatus() == apiv1.Message_DEAD:
+		return m, true, deadError(m)
+	}
+	return nil, false, nil
+}
+
+func deadError(m *apiv1.Message) error {
+	return fault.New(fault.FailedPrecondition, "message %d became a dead letter: %s; see `orchctl dlq get`", m.GetSequence(), m.GetCause())
+}
+
 // waitMessage waits until a message is acked or dead.
 func (o *Operations) waitMessage(ctx context.Context, id string, sequence uint64) (*apiv1.Message, error) {
 	for {
 		changed := o.waiters.changed(id)
-		m, ok := o.message(o.State.View(), id, sequence)
-		switch {
-		case !ok:
-			return nil, fault.New(fault.NotFound, "message %d of session %s: is not there, or its result is no longer kept; see `orchctl sessions logs`", sequence, id)
-		case m.GetStatus() == apiv1.Message_ACKED:
-			return m, nil
-		case m.GetStatus() == apiv1.Message_DEAD:
-			return m, fault.New(fault.FailedPrecondition, "message %d became a dead letter: %s; see `orchctl dlq get`", sequence, m.GetCause())
+		if m, over, err := o.ended(o.State.View(), id, sequence); over {
+			return m, err
 		}
 		if err := o.await(ctx, changed); err != nil {
 			return nil, fault.New(fault.KindOf(err), "its turn has not ended: %w", err)

@@ -28,7 +28,7 @@ func (o *Operations) ownProviders() (out []*apiv1.Provider) {
 	for _, s := range o.Providers.List() {
 		p := &apiv1.Provider{
 			Server: o.Node.ID(), Name: s.Name, Dialect: s.Dialect, Models: s.Models, Healthy: s.Healthy,
-			Min: uint32(s.Min), Max: uint32(s.Max), Open: uint32(s.Open), Idle: uint32(s.Idle), InUse: uint32(s.InUse), Waiting: uint32(s.Waiting), Breaker: s.Breaker,
+			Min: uint32(s.Min), Max: uint32(s.Max), MaxInFlight: uint32(s.MaxInFlight), Open: uint32(s.Open), Idle: uint32(s.Idle), InUse: uint32(s.InUse), Waiting: uint32(s.Waiting), Breaker: s.Breaker,
 			Calls: uint64(s.Sent), Failed: uint64(s.Failed), Limited: uint64(s.Limited), InputTokens: uint64(s.InputTokens), OutputTokens: uint64(s.OutputTokens),
 			CostUsd: s.CostUSD, LastError: s.LastError, RequestsLeft: -1, TokensLeft: -1,
 		}
@@ -93,8 +93,12 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	for _, m := range req.GetMessages() {
 		r.Messages = append(r.Messages, provider.Message{Role: provider.Role(m.GetRole()), Text: m.GetText()})
 	}
+	if err := s.ops.room(ctx); err != nil {
+		return err
+	}
 	var got *provider.Response
 	var err error
+	began := time.Now()
 	if req.GetStream() {
 		got, err = s.ops.Providers.Stream(ctx, r, func(d provider.Delta) error {
 			return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Piece{Piece: &apiv1.ChatPiece{Text: d.Text, Reasoning: d.Reasoning}}})
@@ -102,6 +106,7 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	} else {
 		got, err = s.ops.Providers.Chat(ctx, r)
 	}
+	s.ops.recordModel(ctx, who, began, &r, got, err)
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,7 @@ func NewServer(ops *Operations, so ServerOptions) *Server {
 	apiv1.RegisterClusterServiceServer(r, &clusterService{ops: ops})
 	apiv1.RegisterQueueServiceServer(r, &queueService{ops: ops})
 	apiv1.RegisterProviderServiceServer(r, &providerService{ops: ops})
+	apiv1.RegisterRecorderServiceServer(r, &recorderService{ops: ops})
 	apiv1.RegisterTokenServiceServer(r, &tokenService{ops: ops})
 	apiv1.RegisterEventServiceServer(r, &eventService{ops: ops})
 	clusterv1.RegisterRelayServiceServer(s, &relayService{ops: ops, hub: so.Hub})
@@ -123,12 +124,15 @@ func (g *guard) admit(ctx context.Context, method string) (context.Context, erro
 	return auth.NewContext(ctx, id), nil
 }
 
-// identify takes a server's certificate, or a token.
+// identify takes a server's certificate, or a token; from within also somebody who was authenticated before.
 func (g *guard) identify(ctx context.Context) (auth.Identity, error) {
+	if v, ok := ctx.Value(onBehalfKey{}).(onBehalfOf); ok {
+		return g.recheck(v.who)
+	}
 	header := metadata.ValueFromIncomingContext(ctx, "authorization")
 	if len(header) == 0 {
 		if secret := metadata.ValueFromIncomingContext(ctx, peerKey); g.plain && len(secret) == 1 && subtle.ConstantTimeCompare([]byte(secret[0]), []byte(g.peerSecret)) == 1 {
-			return auth.Identity{Name: "peer", Role: auth.Server}, nil
+			return onBehalf(ctx, auth.Identity{Name: "peer", Role: auth.Server}), nil
 		}
 		if g.open {
 			return auth.Identity{Name: "anybody", Role: auth.Admin}, nil

@@ -200,64 +200,96 @@ func (s *sessionService) SendMessage(ctx context.Context, req *apiv1.SendMessage
 	return s.ops.Send(ctx, req)
 }
 
-// SendMessages accepts batches, each as one entry of the log, several of them on their way at once.
+// SendMessages accepts batches, each as one entry of the log, several of them on their way at once. Of messages that ask for it, the end
+// of the turn is told when it comes.
 func (s *sessionService) SendMessages(stream grpc.BidiStreamingServer[apiv1.SendMessagesRequest, apiv1.SendMessagesResponse]) error {
 	ctx := stream.Context()
-	answers := make(chan func() (*apiv1.SendMessagesResponse, error), pipelinedBatches)
+	b := &batches{s: s, turns: s.ops.newTurns(ctx), answers: make(chan batchAnswer, pipelinedBatches)}
+	defer b.turns.end()
 	received := make(chan error, 1)
-	go func() { // ends with the stream: Recv fails when the handler returns
-		defer close(answers)
-		for {
-			req, err := stream.Recv()
-			if err != nil {
-				if errors.Is(err, io.EOF) {
-					err = nil
-				}
-				received <- err
-				return
+	go func() { received <- b.receive(ctx, stream) }() // ends with the stream: Recv fails when the handler returns
+	for {
+		select {
+		case answer, more := <-b.answers:
+			if !more {
+				return <-received
 			}
-			answer, err := s.acceptBatch(ctx, req)
+			resp, err := answer()
 			if err != nil {
-				received <- err
-				return
+				return err
 			}
-			select {
-			case answers <- answer:
-			case <-ctx.Done():
-				received <- ctx.Err()
-				return
+			if err := stream.Send(resp); err != nil {
+				return err
+			}
+		case <-b.turns.ready:
+			ended := b.turns.take()
+			if len(ended) == 0 {
+				continue // those that it was for were taken with others
+			}
+			if err := stream.Send(&apiv1.SendMessagesResponse{Turns: ended}); err != nil {
+				return err
 			}
 		}
-	}()
-	for answer := range answers {
-		resp, err := answer()
+	}
+}
+
+// batches are those of one stream.
+type batches struct {
+	s       *sessionService
+	turns   *turns
+	answers chan batchAnswer
+	count   uint64 // of messages so far
+}
+
+// batchAnswer waits for the answer to one batch.
+type batchAnswer func() (*apiv1.SendMessagesResponse, error)
+
+// receive takes batches until the client has no more; it closes answers behind the last.
+func (b *batches) receive(ctx context.Context, stream grpc.BidiStreamingServer[apiv1.SendMessagesRequest, apiv1.SendMessagesResponse]) error {
+	defer close(b.answers)
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return err
+		}
+		answer, err := b.accept(ctx, req)
 		if err != nil {
 			return err
 		}
-		if err := stream.Send(resp); err != nil {
-			return err
+		select {
+		case b.answers <- answer:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return <-received
 }
 
-// acceptBatch proposes a batch and returns how to wait for its answer.
-func (s *sessionService) acceptBatch(ctx context.Context, req *apiv1.SendMessagesRequest) (func() (*apiv1.SendMessagesResponse, error), error) {
+// accept proposes a batch and returns how to wait for its answer.
+func (b *batches) accept(ctx context.Context, req *apiv1.SendMessagesRequest) (batchAnswer, error) {
 	n := len(req.GetMessages())
 	if n == 0 || n > maxBatchMessages {
 		return nil, fault.New(fault.Invalid, "messages: a batch has 1 to %d, and this one %d", maxBatchMessages, n).WithField("messages")
 	}
+	if err := b.s.ops.room(ctx); err != nil {
+		return nil, err
+	}
+	first := b.count
+	b.count += uint64(n)
 	resp := &apiv1.SendMessagesResponse{Results: make([]*apiv1.SendMessagesResponse_Result, n)}
-	v := s.ops.State.View()
+	v := b.s.ops.State.View()
 	var commands []*clusterv1.Command
 	var positions []int
+	var sessions []string
 	for i, m := range req.GetMessages() {
-		cmd, _, err := s.ops.sendCommand(ctx, v, m)
+		cmd, row, err := b.s.ops.sendCommand(ctx, v, m)
 		if err != nil {
 			resp.Results[i] = refused(err)
 			continue
 		}
-		commands, positions = append(commands, cmd), append(positions, i)
+		commands, positions, sessions = append(commands, cmd), append(positions, i), append(sessions, row.ID)
 	}
 	if len(commands) == 0 {
 		return func() (*apiv1.SendMessagesResponse, error) { return resp, nil }, nil
@@ -267,7 +299,7 @@ func (s *sessionService) acceptBatch(ctx context.Context, req *apiv1.SendMessage
 		err     error
 	}
 	done := make(chan answer, 1)
-	if err := s.ops.Node.ProposeAsync(func(r []state.Result, err error) { done <- answer{r, err} }, commands...); err != nil {
+	if err := b.s.ops.Node.ProposeAsync(func(r []state.Result, err error) { done <- answer{r, err} }, commands...); err != nil {
 		return nil, err
 	}
 	return func() (*apiv1.SendMessagesResponse, error) {
@@ -281,11 +313,16 @@ func (s *sessionService) acceptBatch(ctx context.Context, req *apiv1.SendMessage
 			return nil, a.err
 		}
 		for i, r := range a.results {
+			at := positions[i]
 			if r.Err != nil {
-				resp.Results[positions[i]] = refused(r.Err)
+				resp.Results[at] = refused(r.Err)
 				continue
 			}
-			resp.Results[positions[i]] = &apiv1.SendMessagesResponse_Result{Sequence: r.Sequence}
+			awaited := req.GetMessages()[at].GetWait()
+			resp.Results[at] = &apiv1.SendMessagesResponse_Result{Sequence: r.Sequence, Awaited: awaited}
+			if awaited {
+				b.turns.await(state.LetterKey{SessionID: sessions[i], Sequence: r.Sequence}, first+uint64(at))
+			}
 		}
 		return resp, nil
 	}, nil

@@ -29,6 +29,7 @@ func (p *pool) attempt(ctx context.Context, k *pick, c *call, t target) (*Respon
 		p.back(k)
 		return nil, f
 	}
+	defer p.leave()
 	e := &exchange{pool: p, lane: k.lane, call: c, target: t, slot: r.Value(), began: time.Now()}
 	ended := false
 	defer func() {

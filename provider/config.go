@@ -31,7 +31,8 @@ type PoolConfig struct {
 	Models    []ModelConfig    `yaml:"models" help:"what it serves; the first is taken when a call names no model"`
 
 	Min            int           `yaml:"min" help:"connections kept open"`
-	Max            int           `yaml:"max" help:"connections, and so calls, at a time"`
+	Max            int           `yaml:"max" help:"connections at a time"`
+	MaxInFlight    int           `yaml:"max_in_flight" help:"calls at a time; each needs a connection, so max where it is given"`
 	IdleTimeout    time.Duration `yaml:"idle_timeout" help:"connections beyond min are closed when they have been idle for this long"`
 	AcquireTimeout time.Duration `yaml:"acquire_timeout" help:"how long a call waits for its turn before the next provider is tried, or it is refused"`
 	CreateRetry    time.Duration `yaml:"create_retry_interval" help:"how long to wait before a connection that failed is tried again"`
@@ -86,10 +87,10 @@ func shipped(name string) PoolConfig {
 	switch name {
 	case "moonshot":
 		return PoolConfig{Dialect: OpenAI, URL: "https://api.moonshot.ai/v1", Models: []ModelConfig{{Name: "kimi-k2.6"}},
-			Min: 2, Max: 10, IdleTimeout: 30 * time.Second, AcquireTimeout: 5 * time.Second, CreateRetry: 200 * time.Millisecond}
+			Min: 2, Max: 10, MaxInFlight: 6, IdleTimeout: 30 * time.Second, AcquireTimeout: 5 * time.Second, CreateRetry: 200 * time.Millisecond}
 	case "zhipuai":
 		return PoolConfig{Dialect: OpenAI, URL: "https://open.bigmodel.cn/api/paas/v4", Models: []ModelConfig{{Name: "glm-4.6"}},
-			Min: 1, Max: 5, IdleTimeout: 45 * time.Second, AcquireTimeout: 3 * time.Second, CreateRetry: 500 * time.Millisecond}
+			Min: 1, Max: 5, MaxInFlight: 4, IdleTimeout: 45 * time.Second, AcquireTimeout: 3 * time.Second, CreateRetry: 500 * time.Millisecond}
 	}
 	return PoolConfig{}
 }
@@ -105,7 +106,11 @@ func (c PoolConfig) withDefaults() PoolConfig {
 	for i, m := range c.Models {
 		c.Models[i].Upstream = cmp.Or(m.Upstream, m.Name)
 	}
+	if c.Max == 0 { // whoever says how many connections there are means calls
+		c.MaxInFlight = cmp.Or(c.MaxInFlight, s.MaxInFlight)
+	}
 	c.Max = max(cmp.Or(c.Max, s.Max, 10), 0)
+	c.MaxInFlight = cmp.Or(c.MaxInFlight, c.Max)
 	c.Min = cmp.Or(c.Min, min(cmp.Or(s.Min, 1), c.Max))
 	c.IdleTimeout = cmp.Or(c.IdleTimeout, s.IdleTimeout, 30*time.Second)
 	c.AcquireTimeout = cmp.Or(c.AcquireTimeout, s.AcquireTimeout, 5*time.Second)

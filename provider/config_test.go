@@ -52,16 +52,19 @@ providers:
 		t.Fatal(err)
 	}
 	m, z, l := c.Pools[0].withDefaults(), c.Pools[1].withDefaults(), c.Pools[2].withDefaults()
-	if m.Min != 2 || m.Max != 10 || m.IdleTimeout != 30*time.Second || m.AcquireTimeout != 5*time.Second || m.CreateRetry != 200*time.Millisecond || m.URL != "https://api.moonshot.ai/v1" {
+	if m.Min != 2 || m.Max != 10 || m.IdleTimeout != 30*time.Second || m.AcquireTimeout != 5*time.Second || m.CreateRetry != 200*time.Millisecond || m.MaxInFlight != 6 || m.URL != "https://api.moonshot.ai/v1" {
 		t.Errorf("%+v", m)
 	}
-	if z.Min != 1 || z.Max != 3 || z.IdleTimeout != 45*time.Second || z.AcquireTimeout != 3*time.Second || z.CreateRetry != 500*time.Millisecond {
+	if z.Min != 1 || z.Max != 3 || z.IdleTimeout != 45*time.Second || z.AcquireTimeout != 3*time.Second || z.CreateRetry != 500*time.Millisecond || z.MaxInFlight != 3 {
 		t.Errorf("%+v", z)
 	}
 	if want := []EndpointConfig{{"https://open.bigmodel.cn/api/paas/v4", "/a", 1}, {"https://api.z.ai/api/paas/v4", "/b", 2}}; !reflect.DeepEqual(z.Endpoints, want) {
 		t.Errorf("%+v", z.Endpoints)
 	}
-	if l.Min != 1 || l.Max != 10 || l.Models[0].Upstream != "big" || l.Dialect != Anthropic {
+	if s := (PoolConfig{Name: "zhipuai"}).withDefaults(); s.Max != 5 || s.MaxInFlight != 4 {
+		t.Errorf("%+v", s)
+	}
+	if l.Min != 1 || l.Max != 10 || l.MaxInFlight != 10 || l.Models[0].Upstream != "big" || l.Dialect != Anthropic {
 		t.Errorf("%+v", l)
 	}
 	if c.AttemptsMax != 4 {
@@ -89,6 +92,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		{"pools: [{name: a, dialect: openai, url: 'http://x', models: [{name: m, input_price: -1}]}]", "providers.pools[0].models[0].input_price: a price is negative"},
 		{"pools: [{name: moonshot, key_file: /k, endpoints: [{key_file: /k}]}]", "providers.pools[0].key_file: is given beside endpoints"},
 		{"pools: [{name: moonshot, key_file: /k, min: 11}]", "providers.pools[0].min: 11 is above max (10)"},
+		{"pools: [{name: moonshot, key_file: /k, max_in_flight: 11}]", "providers.pools[0].max_in_flight: 11 is above max (10), and each call needs a connection"},
 		{"pools: [{name: moonshot, key_file: /k, max: -1}]", "providers.pools[0].max: 0 is not between 1 and 1000"},
 		{"pools: [{name: moonshot, key_file: /k, idle_timeout: 1ms}]", "providers.pools[0].idle_timeout: 1ms is not between 1s and 1h0m0s"},
 		{"pools: [{name: moonshot, key_file: /k, acquire: 1s}]", "providers.pools[0].acquire: unknown key"},

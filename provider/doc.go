@@ -1,9 +1,9 @@
 // Package provider calls language models through pools of connections, one pool for each provider.
 //
 // A provider is an API of one of two dialects (OpenAI's chat completions, Anthropic's messages) at one or several endpoints, each a
-// URL with a key. Its pool holds between min and max slots; a slot is one keep-alive connection and carries one call at a time, so max
-// is also how many calls are under way at most. Slots are opened before they are needed (up to min), kept warm, and closed when they
-// have been idle (down to min).
+// URL with a key. Its pool holds between min and max slots; a slot is one keep-alive connection and carries one call at a time. Slots are
+// opened before they are needed (up to min), kept warm, and closed when they have been idle (down to min). How many calls are under way
+// at most (max_in_flight) may be fewer than max: what a provider bears, and the other slots are left to health checks.
 //
 //	Chat, Stream ──► budget ──► provider, in order ──► endpoint ──────────► slot ──► HTTP
 //	                 (tenant)   (pool after pool)      (breaker, rate       (puddle)

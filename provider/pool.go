@@ -31,6 +31,7 @@ type pool struct {
 	tls     *tls.Config
 	dial    dialFunc
 	slots   *puddle.Pool[*slot]
+	calls   chan struct{}   // holds one for each call under way
 	closing context.Context // ends with Close
 	metrics *histograms
 	chance  func() float64
@@ -56,7 +57,7 @@ type counts struct {
 func newPool(closing context.Context, key string, c PoolConfig, o Options, m *histograms) (*pool, error) {
 	fromConfig := len(c.Endpoints) > 0
 	c = c.withDefaults()
-	p := &pool{cfg: c, log: o.Logger.With("provider", c.Name), dialect: newDialect(c), closing: closing, metrics: m, chance: o.Rand}
+	p := &pool{cfg: c, log: o.Logger.With("provider", c.Name), dialect: newDialect(c), closing: closing, metrics: m, chance: o.Rand, calls: make(chan struct{}, c.MaxInFlight)}
 	var err error
 	if p.tls, err = tlsConfig(key+".ca_file", c.CAFile); err != nil {
 		return nil, err
@@ -218,7 +219,7 @@ func (p *pool) back(k *pick) {
 	k.lane.tokens.settle(k.tokAt, k.tokens, 0, now)
 }
 
-// acquire waits for a slot.
+// acquire waits until there may be one call more, and for a slot; leave ends what it began.
 func (p *pool) acquire(ctx context.Context) (*puddle.Resource[*slot], *failure) {
 	if p.waiting.Add(1) > int64(p.cfg.WaitingMax) {
 		p.waiting.Add(-1)
@@ -227,25 +228,40 @@ func (p *pool) acquire(ctx context.Context) (*puddle.Resource[*slot], *failure) 
 	defer p.waiting.Add(-1)
 	patient, cancel := context.WithTimeout(ctx, p.cfg.AcquireTimeout)
 	defer cancel()
+	select {
+	case p.calls <- struct{}{}:
+	case <-patient.Done():
+		return nil, p.missed(ctx, patient.Err(), fmt.Sprintf("%d calls, as many as may be (max_in_flight), were under way for %s", p.cfg.MaxInFlight, p.cfg.AcquireTimeout))
+	}
 	r, err := p.slots.Acquire(patient)
+	if err != nil {
+		p.leave()
+		return nil, p.missed(ctx, err, fmt.Sprintf("all %d connections were busy for %s", p.cfg.Max, p.cfg.AcquireTimeout))
+	}
+	return r, nil
+}
+
+// leave ends a call that acquire has begun, after its slot was given back.
+func (p *pool) leave() { <-p.calls }
+
+// missed is the failure of a call whose turn did not come: the pool is closed, the caller went away, or the pool was full for too long.
+func (p *pool) missed(ctx context.Context, err error, full string) *failure {
 	switch {
-	case err == nil:
-		return r, nil
 	case errors.Is(err, puddle.ErrClosedPool):
-		return nil, &failure{sure: final, err: fault.New(fault.Unavailable, "chat: %s: %w; ask another server, or this one when it is back", p.cfg.Name, errClosed)}
+		return &failure{sure: final, err: fault.New(fault.Unavailable, "chat: %s: %w; ask another server, or this one when it is back", p.cfg.Name, errClosed)}
 	case ctx.Err() != nil:
 		kind := fault.Aborted
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			kind = fault.Timeout
 		}
-		return nil, &failure{sure: final, err: fault.New(kind, "chat: %s: %w while waiting for a connection", p.cfg.Name, context.Cause(ctx))}
+		return &failure{sure: final, err: fault.New(kind, "chat: %s: %w while waiting for a connection", p.cfg.Name, context.Cause(ctx))}
 	}
-	return nil, p.fullFailure("all %d connections were busy for %s", p.cfg.Max, p.cfg.AcquireTimeout)
+	return p.fullFailure("%s", full)
 }
 
 // fullFailure refuses a call. The next provider may take it; this one is not to be asked again.
 func (p *pool) fullFailure(format string, args ...any) *failure {
-	err := fault.New(fault.Exhausted, "chat: %s: "+format+"; come back later, or raise max of the provider", append([]any{p.cfg.Name}, args...)...)
+	err := fault.New(fault.Exhausted, "chat: %s: "+format+"; come back later, or raise max and max_in_flight of the provider", append([]any{p.cfg.Name}, args...)...)
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()

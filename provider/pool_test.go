@@ -16,10 +16,10 @@ import (
 
 func TestShippedPoolsWarmUpAndCool(t *testing.T) {
 	for _, c := range []struct {
-		name     string
-		min, max int
-		idle     time.Duration
-	}{{"moonshot", 2, 10, 30 * time.Second}, {"zhipuai", 1, 5, 45 * time.Second}} {
+		name               string
+		min, max, inFlight int
+		idle               time.Duration
+	}{{"moonshot", 2, 10, 6, 30 * time.Second}, {"zhipuai", 1, 5, 4, 45 * time.Second}} {
 		t.Run(c.name, func(t *testing.T) {
 			p := PoolConfig{Name: c.name, URL: "http://a", KeyFile: keyFile(t, "k"), Insecure: true}
 			inBubble(t, Options{Config: Config{Pools: []PoolConfig{p}}}, func(t *testing.T, w *world) {
@@ -31,16 +31,20 @@ func TestShippedPoolsWarmUpAndCool(t *testing.T) {
 					t.Errorf("%d probes, %d calls", w.fakes["a"].Probes(), w.fakes["a"].Count())
 				}
 				w.fakes["a"].Usually(step{Delay: time.Second})
+				began := time.Now()
 				if errs := w.together(c.max); len(errs) > 0 {
 					t.Fatal(errs)
 				}
+				if took := time.Since(began); took != 2*time.Second {
+					t.Errorf("%d calls of a second, %d at a time, took %s", c.max, c.inFlight, took)
+				}
 				w.settle() // the keeper may be looking after slots
-				if s := w.List()[0]; s.Open != c.max || s.Idle != c.max || w.net.Open() != c.max {
+				if s := w.List()[0]; s.Open != c.inFlight || s.Idle != s.Open || w.net.Open() != s.Open || s.Max != c.max || s.MaxInFlight != c.inFlight {
 					t.Errorf("after %d calls at once: %+v", c.max, s)
 				}
 				time.Sleep(c.idle - 2*time.Second)
 				w.settle()
-				if s := w.List()[0]; s.Open != c.max {
+				if s := w.List()[0]; s.Open != c.inFlight {
 					t.Errorf("closed too early: %+v", s)
 				}
 				time.Sleep(4 * time.Second)
@@ -151,7 +155,7 @@ func TestCallsWaitForASlotAndNoLonger(t *testing.T) {
 		for i, want := range []struct {
 			at  time.Duration
 			say string
-		}{{0, "3 calls wait for a connection already"}, {3 * time.Second, "all 2 connections were busy for 3s"}, {3 * time.Second, "busy"}, {3 * time.Second, "busy"},
+		}{{0, "3 calls wait for a connection already"}, {3 * time.Second, "2 calls, as many as may be (max_in_flight), were under way for 3s"}, {3 * time.Second, "under way"}, {3 * time.Second, "under way"},
 			{10 * time.Second, ""}, {10 * time.Second, ""}} {
 			err := <-results
 			if at := time.Since(began); at != want.at {
@@ -173,6 +177,71 @@ func TestCallsWaitForASlotAndNoLonger(t *testing.T) {
 		}
 		if s := w.List()[0]; s.Full < 4 || s.Open > 2 || s.InUse != 0 {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Fewer calls than connections: the caller who goes away, the end of the pools, and a call that fails leave their place to the next one.
+func TestCallsInFlightAreBounded(t *testing.T) {
+	c := one(OpenAI, func(c *PoolConfig) { c.Max, c.MaxInFlight, c.AcquireTimeout = 4, 1, time.Minute })
+	inBubble(t, Options{Config: Config{AttemptsMax: 1, Pools: []PoolConfig{c}}}, func(t *testing.T, w *world) {
+		w.fakes["a"].Usually(step{Delay: 2 * time.Second})
+		began := time.Now()
+		if failed := w.together(3); len(failed) > 0 || time.Since(began) != 6*time.Second {
+			t.Errorf("three calls, one at a time, took %s: %v", time.Since(began), failed)
+		}
+		if s := w.List()[0]; s.Open != 1 {
+			t.Errorf("they needed more than a connection: %+v", s)
+		}
+		w.fakes["a"].Usually(step{Status: 500})
+		for range 3 {
+			_, err := w.Chat(t.Context(), ask())
+			wantKind(t, err, fault.Unavailable)
+		}
+		busy := w.list[0].slots.AcquireAllIdle() // as the keeper does
+		for len(busy) < 4 {
+			r, err := w.list[0].slots.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			busy = append(busy, r)
+		}
+		w.fakes["a"].Usually(step{})
+		for range 2 {
+			_, err := w.Chat(t.Context(), ask())
+			if wantKind(t, err, fault.Exhausted); !strings.Contains(fmt.Sprint(err), "all 4 connections were busy for 1m0s") {
+				t.Error(err)
+			}
+		}
+		for _, r := range busy {
+			r.Release()
+		}
+		w.fakes["a"].Usually(step{Delay: 10 * time.Second})
+		ended := make(chan error, 3)
+		go func() { _, err := w.Chat(t.Context(), ask()); ended <- err }()
+		w.settle()
+		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began = time.Now()
+		_, err := w.Chat(impatient, ask())
+		if wantKind(t, err, fault.Timeout); time.Since(began) != time.Second {
+			t.Errorf("who waited for a second waited for %s", time.Since(began))
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		for range 2 { // one is under way, one waits, and the pools close
+			go func() { _, err := w.Chat(t.Context(), ask()); ended <- err }()
+			w.settle()
+		}
+		if s := w.List()[0]; s.InUse != 1 || s.Waiting != 1 {
+			t.Errorf("%+v", s)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 2 {
+			wantKind(t, <-ended, fault.Unavailable)
 		}
 	})
 }

@@ -14,6 +14,7 @@ type Status struct {
 	Healthy bool // a call would be taken now
 
 	Min, Max    int
+	MaxInFlight int // calls at a time
 	Open        int // slots: idle and in use
 	Idle        int
 	InUse       int
@@ -69,7 +70,7 @@ func (p *Pools) List() []Status {
 
 func (p *pool) status(now time.Time) Status {
 	stat := p.slots.Stat()
-	s := Status{Name: p.cfg.Name, Dialect: p.cfg.Dialect, Min: p.cfg.Min, Max: p.cfg.Max, Open: int(stat.TotalResources()), Idle: int(stat.IdleResources()),
+	s := Status{Name: p.cfg.Name, Dialect: p.cfg.Dialect, Min: p.cfg.Min, Max: p.cfg.Max, MaxInFlight: p.cfg.MaxInFlight, Open: int(stat.TotalResources()), Idle: int(stat.IdleResources()),
 		InUse: int(stat.AcquiredResources()), Waiting: int(p.waiting.Load()), Connections: int(p.connections.Load()), Breaker: "open"}
 	for _, m := range p.cfg.Models {
 		s.Models = append(s.Models, m.Name)

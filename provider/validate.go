@@ -184,7 +184,7 @@ func (c PoolConfig) validateNumbers(key string) error {
 		name             string
 		value, low, high int
 	}{
-		{"max", c.Max, 1, slotsMax}, {"min", c.Min, 0, slotsMax}, {"waiting_max", c.WaitingMax, 1, waitingLimit},
+		{"max", c.Max, 1, slotsMax}, {"min", c.Min, 0, slotsMax}, {"max_in_flight", c.MaxInFlight, 1, slotsMax}, {"waiting_max", c.WaitingMax, 1, waitingLimit},
 		{"breaker_failures", c.BreakerFailures, 1, 1000}, {"requests_per_minute", c.RequestsPerMinute, 0, perMinuteMax},
 		{"tokens_per_minute", c.TokensPerMinute, 0, perMinuteMax}, {"max_tokens", c.MaxTokens, 1, maxTokensLimit},
 	} {
@@ -194,6 +194,9 @@ func (c PoolConfig) validateNumbers(key string) error {
 	}
 	if c.Min > c.Max {
 		return config.Bad(key+".min", "%d is above max (%d)", c.Min, c.Max)
+	}
+	if c.MaxInFlight > c.Max {
+		return config.Bad(key+".max_in_flight", "%d is above max (%d), and each call needs a connection; raise max, too", c.MaxInFlight, c.Max)
 	}
 	return nil
 }

@@ -11,9 +11,9 @@ import (
 )
 
 // stringFields and numberFields say which field has which number.
-func (i *Interaction) stringFields() [14]*string {
+func (i *Interaction) stringFields() [15]*string {
 	return [...]*string{0: &i.ID, 1: (*string)(&i.Kind), 2: &i.Namespace, 3: &i.Session, 4: &i.RequestID, 5: &i.Principal, 6: &i.Tool, 7: &i.Provider,
-		8: &i.Model, 9: (*string)(&i.Status), 10: &i.Code, 11: &i.Error, 12: &i.Request, 13: &i.Response}
+		8: &i.Model, 9: (*string)(&i.Status), 10: &i.Code, 11: &i.Error, 12: &i.Request, 13: &i.Response, 14: &i.Client}
 }
 
 func (i *Interaction) numberFields() [6]*int64 {
@@ -67,6 +67,7 @@ func encode(b []byte, i *Interaction) []byte {
 func decode(b []byte) (Interaction, error) {
 	var i Interaction
 	texts, numbers := i.stringFields(), i.numberFields()
+	whole := string(b) // whose parts the texts are
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -78,7 +79,8 @@ func decode(b []byte) (Interaction, error) {
 		case kind == protowire.BytesType && at >= firstString && at < firstString+len(texts):
 			var v []byte
 			if v, n = protowire.ConsumeBytes(b); n >= 0 {
-				*texts[at-firstString] = string(v)
+				end := len(whole) - len(b) + n
+				*texts[at-firstString] = whole[end-len(v) : end]
 			}
 		case kind == protowire.VarintType:
 			var v uint64

@@ -25,12 +25,6 @@ const (
 	SinkPostgres = "postgres"
 )
 
-// What is between the recorder and Postgres.
-const (
-	PoolerNone        = "none"
-	PoolerTransaction = "transaction" // each transaction may meet another connection, as with Supabase's port 6543
-)
-
 // Config is the settings of a recorder.
 type Config struct {
 	Sink            string       `yaml:"sink" help:"where interactions are kept: sqlite, a file in the data directory; postgres; none records nothing"`
@@ -57,7 +51,6 @@ type Config struct {
 	Postgres struct {
 		URL      string        `yaml:"url" secret:"true" help:"the database, as postgres://user:password@host:port/name?sslmode=verify-full"`
 		URLFile  string        `yaml:"url_file" help:"file with the URL, which only this user may read"`
-		Pooler   string        `yaml:"pooler" help:"transaction behind a pooler in transaction mode, such as Supabase's port 6543; else none"`
 		MaxConns int           `yaml:"max_conns" help:"connections to the database at most"`
 		Timeout  time.Duration `yaml:"timeout" help:"how long one write may take"`
 	} `yaml:"postgres"`
@@ -71,7 +64,7 @@ func Default() Config {
 	c.Spool.MaxBytes, c.Spool.AlarmPercent = 1<<30, 80
 	c.Spool.WhenFull, c.Spool.SyncEvery = Block, 50*time.Millisecond
 	c.Retention.MaxAge, c.Retention.MaxBytes = 30*24*time.Hour, 10<<30
-	c.Postgres.Pooler, c.Postgres.MaxConns, c.Postgres.Timeout = PoolerNone, 4, 30*time.Second
+	c.Postgres.MaxConns, c.Postgres.Timeout = 4, 30*time.Second
 	return c
 }
 
@@ -127,8 +120,6 @@ func (c *Config) validateSink(bad func(key, format string, args ...any) error) e
 		return bad("postgres.url_file", "is empty; give a file with the database's URL")
 	case p.URL != "" && p.URLFile != "":
 		return bad("postgres.url", "and url_file are both given; leave out one of them")
-	case p.Pooler != PoolerNone && p.Pooler != PoolerTransaction:
-		return bad("postgres.pooler", "%q is not a pooler; use %s or %s", p.Pooler, PoolerNone, PoolerTransaction)
 	case p.MaxConns < 1 || p.MaxConns > 100:
 		return bad("postgres.max_conns", "%d is not between 1 and 100", p.MaxConns)
 	case p.Timeout < time.Second:

@@ -3,12 +3,16 @@
 package recorder
 
 import (
-	"crypto/rand"
+	"context"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"math/rand/v2"
 	"time"
 	"unicode/utf8"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/recorder/redact"
 )
 
 // Kind says what an interaction is.
@@ -42,12 +46,13 @@ type Interaction struct {
 	Kind Kind      `json:"kind"`
 
 	Namespace string `json:"namespace"`
-	Session   string `json:"session,omitempty"` // its id
-	Epoch     uint64 `json:"epoch,omitempty"`   // of the session
-	RequestID string `json:"requestId,omitempty"`
+	Session   string `json:"session,omitempty"`   // its id
+	Epoch     uint64 `json:"epoch,omitempty"`     // of the session
+	Client    string `json:"client,omitempty"`    // the session_id of the client that called, at the gateway
+	RequestID string `json:"requestId,omitempty"` // the client's name for the call; of a message and its answer, the message's number
 	Principal string `json:"principal,omitempty"` // who asked
 
-	Tool     string `json:"tool,omitempty"`
+	Tool     string `json:"tool,omitempty"` // of a session event, its type
 	Provider string `json:"provider,omitempty"`
 	Model    string `json:"model,omitempty"`
 
@@ -64,16 +69,33 @@ type Interaction struct {
 	Response string `json:"response,omitempty"`
 
 	// The recorder fills in the rest.
-	RequestBytes      int64 `json:"requestBytes,omitempty"` // as they were
+	RequestBytes      int64 `json:"requestBytes,omitempty"` // as they were, unless whoever records says that there was more
 	ResponseBytes     int64 `json:"responseBytes,omitempty"`
 	RequestTruncated  bool  `json:"requestTruncated,omitempty"` // it was longer than what is kept
 	ResponseTruncated bool  `json:"responseTruncated,omitempty"`
 	Redactions        int   `json:"redactions,omitempty"` // secrets that were taken out
 }
 
+// Ended says how something ended that was done in a context.
+func (i *Interaction) Ended(ctx context.Context, err error) {
+	if err == nil {
+		i.Status = OK
+		return
+	}
+	i.Status, i.Code, i.Error = Failed, fault.KindOf(err).String(), err.Error()
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, context.DeadlineExceeded), fault.Is(err, fault.Timeout):
+		i.Status = TimedOut
+	case cause != nil:
+		i.Status = Cancelled
+	}
+}
+
 const (
 	// IDBytesMax bounds an id that the caller gives.
 	IDBytesMax = 128
+	// LookedAtBytes is how much of a request or a response is looked at, whatever the settings; who has more need not hand it over.
+	LookedAtBytes = payloadBytesMax + redact.Beyond
 	// fieldBytesMax bounds each text beside the payloads; longer ones are cut.
 	fieldBytesMax = 512
 	// errorBytesMax bounds Error.
@@ -113,7 +135,7 @@ func (i *Interaction) complete(now time.Time) {
 	if i.Time.IsZero() {
 		i.Time = now
 	}
-	i.Time = i.Time.UTC().Truncate(time.Microsecond)
+	i.Time = time.UnixMicro(i.Time.UnixMicro()).UTC() // Truncate takes a microsecond for it
 	i.Latency = i.Latency.Truncate(time.Microsecond)
 	if i.ID == "" {
 		i.ID = newID(i.Time)
@@ -124,8 +146,8 @@ func (i *Interaction) complete(now time.Time) {
 }
 
 // texts are the short ones, each with its bound.
-func (i *Interaction) texts() [9]*string {
-	return [...]*string{&i.Namespace, &i.Session, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.Code, &i.Error}
+func (i *Interaction) texts() [10]*string {
+	return [...]*string{&i.Namespace, &i.Session, &i.Client, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.Code, &i.Error}
 }
 
 // bytes is what an interaction takes in memory, and at most about what it takes in the spool.
@@ -140,12 +162,12 @@ func (i *Interaction) bytes() int64 {
 // newID returns a UUID of version 7: ids made later sort later, which keeps the indexes of databases small.
 func newID(t time.Time) string {
 	var b [16]byte
-	_, _ = rand.Read(b[6:]) // it never fails
+	binary.LittleEndian.PutUint64(b[8:], rand.Uint64()) // it is to be unique, and need not be a secret
 	ms := uint64(t.UnixMilli())
 	for i := range 6 {
 		b[i] = byte(ms >> (40 - 8*i))
 	}
-	fraction := uint64(t.Nanosecond()%1e6) << 12 / 1e6 // twelve bits of a millisecond
+	fraction := uint64(t.Nanosecond()%1e6) << 12 / 1e6 // twelve bits of a millisecond, before 62 that are random
 	b[6] = 0x70 | byte(fraction>>8)
 	b[7] = byte(fraction)
 	b[8] = 0x80 | b[8]&0x3f

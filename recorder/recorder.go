@@ -23,6 +23,10 @@ const (
 	queueBytesMax = 16 << 20
 	// alarmHysteresis is how many percent below the alarm the spool must be before the alarm ends.
 	alarmHysteresis = 10
+	// spareMax bounds, in interactions, the room that is kept for the next queue: a burst must not cost its memory for ever.
+	spareMax = 4096
+	// roomShare and roomBytesMax say how much of the spool Room leaves to what is under way.
+	roomShare, roomBytesMax = 16, 64 << 20
 )
 
 // Options of a recorder.
@@ -46,11 +50,13 @@ type Recorder struct {
 
 	mu         sync.Mutex
 	queue      []Interaction
-	queueBytes int64 // of queue, and of what the writer has in hand
+	spare      []Interaction // the room of a queue that the writer has emptied
+	queueBytes int64         // of queue, and of what the writer has in hand
 	taken      uint64
 	synced     uint64        // how many of taken are durable
 	changed    chan struct{} // closed, and made anew, when there may be room or something has become durable
 	closed     bool
+	released   bool // nobody waits for room any more
 	alarm      bool
 	dropping   uint64 // since the spool was full; 0 while it is not
 	drops      uint64 // ever
@@ -59,6 +65,9 @@ type Recorder struct {
 	sinkSince  time.Time // of sinkErr
 	oldest     time.Time
 	shipped    uint64
+
+	// Of the shipper.
+	items []Interaction // the room of a batch
 
 	// Of the writer.
 	inHand   []encoded
@@ -102,7 +111,7 @@ func Open(o Options) (*Recorder, error) {
 	return r, nil
 }
 
-// Record is RecordContext for those who have no context. With the policy Block it waits for as long as the spool is full.
+// Record is RecordContext for those who wait for as long as they must: with the policy Block until there is room, or Release.
 func (r *Recorder) Record(i Interaction) error { return r.RecordContext(context.Background(), i) }
 
 // RecordContext hands an interaction over. It returns Invalid for one that is none, Exhausted when it was dropped and counted, Unavailable once
@@ -122,15 +131,18 @@ func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error {
 			return fault.New(fault.Unavailable, "recorder: it is closed")
 		}
 		if r.queueBytes+bytes <= queueBytesMax && r.spool.Size()+r.queueBytes+bytes <= int64(r.cfg.Spool.MaxBytes) {
+			first := len(r.queue) == 0
 			r.take(i, bytes)
 			r.mu.Unlock()
-			signal(r.written)
+			if first {
+				signal(r.written)
+			}
 			if !since.IsZero() {
 				r.m.blockedSeconds.Add(time.Since(since).Seconds())
 			}
 			return nil
 		}
-		if r.cfg.Spool.WhenFull == DropAndCount {
+		if r.cfg.Spool.WhenFull == DropAndCount || r.released {
 			r.drop()
 			r.mu.Unlock()
 			return fault.New(fault.Exhausted, "recorder: the spool is full (%s); the interaction is not recorded, and counted", r.cfg.Spool.MaxBytes)
@@ -147,6 +159,46 @@ func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error {
 			return fault.New(fault.Timeout, "recorder: the spool was full (%s) for as long as the caller would wait: %w", r.cfg.Spool.MaxBytes, ctx.Err())
 		}
 	}
+}
+
+// Room waits, with the policy Block, until there is room for what is about to be done, so that nothing is done that could not be recorded. It keeps a
+// reserve free for what is under way. It returns Timeout when ctx ended before. With DropAndCount nobody waits.
+func (r *Recorder) Room(ctx context.Context) error {
+	if r.cfg.Spool.WhenFull == DropAndCount {
+		return nil
+	}
+	limit := int64(r.cfg.Spool.MaxBytes)
+	limit -= min(limit/roomShare, roomBytesMax)
+	var since time.Time
+	for {
+		r.mu.Lock()
+		ok := r.released || r.spool.Size()+r.queueBytes <= limit && r.queueBytes <= queueBytesMax/2
+		changed := r.changed
+		r.mu.Unlock()
+		if ok {
+			if !since.IsZero() {
+				r.m.blockedSeconds.Add(time.Since(since).Seconds())
+			}
+			return nil
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			r.m.blockedSeconds.Add(time.Since(since).Seconds())
+			return fault.New(fault.Timeout, "recorder: the spool is full (%s), and nothing is done that cannot be recorded; look after the record's database, or set recorder.spool.when_full: %s", r.cfg.Spool.MaxBytes, DropAndCount)
+		}
+	}
+}
+
+// Release ends all waiting for room, for the end of a server: what finds none from now on is dropped and counted.
+func (r *Recorder) Release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.released = true
+	r.change()
 }
 
 // take puts an interaction into the queue; r.mu is held.
@@ -175,8 +227,8 @@ func (r *Recorder) drop() {
 // bound lets go of what will not be kept, and could be 32 MiB.
 func (r *Recorder) bound(i *Interaction) {
 	keep := int(r.cfg.MaxPayloadBytes)
-	i.RequestBytes, i.ResponseBytes = int64(len(i.Request)), int64(len(i.Response))
-	i.RequestTruncated, i.ResponseTruncated = len(i.Request) > keep, len(i.Response) > keep
+	i.RequestBytes, i.ResponseBytes = max(i.RequestBytes, int64(len(i.Request))), max(i.ResponseBytes, int64(len(i.Response)))
+	i.RequestTruncated, i.ResponseTruncated = i.RequestBytes > int64(keep), i.ResponseBytes > int64(keep)
 	i.Redactions = 0
 	window(&i.Request, keep)
 	window(&i.Response, keep)

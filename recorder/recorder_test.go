@@ -230,12 +230,18 @@ func TestFullSpoolBlocks(t *testing.T) {
 	if s.SpoolBytes > 32<<20 || !s.Alarm || !fault.Is(r.Health(), fault.Exhausted) || s.SinkError == "" || s.Dropped != 0 {
 		t.Fatalf("%+v, %v", s, r.Health())
 	}
-	waiting := make(chan error, 1)
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := r.Room(soon); !fault.Is(err, fault.Timeout) || !strings.Contains(err.Error(), "drop-and-count") {
+		t.Errorf("there is room: %v", err)
+	}
+	waiting, room := make(chan error, 1), make(chan error, 1)
+	go func() { room <- r.Room(context.Background()) }()
 	go func() {
 		waiting <- r.Record(recorder.Interaction{ID: "last", Kind: recorder.Message, Namespace: "x", Request: strings.Repeat("y", 64<<10)})
 	}()
 	sink.set(func(s *fakeSink) { s.away = false })
-	if err := <-waiting; err != nil {
+	if err := errors.Join(<-waiting, <-room); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Drain(within(t)); err != nil {
@@ -250,6 +256,67 @@ func TestFullSpoolBlocks(t *testing.T) {
 	metricstest.Lint(t, reg)
 	if text := metricstest.Text(t, reg); !strings.Contains(text, "orchestrator_recorder_spool_alarm 0") || strings.Contains(text, "orchestrator_recorder_blocked_seconds_total 0\n") {
 		t.Error(text)
+	}
+}
+
+// A server that ends waits for no room: what finds none is dropped and counted.
+func TestReleaseEndsTheWait(t *testing.T) {
+	sink := newFakeSink()
+	sink.away = true
+	c := config(t.TempDir())
+	c.Spool.MaxBytes = 32 << 20
+	r := serve(t, c, sink, nil)
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for soon.Err() == nil {
+		if _, err := fill(soon, t, r); err != nil && !fault.Is(err, fault.Timeout) {
+			t.Fatal(err)
+		}
+	}
+	waiting := make(chan error, 2)
+	go func() { waiting <- r.Room(context.Background()) }()
+	go func() {
+		i := call("")
+		i.Request = strings.Repeat("x", 60<<10)
+		var err error
+		for err == nil {
+			err = r.Record(i)
+		}
+		waiting <- err
+	}()
+	r.Release()
+	for range 2 {
+		if err := <-waiting; err != nil && !fault.Is(err, fault.Exhausted) {
+			t.Error(err)
+		}
+	}
+	if r.State().Dropped == 0 {
+		t.Error("nothing is counted")
+	}
+}
+
+// The shipper sends a few thousand a second, and not each record by itself, while there is room.
+func TestTheShipperRests(t *testing.T) {
+	sink := newFakeSink()
+	r := serve(t, config(t.TempDir()), sink, nil)
+	began := time.Now()
+	const count = 3000
+	for n := range count {
+		if err := r.Record(call(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+		if n%100 == 0 {
+			if err := r.Flush(within(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := r.Drain(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(began)
+	if took < count*time.Second/7000-200*time.Millisecond || sink.writes > int(2+took/(40*time.Millisecond)) {
+		t.Errorf("%d records in %d writes in %s", count, sink.writes, took)
 	}
 }
 
@@ -397,9 +464,6 @@ func TestConfig(t *testing.T) {
 		"recorder.retention.max_bytes": func(c *recorder.Config) { c.Retention.MaxBytes = 1 },
 		"recorder.postgres.url_file":   func(c *recorder.Config) { c.Sink = recorder.SinkPostgres },
 		"recorder.postgres.url":        func(c *recorder.Config) { c.Sink, c.Postgres.URL = recorder.SinkPostgres, "mysql://secret@x" },
-		"recorder.postgres.pooler": func(c *recorder.Config) {
-			c.Sink, c.Postgres.URLFile, c.Postgres.Pooler = recorder.SinkPostgres, "x", "statement"
-		},
 		"recorder.postgres.max_conns": func(c *recorder.Config) {
 			c.Sink, c.Postgres.URLFile, c.Postgres.MaxConns = recorder.SinkPostgres, "x", 0
 		},

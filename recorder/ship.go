@@ -26,6 +26,11 @@ const (
 	// writeTimeMax bounds one write to the sink, whatever the sink itself does about it.
 	writeTimeMax = 2 * time.Minute
 
+	// While the spool is almost empty the shipper sends restRate records a second, one batch every restLeast; the fuller the spool, the more, and from
+	// a fill of restFill on as many as the sink takes.
+	restRate, restFill = 6000, 0.25
+	restLeast          = 50 * time.Millisecond
+
 	pruneEvery   = 5 * time.Minute
 	pruneTimeMax = 5 * time.Minute
 
@@ -52,7 +57,8 @@ func (r *Recorder) ship(ctx context.Context) error {
 			r.log.Error("a part of the recorder's spool is damaged and skipped", "bytes", batch.Damaged)
 		}
 		if len(batch.Records) > 0 || batch.Damaged > 0 {
-			if !r.deliver(ctx, batch) {
+			begin := time.Now()
+			if !r.deliver(ctx, batch) || !r.rest(ctx, begin, len(batch.Records)) {
 				break
 			}
 			continue
@@ -68,9 +74,30 @@ func (r *Recorder) ship(ctx context.Context) error {
 	return nil
 }
 
+// rest leaves the processor to the work: what comes in a burst is sent behind it, while the spool has plenty of room. A batch of so many records was
+// begun at a time. False when ctx ended.
+func (r *Recorder) rest(ctx context.Context, begun time.Time, records int) bool {
+	fill := float64(r.spool.Size()) / float64(r.cfg.Spool.MaxBytes)
+	calm := max(1-fill/restFill, 0)
+	every := max(time.Duration(float64(records)/restRate*float64(time.Second)), restLeast)
+	wait := time.Until(begun.Add(time.Duration(calm * float64(every))))
+	if wait <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // deliver sends a batch until the sink has it, and confirms it; false when ctx ended before.
 func (r *Recorder) deliver(ctx context.Context, batch spool.Batch) bool {
-	items := make([]Interaction, 0, len(batch.Records))
+	items := r.items[:0]
+	defer func() { clear(items); r.items = items }()
 	for _, b := range batch.Records {
 		i, err := decode(b)
 		if err != nil {

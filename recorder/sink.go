@@ -42,6 +42,7 @@ type Query struct {
 	Kind      Kind
 	Status    Status
 	Principal string
+	Client    string // a client's session
 	RequestID string
 	Tool      string
 	Provider  string
@@ -52,6 +53,8 @@ type Query struct {
 	OldestFirst bool   // else the latest come first
 	Limit       int    // of a page; PageDefault when 0, at most PageMax
 	Cursor      string // of the page before
+
+	rows, read int // so many rows, and bytes of payloads in them, for Enough
 }
 
 const (
@@ -59,8 +62,8 @@ const (
 	PageDefault = 100
 	// PageMax bounds a page.
 	PageMax = 1000
-	// pageBytesMax bounds what of payloads a page holds.
-	pageBytesMax = 16 << 20
+	// pageBytesMax bounds what of payloads a page holds; one interaction is there in any case. A page goes over gRPC in one message.
+	pageBytesMax = 1 << 20
 )
 
 // Page returns how many interactions a page may have.
@@ -85,7 +88,7 @@ func (q *Query) SQL(mark func(n int) string, stamp func(time.Time) any) (text st
 	}
 	for _, f := range []struct{ column, value string }{
 		{"namespace", q.Namespace}, {"session", q.Session}, {"kind", string(q.Kind)}, {"status", string(q.Status)}, {"principal", q.Principal},
-		{"request_id", q.RequestID}, {"tool", q.Tool}, {"provider", q.Provider}, {"model", q.Model},
+		{"client", q.Client}, {"request_id", q.RequestID}, {"tool", q.Tool}, {"provider", q.Provider}, {"model", q.Model},
 	} {
 		if f.value != "" {
 			add(f.column+" = %s", f.value)
@@ -128,6 +131,13 @@ func (q *Query) after() (at time.Time, id string, ok bool, err error) {
 	return time.UnixMicro(n).UTC(), id, true, nil
 }
 
+// Enough is told of each row that a sink reads, and reports when further ones would not be in the page: payloads may be large.
+func (q *Query) Enough(row *Interaction) bool {
+	q.rows++
+	q.read += len(row.Request) + len(row.Response)
+	return q.read > pageBytesMax && q.rows > 1
+}
+
 // Cut makes a page of rows, of which the sink has read one more than the page may have: the page, and the cursor of the next one.
 func (q *Query) Cut(rows []Interaction) (page []Interaction, next string) {
 	n, bytes := min(len(rows), q.Page()), 0
@@ -141,7 +151,12 @@ func (q *Query) Cut(rows []Interaction) (page []Interaction, next string) {
 		return rows, ""
 	}
 	last := &rows[n-1]
-	return rows[:n], base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", last.Time.UnixMicro(), last.ID))
+	return rows[:n], Cursor(last.Time, last.ID)
+}
+
+// Cursor is that of a page whose last interaction is of that time and id. It holds for every sink.
+func Cursor(at time.Time, id string) string {
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", at.UnixMicro(), id))
 }
 
 // Export writes all that a query asks for, page by page, as JSON lines, and returns how many. The query's limit bounds them all; 0 does

@@ -14,6 +14,9 @@ import (
 	"github.com/neolith/orchestrator/recorder/spool"
 )
 
+// gatherTime is how long the writer waits for more after something came, so that it is not woken for each.
+const gatherTime = 2 * time.Millisecond
+
 // spoolRetry is how long the writer waits after the spool could not be written.
 const spoolRetry = 200 * time.Millisecond
 
@@ -43,6 +46,9 @@ func (r *Recorder) write(ctx context.Context) error {
 	for {
 		select {
 		case <-r.written:
+			if !gather(ctx) {
+				return r.finish()
+			}
 		case <-timer.C:
 		case <-ctx.Done():
 			return r.finish()
@@ -50,6 +56,18 @@ func (r *Recorder) write(ctx context.Context) error {
 		if wait := r.step(); wait > 0 {
 			timer.Reset(wait)
 		}
+	}
+}
+
+// gather waits for gatherTime; false when ctx ended before.
+func gather(ctx context.Context) bool {
+	t := time.NewTimer(gatherTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -81,7 +99,7 @@ func (r *Recorder) appendAll() (full bool, err error) {
 		if len(r.inHand) == 0 {
 			r.mu.Lock()
 			batch := r.queue
-			r.queue = nil
+			r.queue, r.spare = r.spare, nil
 			r.mu.Unlock()
 			if len(batch) == 0 {
 				return false, nil
@@ -90,6 +108,7 @@ func (r *Recorder) appendAll() (full bool, err error) {
 				bytes := batch[i].bytes()
 				r.inHand = append(r.inHand, encoded{r.prepare(&batch[i]), bytes})
 			}
+			r.giveBack(batch)
 		}
 		records := make([][]byte, len(r.inHand))
 		for i := range r.inHand {
@@ -104,6 +123,17 @@ func (r *Recorder) appendAll() (full bool, err error) {
 			return false, err
 		}
 	}
+}
+
+// giveBack keeps the room of a queue for the next one.
+func (r *Recorder) giveBack(batch []Interaction) {
+	if cap(batch) > spareMax {
+		return
+	}
+	clear(batch)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.spare = batch[:0]
 }
 
 // forget lets go of the first n records in hand, which are in the spool.
@@ -202,7 +232,7 @@ func (r *Recorder) prepare(i *Interaction) []byte {
 	return encode(make([]byte, 0, min(i.bytes(), spool.RecordBytesMax)), i)
 }
 
-// clean takes secrets out and cuts to the bounds. Namespace and session are names that the house gave; they are only cut.
+// clean takes secrets out and cuts to the bounds. Namespace, session and client are names that the house gave; they are only cut.
 func (r *Recorder) clean(i *Interaction) {
 	payload := int(r.cfg.MaxPayloadBytes)
 	for _, f := range []struct {
@@ -216,5 +246,7 @@ func (r *Recorder) clean(i *Interaction) {
 		*f.text = clean
 		i.Redactions += n
 	}
-	i.Namespace, i.Session = r.redact.Printable(i.Namespace, fieldBytesMax), r.redact.Printable(i.Session, fieldBytesMax)
+	for _, name := range []*string{&i.Namespace, &i.Session, &i.Client} {
+		*name = r.redact.Printable(*name, fieldBytesMax)
+	}
 }

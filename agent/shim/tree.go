@@ -93,18 +93,28 @@ func oomKills(v2 string, v1 []string) (n int) {
 	return n
 }
 
-// Sweep kills what a session left behind when its shim was killed, and returns when two looks in a row found nothing:
-// the main process, the members of its cgroups, and every process with the session's name and epoch in its environment
-// (ORCH_SESSION_ID, ORCH_SESSION_EPOCH). Only a process that cleared its environment, detached itself and has no cgroup
-// to be found in can escape it.
+// Sweep kills what a session left behind when its shim was killed, and returns when all of it is dead and two looks in a row found
+// nothing more: the main process, the members of its cgroups, and every process with the session's name and epoch in its
+// environment (ORCH_SESSION_ID, ORCH_SESSION_EPOCH). Only a process that cleared its environment, detached itself and has no
+// cgroup to be found in can escape it.
 func Sweep(ctx context.Context, r *Run) error {
 	if r.Session == "" {
 		return errors.New("shim: sweep: the run record names no session")
 	}
 	clean := 0
+	found := map[ProcessID]bool{}
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		left := remains(r)
-		if len(left) == 0 {
+		for _, p := range left {
+			found[p] = true
+		}
+		// One that dies gives up its environment before it is dead: a look does not find it, and what it holds is still held.
+		for p := range found {
+			if !p.Alive() {
+				delete(found, p)
+			}
+		}
+		if len(left) == 0 && len(found) == 0 {
 			clean++
 			if clean == 2 {
 				return nil

@@ -29,6 +29,8 @@ const Role = "load"
 const (
 	Unary  = "unary"  // one call a message
 	Sender = "sender" // client.Sender: batches on a stream
+	Turn   = "turn"   // one call a message, which is answered when its turn has ended: sent, delivered, acked
+	Ask    = "ask"    // client.Sender, awaiting the turn
 )
 
 // ConnectArgs say where to, and over how many connections the callers are spread.
@@ -183,9 +185,21 @@ func (g *generator) form(form string) (func(context.Context, int, *apiv1.SendMes
 			_, err := g.client(caller).Sessions.SendMessage(ctx, m)
 			return err
 		}, nil
-	case Sender:
+	case Turn:
+		return func(ctx context.Context, caller int, m *apiv1.SendMessageRequest) error {
+			m.Wait = true
+			_, err := g.client(caller).Sessions.SendMessage(ctx, m)
+			return err
+		}, nil
+	case Sender, Ask:
 		for len(g.senders) < len(g.clients) {
 			g.senders = append(g.senders, g.clients[len(g.senders)].NewSender())
+		}
+		if form == Ask {
+			return func(ctx context.Context, caller int, m *apiv1.SendMessageRequest) error {
+				_, err := g.senders[caller%len(g.senders)].Ask(ctx, m)
+				return err
+			}, nil
 		}
 		return func(ctx context.Context, caller int, m *apiv1.SendMessageRequest) error {
 			_, err := g.senders[caller%len(g.senders)].Send(ctx, m)

@@ -27,8 +27,10 @@ type Options struct {
 	Runs int
 	// Warm and Length are the times of one measurement under load.
 	Warm, Length time.Duration
-	// Nodes, Sessions and Kills are the sizes of the parts of these names.
-	Nodes, Sessions, Kills int
+	// Nodes, Clients, Sessions and Kills are the sizes of the parts of these names.
+	Nodes, Clients, Sessions, Kills int
+	// Peers is a directory with the program that runs peers; without it they are not measured.
+	Peers string
 	// Stability is how long the run without elections lasts.
 	Stability time.Duration
 	// Only limits send, spawn and nodes to the cases whose name holds it; empty for all.

@@ -14,9 +14,10 @@ import (
 
 // Access is all that a client or a simulated node needs to know of a cluster.
 type Access struct {
-	// Addresses are of the gRPC API, the leader's first; Links are of the node link, in the same order.
+	// Addresses are of the gRPC API, the leader's first; Links are of the node link and Clients of the client gateway, in the same order.
 	Addresses []string
 	Links     []string
+	Clients   []string
 	Token     string
 	// Node names the files of a node's certificate; empty without TLS.
 	Node auth.Files

@@ -294,7 +294,7 @@ func (c *Cluster) Access(ctx context.Context) (Access, error) {
 func (c *Cluster) access(order []*Server) Access {
 	a := Access{Token: c.token, Node: c.node}
 	for _, s := range order {
-		a.Addresses, a.Links = append(a.Addresses, s.GRPC), append(a.Links, s.Link)
+		a.Addresses, a.Links, a.Clients = append(a.Addresses, s.GRPC), append(a.Links, s.Link), append(a.Clients, s.Users)
 	}
 	return a
 }

@@ -503,11 +503,11 @@ type providers struct {
 func (providers) ListProviders(context.Context, *apiv1.ListProvidersRequest) (*apiv1.ListProvidersResponse, error) {
 	return &apiv1.ListProvidersResponse{Providers: []*apiv1.Provider{
 		{
-			Server: "server-1", Name: "moonshot", Dialect: "openai", Models: []string{"kimi"}, Healthy: true, Min: 2, Max: 10, Open: 3, Idle: 2, InUse: 1, Breaker: "closed",
+			Server: "server-1", Name: "moonshot", Dialect: "openai", Models: []string{"kimi"}, Healthy: true, Min: 2, Max: 10, MaxInFlight: 6, Open: 3, Idle: 2, InUse: 1, Breaker: "closed",
 			Calls: 7, InputTokens: 1200, OutputTokens: 300, CostUsd: 0.0126, RequestsLeft: 59, TokensLeft: -1,
 		},
 		{
-			Server: "server-2", Name: "zhipuai", Dialect: "openai", Models: []string{"glm", "glm-air"}, Min: 1, Max: 5, Waiting: 2, Breaker: "open", Calls: 6, Failed: 6, Limited: 1,
+			Server: "server-2", Name: "zhipuai", Dialect: "openai", Models: []string{"glm", "glm-air"}, Min: 1, Max: 5, MaxInFlight: 4, Waiting: 2, Breaker: "open", Calls: 6, Failed: 6, Limited: 1,
 			LastError: "no connection within 3s", RequestsLeft: -1, TokensLeft: -1,
 		},
 	}}, nil

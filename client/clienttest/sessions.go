@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -313,6 +315,12 @@ func (c *Cluster) turn(ctx context.Context, m *apiv1.Message) (out *apiv1.Messag
 }
 
 func (s *sessions) SendMessages(stream apiv1.SessionService_SendMessagesServer) error {
+	var sending sync.Mutex
+	var turns sync.WaitGroup
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer turns.Wait()
+	defer cancel()
+	count := uint64(0)
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -322,18 +330,42 @@ func (s *sessions) SendMessages(stream apiv1.SessionService_SendMessagesServer) 
 			return err
 		}
 		resp := &apiv1.SendMessagesResponse{}
+		awaited := map[uint64]*apiv1.Message{}
 		s.c.mu.Lock()
 		for _, r := range req.GetMessages() {
 			m, err := s.c.accept(r)
 			out := &apiv1.SendMessagesResponse_Result{Sequence: m.GetSequence()}
-			if err != nil {
+			switch {
+			case err != nil:
 				out.Code, out.Error = int32(statusCode(err)), err.Error()
+			case r.GetWait():
+				out.Awaited = true
+				awaited[count] = m
 			}
+			count++
 			resp.Results = append(resp.Results, out)
 		}
 		s.c.mu.Unlock()
-		if err := stream.Send(resp); err != nil {
+		sending.Lock()
+		err = stream.Send(resp)
+		sending.Unlock()
+		if err != nil {
 			return err
+		}
+		for number, m := range awaited {
+			turns.Go(func() {
+				t := &apiv1.SendMessagesResponse_Turn{Number: number}
+				var err error
+				if t.Message, err = s.c.turn(ctx, m); err != nil {
+					return // the stream has ended
+				}
+				if t.Message.GetStatus() == apiv1.Message_DEAD {
+					t.Code, t.Error = int32(codes.FailedPrecondition), "it became a dead letter: "+t.Message.GetCause()
+				}
+				sending.Lock()
+				defer sending.Unlock()
+				_ = stream.Send(&apiv1.SendMessagesResponse{Turns: []*apiv1.SendMessagesResponse_Turn{t}}) // it has ended, or the next is told so
+			})
 		}
 	}
 }

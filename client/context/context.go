@@ -43,6 +43,8 @@ type Context struct {
 	TLSKey        string   `yaml:"tls_key,omitempty" json:"tlsKey"`
 	TLSServerName string   `yaml:"tls_server_name,omitempty" json:"tlsServerName"`
 	Namespace     string   `yaml:"namespace,omitempty" json:"namespace"`
+	// Gateways are client ports, where they are not those of Addresses plus two.
+	Gateways []string `yaml:"gateways,omitempty" json:"gateways,omitempty"`
 }
 
 // File is all contexts, in the order in which they were added.

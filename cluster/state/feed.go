@@ -162,3 +162,13 @@ func (sub *Subscription) Close() {
 		sub.store.feed.leave()
 	}
 }
+
+// Resume goes on after ErrLagged with the oldest change that is held, for who does not need a view, and returns how many are lost.
+func (sub *Subscription) Resume() (lost uint64) {
+	sub.store.mu.Lock()
+	defer sub.store.mu.Unlock()
+	if oldest := sub.store.feed.oldest; sub.next < oldest {
+		lost, sub.next = oldest-sub.next, oldest
+	}
+	return lost
+}

@@ -66,7 +66,7 @@ func TestNumbersGoOnBehindThoseGivenOut(t *testing.T) {
 	}
 }
 
-// With rows in every table: only the next numbers differ, and with nothing to change not a byte does.
+// With rows in every table: only the next numbers and epochs differ, and with nothing to change not a byte does.
 func TestGoOnKeepsEverythingElse(t *testing.T) {
 	h, s := newHistory(7), New(smallLimits())
 	h.noCalls = true // some of which a restore ends: see below
@@ -89,7 +89,7 @@ func TestGoOnKeepsEverythingElse(t *testing.T) {
 	if was.View().Stats() != now.View().Stats() {
 		t.Errorf("counts: %+v, want %+v", now.View().Stats(), was.View().Stats())
 	}
-	raised := 0
+	raised, beyond := 0, 0
 	for row := range was.View().Sessions("") {
 		want := max(was.View().Mailbox(row.ID).NextSequence, s.View().Mailbox(row.ID).NextSequence)
 		if got := now.View().Mailbox(row.ID).NextSequence; got != want {
@@ -98,8 +98,16 @@ func TestGoOnKeepsEverythingElse(t *testing.T) {
 		if want > was.View().Mailbox(row.ID).NextSequence {
 			raised++
 		}
+		epoch := row.Epoch
+		if newer := s.View().Session(row.ID); newer != nil && !row.Phase.Ended() && newer.Epoch > epoch {
+			epoch = newer.Epoch
+			beyond++
+		}
+		if got := now.View().Session(row.ID).Epoch; got != epoch {
+			t.Errorf("session %s goes on at epoch %d, want %d", row.ID, got, epoch)
+		}
 	}
-	if raised == 0 {
+	if raised == 0 || beyond == 0 {
 		t.Error("nothing was raised: the history proves nothing")
 	}
 }

@@ -24,7 +24,7 @@ type mailboxRow struct {
 
 // mail is the messages of a mailbox.
 type mail struct {
-	queued    [session.Low]lane // by priority
+	queued    [session.Low]lane  // by priority
 	delivered []*session.Message // with a process: few, by priority and sequence; never changed in place
 	kept      []*session.Message // acked, by the numbers of their turns, until a checkpoint has seen them
 }

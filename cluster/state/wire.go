@@ -22,6 +22,7 @@ import (
 // The numbers of fields, from the protocol.
 const (
 	rowSession protowire.Number = 1 // SnapshotRow.session
+	fieldEpoch protowire.Number = 6 // SessionRow.epoch
 	specName   protowire.Number = 2 // SessionSpec.name
 )
 
@@ -60,7 +61,7 @@ func (w *sessionWriter) append(b []byte, s *session.Session) ([]byte, error) {
 	b = appendNumber(b, 3, uint64(s.Phase))
 	b = appendText(b, 4, s.Reason)
 	b = appendText(b, 5, s.NodeID)
-	b = appendNumber(b, 6, uint64(s.Epoch))
+	b = appendNumber(b, fieldEpoch, uint64(s.Epoch))
 	b = appendNumber(b, 7, uint64(s.CreateTime))
 	b = appendNumber(b, 8, uint64(s.StartTime))
 	b = appendNumber(b, 9, uint64(s.EndTime))
@@ -232,7 +233,7 @@ func sessionNumber(s *session.Session, num protowire.Number, v uint64) {
 	switch num {
 	case 3:
 		s.Phase = session.Phase(min(v, 255))
-	case 6:
+	case fieldEpoch:
 		s.Epoch = uint32(v)
 	case 7:
 		s.CreateTime = int64(v)

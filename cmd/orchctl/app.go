@@ -41,6 +41,7 @@ type globals struct {
 	namespace, output, context                                    string
 	addr, token, tokenFile, tlsCA, tlsCert, tlsKey, tlsServerName string
 	timeout                                                       time.Duration
+	gateway, session                                              string // of tools
 	quiet, insecure                                               bool
 	kube                                                          kubeFlags
 	set                                                           func(string) bool // whether a flag was given
@@ -81,11 +82,11 @@ func (a *app) execute(args []string) int {
 func (a *app) root() *cobra.Command {
 	root := a.group("orchctl", "Run, talk to and look after agent sessions on a cluster",
 		a.sessionsCommand(), a.nodesCommand(), a.clusterCommand(), a.queueCommand(), a.dlqCommand(), a.tokensCommand(),
-		a.daemonsCommand(), a.providersCommand(), a.eventsCommand(), a.topCommand(), a.doctorCommand(), a.contextCommand(), a.versionCommand(),
+		a.daemonsCommand(), a.providersCommand(), a.toolsCommand(), a.eventsCommand(), a.interactionsCommand(), a.topCommand(), a.doctorCommand(), a.contextCommand(),
+		a.versionCommand(),
 	)
 	root.Long = rootHelp
 	root.Version = version()
-	root.SetVersionTemplate("orchctl {{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)

@@ -24,8 +24,10 @@ const maxTokenBytes = 16 << 10
 // target is a decision, with where its parts came from.
 type target struct {
 	addresses []string
-	origin    string // of the addresses
-	context   string // the context whose token or TLS is used; empty when none
+	origin    string   // of the addresses
+	context   string   // the context whose token or TLS is used; empty when none
+	gateways  []string // client ports that the context names
+	tokenOf   string   // the context that the token is of; empty when it was given otherwise
 	token     string
 	tls       client.TLSFiles
 	namespace string
@@ -60,9 +62,12 @@ func (a *app) resolve() (*target, error) {
 		return nil, err
 	}
 	if using {
-		t.context = chosen.Name
+		t.context, t.gateways = chosen.Name, chosen.Gateways
 		if t.token == "" && tokenFile == "" && (!a.flags.insecure || !slices.ContainsFunc(t.addresses, beyond)) {
 			t.token, tokenFile = chosen.Token, chosen.TokenFile
+			if t.token != "" || tokenFile != "" {
+				t.tokenOf = chosen.Name
+			}
 		}
 		if t.tls.Empty() {
 			t.tls = client.TLSFiles{CA: chosen.TLSCA, Cert: chosen.TLSCert, Key: chosen.TLSKey, ServerName: chosen.TLSServerName}

@@ -73,7 +73,8 @@ func (a *app) contextUseCommand() *cobra.Command {
 
 func (a *app) contextSetCommand() *cobra.Command {
 	var use bool
-	c := a.command("set NAME", "Write a context down, from --addr, --token-file, --tls-…, -n; what is not given stays", exactly(1), brief, func(_ context.Context, args []string) error {
+	var gateways string
+	c := a.command("set NAME", "Write a context down, from --addr, --token-file, --tls-…, -n, --gateway; what is not given stays", exactly(1), brief, func(_ context.Context, args []string) error {
 		path, err := clientcontext.DefaultPath(a.getenv)
 		if err != nil {
 			return err
@@ -83,6 +84,12 @@ func (a *app) contextSetCommand() *cobra.Command {
 			c.Name = args[0]
 			if err := a.fill(&c); err != nil {
 				return err
+			}
+			if gateways != "" {
+				c.Gateways = split(gateways)
+				if err := checkGateways(c.Gateways); err != nil {
+					return err
+				}
 			}
 			f.Set(c)
 			if use || f.Current == "" {
@@ -97,6 +104,7 @@ func (a *app) contextSetCommand() *cobra.Command {
 		return err
 	})
 	c.Flags().BoolVar(&use, "use", false, "and make it the current one")
+	c.Flags().StringVar(&gateways, "gateway", "", "client ports for 'orchctl tools', where they are not those of --addr plus two")
 	c.ValidArgsFunction = a.completeContexts
 	return c
 }

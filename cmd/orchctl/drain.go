@@ -6,11 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -189,130 +185,68 @@ func drainFigures(n *apiv1.Node) []field {
 		field{label: "Total", value: spanSince(d.GetStartTime().AsTime(), d.GetEndTime().AsTime())})
 }
 
-// drainFollower shows a drain until it is over.
-type drainFollower struct {
-	a     *app
-	ctx   context.Context // of what is asked meanwhile; an interrupt does not end it
-	n     *apiv1.Node     // as it was seen last
-	show  *drainView
-	tasks sync.WaitGroup
+// drainQuestion is what an interrupt asks.
+const drainQuestion = "go on in the [b]ackground, [s]top and uncordon the node, or keep [w]atching?"
 
-	seen    chan *apiv1.Node
-	broken  chan error // why it is seen no more
-	stopped chan error // what an uncordon was answered
-	ask     question
+// ongoingDrain is a drain that is shown.
+type ongoingDrain struct {
+	*drainView
+	id    string    // of its node
+	start time.Time // of the drain, which tells it from a later one
 }
 
 // followDrain shows a node's drain until it is over, and returns the node as it is then.
 func (a *app) followDrain(ctx context.Context, n *apiv1.Node) (*apiv1.Node, error) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &drainFollower{
-		a: a, ctx: own, n: n, show: a.newDrainView(n), seen: make(chan *apiv1.Node), broken: make(chan error, 1), stopped: make(chan error, 1),
-	}
-	f.ask = question{show: &f.show.live, text: drainQuestion, key: 's', end: f.stop}
-	defer func() {
-		f.ask.close()
-		cancel()
-		f.tasks.Wait()
-		f.show.n = f.n
-		f.show.leave()
-	}()
-	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
-		return n, f.left()
-	}
-	f.tasks.Go(func() { f.watch(n.GetId()) })
-	err := f.run(ctx, signals)
-	return f.n, err
+	d := &ongoingDrain{drainView: a.newDrainView(n), id: n.GetId(), start: n.GetDrain().GetStartTime().AsTime()}
+	err := lookOn(ctx, d, question{show: &d.live, text: drainQuestion, key: 's', ending: "stopping …"})
+	return d.n, err
 }
 
 // drainLooksEvery is how often a node is looked at whose drain is shown.
 const drainLooksEvery = 500 * time.Millisecond
 
 // watch looks at the node again and again.
-func (f *drainFollower) watch(id string) {
-	tick := time.NewTicker(min(f.a.refresh, drainLooksEvery))
+func (d *ongoingDrain) watch(ctx context.Context, seen func(*apiv1.Node) error) error {
+	tick := time.NewTicker(min(d.a.refresh, drainLooksEvery))
 	defer tick.Stop()
 	for {
-		r, err := f.a.client.Nodes.GetNode(f.ctx, &apiv1.GetNodeRequest{Id: id})
+		r, err := d.a.client.Nodes.GetNode(ctx, &apiv1.GetNodeRequest{Id: d.id})
 		switch {
-		case f.ctx.Err() != nil:
-			return
 		case err == nil:
-			select {
-			case f.seen <- r.GetNode():
-			case <-f.ctx.Done():
-				return
+			if err := seen(r.GetNode()); err != nil {
+				return err
 			}
 		case !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Timeout): // leaders come and go
-			f.broken <- err
-			return
+			return err
 		}
 		select {
 		case <-tick.C:
-		case <-f.ctx.Done():
-			return
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
 
-func (f *drainFollower) run(ctx context.Context, signals <-chan os.Signal) error {
-	began := f.n.GetDrain().GetStartTime().AsTime()
-	expired := ctx.Done()
-	tick := time.NewTicker(progressEvery)
-	defer tick.Stop()
-	for f.n.GetDrain().GetState() == apiv1.Drain_DRAINING {
-		select {
-		case n := <-f.seen:
-			if d := n.GetDrain(); d == nil || !d.GetStartTime().AsTime().Equal(began) {
-				return &exitError{exitcode.Failed, fmt.Errorf("the drain of %s ended, and its record is gone: the node was uncordoned, or is drained anew; see 'orchctl events'", f.n.GetName())}
-			}
-			f.n = n
-			f.show.update(n)
-		case <-tick.C:
-			f.show.tick()
-		case err := <-f.broken:
-			return err
-		case err := <-f.stopped:
-			if err != nil {
-				f.show.say(err.Error())
-			}
-		case sig := <-signals:
-			if sig != os.Interrupt || !f.ask.ask(f.ctx) {
-				return f.left()
-			}
-		case typed := <-f.ask.keys():
-			if f.ask.answer(typed) {
-				return errBackground
-			}
-		case <-expired:
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fault.New(fault.Timeout, "%s still holds %s; the drain goes on, see 'orchctl nodes get %s'", f.n.GetName(), several(f.n.GetDrain().GetRemaining(), "session"), f.n.GetName())
-			}
-			expired = nil // a signal, which comes by its own channel
-		}
+func (d *ongoingDrain) update(n *apiv1.Node) error {
+	if now := n.GetDrain(); now == nil || !now.GetStartTime().AsTime().Equal(d.start) {
+		return &exitError{exitcode.Failed, fmt.Errorf("the drain of %s ended, and its record is gone: the node was uncordoned, or is drained anew; see 'orchctl events'", d.n.GetName())}
 	}
+	d.n = n
 	return nil
 }
 
-// left is the error of somebody who was interrupted.
-func (f *drainFollower) left() error {
-	return &exitError{exitcode.Failed, fmt.Errorf("interrupted; the drain goes on, see 'orchctl nodes get %s', or end it with 'orchctl nodes uncordon %s'", f.n.GetName(), f.n.GetName())}
+func (d *ongoingDrain) over() bool { return d.n.GetDrain().GetState() != apiv1.Drain_DRAINING }
+
+// end uncordons the node, which cancels the drain.
+func (d *ongoingDrain) end(ctx context.Context) error {
+	_, err := d.a.client.Nodes.UncordonNode(ctx, &apiv1.UncordonNodeRequest{Id: d.id})
+	return err
 }
 
-const drainQuestion = "go on in the [b]ackground, [s]top and uncordon the node, or keep [w]atching?"
+func (d *ongoingDrain) left() error {
+	return &exitError{exitcode.Failed, fmt.Errorf("interrupted; the drain goes on, see 'orchctl nodes get %s', or end it with 'orchctl nodes uncordon %s'", d.n.GetName(), d.n.GetName())}
+}
 
-// stop uncordons the node, which cancels the drain.
-func (f *drainFollower) stop() {
-	f.show.say("stopping …")
-	id := f.n.GetId()
-	f.tasks.Go(func() {
-		_, err := f.a.client.Nodes.UncordonNode(f.ctx, &apiv1.UncordonNodeRequest{Id: id})
-		select {
-		case f.stopped <- err:
-		case <-f.ctx.Done():
-		}
-	})
+func (d *ongoingDrain) late() error {
+	return fault.New(fault.Timeout, "%s still holds %s; the drain goes on, see 'orchctl nodes get %s'", d.n.GetName(), several(d.n.GetDrain().GetRemaining(), "session"), d.n.GetName())
 }

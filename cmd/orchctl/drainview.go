@@ -15,21 +15,14 @@ import (
 // drainView shows a drain. Its methods belong to one goroutine.
 type drainView struct {
 	live
-	n     *apiv1.Node
+	n     *apiv1.Node // as it was seen last
 	began time.Time
 }
 
 func (a *app) newDrainView(n *apiv1.Node) *drainView {
 	v := &drainView{n: n, began: time.Now()}
 	v.live = a.newLive(v.lines, v.step)
-	v.draw()
 	return v
-}
-
-// update takes in how the node is now.
-func (v *drainView) update(n *apiv1.Node) {
-	v.n = n
-	v.draw()
 }
 
 // lines are what a terminal shows: how far it is, and why it waits where it does.

@@ -177,9 +177,9 @@ func writeWhole(name string, force bool, write func(io.Writer) error) error {
 		}
 		switch _, err := os.Lstat(name); {
 		case err == nil:
-			return fault.New(fault.AlreadyExists, "%s is there already; give --force to replace it, or -f with another name", name)
+			return fault.New(fault.AlreadyExists, "%s is there already; give --force to replace it, or choose another name", name)
 		case !errors.Is(err, fs.ErrNotExist):
-			return fault.New(fault.Invalid, "write the archive: %w; give -f with another name", err)
+			return fault.New(fault.Invalid, "write the file: %w; choose another name", err)
 		}
 		return nil
 	}
@@ -188,7 +188,7 @@ func writeWhole(name string, force bool, write func(io.Writer) error) error {
 	}
 	f, err := renameio.NewPendingFile(name, renameio.WithPermissions(0o600))
 	if err != nil {
-		return fault.New(fault.Invalid, "write the archive: %w; give -f with another name", err)
+		return fault.New(fault.Invalid, "write the file: %w; choose another name", err)
 	}
 	defer f.Cleanup() //nolint:errcheck // it is gone when it was renamed
 	if err := write(f); err != nil {
@@ -198,7 +198,7 @@ func writeWhole(name string, force bool, write func(io.Writer) error) error {
 		return err
 	}
 	if err := f.CloseAtomicallyReplace(); err != nil {
-		return fmt.Errorf("write the archive: %w", err)
+		return fmt.Errorf("write the file: %w", err)
 	}
 	return nil
 }

@@ -125,11 +125,12 @@ func (v *live) percent(share float64) string {
 
 // question asks whoever looks on, after Ctrl-C, what is to become of what goes on.
 type question struct {
-	show  *live
-	text  string
-	key   byte   // of ending it, in lower case
-	end   func() // begins to end it
-	asked *terminal
+	show   *live
+	text   string
+	key    byte   // of ending it, in lower case
+	ending string // what is shown once that was asked for
+	end    func() // begins to end it
+	asked  *terminal
 }
 
 // ask asks, and reports whether there is anybody to ask: not where it was asked already.
@@ -176,6 +177,7 @@ func (q *question) answer(typed []byte) (leave bool) {
 			return true
 		case q.key, q.key - 'a' + 'A':
 			q.close()
+			q.show.say(q.ending)
 			q.end()
 			return false
 		case 'w', 'W', '\r', '\n':

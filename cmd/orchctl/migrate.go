@@ -7,11 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
-	"os/signal"
 	"strconv"
-	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -103,9 +99,6 @@ func (a *app) migrate(ctx context.Context, ref string, f *migrateFlags) error {
 	return a.printMigrated(s)
 }
 
-// errBackground ends the showing of a move whose user has left it to itself.
-var errBackground = errors.New("in the background")
-
 func (a *app) cancelMigration(ctx context.Context, ref, key string) error {
 	s, err := a.findSession(ctx, ref)
 	if err != nil {
@@ -172,134 +165,61 @@ func savedText(m *apiv1.Session_Migration) string {
 	return bytesText(m.GetBytesReused()) + " (" + strconv.FormatFloat(share, 'f', -1, 64) + "%)"
 }
 
-// follower shows a move until it has ended.
-type follower struct {
-	a     *app
-	ctx   context.Context // of the watch and of what is asked meanwhile; an interrupt does not end it
-	s     *apiv1.Session  // as it was seen last
-	show  *migrationView
-	tasks sync.WaitGroup
-
-	updates   chan *apiv1.Session
-	watched   chan error // why the watch ended
-	cancelled chan error // what a cancellation was answered
-	ask       question
-}
-
-// followMigration shows the move that a session is in until it has ended, and returns the session as it is then.
-func (a *app) followMigration(ctx context.Context, s *apiv1.Session) (*apiv1.Session, error) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &follower{
-		a: a, ctx: own, s: s, show: a.newMigrationView(s), updates: make(chan *apiv1.Session), watched: make(chan error, 1), cancelled: make(chan error, 1),
-	}
-	f.ask = question{show: &f.show.live, text: questionText, key: 'r', end: f.rollBack}
-	defer func() {
-		f.ask.close()
-		cancel()
-		f.tasks.Wait()
-		f.show.s = f.s
-		f.show.leave()
-	}()
-	if errors.Is(ctx.Err(), context.Canceled) && !pending(signals) { // by a signal that came before it was listened for here
-		return s, f.left()
-	}
-	f.tasks.Go(f.watch)
-	return f.run(ctx, signals)
-}
-
-// pending reports whether a signal waits, or comes at once: those who listen hear of one after the other.
-func pending(signals chan os.Signal) bool {
-	select {
-	case sig := <-signals:
-		signals <- sig
-		return true
-	case <-time.After(signalSkew):
-		return false
-	}
-}
-
-// signalSkew is by how much one listener may hear of a signal before another.
-const signalSkew = 50 * time.Millisecond
-
-// watch passes on what the session becomes.
-func (f *follower) watch() {
-	f.watched <- f.a.client.WatchSessions(f.ctx, &apiv1.WatchSessionsRequest{Namespace: f.s.GetNamespace(), Id: f.s.GetId()}, func(m *apiv1.WatchSessionsResponse) error {
-		if m.GetRemoved() {
-			return fault.New(fault.NotFound, "the session was removed; see 'orchctl events'")
-		}
-		if m.GetSession() == nil {
-			return nil
-		}
-		select {
-		case f.updates <- m.GetSession():
-			return nil
-		case <-f.ctx.Done():
-			return f.ctx.Err()
-		}
-	})
-}
-
-func (f *follower) run(ctx context.Context, signals <-chan os.Signal) (*apiv1.Session, error) {
-	began := f.s.GetMigration().GetStartTime().AsTime()
-	// The session may have been moved again since; its figures are then those of the later move.
-	mine := func() bool { return f.s.GetMigration().GetStartTime().AsTime().Equal(began) }
-	expired := ctx.Done()
-	tick := time.NewTicker(progressEvery)
-	defer tick.Stop()
-	for underWay(f.s.GetMigration()) && mine() && !session.Phase(f.s.GetPhase()).Ended() {
-		select {
-		case f.s = <-f.updates:
-			f.show.update(f.s)
-		case <-tick.C:
-			f.show.tick()
-		case err := <-f.watched:
-			return f.s, err
-		case err := <-f.cancelled:
-			if err != nil {
-				f.show.say(err.Error())
-			}
-		case sig := <-signals:
-			if sig != os.Interrupt || !f.ask.ask(f.ctx) {
-				return f.s, f.left()
-			}
-		case typed := <-f.ask.keys():
-			if f.ask.answer(typed) {
-				return f.s, errBackground
-			}
-		case <-expired:
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return f.s, fault.New(fault.Timeout, "the move to %s is still %s; it goes on, see 'orchctl sessions get %s'", f.s.GetMigration().GetTarget(), f.show.phase(), f.s.GetId())
-			}
-			expired = nil // a signal, which comes by its own channel
-		}
-	}
-	return f.s, nil
-}
-
-// left is the error of somebody who was interrupted.
-func (f *follower) left() error {
-	return &exitError{exitcode.Failed, fmt.Errorf("interrupted; the move to %s goes on, see 'orchctl sessions get %s', or end it with 'orchctl sessions migrate %s --cancel'",
-		f.s.GetMigration().GetTarget(), f.s.GetId(), f.s.GetId())}
-}
-
-// The answers to what is to become of a move.
+// What an interrupt asks, and what is shown of its answer.
 const (
 	questionText = "go on in the [b]ackground, [r]oll back, or keep [w]atching?"
 	rollingBack  = "rolling back …"
 )
 
-// rollBack asks for the move to be cancelled. Whether it can be is told by f.cancelled.
-func (f *follower) rollBack() {
-	f.show.say(rollingBack)
-	req := &apiv1.CancelMigrationRequest{Namespace: f.s.GetNamespace(), Id: f.s.GetId()}
-	f.tasks.Go(func() {
-		_, err := f.a.client.Sessions.CancelMigration(f.ctx, req)
-		select {
-		case f.cancelled <- err:
-		case <-f.ctx.Done():
+// ongoingMove is a move that is shown.
+type ongoingMove struct {
+	*migrationView
+	namespace, id string    // of its session
+	start         time.Time // of the move, which tells it from a later one
+}
+
+// followMigration shows the move that a session is in until it has ended, and returns the session as it is then.
+func (a *app) followMigration(ctx context.Context, s *apiv1.Session) (*apiv1.Session, error) {
+	m := &ongoingMove{migrationView: a.newMigrationView(s), namespace: s.GetNamespace(), id: s.GetId(), start: s.GetMigration().GetStartTime().AsTime()}
+	err := lookOn(ctx, m, question{show: &m.live, text: questionText, key: 'r', ending: rollingBack})
+	return m.s, err
+}
+
+// watch passes on what the session becomes.
+func (m *ongoingMove) watch(ctx context.Context, seen func(*apiv1.Session) error) error {
+	return m.a.client.WatchSessions(ctx, &apiv1.WatchSessionsRequest{Namespace: m.namespace, Id: m.id}, func(r *apiv1.WatchSessionsResponse) error {
+		switch {
+		case r.GetRemoved():
+			return fault.New(fault.NotFound, "the session was removed; see 'orchctl events'")
+		case r.GetSession() == nil:
+			return nil
 		}
+		return seen(r.GetSession())
 	})
+}
+
+func (m *ongoingMove) update(s *apiv1.Session) error {
+	m.take(s)
+	return nil
+}
+
+// over reports whether the move has ended. When the session has been moved again since, the figures are those of the later move.
+func (m *ongoingMove) over() bool {
+	now := m.s.GetMigration()
+	return !underWay(now) || !now.GetStartTime().AsTime().Equal(m.start) || session.Phase(m.s.GetPhase()).Ended()
+}
+
+// end asks for the move to be cancelled. What it is answered tells whether it can be.
+func (m *ongoingMove) end(ctx context.Context) error {
+	_, err := m.a.client.Sessions.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Namespace: m.namespace, Id: m.id})
+	return err
+}
+
+func (m *ongoingMove) left() error {
+	return &exitError{exitcode.Failed, fmt.Errorf("interrupted; the move to %s goes on, see 'orchctl sessions get %s', or end it with 'orchctl sessions migrate %s --cancel'",
+		m.s.GetMigration().GetTarget(), m.id, m.id)}
+}
+
+func (m *ongoingMove) late() error {
+	return fault.New(fault.Timeout, "the move to %s is still %s; it goes on, see 'orchctl sessions get %s'", m.s.GetMigration().GetTarget(), m.phase(), m.id)
 }

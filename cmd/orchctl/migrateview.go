@@ -43,7 +43,7 @@ func phaseOf(s *apiv1.Session) movePhase {
 // migrationView shows a move. Its methods belong to one goroutine.
 type migrationView struct {
 	live
-	s     *apiv1.Session
+	s     *apiv1.Session            // as it was seen last
 	began [movePhases + 1]time.Time // when each part was seen first; a part that was not seen has its successor's
 	at    movePhase
 	total int64 // what there is to copy, as the last checkpoint tells; 0 when that is not known
@@ -54,14 +54,14 @@ func (a *app) newMigrationView(s *apiv1.Session) *migrationView {
 	v := &migrationView{s: s, paces: paces{}, total: s.GetCheckpoint().GetBytes(), at: copying}
 	v.live = a.newLive(v.lines, v.step)
 	v.began[copying] = time.Now()
-	v.update(s)
+	v.take(s)
 	return v
 }
 
 func (v *migrationView) phase() string { return movePhaseText[v.at] }
 
-// update takes in what the session has become.
-func (v *migrationView) update(s *apiv1.Session) {
+// take takes in what the session has become.
+func (v *migrationView) take(s *apiv1.Session) {
 	v.s = s
 	v.paces.update(s.GetMigration().GetProgress())
 	for p := phaseOf(s); v.at < p; {
@@ -69,7 +69,6 @@ func (v *migrationView) update(s *apiv1.Session) {
 		v.began[v.at] = time.Now()
 	}
 	v.total = max(v.total, s.GetCheckpoint().GetBytes())
-	v.draw()
 }
 
 // lines are what a terminal shows: where from and to, and a line for each part of the move.

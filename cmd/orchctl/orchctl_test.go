@@ -557,7 +557,7 @@ func TestVersionAndTop(t *testing.T) {
 	if got := r.must("version"); got != "client: "+version()+"\nserver: 1.0.0" {
 		t.Error(got)
 	}
-	if got := r.must("--version"); got != "orchctl "+version() {
+	if got := r.must("--version"); got != "orchctl version "+version() {
 		t.Error(got)
 	}
 	if res := r.run("version --addr 127.0.0.1:1 --timeout 100ms -o json"); res.code != exitcode.Unreachable || !strings.Contains(res.out, `"server": ""`) {

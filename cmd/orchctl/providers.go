@@ -25,13 +25,21 @@ func (a *app) providerKind() kind[*apiv1.Provider] {
 		columns: []string{"SERVER", "NAME", "HEALTHY", "BREAKER", "CONNECTIONS", "BUSY", "WAITING", "CALLS", "FAILED", "TOKENS", "COST", "LAST-ERROR", "+MODELS", "+LEFT"},
 		row: func(p *apiv1.Provider) []string {
 			return []string{
-				p.GetServer(), p.GetName(), fmt.Sprint(p.GetHealthy()), p.GetBreaker(), fmt.Sprintf("%d/%d", p.GetOpen(), p.GetMax()), number(p.GetInUse()), number(p.GetWaiting()),
+				p.GetServer(), p.GetName(), fmt.Sprint(p.GetHealthy()), p.GetBreaker(), fmt.Sprintf("%d/%d", p.GetOpen(), p.GetMax()), busyText(p), number(p.GetWaiting()),
 				number(p.GetCalls()), number(p.GetFailed()), number(p.GetInputTokens() + p.GetOutputTokens()), fmt.Sprintf("$%.2f", p.GetCostUsd()), p.GetLastError(),
 				strings.Join(p.GetModels(), ","), leftText(p),
 			}
 		},
 		name: func(p *apiv1.Provider) string { return "provider/" + p.GetServer() + "/" + p.GetName() },
 	}
+}
+
+// busyText is how many calls are under way, of as many as may be; an older server does not say the latter.
+func busyText(p *apiv1.Provider) string {
+	if p.GetMaxInFlight() == 0 {
+		return number(p.GetInUse())
+	}
+	return fmt.Sprintf("%d/%d", p.GetInUse(), p.GetMaxInFlight())
 }
 
 // leftText is what may still be sent in this minute; empty where that is not known.

@@ -14,6 +14,7 @@ import (
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/loadbalancer"
 	"github.com/neolith/orchestrator/provider"
+	"github.com/neolith/orchestrator/recorder"
 	"github.com/neolith/orchestrator/session"
 	"github.com/neolith/orchestrator/telemetry"
 )
@@ -99,6 +100,8 @@ type Config struct {
 
 	Gateway gatewayConfig `yaml:"gateway"`
 
+	Recorder recorder.Config `yaml:"recorder"`
+
 	Log struct {
 		Level  string              `yaml:"level" help:"debug, info, warn or error"`
 		Format telemetry.LogFormat `yaml:"format" help:"auto, text or json"`
@@ -143,6 +146,7 @@ func defaults() Config {
 	c.Sessions.Retention = time.Hour
 	c.Chunks.Store, c.Chunks.RepairBytesPerSecond = storeDir, defaultRepairBytes
 	c.Gateway = defaultGateway()
+	c.Recorder = recorder.Default()
 	c.Log.Level, c.Log.Format = "info", telemetry.LogAuto
 	return c
 }
@@ -194,6 +198,9 @@ func (c *Config) Validate() error {
 		return err
 	}
 	if err := c.Gateway.validate(); err != nil {
+		return err
+	}
+	if err := c.Recorder.Validate("recorder"); err != nil {
 		return err
 	}
 	return c.validateTimes()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,18 +18,20 @@ import (
 	"github.com/neolith/orchestrator/provider"
 )
 
-// superviseParts makes the tree of a server's daemons, in the order of their start.
+// superviseParts makes the tree of a server's daemons, in the order of their start. The recorder is the first, for it ends last.
 func (s *server) superviseParts() {
 	quiet := func(run func(ctx context.Context)) func(context.Context) error {
 		return func(ctx context.Context) error { run(ctx); return nil }
 	}
-	s.daemons = supervise.New(s.log, append([]supervise.Daemon{
+	s.daemons = supervise.New(s.log, slices.Concat(s.recorderDaemons(), []supervise.Daemon{
 		{Name: "provider-pools", Run: s.models.Run},
 		{Name: "call-waker", Run: quiet(s.ops.Run)},
+		{Name: "call-queue", Run: s.calls.Run, Queue: s.calls.Queue},
+		{Name: "client-sweeper", Run: quiet(s.gateway.Sweep)},
 		{Name: "leader-watch", Run: quiet(s.followLeader)},
 		{Name: "catch-up", Run: quiet(func(ctx context.Context) { s.level.find(ctx, s.node, s.peers) })},
 		{Name: "pulse", Run: quiet(func(ctx context.Context) { s.pulse.beat(ctx, s.node) })},
-	}, s.upkeep.daemons()...)...)
+	}, s.upkeep.daemons())...)
 }
 
 // openProviders opens the pools through which models are asked. Run fills them.

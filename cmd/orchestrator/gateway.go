@@ -5,14 +5,14 @@ package main
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"time"
-
-	"github.com/gorilla/websocket"
 
 	"github.com/neolith/orchestrator/gateway/mcp"
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/gateway/tools"
 	"github.com/neolith/orchestrator/internal/config"
+	"github.com/neolith/orchestrator/queue/dispatch"
 )
 
 // gatewayConfig is what clients may have of this server.
@@ -38,8 +38,9 @@ type gatewayConfig struct {
 	MaxKeptCalls     int          `yaml:"max_kept_calls" help:"results kept for one client"`
 	MaxKeptBytes     config.Bytes `yaml:"max_kept_bytes" help:"bytes of all kept results and waiting messages"`
 
-	MaxInFlight          int `yaml:"max_in_flight" help:"calls in flight"`
-	MaxInFlightPerClient int `yaml:"max_in_flight_per_client" help:"of them, of one client"`
+	Durable              bool `yaml:"durable" help:"whether calls that do not say are kept by the cluster: acked once they are committed, and answered also when this server is lost"`
+	MaxInFlight          int  `yaml:"max_in_flight" help:"calls that run at a time; durable ones wait for their turn, others are refused"`
+	MaxInFlightPerClient int  `yaml:"max_in_flight_per_client" help:"calls in flight of one client, those that wait, too"`
 
 	HelloTimeout  time.Duration `yaml:"hello_timeout" help:"how long a connection may take to say hello"`
 	CallTimeout   time.Duration `yaml:"call_timeout" help:"how long a call may take that names no deadline"`
@@ -50,6 +51,8 @@ type gatewayConfig struct {
 	WriteTimeout  time.Duration `yaml:"write_timeout" help:"a client that does not take a message for so long is disconnected"`
 
 	Origins []string `yaml:"origins" help:"web pages that may connect, such as https://console.example.com; * for all"`
+
+	TrustedProxies []string `yaml:"trusted_proxies" help:"addresses and networks of proxies that are believed, in X-Forwarded-For and Forwarded, about which address a client has, such as 10.0.0.0/8"`
 }
 
 func defaultGateway() (c gatewayConfig) {
@@ -61,6 +64,7 @@ func defaultGateway() (c gatewayConfig) {
 	c.MaxFrameBytes, c.MaxArgumentBytes, c.MaxResultBytes = config.Bytes(l.FrameBytes), config.Bytes(l.ArgumentBytes), config.Bytes(l.ResultBytes)
 	c.MaxQueueFrames, c.MaxQueueBytes = l.QueueFrames, config.Bytes(l.QueueBytes)
 	c.MaxKeptCalls, c.MaxKeptBytes = l.KeptCalls, config.Bytes(l.KeptBytes)
+	c.Durable = true
 	c.MaxInFlight, c.MaxInFlightPerClient = l.InFlight, l.InFlightClient
 	c.HelloTimeout, c.CallTimeout, c.MaxDeadline, c.ResultTTL = l.HelloTimeout, l.CallTimeout, l.CallMax, l.ResultTTL
 	c.ProgressEvery, c.PingEvery, c.WriteTimeout = l.ProgressEvery, l.PingEvery, l.WriteTimeout
@@ -80,6 +84,14 @@ func (c *gatewayConfig) limits() socket.Limits {
 		QueueFrames: c.MaxQueueFrames, QueueBytes: int(c.MaxQueueBytes), KeptCalls: c.MaxKeptCalls, KeptBytes: int(c.MaxKeptBytes),
 		HelloTimeout: c.HelloTimeout, CallTimeout: c.CallTimeout, CallMax: c.MaxDeadline, ResultTTL: c.ResultTTL,
 		ProgressEvery: c.ProgressEvery, PingEvery: c.PingEvery, WriteTimeout: c.WriteTimeout,
+	}
+}
+
+// mcpLimits are the settings as MCP takes them.
+func (c *gatewayConfig) mcpLimits() mcp.Limits {
+	return mcp.Limits{
+		MessageBytes: int(c.MaxFrameBytes), QueueFrames: c.MaxQueueFrames, QueueBytes: int(c.MaxQueueBytes), QueuedBytes: int(c.MaxKeptBytes), InFlight: c.MaxInFlightPerClient,
+		CallTimeout: c.CallTimeout, ProgressEvery: c.ProgressEvery, PingEvery: c.PingEvery, WriteTimeout: c.WriteTimeout,
 	}
 }
 
@@ -118,18 +130,58 @@ func (c *gatewayConfig) validate() error {
 	case c.CallTimeout > c.MaxDeadline:
 		return config.Bad("gateway.call_timeout", "%s is longer than gateway.max_deadline (%s)", c.CallTimeout, c.MaxDeadline)
 	}
-	return nil
+	_, err := c.trustedProxies()
+	return err
+}
+
+// maxTrustedProxies bounds what each request is compared with.
+const maxTrustedProxies = 256
+
+// trusted are the proxies of settings that are valid.
+func (c *gatewayConfig) trusted() []netip.Prefix {
+	networks, _ := c.trustedProxies() // validate has refused what is none
+	return networks
+}
+
+// trustedProxies reads the setting as networks.
+func (c *gatewayConfig) trustedProxies() (networks []netip.Prefix, err error) {
+	const key = "gateway.trusted_proxies"
+	if len(c.TrustedProxies) > maxTrustedProxies {
+		return nil, config.Bad(key, "%d are more than %d; give networks", len(c.TrustedProxies), maxTrustedProxies)
+	}
+	for _, text := range c.TrustedProxies {
+		network, err := netip.ParsePrefix(text)
+		if a, bad := netip.ParseAddr(text); bad == nil {
+			network, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case err != nil || network.Addr().Is4In6() || network.Addr().Zone() != "":
+			return nil, config.Bad(key, "%q is neither an address nor a network; use such as 10.0.0.0/8", text)
+		case network.Bits() == 0:
+			return nil, config.Bad(key, "%q is everybody; any client could say that it has any address. Give the network that the proxies are in", text)
+		}
+		networks = append(networks, network.Masked())
+	}
+	return networks, nil
 }
 
 // openGateway makes the client gateway, whose tools call this server's own API.
 func (s *server) openGateway(version string) (err error) {
-	set := tools.New(s.api.Local())
+	set := s.recorded(tools.New(s.api.Local()))
+	limits := s.cfg.Gateway.limits()
+	s.callLog = dispatch.NewLog(s.node, s.store.Index, s.peers, s.log)
+	s.calls = dispatch.New(dispatch.Options{
+		Server: s.cfg.Name, State: dispatch.StoreState{Store: s.store}, Log: s.callLog, Runner: socket.NewRunner(set, s.api, limits.ResultBytes, s.log),
+		Chunks: s.chunks, MaxInFlight: limits.InFlight, MaxWaiting: dispatch.DefaultMaxWaiting, Cancelled: tools.ErrCancelled, Retry: dispatch.DefaultRetry(),
+		Logger: s.log,
+	})
 	s.gateway = socket.New(socket.Options{
-		Server: s.cfg.Name, Tools: set, Access: s.api, Origins: s.cfg.Gateway.Origins, Open: !s.cfg.Auth.Tokens,
-		Ready: s.isReady, Limits: s.cfg.Gateway.limits(), Logger: s.log,
+		Server: s.cfg.Name, Tools: set, Access: s.api, Calls: s.calls, Durable: s.cfg.Gateway.Durable, Origins: s.cfg.Gateway.Origins,
+		TrustedProxies: s.cfg.Gateway.trusted(), Open: !s.cfg.Auth.Tokens,
+		Ready: s.isReady, Limits: limits, Logger: s.log,
 	})
 	s.mcp, err = mcp.New(mcp.Options{
-		Server: s.cfg.Name, Version: version, Tools: set, Access: s.api, Door: s.gateway, MaxBodyBytes: int64(s.cfg.Gateway.MaxFrameBytes), Logger: s.log,
+		Server: s.cfg.Name, Version: version, Tools: set, API: s.api.Local(), Access: s.api, Door: s.gateway, Limits: s.cfg.Gateway.mcpLimits(), Logger: s.log,
 	})
 	return err
 }
@@ -152,11 +204,11 @@ const gatewayPath = "/mcp"
 // handleGateway registers all ways of speaking to clients.
 func (s *server) handleGateway(mux *http.ServeMux) {
 	mux.HandleFunc(gatewayPath, func(w http.ResponseWriter, r *http.Request) {
-		if websocket.IsWebSocketUpgrade(r) {
-			s.gateway.ServeHTTP(w, r)
+		if mcp.Wanted(r) {
+			s.mcp.ServeHTTP(w, r)
 			return
 		}
-		s.mcp.ServeHTTP(w, r)
+		s.gateway.ServeHTTP(w, r)
 	})
 	s.gateway.Handle(mux)
 }

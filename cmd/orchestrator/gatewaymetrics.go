@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/neolith/orchestrator/gateway/socket"
+	"github.com/neolith/orchestrator/queue/dispatch"
 )
 
 var (
@@ -51,6 +52,51 @@ func (m gatewayMetrics) Collect(ch chan<- prometheus.Metric) {
 		{descClientJoined, st.Joined}, {descClientCached, st.Cached}, {descClientCancelled, st.Cancelled}, {descClientFull, st.OverCapacity},
 		{descClientMalformed, st.Malformed}, {descClientEvicted, st.Evicted}, {descClientTruncated, st.Truncated}, {descClientFramesIn, st.FramesReceived},
 		{descClientFramesOut, st.FramesSent}, {descClientBytesIn, st.Received}, {descClientBytesOut, st.Written},
+	} {
+		t.counter(c.desc, int64(c.value))
+	}
+}
+
+var (
+	descCallsWaiting   = desc("calls_waiting", "Durable calls of this server that wait for their turn.")
+	descCallsRunning   = desc("calls_running", "Durable calls that this server runs.")
+	descCallsProposed  = desc("calls_commands_queued", "Commands about durable calls that wait for the log.")
+	descCallsSubmitted = desc("calls_submitted_total", "Durable calls that were taken by this server.")
+	descCallsKnown     = desc("calls_known_total", "Durable calls that were asked for again.")
+	descCallsRefused   = desc("calls_refused_total", "Durable calls that were not taken: by a bound, by a mistake, or because nobody led.")
+	descCallsEnded     = desc("calls_ended_total", "Attempts of this server that ended their call.")
+	descCallsDeferred  = desc("calls_deferred_total", "Attempts of this server that failed in a way that may pass, and are followed by another.")
+	descCallsDead      = desc("calls_dead_total", "Calls that this server gave up: they are dead letters.")
+	descCallsOutdated  = desc("calls_outdated_total", "Attempts of this server whose call another server has by now.")
+	descCallsOrphans   = desc("calls_orphans_total", "Calls that this server ran when it was stopped, and found again when it was started.")
+	descCallsCancelled = desc("calls_cancelled_total", "Attempts of this server that were cancelled.")
+	descCallsFast      = desc("calls_fast_total", "Durable calls that were taken and ended by one entry of the log.")
+	descCallsResumed   = desc("calls_resumed_total", "Results that clients were given on coming back.")
+	descCallsFetched   = desc("calls_fetched_total", "Results that were fetched from the chunk store.")
+)
+
+// dispatchMetrics collects from the queue of durable calls.
+type dispatchMetrics struct {
+	calls *dispatch.Dispatcher
+	log   *dispatch.ClusterLog
+}
+
+// Describe implements prometheus.Collector.
+func (m dispatchMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+
+// Collect implements prometheus.Collector.
+func (m dispatchMetrics) Collect(ch chan<- prometheus.Metric) {
+	t, st := samples{ch}, m.calls.Stats()
+	t.gauge(descCallsWaiting, float64(st.Waiting))
+	t.gauge(descCallsRunning, float64(st.Running))
+	t.gauge(descCallsProposed, float64(m.log.Queued()))
+	for _, c := range []struct {
+		desc  *prometheus.Desc
+		value uint64
+	}{
+		{descCallsSubmitted, st.Submitted}, {descCallsKnown, st.Known}, {descCallsRefused, st.Refused}, {descCallsEnded, st.Ended},
+		{descCallsDeferred, st.Deferred}, {descCallsDead, st.Dead}, {descCallsOutdated, st.Outdated}, {descCallsOrphans, st.Orphans},
+		{descCallsCancelled, st.Cancelled}, {descCallsFast, st.Fast}, {descCallsResumed, st.Resumed}, {descCallsFetched, st.Fetched},
 	} {
 		t.counter(c.desc, int64(c.value))
 	}

@@ -24,7 +24,7 @@ func newMetrics(s *server) *metrics {
 		Name: "orchestrator_grpc_call_duration_seconds", Help: "Time of gRPC calls, streams included, by method and code.",
 		Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
 	}, []string{"method", "code"})}
-	r.MustRegister(m.calls, m, chunkMetrics{s.chunks, s.upkeep}, callMetrics{s.store.View, time.Now}, daemonMetrics{s.daemons})
+	r.MustRegister(m.calls, m, chunkMetrics{s.chunks, s.upkeep}, callMetrics{s.store.View, time.Now})
 	if s.certs != nil {
 		r.MustRegister(s.certs)
 	}

@@ -27,12 +27,15 @@ import (
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/gateway"
 	"github.com/neolith/orchestrator/gateway/mcp"
+	"github.com/neolith/orchestrator/gateway/record"
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/leader"
 	"github.com/neolith/orchestrator/nodelink"
 	"github.com/neolith/orchestrator/provider"
+	"github.com/neolith/orchestrator/queue/dispatch"
+	"github.com/neolith/orchestrator/recorder"
 	"github.com/neolith/orchestrator/router"
 	"github.com/neolith/orchestrator/telemetry"
 	"github.com/neolith/orchestrator/telemetry/hclogger"
@@ -79,6 +82,8 @@ type server struct {
 	ops       *gateway.Operations
 	api       *gateway.Server
 	gateway   *socket.Hub
+	calls     *dispatch.Dispatcher // those that the cluster keeps
+	callLog   *dispatch.ClusterLog
 	mcp       *mcp.Handler
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
@@ -93,6 +98,10 @@ type server struct {
 	pulse    pulse       // whether it still applies what is committed
 	daemons  *supervise.Tree
 	models   *provider.Pools
+
+	recorder *recorder.Recorder // nil where nothing is recorded, like what belongs to it
+	sink     recorder.Sink
+	feed     *record.Feed
 }
 
 type listeners struct{ raft, grpc, link, client net.Listener }
@@ -204,6 +213,10 @@ func (s *server) build(ctx context.Context) error {
 	}
 	raftAddress, grpcAddress, linkAddress := cfg.advertised()
 	build := telemetry.ThisBuild()
+	s.registry = telemetry.NewRegistry(build)
+	if err := s.openRecorder(ctx); err != nil {
+		return err
+	}
 	s.node, err = cluster.Open(cluster.Options{
 		ID: cfg.Name, Version: build.Version, DataDir: cfg.DataDir,
 		RaftAddress: raftAddress, GRPCAddress: grpcAddress, LinkAddress: linkAddress,
@@ -225,17 +238,15 @@ func (s *server) build(ctx context.Context) error {
 	if s.chunks, err = openChunks(cfg, s.secret, tlsc.peerDial, s.node.Members, s.log); err != nil {
 		return err
 	}
-	s.registry = telemetry.NewRegistry(build)
 	if err := s.openProviders(); err != nil {
 		return err
 	}
 	s.upkeep = &upkeep{chunks: s.chunks, view: s.store.View, node: s.node, log: s.log, repairBytesPerSecond: int64(cfg.Chunks.RepairBytesPerSecond)}
 	s.ops = gateway.NewOperations(gateway.Options{
 		Node: s.node, State: s.store, Leader: s.leader, Router: route, Auth: s.auth, Peers: s.peers, Chunks: s.chunks,
-		Daemons: s.daemonProtos, Providers: s.models,
+		Daemons: s.daemonProtos, Providers: s.models, Record: s.record(),
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
-	s.superviseParts()
 	s.metrics = newMetrics(s)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
 		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
@@ -243,7 +254,8 @@ func (s *server) build(ctx context.Context) error {
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
-	s.registry.MustRegister(gatewayMetrics{s.gateway})
+	s.superviseParts()
+	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp}, dispatchMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }
@@ -385,6 +397,7 @@ func (s *server) shutdown(stop func(), background <-chan struct{}) {
 	wait.Go(func() {
 		calls, cancel := context.WithTimeout(ctx, callsTime)
 		defer cancel()
+		defer context.AfterFunc(calls, s.releaseRecord)() // who waits for room in it would wait beyond the end
 		s.closeGateway(calls)
 	})
 	wait.Go(func() { s.api.End(callsTime) })
@@ -396,6 +409,7 @@ func (s *server) shutdown(stop func(), background <-chan struct{}) {
 	s.leave(ctx) // it may have been elected meanwhile
 	_ = s.userHTTP.Shutdown(ctx)
 	_ = s.userHTTP.Close()
+	s.releaseRecord()
 	stop()
 	<-background
 	s.closeParts()
@@ -414,6 +428,10 @@ func (s *server) closeParts() {
 	if s.mcp != nil {
 		s.closeGateway(context.Background())
 	}
+	if s.callLog != nil {
+		s.callLog.Close()
+	}
+	s.closeRecorder()
 	if s.peers != nil {
 		_ = s.peers.Close()
 	}

@@ -15,6 +15,8 @@ const (
 	module = "github.com/neolith/orchestrator"
 	// maxBinaryBytes bounds what is read into memory.
 	maxBinaryBytes = 512 << 20
+	// tags are those of the Makefile, which says what they are for.
+	tags = "grpcnotrace"
 )
 
 // compile builds all programs into DIR/OS_ARCH. It is run in the root of the source.
@@ -52,7 +54,7 @@ func compileFor(ctx context.Context, p platform, version, out string) error {
 	if err := os.WriteFile(overlay, b, 0o644); err != nil {
 		return err
 	}
-	return goBuild(ctx, p, "-overlay", overlay, "-buildvcs=false", "-ldflags=-s -w -X "+module+"/telemetry.version="+version,
+	return goBuild(ctx, p, "-tags", tags, "-overlay", overlay, "-buildvcs=false", "-ldflags=-s -w -X "+module+"/telemetry.version="+version,
 		"-o", out+string(filepath.Separator), "./cmd/orchestrator", "./cmd/node-agent", "./cmd/orchctl")
 }
 

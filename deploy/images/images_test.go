@@ -194,12 +194,12 @@ func readBack(t *testing.T, path string) (images map[string]unpacked, reference 
 			t.Errorf("%s is there and nothing names it", path)
 		}
 	}
-	checkDocker(t, layout, named)
+	checkDocker(t, layout, named, index.Manifests[0].Platform.Architecture)
 	return images, top.Manifests[0].Annotations["io.containerd.image.name"]
 }
 
 // checkDocker looks at what engines read that know no layouts.
-func checkDocker(t *testing.T, layout map[string][]byte, named map[string]bool) {
+func checkDocker(t *testing.T, layout map[string][]byte, named map[string]bool, arch string) {
 	t.Helper()
 	var docker []struct {
 		Config           string
@@ -214,7 +214,7 @@ func checkDocker(t *testing.T, layout map[string][]byte, named map[string]bool) 
 		}
 	}
 	var c ociConfig
-	if err := json.Unmarshal(layout[docker[0].Config], &c); err != nil || c.Architecture != "amd64" {
+	if err := json.Unmarshal(layout[docker[0].Config], &c); err != nil || c.Architecture != arch {
 		t.Errorf("manifest.json has an image for %q (%v), not for the first platform", c.Architecture, err)
 	}
 }

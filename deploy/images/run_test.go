@@ -18,8 +18,12 @@ import (
 	"time"
 )
 
-// root is an image on disk, and how to run something in it.
-type root struct{ dir string }
+// root is an image on disk, and how to run something in it: as its user and seeing nothing else where this test may do that, and plainly
+// where not.
+type root struct {
+	dir   string
+	alone bool
+}
 
 // unpack writes an image's files for this machine to a folder, as an engine would.
 func unpack(t *testing.T, archive string) root {
@@ -72,19 +76,46 @@ func unpack(t *testing.T, archive string) root {
 			}
 		}
 	}
-	return root{dir}
+	r := root{dir: dir}
+	if os.Getuid() == 0 {
+		out, err := r.mounted(t.Context(), "exit").CombinedOutput() // a container's root may mount nothing
+		if r.alone = err == nil; !r.alone {
+			t.Logf("%s runs beside all that is here: %v: %s", archive, err, out)
+		}
+	}
+	return r
 }
 
-// command runs a program of the image: as its user and seeing nothing else where this test may do that, and plainly where not.
+// mounted runs a script with what programs expect of an engine mounted below its $0. The mounts are the child's own, and go with it.
+func (r root) mounted(ctx context.Context, script string, args ...string) *exec.Cmd {
+	script = `mkdir -p "$0/proc" "$0/dev" && mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && ` + script
+	return exec.CommandContext(ctx, "unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child=KILL", "--propagation", "private", "sh", "-c", script, r.dir}, args...)...)
+}
+
+// command runs a program of the image.
 func (r root) command(ctx context.Context, args ...string) *exec.Cmd {
-	if os.Getuid() != 0 {
-		return exec.CommandContext(ctx, filepath.Join(r.dir, args[0]), args[1:]...)
+	if !r.alone {
+		return exec.CommandContext(ctx, r.path(args[0]), args[1:]...)
 	}
-	// The mounts are the child's own, and go with it.
-	script := `mkdir -p "$0/proc" "$0/dev" && mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot --userspec=65532:65532 "$0" "$@"`
-	cmd := exec.CommandContext(ctx, "unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child=KILL", "--propagation", "private", "sh", "-c", script, r.dir}, args...)...)
+	cmd := r.mounted(ctx, `exec chroot --userspec=65532:65532 "$0" "$@"`, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/home/nonroot"}
 	return cmd
+}
+
+// path is where a program of the image finds what the image has.
+func (r root) path(name string) string {
+	if r.alone {
+		return name
+	}
+	return filepath.Join(r.dir, name)
+}
+
+// data are the flags with which a program keeps its data inside the image, as it does by itself where that is all it sees.
+func (r root) data(name string) []string {
+	if r.alone {
+		return nil
+	}
+	return []string{"--data-dir", r.path(name)}
 }
 
 func (r root) output(t *testing.T, args ...string) string {
@@ -135,10 +166,12 @@ func TestProgramsRun(t *testing.T) {
 	// A whole cluster of the two: the agent's image is one where sessions can run.
 	base := freePort(t)
 	port := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", base+n) }
-	server.start(t, "/orchestrator", "serve", "--listen-gossip", port(0), "--listen-raft", port(1), "--listen-grpc", port(2), "--listen-link", port(3), "--listen-client", port(4), "--auth-tokens=false")
-	node.start(t, "/node-agent", "run", "--servers", port(3), "--name", "node-1")
+	server.start(t, append([]string{
+		"/orchestrator", "serve", "--listen-gossip", port(0), "--listen-raft", port(1), "--listen-grpc", port(2), "--listen-link", port(3), "--listen-client", port(4), "--auth-tokens=false",
+	}, server.data("/var/lib/orchestrator")...)...)
+	node.start(t, append([]string{"/node-agent", "run", "--servers", port(3), "--name", "node-1"}, node.data("/var/lib/node-agent")...)...)
 	await(t, "http://"+port(4)+"/ready")
-	out := node.output(t, "/orchctl", "--addr", port(2), "--timeout", "30s", "sessions", "spawn", "--name", "version", "--wait", "--", "/orchctl", "--version")
+	out := node.output(t, "/orchctl", "--addr", port(2), "--timeout", "30s", "sessions", "spawn", "--name", "version", "--wait", "--", node.path("/orchctl"), "--version")
 	if !strings.Contains(out, "spawned on node-1") {
 		t.Errorf("spawn says %q", out)
 	}

@@ -5,141 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
-	"go.uber.org/goleak"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
-	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
-	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/gateway/tools"
-	"github.com/neolith/orchestrator/internal/fault"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// house is the API, the access and the door of a test.
-type house struct {
-	mu       sync.Mutex
-	revoked  map[string]bool
-	callers  []string // who made calls of the API
-	hold     chan struct{}
-	ended    chan error
-	full     atomic.Bool
-	inFlight atomic.Int32
-}
-
-type callerOf struct{}
-
-func (h *house) Identify(c auth.Credential) (auth.Identity, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if c.Token != "alice" && c.Token != "bob" || h.revoked[c.Token] {
-		return auth.Identity{}, fault.New(fault.Unauthenticated, "token: is unknown here")
-	}
-	return auth.Identity{TokenID: c.Token, Name: c.Token, Role: auth.Client}, nil
-}
-
-func (h *house) As(ctx context.Context, c auth.Credential) context.Context {
-	return context.WithValue(ctx, callerOf{}, c.Token)
-}
-
-func (h *house) Allows(r *http.Request) bool { return r.Header.Get("Origin") != "https://evil.example" }
-
-func (h *house) Pace(*http.Request, auth.Identity) error {
-	if h.full.Load() {
-		return fault.New(fault.Exhausted, "too fast").WithRetry(1500 * time.Millisecond)
-	}
-	return nil
-}
-
-func (h *house) Begin() (func(), error) {
-	h.inFlight.Add(1)
-	return func() { h.inFlight.Add(-1) }, nil
-}
-
-func (h *house) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
-	h.mu.Lock()
-	token, _ := ctx.Value(callerOf{}).(string)
-	h.callers = append(h.callers, token)
-	h.mu.Unlock()
-	switch r := args.(type) {
-	case *apiv1.GetSessionRequest:
-		if r.GetId() != "abc" {
-			return status.Errorf(codes.NotFound, "session %q: there is none", r.GetId())
-		}
-		proto.Merge(reply.(proto.Message), &apiv1.GetSessionResponse{Session: &apiv1.Session{Id: "abc", Phase: apiv1.Session_RUNNING}})
-	case *apiv1.MigrateSessionRequest:
-		select {
-		case <-h.hold:
-		case <-ctx.Done():
-			h.ended <- context.Cause(ctx)
-			return status.FromContextError(ctx.Err()).Err()
-		}
-		proto.Merge(reply.(proto.Message), &apiv1.MigrateSessionResponse{Session: &apiv1.Session{Id: "abc", Node: "node-2"}})
-	}
-	return nil
-}
-
-func (h *house) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, status.Error(codes.Unimplemented, "no streams")
-}
-
-func start(t *testing.T) (*house, string) {
-	t.Helper()
-	h := &house{hold: make(chan struct{}), ended: make(chan error, 10), revoked: map[string]bool{}}
-	handler, err := New(Options{Server: "server-1", Version: "test", Tools: tools.New(h), Access: h, Door: h, MaxBodyBytes: 1 << 20,
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := httptest.NewServer(handler)
-	t.Cleanup(func() {
-		handler.Close()
-		s.Close()
-		if n := h.inFlight.Load(); n != 0 {
-			t.Errorf("%d calls are in flight after the end", n)
-		}
-	})
-	return h, s.URL
-}
-
-// bearer adds a token to each request.
-type bearer struct {
-	token string
-	base  *http.Transport
-}
-
-func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", "Bearer "+b.token)
-	return b.base.RoundTrip(r)
-}
-
-// connect is a session of an SDK client.
-func connect(t *testing.T, url, token string, o *sdk.ClientOptions) *sdk.ClientSession {
-	t.Helper()
-	base := &http.Transport{}
-	c := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, o)
-	s, err := c.Connect(t.Context(), &sdk.StreamableClientTransport{Endpoint: url, HTTPClient: &http.Client{Transport: &bearer{token, base}}, MaxRetries: -1}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close(); base.CloseIdleConnections() })
-	return s
-}
 
 func said(r *sdk.CallToolResult) string {
 	var b strings.Builder
@@ -151,9 +26,10 @@ func said(r *sdk.CallToolResult) string {
 	return b.String()
 }
 
-func TestAnSDKClient(t *testing.T) {
-	h, url := start(t)
-	s := connect(t, url, "alice", nil)
+func TestAnSDKClient(t *testing.T) { everyWay(t, testAnSDKClient) }
+
+func testAnSDKClient(t *testing.T, h *house, w way) {
+	s := h.connect(t, w, "alice", nil)
 	list, err := s.ListTools(t.Context(), nil)
 	if err != nil || len(list.Tools) != len(tools.New(h).List()) {
 		t.Fatalf("%v %v", list, err)
@@ -191,27 +67,32 @@ func TestAnSDKClient(t *testing.T) {
 		}
 	}
 	// A token that was revoked gets nothing any more, in the session that it opened neither.
-	h.mu.Lock()
-	h.revoked["alice"] = true
-	h.mu.Unlock()
+	h.revoke("alice")
 	if r, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: "session_get", Arguments: map[string]any{"id": "abc"}}); err == nil {
 		t.Errorf("after revoking: %+v", r)
 	}
 }
 
-func TestProgressAndCancelling(t *testing.T) {
-	h, url := start(t)
-	notes := make(chan string, 100)
-	s := connect(t, url, "alice", &sdk.ClientOptions{ProgressNotificationHandler: func(_ context.Context, r *sdk.ProgressNotificationClientRequest) {
-		notes <- r.Params.Message
+// A long call says that it goes on; one that its client cancels ends as cancelled, and not only its answer.
+func TestProgressAndCancelling(t *testing.T) { everyWay(t, testProgressAndCancelling) }
+
+func testProgressAndCancelling(t *testing.T, h *house, w way) {
+	notes := make(chan string, 1000)
+	s := h.connect(t, w, "alice", &sdk.ClientOptions{ProgressNotificationHandler: func(_ context.Context, r *sdk.ProgressNotificationClientRequest) {
+		notes <- fmt.Sprintf("%v %v %s", r.Params.ProgressToken, r.Params.Progress, r.Params.Message)
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
-	params := &sdk.CallToolParams{Name: "session_migrate", Arguments: map[string]any{"id": "abc"}}
-	params.SetProgressToken("token")
+	params := func() *sdk.CallToolParams {
+		p := &sdk.CallToolParams{Name: "session_migrate", Arguments: map[string]any{"id": "abc"}}
+		p.SetProgressToken("token")
+		return p
+	}
 	done := make(chan error, 1)
-	go func() { _, err := s.CallTool(ctx, params); done <- err }()
-	if note := <-notes; note == "" {
-		t.Error("progress says nothing")
+	go func() { _, err := s.CallTool(ctx, params()); done <- err }()
+	for last := ""; !strings.Contains(last, "has been at it"); { // after what the tool itself says
+		if last = <-notes; !strings.HasPrefix(last, "token ") {
+			t.Errorf("progress: %s", last)
+		}
 	}
 	cancel()
 	if err := <-done; err == nil {
@@ -221,15 +102,48 @@ func TestProgressAndCancelling(t *testing.T) {
 		t.Errorf("the call ended with %v", why)
 	}
 	close(h.hold)
-	r, err := s.CallTool(t.Context(), params)
+	r, err := s.CallTool(t.Context(), params())
 	if err != nil || !strings.Contains(said(r), "node-2") {
 		t.Errorf("afterwards: %+v %v", r, err)
 	}
 }
 
+// A server that stops ends the calls that wait, and says so; it does not undo them.
+func TestStopping(t *testing.T) { everyWay(t, testStopping) }
+
+func testStopping(t *testing.T, h *house, w way) {
+	s := h.connect(t, w, "alice", nil)
+	type outcome struct {
+		r   *sdk.CallToolResult
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		r, err := s.CallTool(context.WithoutCancel(t.Context()), &sdk.CallToolParams{Name: "session_migrate", Arguments: map[string]any{"id": "abc"}})
+		done <- outcome{r, err}
+	}()
+	<-h.started
+	h.handler.Close()
+	if o := <-done; o.err == nil && (!o.r.IsError || !strings.Contains(said(o.r), "server-1 is stopping")) || o.err != nil && w.socket {
+		t.Errorf("%+v %v", o.r, o.err)
+	}
+	if why := <-h.ended; !errors.Is(why, errStopping) {
+		t.Errorf("the call ended with %v", why)
+	}
+	resp, err := h.server.Client().Get(h.server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("afterwards: %s", resp.Status)
+	}
+}
+
 // Nothing is answered before it is known who asks: not initialize, not a session of another caller, not a page from elsewhere.
 func TestBeforeAnythingElse(t *testing.T) {
-	h, url := start(t)
+	h := start(t)
+	url := h.server.URL
 	initialize := `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`
 	ask := func(method, body string, header map[string]string) (*http.Response, string) {
 		r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))

@@ -1,4 +1,4 @@
-// Calls: begun once for each request_id, run beside their connection, and kept when they have ended.
+// Calls: begun once for each request_id, run beside their connection, and told when they have ended. Who keeps a call, and runs it, is its keeper's.
 
 package socket
 
@@ -8,44 +8,60 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"strconv"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/neolith/orchestrator/auth"
-	"github.com/neolith/orchestrator/gateway/tools"
-	"github.com/neolith/orchestrator/internal/fault"
 )
+
+// keeper is who keeps calls: this server (memory.go), or the cluster (durable.go).
+type keeper interface {
+	// take begins a call, whose client's mu is held; accept or refuse follows, and in the end finish.
+	take(k *call, t toolCall)
+	// cancel has a call in flight end; failed is called when it cannot be. client.mu is not held.
+	cancel(k *call, failed func(*failure))
+	// keeps is told of a call that has finished, with what was said of it. client.mu is held.
+	keeps(k *call, v *verdict)
+}
 
 // call is one call of a tool. What says nothing else is never changed.
 type call struct {
 	client   *client
+	keeper   keeper
 	id, name string
-	tool     *tools.Tool
 	hash     uint64 // of what was asked for
 	began    time.Time
 	deadline time.Time
-	cancel   context.CancelCauseFunc
+	settled  chan struct{} // closed once it is accepted, or refused
 	done     chan struct{} // closed once result is there
 
 	// Under client.mu.
-	conn   *conn // on which it was asked for last; nil when over HTTP
-	moved  bool  // it was asked for again on another connection
-	joined int   // how often it was asked for again on the same one
-	result *message
-	taken  bool // the result was handed out over HTTP
-	again  bool // the outcome is not for good: asking again makes a new call
-	bytes  int
-	ends   time.Time
-	beat   *time.Timer // for progress
+	accepted bool
+	owed     int   // acks to be given once it is accepted
+	conn     *conn // on which it was asked for last; nil when over HTTP
+	moved    bool  // it was asked for again on another connection
+	joined   int   // how often it was asked for again on the same one
+	result   *message
+	taken    bool // the result was handed out over HTTP
+	again    bool // the outcome is not for good: asking again makes a new call
+	bytes    int
+	ends     time.Time
+	beat     *time.Timer // for progress
 	// Of its stream: whether there is one, and whether chunks were left out because nobody took them.
 	streamed, truncated bool
+
+	stop       context.CancelCauseFunc // of one that this server keeps
+	number     uint64                  // of one that the cluster keeps, once it is accepted
+	cancelling bool                    // of one that the cluster keeps: that was asked for
 }
 
 // errStopping is the cause of calls that end because the server does.
 var errStopping = errors.New("the server is stopping")
+
+// elsewhere is the connection of calls that were made on one of another server.
+var elsewhere = &conn{}
 
 // hashOf tells whether a repeated request_id means the same.
 func (t *toolCall) hashOf() uint64 {
@@ -88,32 +104,40 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 	if err := tool.Schema.Check(t.arguments); err != nil {
 		return nil, failureOf(err)
 	}
-	if f := c.mayBegin(); f != nil {
+	keeper, f := c.keeperOf(&t)
+	if f != nil {
+		return nil, f
+	}
+	if f := c.mayBegin(keeper == h.memory); f != nil {
 		return nil, f
 	}
 	if t.timeout == 0 {
 		t.timeout = h.o.Limits.CallTimeout
 	}
-	k := &call{client: c, id: t.id, name: t.name, tool: tool, hash: t.hashOf(), began: time.Now(), done: make(chan struct{}), conn: conn}
-	k.deadline = k.began.Add(t.timeout)
-	ctx, cancel := context.WithDeadline(h.o.Access.As(h.life, c.cred), k.deadline)
-	ctx, k.cancel = context.WithCancelCause(ctx)
-	if c.calls == nil {
-		c.calls = map[string]*call{}
-	}
-	c.calls[t.id] = k
-	c.inFlight++
-	h.count.calls.Add(1)
+	t.tool = tool
+	k := c.newCall(keeper, t.id, t.name, time.Now().Add(t.timeout))
+	k.hash, k.conn = t.hashOf(), conn
 	if conn != nil {
-		c.ack(k)
+		k.owed = 1
 	}
-	who := c.who
-	h.work.Go(func() { defer cancel(); k.run(ctx, tool, t, effectID(who, c.session, t.id)) })
+	h.count.calls.Add(1)
+	keeper.take(k, t)
 	return k, nil
 }
 
-// mayBegin counts a call in, or says what is full. c.mu is held.
-func (c *client) mayBegin() *failure {
+// newCall counts a call in. c.mu is held.
+func (c *client) newCall(keeper keeper, id, name string, deadline time.Time) *call {
+	k := &call{client: c, keeper: keeper, id: id, name: name, began: time.Now(), deadline: deadline, settled: make(chan struct{}), done: make(chan struct{})}
+	if c.calls == nil {
+		c.calls = map[string]*call{}
+	}
+	c.calls[id] = k
+	c.inFlight++
+	return k
+}
+
+// mayBegin says what is full; it counts a call in that this server keeps. c.mu is held.
+func (c *client) mayBegin(here bool) *failure {
 	h, l := c.hub, &c.hub.o.Limits
 	switch {
 	case h.stopping.Load():
@@ -127,33 +151,15 @@ func (c *client) mayBegin() *failure {
 	if c.keepsTooMuch() {
 		return full("as many results are kept as may be; fetch those that wait", time.Second)
 	}
+	if !here { // it waits for its turn
+		h.count.durable.Add(1)
+		return nil
+	}
 	if h.count.inFlight.Add(1) > int64(l.InFlight) {
 		h.count.inFlight.Add(-1)
 		return full("as many calls are in flight on this server as may be", time.Second)
 	}
 	return nil
-}
-
-// keepsTooMuch reports whether there is no room for a further result. c.mu is held.
-func (c *client) keepsTooMuch() bool {
-	l := &c.hub.o.Limits
-	return len(c.ended) >= l.KeptCalls || c.hub.count.kept.Load() > int64(l.KeptBytes)
-}
-
-// evict forgets results that were delivered, the oldest first, until there is room. c.mu is held.
-func (c *client) evict() {
-	waiting := map[string]bool{}
-	for i := range c.queue {
-		waiting[c.queue[i].call] = true
-	}
-	for i := 0; i < len(c.ended) && c.keepsTooMuch(); {
-		if k := c.ended[i]; waiting[k.id] || k.conn == nil && !k.taken {
-			i++
-			continue
-		}
-		c.drop(i)
-		c.hub.count.evicted.Add(1)
-	}
 }
 
 // repeat answers a request_id that is known. c.mu is held.
@@ -181,8 +187,12 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 		k.joined++
 	}
 	c.hub.count.joined.Add(1)
-	if conn != nil {
+	switch {
+	case conn == nil:
+	case k.accepted:
 		c.ack(k)
+	default:
+		k.owed++
 	}
 	return nil
 }
@@ -192,19 +202,59 @@ func (c *client) ack(k *call) {
 	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: yes(), Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 }
 
-// run has the tool do its work.
-func (k *call) run(ctx context.Context, tool *tools.Tool, t toolCall, effect string) {
+// accept tells that the call was taken. client.mu is held.
+func (k *call) accept() {
+	if k.accepted || k.result != nil {
+		return
+	}
+	k.accepted = true
+	for range k.owed {
+		k.client.ack(k)
+	}
+	k.owed = 0
+	close(k.settled)
+	k.beat = time.AfterFunc(k.client.hub.o.Limits.ProgressEvery, k.tick)
+}
+
+// refuse tells that the call was not taken, and forgets it. client.mu is held.
+func (k *call) refuse(f *failure) {
+	if k.accepted || k.result != nil {
+		return
+	}
 	c := k.client
-	c.mu.Lock()
-	k.beat = time.AfterFunc(c.hub.o.Limits.ProgressEvery, k.tick)
-	c.mu.Unlock()
-	outputs, err := k.protected(ctx, tool, tools.Call{ID: effect, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk})
-	k.finish(ctx, outputs, err)
+	m := message{Op: "call_tool_res", RequestID: k.id, Error: f}
+	k.result, k.again = &m, true
+	c.hub.note(f)
+	if k.conn != nil && c.conn == k.conn {
+		for range max(k.owed, 1) {
+			c.push(frame{call: k.id, data: m.encode()})
+		}
+	}
+	if c.calls[k.id] == k {
+		delete(c.calls, k.id)
+	}
+	k.leave()
+	close(k.settled)
+	close(k.done)
+}
+
+// leave counts the call out. client.mu is held.
+func (k *call) leave() {
+	c := k.client
+	c.inFlight--
+	if k.keeper == c.hub.memory {
+		c.hub.count.inFlight.Add(-1)
+	} else {
+		c.hub.count.durable.Add(-1)
+	}
+	if c.conn == nil {
+		c.since = time.Now() // its time to come back runs from now
+	}
 }
 
 // tick says that the call goes on, and comes again.
 func (k *call) tick() {
-	k.progress(fmt.Sprintf("%s has been at it for %s", k.name, time.Since(k.began).Round(time.Second)))
+	k.progress(k.whereabouts())
 	k.client.mu.Lock()
 	defer k.client.mu.Unlock()
 	if k.result == nil {
@@ -212,23 +262,12 @@ func (k *call) tick() {
 	}
 }
 
-// protected keeps a defect of a tool from ending the server.
-func (k *call) protected(ctx context.Context, tool *tools.Tool, c tools.Call) (_ []tools.Output, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			k.client.hub.o.Logger.Error("a tool panicked", "tool", k.name, "panic", p, "stack", string(debug.Stack()))
-			err = fault.New(fault.Internal, "%s: the server ran into a defect; its log says where", k.name)
-		}
-	}()
-	return k.client.hub.o.Tools.Call(ctx, tool, c)
-}
-
 // progress tells whoever is connected that the call goes on. It is never kept.
 func (k *call) progress(note string) {
 	c := k.client
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if k.result != nil || k.conn == nil || c.conn == nil || !c.hasRoom() {
+	if k.result != nil || !k.accepted || k.conn == nil || c.conn == nil || !c.hasRoom() {
 		return
 	}
 	m := message{Op: "progress", RequestID: k.id, Message: note}
@@ -238,6 +277,11 @@ func (k *call) progress(note string) {
 // chunk queues a part of the answer. While its client reads too slowly it waits; while its client is away and the queue is full,
 // it is left out, and the end of the stream says so: the answer itself is whole in any case.
 func (k *call) chunk(ctx context.Context, text string) error {
+	select {
+	case <-k.settled: // nothing comes before the ack
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	c := k.client
 	for {
 		c.mu.Lock()
@@ -267,85 +311,55 @@ func (k *call) chunk(ctx context.Context, text string) error {
 	}
 }
 
-// outcome is the message that ends a call.
-func (k *call) outcome(ctx context.Context, outputs []tools.Output, err error) message {
-	m := message{Op: "call_tool_res", RequestID: k.id}
-	size := 0
-	for _, o := range outputs {
-		size += len(o.Text)
+// finish tells how the call came out; order is that of its result, where the cluster counts it. client.mu is held.
+func (k *call) finish(v verdict, order uint64) {
+	c, m := k.client, v.message(k.id)
+	m.Order = order
+	if k.result != nil {
+		return
 	}
-	limit := k.client.hub.o.Limits.ResultBytes
-	switch cause := context.Cause(ctx); {
-	case err == nil && size > limit:
-		m.Error = failed(codeToolExecution, fmt.Sprintf("%s: the answer is %d bytes, more than %d; ask for less at a time", k.name, size, limit))
-	case err == nil:
-		if outputs == nil {
-			outputs = []tools.Output{}
-		}
-		m.Outputs = &outputs
-	case errors.Is(cause, tools.ErrCancelled):
-		m.Op = "cancelled"
-	case errors.Is(cause, context.DeadlineExceeded):
-		m.Error = failed(codeTimeout, fmt.Sprintf("%s: no answer within %s; what it began may go on, ask again with the same request_id", k.name, k.deadline.Sub(k.began)))
-	case k.client.hub.life.Err() != nil:
-		m.Error = failed(codeUnavailable, k.name+": "+errStopping.Error()+"; ask another one, with the same session_id and request_id")
-		m.Error.Details = &details{RetryAfterMS: 1}
-	default:
-		m.Error = failureIn(k.tool, err)
-	}
-	return m
-}
-
-// finish keeps the outcome and tells it.
-func (k *call) finish(ctx context.Context, outputs []tools.Output, err error) {
-	c, m := k.client, k.outcome(ctx, outputs, err)
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	k.accept() // where its end comes first
 	k.beat.Stop()
 	k.result, k.ends = &m, time.Now()
-	k.again = m.Op == "cancelled" || m.Error != nil && transient[m.Error.Code]
-	if k.bytes = frameOverhead + len(k.id); m.Outputs != nil {
-		for _, o := range *m.Outputs {
-			k.bytes += len(o.Text)
-		}
-	}
-	c.ended = append(c.ended, k)
-	c.hub.count.kept.Add(int64(k.bytes))
-	c.inFlight--
-	c.hub.count.inFlight.Add(-1)
-	if c.conn == nil {
-		c.since = time.Now() // its time to come back runs from now
-	}
-	if m.Op == "cancelled" {
+	k.keeper.keeps(k, &v)
+	k.leave()
+	if v.cancelled {
 		c.hub.count.cancelled.Add(1)
 	}
 	if k.streamed {
 		c.answer(message{Op: "stream_complete", RequestID: k.id, Truncated: k.truncated})
 	}
-	if k.conn != nil {
+	if k.conn != nil && (order == 0 || c.conn != nil) { // what the cluster keeps, a client that is away is given when it comes back
 		first := m
 		first.FromInflight = k.moved
 		c.answer(first)
 		for range k.joined {
 			more := m
-			more.FromInflight = m.Op != "cancelled"
+			more.FromInflight = !v.cancelled
 			c.answer(more)
 		}
 	}
 	close(k.done)
 }
 
-// abandon cancels a call in flight; its end tells so. c.mu is not held.
-func (c *client) abandon(id string) *failure {
+// abandon cancels a call in flight; its end tells so. What cannot be cancelled is told to failed. c.mu is not held.
+func (c *client) abandon(id string, failed func(*failure)) {
 	c.mu.Lock()
 	k := c.calls[id]
 	inFlight := k != nil && k.result == nil
 	c.mu.Unlock()
-	if !inFlight {
-		return failed(codeNotFound, "no call of this request_id is in flight; it may have ended")
+	switch {
+	case inFlight:
+		k.keeper.cancel(k, failed)
+	case c.hub.cluster != nil:
+		c.hub.cluster.abandon(c, id, failed)
+	default:
+		failed(notInFlight())
 	}
-	k.cancel(tools.ErrCancelled)
-	return nil
+}
+
+func notInFlight() *failure {
+	return failed(codeNotFound, "no call of this request_id is in flight; it may have ended")
 }
 
 // find returns a call and, when it has ended, its result.
@@ -364,5 +378,8 @@ func (c *client) fetched(k *call) message {
 	defer c.mu.Unlock()
 	c.withdraw(k.id)
 	k.taken = true
+	if k.result.Order > 0 {
+		c.took(k.result.Order)
+	}
 	return *k.result
 }

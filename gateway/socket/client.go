@@ -8,13 +8,16 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/queue"
+	"github.com/neolith/orchestrator/queue/dispatch"
 )
 
 // frame is a message on its way to a client.
 type frame struct {
-	seq  uint64 // 0 for one that means something on one connection only
-	call string // request_id
-	data []byte
+	seq   uint64 // 0 for one that means something on one connection only
+	order uint64 // of a result that the cluster keeps
+	call  string // request_id
+	data  []byte
 }
 
 func (f *frame) size() int { return len(f.data) + frameOverhead }
@@ -26,6 +29,7 @@ type client struct {
 	owner   string // whose it is; under hub.mu
 
 	mu       sync.Mutex
+	key      queue.ClientKey // its name in the cluster
 	who      auth.Identity
 	cred     auth.Credential
 	conn     *conn // nil while it is not connected
@@ -40,10 +44,15 @@ type client struct {
 	room     chan struct{} // closed when there is room in the queue again; nil while nobody waits
 	since    time.Time     // when it was last connected
 	retired  bool          // the hub does not know it any more
+
+	inCluster bool   // the cluster knows it, or is about to
+	given     uint64 // the last result that it was given of those that the cluster keeps
 }
 
 func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *client {
-	return &client{hub: h, session: key.session, owner: key.owner, who: who, cred: cred, since: time.Now()}
+	return &client{
+		hub: h, session: key.session, owner: key.owner, who: who, cred: cred, since: time.Now(), key: queue.ClientKey{Owner: key.owner, Session: key.session},
+	}
 }
 
 // renew notes with what its holder came last.
@@ -69,25 +78,35 @@ func (c *client) retire() bool {
 	}
 	c.retired = true
 	c.dropHistory()
+	if c.inCluster {
+		c.hub.cluster.calls.Forget(c.key, c)
+	}
 	return true
 }
 
 // attach connects it, and has it told so. What it missed is written first: what still waits, and, when it says what it saw last, what it has
-// not seen of that which was written. A former connection must have been closed.
-func (c *client) attach(conn *conn, lastSeen *uint64, ack []byte) bool {
+// not seen of that which was written. A former connection must have been closed. opened is what the cluster knows of it, nil where it was not asked; results of
+// the cluster are to be given to it after the order that is returned.
+func (c *client) attach(conn *conn, has seen, opened *dispatch.Opened, ack []byte) (after uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.retired || c.conn != nil {
-		return false
+		return 0, false
 	}
 	c.conn = conn
-	if lastSeen != nil {
-		var again []frame
+	var again []frame
+	if has.seq != nil {
 		for _, f := range c.written {
-			if f.seq > *lastSeen {
+			if f.seq > *has.seq {
 				again = append(again, f)
 			}
 		}
+	}
+	if opened != nil {
+		after = c.pickUp(opened, has, again)
+		again = slices.DeleteFunc(again, func(f frame) bool { return f.order > 0 })
+	}
+	if len(again) > 0 {
 		c.dropHistory()
 		for _, f := range again {
 			c.queued += f.size()
@@ -101,7 +120,7 @@ func (c *client) attach(conn *conn, lastSeen *uint64, ack []byte) bool {
 	c.queued += welcome.size()
 	c.hub.count.kept.Add(int64(welcome.size()))
 	conn.startWriter()
-	return true
+	return after, true
 }
 
 // current returns the connection that it has.
@@ -121,7 +140,7 @@ func (c *client) detach(conn *conn) {
 	c.conn, c.since = nil, time.Now()
 	stay := c.queue[:0]
 	for _, f := range c.queue {
-		if f.seq == 0 {
+		if f.seq == 0 || f.order > 0 { // the cluster has results
 			c.unqueue(&f)
 			continue
 		}
@@ -129,6 +148,9 @@ func (c *client) detach(conn *conn) {
 	}
 	clear(c.queue[len(stay):])
 	c.queue = stay
+	if c.given > 0 {
+		c.hub.cluster.calls.Delivered(c.key, c.given, true)
+	}
 	if c.room != nil { // who waits sees that it is away
 		close(c.room)
 		c.room = nil
@@ -160,7 +182,7 @@ func (c *client) unqueue(f *frame) {
 func (c *client) answer(m message) {
 	c.seq++
 	m.Seq = c.seq
-	c.push(frame{seq: c.seq, call: m.RequestID, data: m.encode()})
+	c.push(frame{seq: c.seq, order: m.Order, call: m.RequestID, data: m.encode()})
 }
 
 // hasRoom reports whether more than what must be written may be queued. c.mu is held.
@@ -207,8 +229,10 @@ func (c *client) next(conn *conn) []frame {
 func (c *client) wrote(batch []frame) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	given := c.given
 	for i := range batch {
 		f := c.queue[i]
+		c.given = max(c.given, f.order)
 		c.queue[i] = frame{}
 		c.unqueue(&f)
 		if f.seq != 0 {
@@ -217,6 +241,9 @@ func (c *client) wrote(batch []frame) {
 	}
 	if c.queue = c.queue[len(batch):]; len(c.queue) == 0 {
 		c.queue = nil // a long queue's array is not kept
+	}
+	if c.given > given {
+		c.hub.cluster.calls.Delivered(c.key, c.given, false)
 	}
 	c.makeRoom()
 }

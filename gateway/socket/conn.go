@@ -60,7 +60,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.work.Done()
-	c := &conn{hub: h, ip: addressOf(r), tls: r.TLS, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
+	c := &conn{hub: h, ip: h.addressOf(r), tls: r.TLS, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
 	full := h.admit(c)
 	if full == nil {
 		if retry, ok := h.buckets.take(c.ip, ""); !ok {
@@ -120,15 +120,6 @@ func (h *Hub) mayRefuse(f *failure) bool {
 		h.refusing.Add(-1)
 	}
 	return false
-}
-
-// addressOf is the address that a request comes from, without the port.
-func addressOf(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }
 
 // hijacker gives the WebSocket library a small read buffer, and lets the one of the HTTP server go.

@@ -56,6 +56,8 @@ func (d *door) Identify(c auth.Credential) (auth.Identity, error) {
 
 func (d *door) As(ctx context.Context, c auth.Credential) context.Context { return ctx }
 
+func (d *door) AsCaller(ctx context.Context, who auth.Identity) context.Context { return ctx }
+
 func (d *door) revoke(token string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -70,6 +72,7 @@ type bench struct {
 	runs    map[string]int
 	effects map[string]bool
 	ended   chan error // why a held call ended
+	reads   bool       // the tools change nothing
 }
 
 func newBench() *bench {
@@ -79,7 +82,7 @@ func newBench() *bench {
 func (b *bench) Find(name string) (*tools.Tool, bool) {
 	switch name {
 	case "echo", "hold", "fail", "panic", "big", "stream":
-		return &tools.Tool{Name: name, Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
+		return &tools.Tool{Name: name, ReadOnly: b.reads, Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
 	}
 	return b.Set.Find(name)
 }
@@ -173,7 +176,12 @@ func start(t testing.TB, change func(*Options)) *world {
 	mux.Handle("/mcp", w.hub)
 	w.hub.Handle(mux)
 	w.http = httptest.NewServer(mux)
+	sweeping, stopSweeping := context.WithCancel(context.Background())
+	swept := make(chan struct{})
+	go func() { defer close(swept); w.hub.Sweep(sweeping) }()
 	t.Cleanup(func() {
+		stopSweeping()
+		<-swept
 		ctx, cancel := context.WithTimeout(context.Background(), 0)
 		defer cancel()
 		w.hub.Close(ctx)

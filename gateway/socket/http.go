@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/queue"
 )
 
 // SessionHeader names the session that a request is about, where its body does not.
@@ -90,7 +91,7 @@ func (h *Hub) served(do func(w http.ResponseWriter, r *http.Request, a *asked)) 
 		}
 		a, f := h.ask(w, r)
 		if f == nil {
-			if retry, ok := h.buckets.take(addressOf(r), ownerOf(a.who)); !ok {
+			if retry, ok := h.buckets.take(h.addressOf(r), ownerOf(a.who)); !ok {
 				f = tooFast(retry)
 			}
 		}
@@ -184,7 +185,10 @@ func (h *Hub) postHello(w http.ResponseWriter, _ *http.Request, a *asked) {
 		refuse(w, statusOf(f), f)
 		return
 	}
-	reply(w, http.StatusOK, &message{Op: "hello_ack", OK: yes(), SessionID: c.session, Resumed: known})
+	if !known && h.cluster != nil {
+		known = h.cluster.calls.Client(queue.ClientKey{Owner: ownerOf(a.who), Session: c.session}) != nil
+	}
+	reply(w, http.StatusOK, &message{Op: "hello_ack", OK: yes(), SessionID: c.session, Resumed: known, Server: h.o.Server})
 }
 
 func (h *Hub) postCall(w http.ResponseWriter, r *http.Request, a *asked) {
@@ -230,8 +234,13 @@ func (h *Hub) getResult(w http.ResponseWriter, r *http.Request, a *asked) {
 	if c != nil {
 		k, _ = c.find(a.id)
 	}
-	if k == nil {
-		reply(w, http.StatusNotFound, &message{Op: "call_tool_res", RequestID: a.id, Error: failed(codeNotFound, "no call of this request_id and session is known here; make it again, it has no second effect")})
+	switch {
+	case k != nil:
+	case h.cluster != nil && validSessionID(a.session) && a.id != "" && len(a.id) <= maxRequestIDBytes && printable(a.id):
+		h.cluster.result(w, r, a)
+		return
+	default:
+		reply(w, http.StatusNotFound, unknownCall(a.id))
 		return
 	}
 	h.await(w, r, c, k, a.wait, false)
@@ -239,6 +248,23 @@ func (h *Hub) getResult(w http.ResponseWriter, r *http.Request, a *asked) {
 
 // await answers with a call's result or, when that takes longer, with its ack.
 func (h *Hub) await(w http.ResponseWriter, r *http.Request, c *client, k *call, wait time.Duration, cached bool) {
+	leaving := h.life.Done() // then a call that this server keeps ends, and one that the cluster keeps goes on elsewhere
+	if k.keeper == keeper(h.memory) {
+		leaving = nil
+	}
+	away := func() {
+		f := failed(codeUnavailable, "server "+h.o.Server+" is stopping; ask another one for the result, with the same session_id and request_id")
+		f.Details = &details{RetryAfterMS: 1}
+		reply(w, statusOf(f), &message{Op: "call_tool_res", RequestID: k.id, Error: f})
+	}
+	select {
+	case <-k.settled:
+	case <-r.Context().Done():
+		return
+	case <-leaving:
+		away()
+		return
+	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
@@ -252,14 +278,18 @@ func (h *Hub) await(w http.ResponseWriter, r *http.Request, c *client, k *call, 
 		}
 	case <-r.Context().Done():
 		return // the call goes on; its result is kept
-	case <-h.life.Done():
-		<-k.done // it ends with the hub
+	case <-leaving:
+		away()
+		return
 	}
 	m := c.fetched(k)
-	m.FromCache = cached
-	status := statusOf(m.Error)
+	m.FromCache = m.FromCache || cached
+	reply(w, statusOfAnswer(&m), &m)
+}
+
+func statusOfAnswer(m *message) int {
 	if m.Op == "cancelled" {
-		status = http.StatusConflict
+		return http.StatusConflict
 	}
-	reply(w, status, &m)
+	return statusOf(m.Error)
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/gateway/tools"
+	"github.com/neolith/orchestrator/queue"
 )
 
 // Access says who callers are and makes calls as them.
@@ -24,6 +26,8 @@ type Access interface {
 	Identify(c auth.Credential) (auth.Identity, error)
 	// As returns a context for calls as the holder of a credential.
 	As(ctx context.Context, c auth.Credential) context.Context
+	// AsCaller is As for somebody who was identified before, at this server or another.
+	AsCaller(ctx context.Context, who auth.Identity) context.Context
 }
 
 // Tools are what clients may call.
@@ -38,8 +42,13 @@ type Options struct {
 	Server string // this server's name
 	Tools  Tools
 	Access Access
+	// Calls keeps calls in the cluster; nil for none, and then all are kept by this server. Durable says that it keeps those that do not say.
+	Calls   Calls
+	Durable bool
 	// Origins are the web pages that may connect, such as https://console.example.com, beside those of this server; * for all.
 	Origins []string
+	// TrustedProxies are believed about whom they speak for; see addressOf.
+	TrustedProxies []netip.Prefix
 	// Open says that nobody needs a token.
 	Open bool
 	// Ready says whether this server can serve, and why not.
@@ -56,9 +65,13 @@ type Hub struct {
 	receive  sync.Pool // of *bytes.Buffer
 	buckets  *buckets
 
+	memory  *memory
+	cluster *replicated // nil for none
+	worker  worker
+
 	life  context.Context // ends with the hub
-	end   context.CancelFunc
-	work  sync.WaitGroup // connections, calls, and the sweeper
+	end   context.CancelCauseFunc
+	work  sync.WaitGroup // connections and calls
 	count counters
 
 	stopping atomic.Bool  // no new calls
@@ -76,7 +89,7 @@ type clientKey struct{ owner, session string }
 
 // counters are read by metrics and written without a lock.
 type counters struct {
-	inFlight, kept                    atomic.Int64 // calls; bytes of results and of frames that wait
+	inFlight, durable, kept           atomic.Int64 // calls that this server keeps, and that the cluster does; bytes of results and of frames that wait
 	accepted, refused, resumed        atomic.Uint64
 	calls, joined, cached, cancelled  atomic.Uint64
 	overCapacity, malformed, evicted  atomic.Uint64
@@ -84,7 +97,7 @@ type counters struct {
 	framesIn, framesOut, bytesIn, out atomic.Uint64
 }
 
-// New makes a hub and starts its sweeper; Close ends it.
+// New makes a hub. Sweep should be running; Close ends it.
 func New(o Options) *Hub {
 	h := &Hub{
 		o: o, buckets: newBuckets(o.Limits), conns: map[*conn]struct{}{}, perIP: map[string]int{}, clients: map[clientKey]*client{},
@@ -104,8 +117,11 @@ func New(o Options) *Hub {
 		}
 		h.tools = append(h.tools, toolInfo{t.Name, t.Description, schema})
 	}
-	h.life, h.end = context.WithCancel(context.Background())
-	h.work.Go(h.sweep)
+	h.life, h.end = context.WithCancelCause(context.Background())
+	h.worker, h.memory = worker{o.Tools, o.Limits.ResultBytes, o.Logger}, &memory{h}
+	if o.Calls != nil {
+		h.cluster = &replicated{h, o.Calls}
+	}
 	return h
 }
 
@@ -204,16 +220,28 @@ func (h *Hub) lookup(who auth.Identity, session string) *client {
 
 // rekey gives a client to the holder of another credential, who has shown both.
 func (h *Hub) rekey(c *client, who auth.Identity, cred auth.Credential) *failure {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	key := clientKey{ownerOf(who), c.session}
+	h.mu.Lock()
 	if other := h.clients[key]; other != nil && other != c {
+		h.mu.Unlock()
 		return failed(codeDuplicate, "the new token has a session of this id already; connect anew with the new token")
 	}
-	delete(h.clients, clientKey{c.owner, c.session})
+	h.clients[key] = c // nobody else may take it meanwhile
+	was := clientKey{c.owner, c.session}
+	h.mu.Unlock()
+	f := c.rekeyInCluster(queue.ClientKey{Owner: key.owner, Session: key.session}, who)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case was == key:
+	case f != nil:
+		delete(h.clients, key)
+		return f
+	default:
+		delete(h.clients, was)
+	}
 	c.owner = key.owner
 	c.renew(who, cred)
-	h.clients[key] = c
 	return nil
 }
 
@@ -226,12 +254,14 @@ func (h *Hub) forget(c *client) {
 	}
 }
 
-// sweep drops what has been kept long enough, until the hub ends.
-func (h *Hub) sweep() {
+// Sweep drops what has been kept long enough, and connections whose clients are at other servers by now, until ctx or the hub ends.
+func (h *Hub) Sweep(ctx context.Context) {
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
 	for {
 		select {
+		case <-ctx.Done():
+			return
 		case now := <-t.C:
 			h.buckets.sweep()
 			h.mu.Lock()
@@ -245,6 +275,7 @@ func (h *Hub) sweep() {
 					h.forget(c)
 				}
 			}
+			h.kickThoseElsewhere(all)
 		case <-h.life.Done():
 			return
 		}
@@ -252,11 +283,16 @@ func (h *Hub) sweep() {
 }
 
 // Close ends the gateway in good order: no call is taken any more; calls in flight may end until ctx does, and are answered; then
-// every connection is closed with 1001, so that its client goes to another server. It returns when all have ended.
+// every connection is closed with 1001, so that its client goes to another server, where those that the cluster keeps go on. It returns when all have ended.
 func (h *Hub) Close(ctx context.Context) {
 	h.stopping.Store(true)
+	var calls sync.WaitGroup
+	if h.cluster != nil {
+		calls.Go(func() { h.cluster.calls.Close(ctx) })
+	}
 	h.quiesce(ctx)
-	h.end() // calls that still run end now, and are answered
+	calls.Wait()
+	h.end(errStopping) // calls that still run end now, and are answered
 	farewell, cancel := context.WithTimeout(context.Background(), farewellTime)
 	defer cancel()
 	h.quiesce(farewell)
@@ -273,6 +309,11 @@ func (h *Hub) Close(ctx context.Context) {
 		c.kick(closeGoingAway, "server "+h.o.Server+" is stopping; connect to another one", farewellTime)
 	}
 	h.work.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.clients {
+		c.leaveBehind()
+	}
 }
 
 // farewellTime is how long what waits for a client may still be written when the server stops.
@@ -307,7 +348,7 @@ func (h *Hub) quiesce(ctx context.Context) {
 
 // health describes the server.
 func (h *Hub) health() *health {
-	out := &health{Status: "ok", Server: h.o.Server, InFlight: int(h.count.inFlight.Load())}
+	out := &health{Status: "ok", Server: h.o.Server, InFlight: int(h.count.inFlight.Load() + h.count.durable.Load())}
 	if ok, why := h.o.Ready(); !ok {
 		out.Status, out.Reason = "degraded", why
 	}
@@ -319,7 +360,8 @@ func (h *Hub) health() *health {
 
 // Stats are the numbers of a hub. Counters only grow.
 type Stats struct {
-	Connections, Clients, InFlight                int
+	Connections, Clients, InFlight                int   // InFlight: all calls, those that wait for their turn, too
+	Durable                                       int   // of them, those that the cluster keeps
 	KeptBytes                                     int64 // of results and of frames that wait
 	Accepted, Refused, Resumed                    uint64
 	Calls, Joined, Cached, Cancelled              uint64
@@ -334,7 +376,7 @@ func (h *Hub) Stats() Stats {
 	h.mu.Unlock()
 	n := &h.count
 	return Stats{
-		Connections: conns, Clients: clients, InFlight: int(n.inFlight.Load()), KeptBytes: n.kept.Load(),
+		Connections: conns, Clients: clients, InFlight: int(n.inFlight.Load() + n.durable.Load()), Durable: int(n.durable.Load()), KeptBytes: n.kept.Load(),
 		Accepted: n.accepted.Load(), Refused: n.refused.Load(), Resumed: n.resumed.Load(),
 		Calls: n.calls.Load(), Joined: n.joined.Load(), Cached: n.cached.Load(), Cancelled: n.cancelled.Load(),
 		OverCapacity: n.overCapacity.Load(), Malformed: n.malformed.Load(), Evicted: n.evicted.Load(), Truncated: n.truncated.Load(),

@@ -228,7 +228,7 @@ func (w *world) post(path, token, query string, body any) (int, map[string]any) 
 	return w.ask(http.MethodPost, path+query, token, strings.NewReader(string(b)))
 }
 
-func (w *world) ask(method, path, token string, body io.Reader) (int, map[string]any) {
+func (w *world) ask(method, path, token string, body io.Reader, header ...string) (int, map[string]any) {
 	w.t.Helper()
 	r, err := http.NewRequestWithContext(w.t.Context(), method, w.http.URL+path, body)
 	if err != nil {
@@ -236,6 +236,9 @@ func (w *world) ask(method, path, token string, body io.Reader) (int, map[string
 	}
 	if token != "" {
 		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
 	}
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {

@@ -4,13 +4,13 @@ package socket
 
 import (
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/queue/dispatch"
 )
 
 // tooFast is the refusal of who asks more often than it may.
@@ -51,14 +51,7 @@ func (c *conn) handshake() bool {
 		return false
 	}
 	session, _ := r.text("session_id", maxRequestIDBytes) // what is no id gets a new one
-	var last *uint64
-	if raw := r.fields["last_seq"]; !isNull(raw) {
-		last = new(uint64)
-		if json.Unmarshal(raw, last) != nil {
-			last = nil
-		}
-	}
-	return c.welcome(who, cred, session, last)
+	return c.welcome(who, cred, session, seen{seq: r.number("last_seq"), order: r.number("last_order")})
 }
 
 // refuseHello answers a hello that was none.
@@ -90,7 +83,8 @@ func (h *Hub) credential(r *request, c *conn) (auth.Credential, auth.Identity, e
 const maxTakeovers = 5
 
 // welcome connects the client: it takes the session over from a former connection, and is answered before all that it missed.
-func (c *conn) welcome(who auth.Identity, cred auth.Credential, session string, last *uint64) bool {
+func (c *conn) welcome(who auth.Identity, cred auth.Credential, session string, has seen) bool {
+	named := c.hub.cluster != nil && validSessionID(session) // another server may know it
 	for range maxTakeovers {
 		cl, known, f := c.hub.clientOf(who, cred, session)
 		if f != nil {
@@ -102,8 +96,22 @@ func (c *conn) welcome(who auth.Identity, cred auth.Credential, session string, 
 			old.kick(closeProtocol, "another connection took over this session", takeoverPatience)
 			<-old.gone
 		}
-		ack := message{Op: "hello_ack", OK: yes(), SessionID: session, Resumed: known}
-		if cl.attach(c, last, ack.encode()) {
+		var opened *dispatch.Opened
+		if named {
+			o, err := cl.open()
+			if err != nil {
+				c.refuseHello(closeGoingAway, "the cluster does not answer server "+c.hub.o.Server+" now; connect to another one, or later", "")
+				return false
+			}
+			opened = &o
+			known = known || o.Known
+		}
+		ack := message{Op: "hello_ack", OK: yes(), SessionID: session, Resumed: known, Server: c.hub.o.Server}
+		after, ok := cl.attach(c, has, opened, ack.encode())
+		if opened != nil { // in any case: it holds results back
+			cl.resume(after, has)
+		}
+		if ok {
 			if known {
 				c.hub.count.resumed.Add(1)
 			}
@@ -173,7 +181,10 @@ func (c *conn) perform(r *request) *failure {
 		if f != nil {
 			return f
 		}
-		return c.client.abandon(id)
+		c.client.abandon(id, func(f *failure) {
+			c.hub.note(f)
+			c.say(message{Op: "cancelled", RequestID: id, Error: f})
+		})
 	case "list_tools":
 		if f := c.pace(); f != nil {
 			return f

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"time"
 	"unicode/utf8"
+
+	"github.com/neolith/orchestrator/gateway/tools"
 )
 
 // request is a message of a client whose envelope could be read. Its fields are still JSON.
@@ -115,6 +117,22 @@ type toolCall struct {
 	id, name, priority string
 	arguments          json.RawMessage
 	timeout            time.Duration // 0 for none given
+	durable            *bool         // nil where it is not said
+	key                string        // calls with one run one after the other
+	tool               *tools.Tool   // once it was found
+}
+
+// orderKey is the key that the call names, or else the conversation that it belongs to.
+func (t *toolCall) orderKey() string {
+	if t.key != "" || t.tool.OrderBy == "" {
+		return t.key
+	}
+	var a map[string]json.RawMessage
+	var key string
+	if json.Unmarshal(t.arguments, &a) != nil || json.Unmarshal(a[t.tool.OrderBy], &key) != nil {
+		return ""
+	}
+	return key
 }
 
 // toolCall reads a call_tool.
@@ -144,6 +162,14 @@ func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
 	case "", "critical", "high", "normal", "low":
 	default:
 		return c, invalid("priority", "is not one of critical, high, normal, low")
+	}
+	if raw := r.fields["durable"]; !isNull(raw) {
+		if err := json.Unmarshal(raw, &c.durable); err != nil {
+			return c, invalid("durable", "is not true or false")
+		}
+	}
+	if c.key, f = r.text("key", maxRequestIDBytes); f != nil {
+		return c, f
 	}
 	if raw := r.fields["deadline_ms"]; !isNull(raw) {
 		var ms int64

@@ -116,6 +116,7 @@ type message struct {
 	// hello_ack, rotate_token_res
 	OK        *bool  `json:"ok,omitempty"`
 	SessionID string `json:"session_id,omitempty"`
+	Server    string `json:"server,omitempty"`
 	Resumed   bool   `json:"resumed,omitempty"`
 	Reason    string `json:"-"` // of a hello_ack that is not ok: its error is a word
 
@@ -131,8 +132,9 @@ type message struct {
 
 	Truncated bool `json:"truncated,omitempty"` // stream_complete
 
-	// call_tool_res
-	Outputs      *[]tools.Output `json:"outputs,omitempty"`
+	// call_tool_res, cancelled
+	Order        uint64          `json:"order,omitempty"` // among the results that the cluster keeps of the session
+	Outputs      json.RawMessage `json:"outputs,omitempty"`
 	FromCache    bool            `json:"from_cache,omitempty"`
 	FromInflight bool            `json:"from_inflight,omitempty"`
 

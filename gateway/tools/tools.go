@@ -32,8 +32,24 @@ type Call struct {
 	Priority string
 	// Progress is told what is going on; nil for nobody. It may be called from one goroutine at a time and does not block.
 	Progress func(message string)
+	// Origin is where the call came from, for whoever observes it.
+	Origin Origin
 	// Chunk takes a part of an answer that is on its way; nil where nobody does. It waits for a slow reader.
 	Chunk func(ctx context.Context, text string) error
+}
+
+// Origin is a client's call.
+type Origin struct {
+	Client    string // the client's session at this gateway
+	RequestID string // the client's name for the call
+}
+
+// Observer is told of each call.
+type Observer interface {
+	// Begin may give a call a context of its own, or refuse it before anything is done, with a fault.
+	Begin(ctx context.Context, t *Tool, c *Call) (context.Context, error)
+	// End is told how it ended, before the caller is.
+	End(ctx context.Context, t *Tool, c *Call, began time.Time, out []Output, err error)
 }
 
 // progress says what is going on.
@@ -58,15 +74,29 @@ type Tool struct {
 	ReadOnly, Destructive bool
 	// AsksModels: what fails is most often a provider elsewhere, and not the cluster.
 	AsksModels bool
+	// OrderBy is the argument by which calls run one after the other: those with the same text; empty for none.
+	OrderBy string
 
 	run func(ctx context.Context, api api, c *Call) ([]Output, error)
 }
 
+// OfSession reports whether a tool is about one session, which its argument id names.
+func (t *Tool) OfSession() bool { return t.takes("id") }
+
+// Namespaced reports whether a tool takes a namespace.
+func (t *Tool) Namespaced() bool { return t.takes("namespace") }
+
+func (t *Tool) takes(property string) bool {
+	_, takes := t.Schema.Properties[property]
+	return takes
+}
+
 // Set is the tools of one server.
 type Set struct {
-	api    api
-	list   []Tool
-	byName map[string]*Tool
+	api      api
+	list     []Tool
+	byName   map[string]*Tool
+	observer Observer // nil for nobody
 }
 
 // api is the public API as tools call it.
@@ -100,12 +130,36 @@ func (s *Set) Find(name string) (*Tool, bool) {
 	return t, ok
 }
 
+// Observed returns the same tools, of whose calls an observer is told.
+func (s *Set) Observed(o Observer) *Set {
+	observed := *s
+	observed.observer = o
+	return &observed
+}
+
+// errPanicked is the end of a call of which its caller hears the panic.
+var errPanicked = fault.New(fault.Internal, "the tool panicked")
+
 // Call runs a tool whose arguments were checked. Errors are faults.
-func (s *Set) Call(ctx context.Context, t *Tool, c Call) ([]Output, error) {
+func (s *Set) Call(ctx context.Context, t *Tool, c Call) (out []Output, err error) {
+	if s.observer == nil {
+		return s.call(ctx, t, &c)
+	}
+	began := time.Now()
+	if ctx, err = s.observer.Begin(ctx, t, &c); err != nil {
+		return nil, err
+	}
+	err = errPanicked
+	defer func() { s.observer.End(ctx, t, &c, began, out, err) }()
+	out, err = s.call(ctx, t, &c)
+	return out, err
+}
+
+func (s *Set) call(ctx context.Context, t *Tool, c *Call) ([]Output, error) {
 	if c.ID == "" {
 		c.ID = client.NewKey()
 	}
-	out, err := t.run(ctx, s.api, &c)
+	out, err := t.run(ctx, s.api, c)
 	if err != nil {
 		return nil, client.Fault(err)
 	}

@@ -33,10 +33,10 @@ var floors = [][]string{
 	{"loadbalancer", "auth", "queue", "serializer", "chunks", "provider", "recorder", "ui"},
 	{"internal/pbconv"},
 	{"cluster", "nodelink", "client"},
-	{"router"},
+	{"router", "queue/dispatch"},
 	{"leader", "agent"},
 	{"gateway", "gateway/tools"},
-	{"gateway/socket", "gateway/mcp"},
+	{"gateway/socket", "gateway/mcp", "gateway/record"},
 	{"cmd", "sim", "test", "bench"},
 }
 

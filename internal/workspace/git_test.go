@@ -3,9 +3,11 @@
 package workspace
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/cgi"
 	"os"
@@ -13,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -191,10 +192,12 @@ func TestGitGetsNoOptions(t *testing.T) {
 	}
 }
 
-// Who gives up ends git, and what git has started.
+// Who gives up ends git, and what git has started: both hold a pipe, which ends when they do.
 func TestCloneCanceled(t *testing.T) {
-	pids := filepath.Join(t.TempDir(), "pids")
-	program := fake(t, fmt.Sprintf(`trap '' TERM; sleep 1000 & echo $$ $! > %s.new; mv %s.new %s; wait`, pids, pids, pids))
+	held, w, err := os.Pipe()
+	must(t, err)
+	defer held.Close()
+	program := fake(t, fmt.Sprintf(`exec 3>/proc/%d/fd/%d || exit; trap '' TERM; sleep 1000 & echo started >&3; wait`, os.Getpid(), w.Fd()))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	tmp, done := t.TempDir(), make(chan error, 1)
@@ -202,42 +205,19 @@ func TestCloneCanceled(t *testing.T) {
 		_, _, err := Open(ctx, "git://host/x.git", Options{Dir: tmp, Git: program})
 		done <- err
 	}()
-	var all []string
-	for deadline := time.Now().Add(30 * time.Second); all == nil; {
-		if text, err := os.ReadFile(pids); err == nil {
-			all = strings.Fields(string(text))
-		} else if time.Now().After(deadline) {
-			t.Fatal("it does not start")
-		}
-		time.Sleep(5 * time.Millisecond) // another process writes the file
+	must(t, held.SetReadDeadline(time.Now().Add(30*time.Second)))
+	out := bufio.NewReader(held)
+	if line, err := out.ReadString('\n'); line != "started\n" {
+		t.Fatalf("it says %q: %v", line, err)
 	}
+	must(t, w.Close())
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	empty(t, tmp, "canceled")
-	for _, s := range all {
-		pid, err := strconv.Atoi(s)
-		must(t, err)
-		for deadline := time.Now().Add(10 * time.Second); alive(pid); {
-			if time.Now().After(deadline) {
-				t.Errorf("process %d is still there", pid)
-				break
-			}
-			time.Sleep(5 * time.Millisecond) // its new parent has to see its end
-		}
+	must(t, held.SetReadDeadline(time.Now().Add(10*time.Second)))
+	if _, err := out.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("git, or what it has started, is still there: %v", err)
 	}
-}
-
-// alive reports whether a process is there, and not only its remains.
-func alive(pid int) bool {
-	if syscall.Kill(pid, 0) != nil {
-		return false
-	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return !errors.Is(err, os.ErrNotExist)
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	return !strings.HasPrefix(rest, "Z")
 }

@@ -5,11 +5,12 @@
 // the URL: row-level security does not bind their owner, and lets each other role read only the namespaces that orchestrator.interaction_readers
 // lists for it (migrations/ has the policies).
 //
-// Behind a pooler in transaction mode each transaction may meet another connection, so nothing is prepared and nothing is kept in a session: all
-// statements go by the simple protocol, and the lock of migrations is a row.
+// Behind a pooler in transaction mode, such as Supabase's, each transaction may meet another connection, so nothing is prepared and nothing is kept in
+// a session: each statement goes with its arguments in one round trip (driver.go), and the lock of migrations is a row.
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -23,10 +24,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 
@@ -45,12 +43,13 @@ const (
 	connectTime = 10 * time.Second
 	// migrateTime bounds the migrations, with the wait for another server that makes them.
 	migrateTime = 5 * time.Minute
+	// idleTime and lifeTime are when connections are given back: a pooler, and a database that moved, are told soon.
+	idleTime, lifeTime = 5 * time.Minute, time.Hour
 )
 
 // Options of a sink.
 type Options struct {
 	URL      string        // postgres://…
-	Pooler   bool          // there is a pooler in transaction mode between
 	MaxConns int           // at most; 4 when 0
 	Timeout  time.Duration // of one write; 30 s when 0
 	Logger   *slog.Logger
@@ -58,7 +57,8 @@ type Options struct {
 
 // Sink is a pool of connections. It implements recorder.Sink.
 type Sink struct {
-	pool    *pgxpool.Pool
+	cfg     *pgconn.Config
+	pool    *sql.DB
 	timeout time.Duration
 	log     *slog.Logger
 
@@ -68,31 +68,24 @@ type Sink struct {
 
 // Open reads the URL; it connects to nobody. A URL that is none is refused with Invalid.
 func Open(o Options) (*Sink, error) {
-	cfg, err := pgxpool.ParseConfig(o.URL)
+	cfg, err := pgconn.ParseConfig(o.URL)
 	if err != nil {
 		// The error of the parser quotes the URL, with what is in it.
 		return nil, fault.New(fault.Invalid, "recorder: the database's URL cannot be read; write postgres://user:password@host:port/name?sslmode=verify-full")
 	}
-	s := &Sink{timeout: o.Timeout, log: o.Logger}
+	s := &Sink{cfg: cfg, timeout: o.Timeout, log: o.Logger}
 	if s.timeout <= 0 {
 		s.timeout = 30 * time.Second
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	cfg.MaxConns = 4
-	if o.MaxConns > 0 {
-		cfg.MaxConns = int32(o.MaxConns)
-	}
-	cfg.ConnConfig.ConnectTimeout = connectTime
-	cfg.ConnConfig.RuntimeParams["application_name"] = "orchestrator-recorder"
-	if o.Pooler {
-		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-		cfg.ConnConfig.StatementCacheCapacity, cfg.ConnConfig.DescriptionCacheCapacity = 0, 0
-	}
-	if s.pool, err = pgxpool.NewWithConfig(context.Background(), cfg); err != nil {
-		return nil, fault.New(fault.Invalid, "recorder: open the database: %w", err)
-	}
+	cfg.ConnectTimeout = connectTime
+	cfg.RuntimeParams["application_name"] = "orchestrator-recorder"
+	s.pool = sql.OpenDB(connector{cfg})
+	s.pool.SetMaxOpenConns(cmp.Or(o.MaxConns, 4))
+	s.pool.SetConnMaxIdleTime(idleTime)
+	s.pool.SetConnMaxLifetime(lifeTime)
 	return s, nil
 }
 
@@ -106,7 +99,7 @@ func (s *Sink) migrate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, migrateTime)
 	defer cancel()
 	// Not of the pool: the lock is renewed over a second connection, and the pool may have but one.
-	db := stdlib.OpenDB(*s.pool.Config().ConnConfig)
+	db := sql.OpenDB(connector{s.cfg})
 	defer db.Close()
 	if err := s.up(ctx, db); err != nil {
 		return fmt.Errorf("recorder: make the tables: %w", err)
@@ -153,6 +146,7 @@ type row struct {
 	Namespace         string `json:"namespace"`
 	Session           string `json:"session"`
 	Epoch             uint64 `json:"epoch"`
+	Client            string `json:"client"`
 	RequestID         string `json:"request_id"`
 	Principal         string `json:"principal"`
 	Tool              string `json:"tool"`
@@ -174,12 +168,12 @@ type row struct {
 	Redactions        int    `json:"redactions"`
 }
 
-const columns = `id, time, kind, namespace, session, epoch, request_id, principal, tool, provider, model, tokens_in, tokens_out, cost_micros, latency_micros,
+const columns = `id, time, kind, namespace, session, epoch, client, request_id, principal, tool, provider, model, tokens_in, tokens_out, cost_micros, latency_micros,
  status, code, error, request, response, request_bytes, response_bytes, request_truncated, response_truncated, redactions`
 
 // insert takes a whole batch as one text: one round trip, in either protocol.
 const insert = `INSERT INTO orchestrator.interactions (` + columns + `) SELECT ` + columns + ` FROM json_to_recordset($1::json) AS r(id text, time timestamptz,
- kind text, namespace text, session text, epoch numeric, request_id text, principal text, tool text, provider text, model text, tokens_in bigint,
+ kind text, namespace text, session text, epoch numeric, client text, request_id text, principal text, tool text, provider text, model text, tokens_in bigint,
  tokens_out bigint, cost_micros bigint, latency_micros bigint, status text, code text, error text, request text, response text, request_bytes bigint,
  response_bytes bigint, request_truncated boolean, response_truncated boolean, redactions bigint) ON CONFLICT (id) DO NOTHING`
 
@@ -191,7 +185,7 @@ func (s *Sink) Write(ctx context.Context, batch []recorder.Interaction) (int, er
 	rows := make([]row, len(batch))
 	for n := range batch {
 		i := &batch[n]
-		rows[n] = row{i.ID, i.Time.UTC().Format(time.RFC3339Nano), string(i.Kind), i.Namespace, i.Session, i.Epoch, i.RequestID, i.Principal, i.Tool, i.Provider,
+		rows[n] = row{i.ID, i.Time.UTC().Format(time.RFC3339Nano), string(i.Kind), i.Namespace, i.Session, i.Epoch, i.Client, i.RequestID, i.Principal, i.Tool, i.Provider,
 			i.Model, i.TokensIn, i.TokensOut, i.CostMicros, i.Latency.Microseconds(), string(i.Status), i.Code, i.Error, i.Request, i.Response,
 			i.RequestBytes, i.ResponseBytes, i.RequestTruncated, i.ResponseTruncated, i.Redactions}
 	}
@@ -201,14 +195,15 @@ func (s *Sink) Write(ctx context.Context, batch []recorder.Interaction) (int, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, insert, string(text))
+	done, err := s.pool.ExecContext(ctx, insert, string(text))
 	if err != nil {
 		return 0, wrap("write to", err)
 	}
-	return int(tag.RowsAffected()), nil
+	added, err := done.RowsAffected()
+	return int(added), err
 }
 
-// wrap says whether trying again is of no use: what the database says of the data, and not of itself. No error of pgx's shows the password.
+// wrap says whether trying again is of no use: what the database says of the data, and not of itself. No error of pgconn's shows the password.
 func wrap(verb string, err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23")) {
@@ -226,8 +221,7 @@ func (s *Sink) List(ctx context.Context, q recorder.Query) (page []recorder.Inte
 	if err := s.migrate(ctx); err != nil {
 		return nil, "", err
 	}
-	// Numeric is read as text: an epoch may be larger than a bigint.
-	rows, err := s.pool.Query(ctx, "SELECT "+strings.Replace(columns, "epoch", "epoch::text", 1)+" FROM orchestrator.interactions"+where, args...)
+	rows, err := s.pool.QueryContext(ctx, "SELECT "+columns+" FROM orchestrator.interactions"+where, args...)
 	if err != nil {
 		return nil, "", wrap("list from", err)
 	}
@@ -235,18 +229,16 @@ func (s *Sink) List(ctx context.Context, q recorder.Query) (page []recorder.Inte
 	var all []recorder.Interaction
 	for rows.Next() {
 		var i recorder.Interaction
-		var epoch string
 		var latency int64
-		if err := rows.Scan(&i.ID, &i.Time, &i.Kind, &i.Namespace, &i.Session, &epoch, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.TokensIn,
+		if err := rows.Scan(&i.ID, &i.Time, &i.Kind, &i.Namespace, &i.Session, &i.Epoch, &i.Client, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.TokensIn,
 			&i.TokensOut, &i.CostMicros, &latency, &i.Status, &i.Code, &i.Error, &i.Request, &i.Response, &i.RequestBytes, &i.ResponseBytes,
 			&i.RequestTruncated, &i.ResponseTruncated, &i.Redactions); err != nil {
 			return nil, "", wrap("list from", err)
 		}
-		if i.Epoch, err = strconv.ParseUint(epoch, 10, 64); err != nil {
-			return nil, "", fmt.Errorf("recorder: list from the database: %w", err)
-		}
 		i.Time, i.Latency = i.Time.UTC(), time.Duration(latency)*time.Microsecond
-		all = append(all, i)
+		if all = append(all, i); q.Enough(&i) {
+			break
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return nil, "", wrap("list from", err)
@@ -264,20 +256,22 @@ func (s *Sink) Prune(ctx context.Context, keep recorder.Retention) (removed int6
 		return 0, err
 	}
 	for {
-		tag, err := s.pool.Exec(ctx, `DELETE FROM orchestrator.interactions WHERE id IN
+		done, err := s.pool.ExecContext(ctx, `DELETE FROM orchestrator.interactions WHERE id IN
  (SELECT id FROM orchestrator.interactions WHERE time < $1 ORDER BY time, id LIMIT `+strconv.Itoa(pruneRows)+` FOR UPDATE SKIP LOCKED)`, keep.Before)
-		removed += tag.RowsAffected()
 		if err != nil {
 			return removed, wrap("prune", err)
 		}
-		if tag.RowsAffected() == 0 {
-			return removed, nil
+		n, err := done.RowsAffected()
+		if removed += n; n == 0 || err != nil {
+			return removed, err
 		}
 	}
 }
 
 // Close implements recorder.Sink.
 func (s *Sink) Close() error {
-	s.pool.Close()
+	if err := s.pool.Close(); err != nil {
+		return fmt.Errorf("recorder: close the database: %w", err)
+	}
 	return nil
 }

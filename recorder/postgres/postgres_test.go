@@ -4,6 +4,7 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
 	"sync"
@@ -21,9 +22,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func open(t testing.TB, server *postgrestest.Server, pooler bool) *Sink {
+func open(t testing.TB, server *postgrestest.Server) *Sink {
 	t.Helper()
-	s, err := Open(Options{URL: server.URL(""), Pooler: pooler, Timeout: 10 * time.Second})
+	s, err := Open(Options{URL: server.URL(""), Timeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,36 +33,91 @@ func open(t testing.TB, server *postgrestest.Server, pooler bool) *Sink {
 
 func TestConformance(t *testing.T) {
 	server := postgrestest.Start(t)
-	for _, pooler := range []bool{false, true} {
-		t.Run(fmt.Sprintf("pooler %v", pooler), func(t *testing.T) {
-			sinktest.Run(t, func(t *testing.T) recorder.Sink {
-				server.Do("", "DROP SCHEMA IF EXISTS orchestrator CASCADE")
-				return open(t, server, pooler)
-			})
-		})
+	sinktest.Run(t, func(t *testing.T) recorder.Sink {
+		server.Do("", "DROP SCHEMA IF EXISTS orchestrator CASCADE")
+		return open(t, server)
+	})
+}
+
+// Nothing is prepared, since behind a pooler the next transaction may meet a connection that does not know it; and nothing of a session is
+// changed but what poolers hand on.
+func TestAPoolerMayBeBetween(t *testing.T) {
+	server := postgrestest.Start(t)
+	s, err := Open(Options{URL: server.URL(""), MaxConns: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Write(t.Context(), sinktest.Some(3)); err != nil {
+		t.Fatal(err)
+	}
+	sinktest.All(t, s, recorder.Query{Namespace: "ns-1"})
+	for what, query := range map[string]string{
+		"prepared statements": "SELECT count(*) FROM pg_prepared_statements",
+		"settings":            "SELECT count(*) FROM pg_settings WHERE source = 'session'",
+		"locks":               "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+	} {
+		var n int
+		if err := s.pool.QueryRowContext(t.Context(), query).Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d %s, %v", n, what, err)
+		}
 	}
 }
 
-// Nothing is prepared behind a pooler, where the next transaction may meet a connection that does not know it.
-func TestNothingIsPreparedBehindAPooler(t *testing.T) {
+// What goes through the driver comes back as it was, and what breaks says so and leaves a connection that works.
+func TestDriver(t *testing.T) {
 	server := postgrestest.Start(t)
-	for _, pooler := range []bool{false, true} {
-		s, err := Open(Options{URL: server.URL(""), Pooler: pooler, MaxConns: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Write(t.Context(), sinktest.Some(3)); err != nil {
-			t.Fatal(err)
-		}
-		sinktest.All(t, s, recorder.Query{Namespace: "ns-1"})
-		var prepared int
-		if err := s.pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_prepared_statements", pgx.QueryExecModeSimpleProtocol).Scan(&prepared); err != nil {
-			t.Fatal(err)
-		}
-		if (prepared == 0) != pooler {
-			t.Errorf("with a pooler %v, %d statements are prepared", pooler, prepared)
-		}
-		s.Close()
+	s, err := Open(Options{URL: server.URL(""), MaxConns: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx := t.Context()
+	at := time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
+	var text string
+	var number int64
+	var yes bool
+	var none sql.NullString
+	var with, without time.Time
+	row := func() error {
+		return s.pool.QueryRowContext(ctx, "SELECT $1::text, $2::bigint, $3::boolean, $4::text, $5::timestamptz, ($5::timestamptz AT TIME ZONE 'UTC')", "漢 '$1'", int64(-1<<62), true, nil, at).
+			Scan(&text, &number, &yes, &none, &with, &without)
+	}
+	if err := row(); err != nil || text != "漢 '$1'" || number != -1<<62 || !yes || none.Valid || !with.Equal(at) || !without.Equal(at) {
+		t.Errorf("%q %d %v %v %s %s, %v", text, number, yes, none, with, without, err)
+	}
+	if _, err := s.pool.ExecContext(ctx, "SET timezone = 'Asia/Kathmandu'"); err != nil { // 5:45
+		t.Fatal(err)
+	}
+	if err := row(); err != nil || !with.Equal(at) {
+		t.Errorf("%s, %v", with, err)
+	}
+	if _, err := s.pool.ExecContext(ctx, "SELECT nonsense"); err == nil {
+		t.Error("nonsense is accepted")
+	}
+	tx, err := s.pool.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(ctx, "SELECT 1/0"); err == nil {
+		t.Error("1/0")
+	}
+	if err := tx.Commit(); err == nil {
+		t.Error("a transaction that failed was committed")
+	}
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.pool.ExecContext(short, "SELECT pg_sleep(60)"); err == nil {
+		t.Error("a statement outlived its context")
+	}
+	if err := row(); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	server.Stop()
+	server.Restart() // the pool's connection is broken, and nobody has noticed
+	_ = row()        // which it may tell, for it cannot know what became of the statement
+	if err := row(); err != nil {
+		t.Errorf("after a restart: %v", err)
 	}
 }
 
@@ -69,9 +125,9 @@ func TestNothingIsPreparedBehindAPooler(t *testing.T) {
 func TestSeveralServersStartAtOnce(t *testing.T) {
 	server := postgrestest.Start(t)
 	var wg sync.WaitGroup
-	for n := range 4 {
+	for range 4 {
 		wg.Go(func() {
-			s := open(t, server, n%2 == 0)
+			s := open(t, server)
 			defer s.Close()
 			if _, err := s.Write(t.Context(), sinktest.Some(10)); err != nil {
 				t.Error(err)
@@ -79,7 +135,7 @@ func TestSeveralServersStartAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s := open(t, server, false)
+	s := open(t, server)
 	defer s.Close()
 	if got := sinktest.All(t, s, recorder.Query{}); len(got) != 10 {
 		t.Fatalf("%d, want each once", len(got))
@@ -89,7 +145,7 @@ func TestSeveralServersStartAtOnce(t *testing.T) {
 // The database crashes and comes back, again and again, while interactions are recorded: each is there once.
 func TestCrashesUnderLoad(t *testing.T) {
 	server := postgrestest.Start(t)
-	sink := open(t, server, true)
+	sink := open(t, server)
 	defer sink.Close()
 	c := recorder.Default()
 	c.Spool.Dir, c.Spool.SyncEvery = t.TempDir(), 5*time.Millisecond
@@ -142,7 +198,7 @@ func TestCrashesUnderLoad(t *testing.T) {
 func TestTenantsReadTheirOwn(t *testing.T) {
 	server := postgrestest.Start(t)
 	server.Do("", "CREATE ROLE acme LOGIN; CREATE ROLE other LOGIN; CREATE ROLE authenticated NOLOGIN; CREATE ROLE api LOGIN IN ROLE authenticated")
-	s := open(t, server, false)
+	s := open(t, server)
 	defer s.Close()
 	if _, err := s.Write(t.Context(), sinktest.Some(10)); err != nil {
 		t.Fatal(err)
@@ -204,21 +260,7 @@ func TestBadURLs(t *testing.T) {
 }
 
 func BenchmarkWrite(b *testing.B) {
-	s := open(b, postgrestest.Start(b), true)
+	s := open(b, postgrestest.Start(b))
 	defer s.Close()
-	batch := sinktest.Some(1000)
-	for n := range batch {
-		batch[n].Request, batch[n].Response = strings.Repeat("x", 500), strings.Repeat("y", 500)
-	}
-	round := 0
-	for b.Loop() {
-		round++
-		for n := range batch {
-			batch[n].ID = fmt.Sprintf("%08d-%d", round, n)
-		}
-		if _, err := s.Write(b.Context(), batch); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "records/s")
+	sinktest.BenchmarkWrite(b, s)
 }

@@ -14,13 +14,18 @@ var prefixed = []struct {
 	{"xoxb-", 10}, {"xoxp-", 10}, {"xoxa-", 10}, {"xoxr-", 10}, {"xoxs-", 10}, {"xapp-", 10}, {"AIza", 24}, {"hf_", 20}, {"npm_", 20},
 }
 
-// begun are the entries of prefixed by the first two bytes, the second one's lowest six bits; most pairs have none.
-var begun = func() (by [256][64][]int) {
+// begun says for the first two bytes of a text, of the second one the lowest six bits, which list of sameBeginning may fit: its number from 1 on,
+// or 0 for none, as with most pairs. It is small, for it is looked into at many a byte, and lies in the program.
+var begun, sameBeginning = func() (by [256][64]uint8, lists [][]int) {
 	for i, p := range prefixed {
-		second := p.prefix[1] & 63
-		by[p.prefix[0]][second] = append(by[p.prefix[0]][second], i)
+		list := &by[p.prefix[0]][p.prefix[1]&63]
+		if *list == 0 {
+			lists = append(lists, nil)
+			*list = uint8(len(lists))
+		}
+		lists[*list-1] = append(lists[*list-1], i)
 	}
-	return by
+	return by, lists
 }()
 
 // looked are the bytes that may begin something, or stand between a key and its value.
@@ -106,8 +111,8 @@ func (s *scanner) at(i int, add func(span)) {
 		}
 	}
 	if i+1 < len(s.text) && i >= s.prefixTo {
-		if which := begun[s.text[i]][s.text[i+1]&63]; which != nil {
-			found := withPrefix(s.text, i, which)
+		if list := begun[s.text[i]][s.text[i+1]&63]; list != 0 {
+			found := withPrefix(s.text, i, sameBeginning[list-1])
 			s.prefixTo = found.to
 			add(found)
 		}

@@ -18,7 +18,7 @@ import (
 const urlBytesMax = 4 << 10
 
 // Open opens the sink of settings that are valid. SQLite's file must be named. It returns nil and no error where nothing is to be recorded. A
-// database that is away is no error; bad settings are Invalid or FailedPrecondition.
+// database that is away is no error; bad settings, and a file with the URL that cannot be used, are Invalid, and a SQLite file that cannot be is FailedPrecondition.
 func Open(ctx context.Context, c recorder.Config, log *slog.Logger) (recorder.Sink, error) {
 	switch c.Sink {
 	case recorder.SinkNone:
@@ -37,7 +37,7 @@ func Open(ctx context.Context, c recorder.Config, log *slog.Logger) (recorder.Si
 		if err != nil {
 			return nil, err
 		}
-		s, err := postgres.Open(postgres.Options{URL: url, Pooler: c.Postgres.Pooler == recorder.PoolerTransaction, MaxConns: c.Postgres.MaxConns,
+		s, err := postgres.Open(postgres.Options{URL: url, MaxConns: c.Postgres.MaxConns,
 			Timeout: c.Postgres.Timeout, Logger: log})
 		if err != nil {
 			return nil, err
@@ -55,21 +55,21 @@ func databaseURL(c recorder.Config) (string, error) {
 	}
 	st, err := os.Stat(name)
 	if err != nil {
-		return "", fault.New(fault.FailedPrecondition, "recorder: read the database's URL: %w", err)
+		return "", fault.New(fault.Invalid, "recorder.postgres.url_file: read the database's URL: %w", err)
 	}
 	if st.Mode().Perm()&0o007 != 0 {
-		return "", fault.New(fault.FailedPrecondition, "recorder: every user can read %s, which holds the database's password (mode %04o); chmod 600 it", name, st.Mode().Perm())
+		return "", fault.New(fault.Invalid, "recorder.postgres.url_file: every user can read %s, which holds the database's password (mode %04o); chmod 600 it", name, st.Mode().Perm())
 	}
 	if st.Size() > urlBytesMax {
-		return "", fault.New(fault.FailedPrecondition, "recorder: %s has %d bytes; it is to hold one URL", name, st.Size())
+		return "", fault.New(fault.Invalid, "recorder.postgres.url_file: %s has %d bytes; it is to hold one URL", name, st.Size())
 	}
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return "", fault.New(fault.FailedPrecondition, "recorder: read the database's URL: %w", err)
+		return "", fault.New(fault.Invalid, "recorder.postgres.url_file: read the database's URL: %w", err)
 	}
 	url := strings.TrimSpace(string(b))
 	if err := recorder.CheckURL(url); err != nil {
-		return "", fault.New(fault.FailedPrecondition, "recorder: %s: %w", name, fmt.Errorf("what it holds %w", err))
+		return "", fault.New(fault.Invalid, "recorder.postgres.url_file: %s: %w", name, fmt.Errorf("what it holds %w", err))
 	}
 	return url, nil
 }

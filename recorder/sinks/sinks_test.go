@@ -62,7 +62,7 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	os.Remove(c.Postgres.URLFile)
-	if _, err := Open(t.Context(), c, nil); !fault.Is(err, fault.FailedPrecondition) {
+	if _, err := Open(t.Context(), c, nil); !fault.Is(err, fault.Invalid) {
 		t.Errorf("no such file: %v", err)
 	}
 }

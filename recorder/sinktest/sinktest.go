@@ -1,4 +1,4 @@
-// Package sinktest holds what every sink promises, as tests that each sink runs.
+// Package sinktest holds what every sink promises, as tests that each sink runs, and how fast it is.
 package sinktest
 
 import (
@@ -26,7 +26,7 @@ func Some(n int) []recorder.Interaction {
 	for i := range all {
 		all[i] = recorder.Interaction{
 			ID: fmt.Sprintf("id-%05d", i), Time: Begin.Add(time.Duration(i) * time.Second), Kind: kinds[i%len(kinds)], Namespace: fmt.Sprintf("ns-%d", i%2),
-			Session: fmt.Sprintf("s-%d", i%3), Epoch: 1<<62 + uint64(i), RequestID: fmt.Sprintf("r-%d", i%7), Principal: fmt.Sprintf("p-%d", i%4),
+			Session: fmt.Sprintf("s-%d", i%3), Epoch: 1<<62 + uint64(i), Client: fmt.Sprintf("c-%d", i%6), RequestID: fmt.Sprintf("r-%d", i%7), Principal: fmt.Sprintf("p-%d", i%4),
 			Tool: fmt.Sprintf("t-%d", i%5), Provider: fmt.Sprintf("v-%d", i%2), Model: fmt.Sprintf("m-%d", i%3), TokensIn: int64(i), TokensOut: 2, CostMicros: 3,
 			Latency: 1500 * time.Microsecond, Status: statuses[i%len(statuses)], Code: "CODE", Error: "it 'failed' \\ \"so\"\n",
 			Request: `{"text":"漢字 😀 $1 ? \\ ''"}`, Response: "line\nline\t\u0007", RequestBytes: 100, ResponseBytes: 200, RequestTruncated: i%2 == 0,
@@ -47,6 +47,7 @@ func Run(t *testing.T, open func(t *testing.T) recorder.Sink) {
 		{"all of a batch or nothing", testAllOrNothing},
 		{"pages", testPages},
 		{"filters", testFilters},
+		{"pages of large payloads", testLargePages},
 		{"export", testExport},
 		{"retention", testRetention},
 		{"bad cursors", testBadCursor},
@@ -155,6 +156,39 @@ func testPages(t *testing.T, s recorder.Sink) {
 	}
 }
 
+// testLargePages: a page has a megabyte or so, and one interaction in any case; all come in the end.
+func testLargePages(t *testing.T, s recorder.Sink) {
+	const count = 12
+	all := Some(count)
+	for i := range all {
+		all[i].Request = strings.Repeat("x", []int{10, 300 << 10, 1 << 20}[i%3])
+	}
+	write(t, s, all)
+	for _, oldest := range []bool{true, false} {
+		got, pages := 0, 0
+		for q := (recorder.Query{OldestFirst: oldest}); ; pages++ {
+			page, next, err := s.List(t.Context(), q)
+			if err != nil || len(page) == 0 {
+				t.Fatalf("%d, %v", len(page), err)
+			}
+			bytes := 0
+			for _, i := range page {
+				bytes += len(i.Request) + len(i.Response)
+			}
+			if len(page) > 1 && bytes > 1<<20 {
+				t.Errorf("%d bytes on a page of %d", bytes, len(page))
+			}
+			got += len(page)
+			if q.Cursor = next; next == "" {
+				break
+			}
+		}
+		if got != count || pages < count/3 {
+			t.Errorf("%d on %d pages", got, pages)
+		}
+	}
+}
+
 func testFilters(t *testing.T, s recorder.Sink) {
 	all := Some(60)
 	write(t, s, all)
@@ -167,6 +201,7 @@ func testFilters(t *testing.T, s recorder.Sink) {
 		"kind":      {recorder.Query{Kind: recorder.ModelCall}, func(i int) bool { return i%5 == 1 }},
 		"status":    {recorder.Query{Status: recorder.TimedOut}, func(i int) bool { return i%4 == 3 }},
 		"principal": {recorder.Query{Principal: "p-0"}, func(i int) bool { return i%4 == 0 }},
+		"client":    {recorder.Query{Client: "c-5"}, func(i int) bool { return i%6 == 5 }},
 		"request":   {recorder.Query{RequestID: "r-6"}, func(i int) bool { return i%7 == 6 }},
 		"tool":      {recorder.Query{Tool: "t-4"}, func(i int) bool { return i%5 == 4 }},
 		"provider":  {recorder.Query{Provider: "v-0"}, func(i int) bool { return i%2 == 0 }},
@@ -233,4 +268,23 @@ func testBadCursor(t *testing.T, s recorder.Sink) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+// BenchmarkWrite measures how fast a sink takes batches of 1,000 interactions of 1 KB each.
+func BenchmarkWrite(b *testing.B, s recorder.Sink) {
+	batch := Some(1000)
+	for n := range batch {
+		batch[n].Request, batch[n].Response = strings.Repeat("x", 500), strings.Repeat("y", 500)
+	}
+	round := 0
+	for b.Loop() {
+		round++
+		for n := range batch {
+			batch[n].ID = fmt.Sprintf("%08d-%d", round, n)
+		}
+		if _, err := s.Write(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "records/s")
 }

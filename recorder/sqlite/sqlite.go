@@ -26,6 +26,10 @@ const (
 	readersMax    = 4
 	// pruneRows is how many rows are removed in one transaction: writers wait for it.
 	pruneRows = 2000
+	// rowsAtOnce is how many rows a statement inserts, where there are so many: the work around a statement is as much as that for a few rows.
+	rowsAtOnce = 16
+	// checkpointPages is after how many pages the journal is copied into the database: pages of indexes are written again and again, and so copied once.
+	checkpointPages = 8000
 	// journalBytesMax bounds the file of the journal between checkpoints.
 	journalBytesMax = 64 << 20
 )
@@ -35,7 +39,7 @@ CREATE TABLE IF NOT EXISTS interactions (
   id TEXT NOT NULL PRIMARY KEY,
   time INTEGER NOT NULL, -- Unix microseconds
   kind TEXT NOT NULL, namespace TEXT NOT NULL, session TEXT NOT NULL, epoch INTEGER NOT NULL,
-  request_id TEXT NOT NULL, principal TEXT NOT NULL, tool TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+  client TEXT NOT NULL, request_id TEXT NOT NULL, principal TEXT NOT NULL, tool TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
   tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, cost_micros INTEGER NOT NULL, latency_micros INTEGER NOT NULL,
   status TEXT NOT NULL, code TEXT NOT NULL, error TEXT NOT NULL, request TEXT NOT NULL, response TEXT NOT NULL,
   request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, request_truncated INTEGER NOT NULL, response_truncated INTEGER NOT NULL,
@@ -46,15 +50,15 @@ CREATE INDEX IF NOT EXISTS interactions_namespace ON interactions (namespace, ti
 CREATE INDEX IF NOT EXISTS interactions_session ON interactions (session, time, id) WHERE session <> '';
 `
 
-const columns = `id, time, kind, namespace, session, epoch, request_id, principal, tool, provider, model, tokens_in, tokens_out, cost_micros, latency_micros,
+const columns = `id, time, kind, namespace, session, epoch, client, request_id, principal, tool, provider, model, tokens_in, tokens_out, cost_micros, latency_micros,
  status, code, error, request, response, request_bytes, response_bytes, request_truncated, response_truncated, redactions`
 
 // Sink is an open database. It implements recorder.Sink.
 type Sink struct {
-	file   string
-	write  *sql.DB // of one connection
-	read   *sql.DB
-	insert *sql.Stmt
+	file               string
+	write              *sql.DB // of one connection
+	read               *sql.DB
+	insert, insertMany *sql.Stmt // of one row, and of rowsAtOnce
 }
 
 // Open opens a database, which is made when it is not there (mode 0600, its directory 0700). One that is damaged, or that a newer build wrote, is
@@ -82,7 +86,7 @@ func Open(ctx context.Context, file string) (*Sink, error) {
 func (s *Sink) open(ctx context.Context) (err error) {
 	// Every connection of a pool runs these; auto_vacuum counts only while there is no table.
 	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)",
-		fmt.Sprintf("journal_size_limit(%d)", journalBytesMax), "cache_size(-16384)"}, "_txlock": {"immediate"}}
+		fmt.Sprintf("journal_size_limit(%d)", journalBytesMax), fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages), "cache_size(-16384)"}, "_txlock": {"immediate"}}
 	if s.write, err = sql.Open("sqlite", "file:"+(&url.URL{Path: s.file}).EscapedPath()+"?"+pragmas.Encode()); err != nil {
 		return fmt.Errorf("recorder: open %s: %w", s.file, err)
 	}
@@ -97,9 +101,15 @@ func (s *Sink) open(ctx context.Context) (err error) {
 	if _, err := s.write.ExecContext(ctx, schema+fmt.Sprintf("PRAGMA user_version = %d;", schemaVersion)); err != nil {
 		return fmt.Errorf("recorder: open %s: make the tables: %w", s.file, err)
 	}
-	insert := "INSERT INTO interactions (" + columns + ") VALUES (?" + strings.Repeat(", ?", strings.Count(columns, ",")) + ") ON CONFLICT (id) DO NOTHING"
-	if s.insert, err = s.write.PrepareContext(ctx, insert); err != nil {
-		return fmt.Errorf("recorder: open %s: %w", s.file, err)
+	row := "(?" + strings.Repeat(", ?", strings.Count(columns, ",")) + ")"
+	for _, p := range []struct {
+		rows int
+		into **sql.Stmt
+	}{{1, &s.insert}, {rowsAtOnce, &s.insertMany}} {
+		insert := "INSERT INTO interactions (" + columns + ") VALUES " + row + strings.Repeat(", "+row, p.rows-1) + " ON CONFLICT (id) DO NOTHING"
+		if *p.into, err = s.write.PrepareContext(ctx, insert); err != nil {
+			return fmt.Errorf("recorder: open %s: %w", s.file, err)
+		}
 	}
 	readOnly := url.Values{"_pragma": {"busy_timeout(10000)", "query_only(1)"}}
 	if s.read, err = sql.Open("sqlite", "file:"+(&url.URL{Path: s.file}).EscapedPath()+"?"+readOnly.Encode()); err != nil {
@@ -120,13 +130,28 @@ func (s *Sink) Write(ctx context.Context, batch []recorder.Interaction) (added i
 			_ = tx.Rollback() // it may have been rolled back already
 		}
 	}()
-	insert := tx.StmtContext(ctx, s.insert)
-	defer insert.Close()
-	for n := range batch {
-		i := &batch[n]
-		res, err := insert.ExecContext(ctx, i.ID, i.Time.UnixMicro(), string(i.Kind), i.Namespace, i.Session, int64(i.Epoch), i.RequestID, i.Principal,
-			i.Tool, i.Provider, i.Model, i.TokensIn, i.TokensOut, i.CostMicros, i.Latency.Microseconds(), string(i.Status), i.Code, i.Error, i.Request,
-			i.Response, i.RequestBytes, i.ResponseBytes, i.RequestTruncated, i.ResponseTruncated, i.Redactions)
+	// A context that can end costs a goroutine for each statement; they are short, and it is looked at between them.
+	calm := context.WithoutCancel(ctx)
+	one, many := tx.StmtContext(calm, s.insert), tx.StmtContext(calm, s.insertMany)
+	defer one.Close()
+	defer many.Close()
+	args := make([]any, 0, rowsAtOnce*(strings.Count(columns, ",")+1))
+	for len(batch) > 0 {
+		if err := ctx.Err(); err != nil {
+			return 0, fmt.Errorf("recorder: write to %s: %w", s.file, err)
+		}
+		insert, n := one, 1
+		if len(batch) >= rowsAtOnce {
+			insert, n = many, rowsAtOnce
+		}
+		args = args[:0]
+		for k := range n {
+			i := &batch[k]
+			args = append(args, i.ID, i.Time.UnixMicro(), string(i.Kind), i.Namespace, i.Session, int64(i.Epoch), i.Client, i.RequestID, i.Principal,
+				i.Tool, i.Provider, i.Model, i.TokensIn, i.TokensOut, i.CostMicros, i.Latency.Microseconds(), string(i.Status), i.Code, i.Error, i.Request,
+				i.Response, i.RequestBytes, i.ResponseBytes, i.RequestTruncated, i.ResponseTruncated, i.Redactions)
+		}
+		res, err := insert.ExecContext(calm, args...)
 		if err != nil {
 			return 0, s.writeError(err)
 		}
@@ -134,7 +159,7 @@ func (s *Sink) Write(ctx context.Context, batch []recorder.Interaction) (added i
 		if err != nil {
 			return 0, s.writeError(err)
 		}
-		added += int(rows)
+		added, batch = added+int(rows), batch[n:]
 	}
 	if err := tx.Commit(); err != nil {
 		return 0, s.writeError(err)
@@ -183,13 +208,15 @@ func (s *Sink) List(ctx context.Context, q recorder.Query) (page []recorder.Inte
 	for rows.Next() {
 		var i recorder.Interaction
 		var at, epoch, latency int64
-		if err := rows.Scan(&i.ID, &at, &i.Kind, &i.Namespace, &i.Session, &epoch, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.TokensIn,
+		if err := rows.Scan(&i.ID, &at, &i.Kind, &i.Namespace, &i.Session, &epoch, &i.Client, &i.RequestID, &i.Principal, &i.Tool, &i.Provider, &i.Model, &i.TokensIn,
 			&i.TokensOut, &i.CostMicros, &latency, &i.Status, &i.Code, &i.Error, &i.Request, &i.Response, &i.RequestBytes, &i.ResponseBytes,
 			&i.RequestTruncated, &i.ResponseTruncated, &i.Redactions); err != nil {
 			return nil, "", fmt.Errorf("recorder: list from %s: %w", s.file, err)
 		}
 		i.Time, i.Epoch, i.Latency = time.UnixMicro(at).UTC(), uint64(epoch), time.Duration(latency)*time.Microsecond
-		all = append(all, i)
+		if all = append(all, i); q.Enough(&i) {
+			break
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return nil, "", fmt.Errorf("recorder: list from %s: %w", s.file, err)
@@ -269,8 +296,10 @@ func (s *Sink) used(ctx context.Context) (int64, error) {
 // Close implements recorder.Sink.
 func (s *Sink) Close() error {
 	var errs []error
-	if s.insert != nil {
-		errs = append(errs, s.insert.Close())
+	for _, st := range []*sql.Stmt{s.insert, s.insertMany} {
+		if st != nil {
+			errs = append(errs, st.Close())
+		}
 	}
 	for _, db := range []*sql.DB{s.read, s.write} {
 		if db != nil {

@@ -3,12 +3,10 @@
 package sqlite
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -119,20 +117,5 @@ func TestReadersDoNotWaitForAWriter(t *testing.T) {
 func BenchmarkWrite(b *testing.B) {
 	s := open(b, filepath.Join(b.TempDir(), "x.db"))
 	defer s.Close()
-	batch := make([]recorder.Interaction, 1000)
-	for n := range batch {
-		batch[n] = recorder.Interaction{Time: time.Now(), Kind: recorder.ToolCall, Namespace: "default", Session: "s", Status: recorder.OK,
-			Request: strings.Repeat("x", 500), Response: strings.Repeat("y", 500)}
-	}
-	round := 0
-	for b.Loop() {
-		round++
-		for n := range batch {
-			batch[n].ID = fmt.Sprintf("%08d-%d", round, n)
-		}
-		if _, err := s.Write(b.Context(), batch); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "records/s")
+	sinktest.BenchmarkWrite(b, s)
 }

@@ -36,6 +36,10 @@ type reply struct {
 	Op        string `json:"op"`
 	OK        bool   `json:"ok"`
 	SessionID string `json:"session_id"`
+	Server    string `json:"server"`
+	Resumed   bool   `json:"resumed"`
+	Order     uint64 `json:"order"`
+	Message   string `json:"message"`
 	RequestID string `json:"request_id"`
 	Chunk     string `json:"chunk"`
 	Outputs   []struct{ Type, Text string }
@@ -44,6 +48,13 @@ type reply struct {
 
 // connect says hello at a server's client port; with nil for trust, in plain text.
 func connect(t *testing.T, address string, trust *tls.Config, token, session string) *clientOf {
+	t.Helper()
+	c, _ := greet(t, address, trust, token, session)
+	return c
+}
+
+// greet is connect, with the answer to the hello.
+func greet(t *testing.T, address string, trust *tls.Config, token, session string) (*clientOf, reply) {
 	t.Helper()
 	dialer := websocket.Dialer{TLSClientConfig: trust, HandshakeTimeout: 30 * time.Second}
 	scheme := "wss://"
@@ -59,10 +70,29 @@ func connect(t *testing.T, address string, trust *tls.Config, token, session str
 	if err := ws.WriteJSON(map[string]any{"op": "hello", "token": token, "session_id": session}); err != nil {
 		t.Fatal(err)
 	}
-	if r := c.read(); r.Op != "hello_ack" || !r.OK || r.SessionID != session {
+	r := c.read()
+	if r.Op != "hello_ack" || !r.OK || r.SessionID != session {
 		t.Fatalf("hello: %+v", r)
 	}
-	return c
+	return c, r
+}
+
+// send makes a call, and does not wait for anything.
+func (c *clientOf) send(id, tool string, arguments map[string]any) {
+	c.t.Helper()
+	if err := c.ws.WriteJSON(map[string]any{"op": "call_tool", "request_id": id, "name": tool, "arguments": arguments}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// until reads up to a message of an op.
+func (c *clientOf) until(op string) reply {
+	c.t.Helper()
+	for {
+		if r := c.read(); r.Op == op {
+			return r
+		}
+	}
 }
 
 func (c *clientOf) read() (r reply) {
@@ -178,7 +208,7 @@ func TestClientsAtAnyServer(t *testing.T) {
 	o.check(t)
 }
 
-// A server that is told to stop answers what is in flight, and sends its clients elsewhere.
+// A server that is told to stop sends its clients elsewhere: what the cluster keeps goes on there, and what only this server keeps is answered.
 func TestAServerSendsItsClientsElsewhere(t *testing.T) {
 	s := startSmall(t, 1, 4*time.Second)
 	host, port, err := net.SplitHostPort(s.addr)
@@ -192,11 +222,13 @@ func TestAServerSendsItsClientsElsewhere(t *testing.T) {
 	c := connect(t, net.JoinHostPort(host, strconv.Itoa(grpc+2)), nil, "", "stays")
 	id := c.call("session_spawn", map[string]any{"command": []string{"/bin/sh", "-c", "sleep 1000"}, "wait": true})["id"]
 	// The session never answers: the call is in flight when the server is told to stop.
-	if err := c.ws.WriteJSON(map[string]any{"op": "call_tool", "request_id": "waits", "name": "session_send", "arguments": map[string]any{"id": id, "message": "x"}}); err != nil {
-		t.Fatal(err)
-	}
-	if r := c.read(); r.Op != "call_tool_ack" {
-		t.Fatalf("the call: %+v", r)
+	for request, durable := range map[string]bool{"kept": true, "waits": false} {
+		if err := c.ws.WriteJSON(map[string]any{"op": "call_tool", "request_id": request, "name": "session_send", "durable": durable, "arguments": map[string]any{"id": id, "message": "x"}}); err != nil {
+			t.Fatal(err)
+		}
+		if r := c.until("call_tool_ack"); r.RequestID != request {
+			t.Fatalf("the call: %+v", r)
+		}
 	}
 	s.server.signal(syscall.SIGTERM)
 	r := c.read()

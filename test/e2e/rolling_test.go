@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -28,6 +29,8 @@ type trio struct {
 	*small
 	servers []*process
 	bases   []int // the first of each server's five ports
+	// settings are further ones of each server.
+	settings map[string]any
 }
 
 func (c *trio) at(server, port int) string {
@@ -42,7 +45,13 @@ func (c *trio) named(server, port int) string {
 // startTrio starts it. Everything is on loopback and open to all.
 func startTrio(t *testing.T, agents int) *trio {
 	t.Helper()
-	c := &trio{small: &small{t: t, dir: t.TempDir()}}
+	return startTrioWith(t, agents, nil)
+}
+
+// startTrioWith starts it with further settings of the servers.
+func startTrioWith(t *testing.T, agents int, settings map[string]any) *trio {
+	t.Helper()
+	c := &trio{small: &small{t: t, dir: t.TempDir()}, settings: settings}
 	for range 3 {
 		c.bases = append(c.bases, ports(t, 5))
 	}
@@ -75,14 +84,16 @@ func startTrio(t *testing.T, agents int) *trio {
 func (c *trio) startServer(i int) {
 	c.t.Helper()
 	name := fmt.Sprintf("server-%d", i+1)
-	c.servers = append(c.servers, start(c.t, name, "orchestrator", "serve", "--config", writeYAML(c.t, c.dir, name+".yaml", map[string]any{
+	settings := map[string]any{
 		"name": name, "data_dir": filepath.Join(c.dir, name), "auth": map[string]any{"tokens": false},
 		"listen": map[string]string{"gossip": c.at(i, 0), "raft": c.at(i, 1), "grpc": c.at(i, 2), "link": c.at(i, 3), "client": c.at(i, 4)},
 		// By name, as servers whose addresses may change.
 		"advertise":        map[string]string{"gossip": c.named(i, 0), "raft": c.named(i, 1), "grpc": c.named(i, 2)},
 		"bootstrap_expect": 3, "join": []string{c.named(0, 0), c.named(1, 0), c.named(2, 0)}, "raft": map[string]string{"remove_left_after": "10s"},
 		"log": map[string]string{"level": "debug"},
-	})))
+	}
+	maps.Copy(settings, c.settings)
+	c.servers = append(c.servers, start(c.t, name, "orchestrator", "serve", "--config", writeYAML(c.t, c.dir, name+".yaml", settings)))
 }
 
 // voters are the servers that vote, in the order of their names.

@@ -31,6 +31,7 @@ const (
 	chart     = "deploy/helm/orchestrator"
 	// Where the scripts put what: see env.sh.
 	controlNetns = "okube-cp"
+	controlIP    = "10.60.0.1"
 	machineNetns = "okube-" // and the machine's name
 	tagA, tagB   = "test-a", "test-b"
 	commandLimit = 15 * time.Minute
@@ -291,14 +292,22 @@ func (c *cluster) dial(ctx context.Context, address string) (net.Conn, error) {
 	return m.conn, m.err
 }
 
-func dialFrom(ctx context.Context, netns, address string) (net.Conn, error) {
+// enter takes the thread of the goroutine, which must be locked to it, into a network.
+func enter(netns string) error {
 	f, err := os.Open(filepath.Join("/run/netns", netns))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.Close()
 	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, fmt.Errorf("enter the network of %s: %w", netns, err)
+		return fmt.Errorf("enter the network of %s: %w", netns, err)
+	}
+	return nil
+}
+
+func dialFrom(ctx context.Context, netns, address string) (net.Conn, error) {
+	if err := enter(netns); err != nil {
+		return nil, err
 	}
 	// An address of one family is dialled by this very goroutine.
 	var d net.Dialer

@@ -37,6 +37,7 @@ func events() []event {
 		{"install", "`helm install`, until the first session runs", nil, (*test).install},
 		{"helm-test", "`helm test`", nil, (*test).helmTest},
 		{"orchctl", "`orchctl --kube-release` from outside", nil, (*test).outside},
+		{"clients", "a provider of models is added, and a client calls tools over a WebSocket while its server is deleted", nil, (*test).clients},
 		{"roll-servers", "rolling restart of the servers", nil, func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "server") }},
 		{"roll-agents", "rolling restart of the node agents", nil, func(t *test, ctx context.Context) (string, error) { return t.roll(ctx, "agent") }},
 		{"upgrade", "`helm upgrade` to another image", nil, (*test).upgrade},

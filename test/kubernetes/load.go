@@ -108,8 +108,14 @@ func (m *meter) mark() measured {
 	return out
 }
 
-// connect makes a client that goes through the release's Service from a machine of the cluster.
-func (t *test) connect(ctx context.Context) (*client.Client, error) {
+// access is what a program needs to go to the release's client Service.
+type access struct {
+	ip, token string
+	tls       *tls.Config
+}
+
+// access reads it off the Service, as orchctl does.
+func (t *test) access(ctx context.Context) (*access, error) {
 	service := full
 	ip, err := t.read(ctx, "service/"+service, "{.spec.clusterIP}")
 	if err != nil {
@@ -142,9 +148,17 @@ func (t *test) connect(ctx context.Context) (*client.Client, error) {
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, errors.New("the release's authority is not a PEM certificate")
 	}
+	return &access{ip, strings.TrimSpace(string(token)), &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: service + "." + namespace + ".svc"}}, nil
+}
+
+// connect makes a client that goes through the release's Service from a machine of the cluster.
+func (t *test) connect(ctx context.Context) (*client.Client, error) {
+	a, err := t.access(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return client.New(client.Config{
-		Addresses: []string{net.JoinHostPort(ip, "8077")}, Token: strings.TrimSpace(string(token)), Dial: t.dial, Timeout: callLimit, RetryExhausted: true,
-		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: service + "." + namespace + ".svc"}, UserAgent: "kubernetes-test",
+		Addresses: []string{net.JoinHostPort(a.ip, "8077")}, Token: a.token, Dial: t.dial, Timeout: callLimit, RetryExhausted: true, TLS: a.tls, UserAgent: "kubernetes-test",
 	})
 }
 

@@ -8,7 +8,7 @@
 //	go run ./test/kubernetes [-report FILE] [-events install,roll-servers,…] [-keep]
 //
 // What is where: cluster.go is the machine's side (scripts, kubectl, helm), load.go the sessions and the messages,
-// events.go what happens, failures.go what of it is no ordinary day, verdict.go and report.go what was found.
+// events.go what happens, failures.go what of it is no ordinary day, clients.go and models.go those who use the gateway, verdict.go and report.go what was found.
 package main
 
 import (
@@ -77,6 +77,7 @@ type test struct {
 	testLine []string // what the README says for a test
 	verdict  verdict
 	audited  bool
+	models   *models  // nil until a client asks one
 	left     []string // what was there after the release was uninstalled
 }
 
@@ -88,6 +89,9 @@ func (t *test) whole(ctx context.Context, chosen []event, keep bool) (err error)
 	defer func() {
 		if t.load != nil {
 			t.load.close()
+		}
+		if t.models != nil {
+			t.models.close()
 		}
 		if keep {
 			step("the cluster stays; test/kubernetes/down.sh takes it away")

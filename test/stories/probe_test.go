@@ -38,6 +38,31 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// post sends a JSON text over HTTP as the caller that the environment names, and prints the answer, which must have the status.
+func post(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "post", args, 3)
+	token := ts.Getenv("ORCHCTL_TOKEN")
+	if file := ts.Getenv("ORCHCTL_TOKEN_FILE"); token == "" && file != "" {
+		token = strings.TrimSpace(ts.ReadFile(file))
+	}
+	hc := &http.Client{Timeout: patience}
+	defer hc.CloseIdleConnections()
+	r, err := http.NewRequest(http.MethodPost, args[1], strings.NewReader(args[2]))
+	ts.Check(err)
+	r.Header.Set("Authorization", "Bearer "+token)
+	answer, err := hc.Do(r)
+	ts.Check(err)
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	ts.Check(err)
+	_, err = ts.Stdout().Write(body)
+	ts.Check(err)
+	if strconv.Itoa(answer.StatusCode) != args[0] {
+		ts.Fatalf("%s: %s, want %s\n%s", args[1], answer.Status, args[0], body)
+	}
+}
+
 // goodMetrics holds the last standard output against the rules of Prometheus.
 func goodMetrics(t *testing.T) func(ts *testscript.TestScript, neg bool, args []string) {
 	return func(ts *testscript.TestScript, neg bool, _ []string) {
@@ -77,6 +102,42 @@ func rpc(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	for _, svc := range r.GetListServicesResponse().GetService() {
 		_, err = io.WriteString(ts.Stdout(), svc.GetName()+"\n")
+		ts.Check(err)
+	}
+}
+
+// often asks over HTTP many times at once, as the caller that the environment names, and prints the status of each answer. A number takes the
+// place of %d in a line of the header ("Name: value").
+func often(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNot(ts, neg)
+	needArgs(ts, "often", args, 3)
+	times, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	token := strings.TrimSpace(ts.ReadFile(ts.Getenv("ORCHCTL_TOKEN_FILE")))
+	hc := &http.Client{Timeout: 10 * time.Second}
+	defer hc.CloseIdleConnections()
+	said := make(chan string, times)
+	for i := range times {
+		go func() {
+			name, value, _ := strings.Cut(strings.ReplaceAll(args[2], "%d", strconv.Itoa(i)), ": ")
+			r, err := http.NewRequest(http.MethodGet, args[1], nil)
+			if err != nil {
+				said <- err.Error()
+				return
+			}
+			r.Header.Set(name, value)
+			r.Header.Set("Authorization", "Bearer "+token)
+			answer, err := hc.Do(r)
+			if err != nil {
+				said <- err.Error()
+				return
+			}
+			_ = answer.Body.Close()
+			said <- answer.Status
+		}()
+	}
+	for range times {
+		_, err := io.WriteString(ts.Stdout(), <-said+"\n")
 		ts.Check(err)
 	}
 }

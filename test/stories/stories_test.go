@@ -51,7 +51,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"dev": dev, "ports": ports, "server": server, "agent": agent, "start": background, "signal": signal, "ended": ended,
-			"exits": exits, "until": until, "json": inJSON, "get": get, "good-metrics": goodMetrics(t), "rpc": rpc, "call": call, "link": link, "nobody": nobody, "strangers": strangers, "save": save, "free": free, "letters": letters,
+			"exits": exits, "until": until, "json": inJSON, "get": get, "often": often, "post": post, "good-metrics": goodMetrics(t), "rpc": rpc, "call": call, "link": link, "nobody": nobody, "strangers": strangers, "save": save, "free": free, "letters": letters,
 		},
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/neolith/orchestrator/agent/shim"
+	"github.com/neolith/orchestrator/bench/clientload"
 	"github.com/neolith/orchestrator/bench/diskload"
 	"github.com/neolith/orchestrator/bench/driverload"
 	"github.com/neolith/orchestrator/bench/load"
@@ -54,6 +55,9 @@ var parts = []part{
 	{"moves", "sessions that move while they are busy", (*suite.Bench).Moves},
 	{"forks", "forks of a large session, and moves of a thousand simulated ones", (*suite.Bench).Forks},
 	{"nodeloss", "a node dies with a hundred sessions", (*suite.Bench).NodeLoss},
+	{"clients", "what ten thousand idle clients cost a server", (*suite.Bench).Clients},
+	{"calls", "calls of a tool over WebSockets, beside a bare echo and a bare commit", (*suite.Bench).Calls},
+	{"queue", "messages from the send to the ack, beside NATS JetStream and RabbitMQ", (*suite.Bench).Queue},
 	{"nodes", "what ten thousand linked nodes cost a server", (*suite.Bench).Nodes},
 	{"state", "a million sessions in the replicated state", (*suite.Bench).State},
 	{"failover", "the time without a leader, beside bare raft", (*suite.Bench).Failover},
@@ -88,6 +92,8 @@ func command() *cobra.Command {
 	p.DurationVar(&f.Warm, "warm", time.Second, "warm-up of one measurement under load")
 	p.DurationVar(&f.Length, "length", 3*time.Second, "length of one measurement under load")
 	p.IntVar(&f.Nodes, "nodes", 10_000, "nodes: how many to simulate")
+	p.IntVar(&f.Clients, "clients", 10_000, "clients: how many to connect")
+	p.StringVar(&f.Peers, "peers", filepath.Join("bench", "peers", "bin"), "queue: directory with the program of the peers, as make bench-peers leaves it")
 	p.IntVar(&f.Sessions, "sessions", 1_000_000, "state: how many sessions")
 	p.IntVar(&f.Kills, "kills", 30, "failover: how often to kill the leader")
 	p.DurationVar(&f.Stability, "stability", 10*time.Minute, "stability: how long")
@@ -151,6 +157,7 @@ func (f *flags) makeQuick(cmd *cobra.Command) {
 	set("warm", "200ms")
 	set("length", "1s")
 	set("nodes", "200")
+	set("clients", "200")
 	set("sessions", "20000")
 	set("kills", "2")
 	set("stability", "10s")
@@ -165,6 +172,9 @@ func roleCommand() *cobra.Command {
 		driverload.Role: driverload.Serve,
 		diskload.Role:   diskload.Serve,
 		stateload.Role:  stateload.Serve,
+
+		clientload.Role:     clientload.Serve,
+		clientload.EchoRole: clientload.ServeEcho,
 	}
 	return &cobra.Command{
 		Use: testbed.RoleCommand + " NAME", Hidden: true, Args: cobra.ExactArgs(1),

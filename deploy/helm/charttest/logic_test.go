@@ -38,6 +38,8 @@ func TestWhatReplacesPods(t *testing.T) {
 		"another image":          {with("image.tag", "2"), true, true},
 		"another authority":      {with("tls", values{"mode": "existingSecret", "existingSecret": "s", "existingNodeSecret": "n"}), true, true},
 		"a bucket":               {s3(values{}), true, false},
+		"a limit of clients":     {with("servers.settings.gateway.max_in_flight", 7), true, false},
+		"a provider":             {pools(values{"name": "moonshot", "keySecret": key}), true, false},
 		"time to move":           {with("agent.drainOnStop", "9m"), false, true},
 		"a budget of disruption": {with("agent.podDisruptionBudget.maxUnavailable", 2), false, false},
 	} {
@@ -78,7 +80,7 @@ func TestWhatReplacesPods(t *testing.T) {
 // What is taken away by null is as if it were not given: what a release that was made by an older chart has not, either.
 func TestNothingIsNothing(t *testing.T) {
 	for _, path := range []string{"servers.settings", "agent.settings", "agent.podSecurityContext", "agent.containerSecurityContext", "servers.topologySpread", "agent.extraEnv",
-		"commonLabels", "servers.podLabels", "agent.sessionSecretsFrom", "agent.drainOnStop", "networkPolicy.clientsFrom", "chunks.maxBytes", "backup.uploader", "servers.nodeSelector"} {
+		"commonLabels", "servers.podLabels", "agent.sessionSecretsFrom", "agent.drainOnStop", "networkPolicy.clientsFrom", "chunks.maxBytes", "providers", "providers.pools", "providers.budgets", "servers.settings.gateway", "backup.uploader", "servers.nodeSelector"} {
 		if _, err := tryRender(t, with(path, nil), nil); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -334,6 +336,8 @@ func TestNotes(t *testing.T) {
 		"default":         {nil, []string{"helm test agents -n demo", "ORCHCTL_KUBE_NAMESPACE=demo ORCHCTL_KUBE_RELEASE=agents", "statefulset/" + fullname + "-agent", "-- /node-agent echo"}, []string{"WARNING", "NOTE"}},
 		"for trying":      {merged(with("tls.mode", "off"), with("servers", values{"replicas": 1, "persistence": values{"enabled": false}})), []string{"tls.mode is off", "servers.persistence is off", "1 server and"}, nil},
 		"nothing moves":   {with("agent.drainOnStop", ""), []string{"NOTE: agent.drainOnStop is empty"}, nil},
+		"a proxy":         {with("ingress", values{"enabled": true, "hosts": []any{"a.example.org"}}), []string{"NOTE: servers.settings.gateway.trusted_proxies is empty", "through the Ingress"}, []string{"WARNING"}},
+		"a trusted proxy": {merged(with("ingress", values{"enabled": true, "hosts": []any{"a.example.org"}}), with("servers.settings.gateway.trusted_proxies", []any{"10.0.0.0/8"})), nil, []string{"NOTE"}},
 		"a DaemonSet":     {with("agent.kind", "DaemonSet"), []string{"a node agent on each machine", "daemonset/" + fullname + "-agent"}, nil},
 		"nodes elsewhere": {with("agent.enabled", false), []string{"orchctl tokens create NODE --role node"}, []string{"helm test", "sessions spawn"}},
 	} {

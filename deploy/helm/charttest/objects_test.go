@@ -155,7 +155,7 @@ func checkContainer(t *testing.T, o object, c any, mounts map[string]bool) {
 	}
 }
 
-// checkVolumes wants each mount to have a volume, and the other way round; and emptyDirs to be bounded.
+// checkVolumes wants each mount to have a volume, and the other way round; emptyDirs to be bounded; and secrets to be read by few.
 func checkVolumes(t *testing.T, o object, pod map[string]any, given values, mounts map[string]bool) {
 	t.Helper()
 	for _, v := range list(pod, "volumes") {
@@ -166,6 +166,11 @@ func checkVolumes(t *testing.T, o object, pod map[string]any, given values, moun
 		delete(mounts, name)
 		if e, ok := at(v, "emptyDir").(map[string]any); ok && e["sizeLimit"] == nil {
 			t.Errorf("%s: %s has no bound", o, name)
+		}
+		for _, kind := range []string{"secret", "projected"} {
+			if mode, _ := at(v, kind, "defaultMode").(float64); at(v, kind) != nil && (mode == 0 || int(mode)&0o007 != 0) {
+				t.Errorf("%s: %s has mode %#o, and programs refuse secrets that everybody may read", o, name, int(mode))
+			}
 		}
 		if at(v, "hostPath") != nil && at(given, "agent", "hostPath") == nil {
 			t.Errorf("%s: %s is of the machine, which restricted pod security refuses", o, name)

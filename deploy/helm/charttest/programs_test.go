@@ -5,6 +5,7 @@ package charttest
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -137,7 +138,7 @@ func effective(t *testing.T, objects []object, suffix, program, file string) val
 // The programs accept what is written for them in each variant.
 func TestPrograms(t *testing.T) {
 	given := variants(t)
-	given["numbers"] = merged(with("servers.settings.raft.snapshot_entries", 5000000.0), with("chunks.maxBytes", "8GiB"),
+	given["numbers"] = merged(with("servers.settings.raft.snapshot_entries", 5000000.0), with("chunks.maxBytes", "6GiB"),
 		with("agent.settings", values{"capabilities": values{"memory_bytes": 8589934592.0, "custom": []any{"tpu"}}, "labels": values{"pool": "1"}}))
 	for name, v := range given {
 		t.Run(name, func(t *testing.T) {
@@ -196,7 +197,7 @@ func wantAt(t *testing.T, v values, path string, want any) {
 
 // charts own these settings; everything else that the programs have can be said in values, and nothing that they have not.
 var owned = map[string][]string{
-	"servers": {"name", "cluster", "data_dir", "insecure", "listen", "advertise", "bootstrap_expect", "join", "gossip_key_file", "tls", "auth", "chunks.store", "chunks.max_bytes", "chunks.s3"},
+	"servers": {"name", "cluster", "data_dir", "insecure", "listen", "advertise", "bootstrap_expect", "join", "gossip_key_file", "tls", "auth", "chunks.store", "chunks.max_bytes", "chunks.s3", "providers", "recorder"},
 	"agent":   {"name", "data_dir", "servers", "address", "insecure", "token_file", "tls", "secrets_dir", "metrics", "checkpoints.cache_dir", "checkpoints.serve", "sessions.drain_on_stop"},
 }
 
@@ -304,6 +305,13 @@ func pathsIn(v values) map[string]string {
 			for kk, path := range pathsIn(inner) {
 				found[k+"."+kk] = path
 			}
+		case []any:
+			for i, item := range inner {
+				m, _ := item.(map[string]any)
+				for kk, path := range pathsIn(m) {
+					found[fmt.Sprintf("%s[%d].%s", k, i, kk)] = path
+				}
+			}
 		}
 	}
 	return found
@@ -318,6 +326,9 @@ func mounted(pod map[string]any, path string) bool {
 		}
 		for _, v := range list(pod, "volumes") {
 			items := list(v, "secret", "items")
+			for _, source := range list(v, "projected", "sources") {
+				items = append(items, list(source, "secret", "items")...)
+			}
 			if text(v, "name") != text(m, "name") || items == nil {
 				continue
 			}

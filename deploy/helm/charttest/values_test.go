@@ -33,6 +33,36 @@ func TestBadValues(t *testing.T) {
 		"keys twice":                    {s3(with("chunks.s3", values{"accessKey": "a", "secretKey": "b", "existingSecret": "c"})), []string{"give one of them"}},
 		"an authority without TLS":      {s3(with("chunks.s3", values{"insecure": true, "caSecret": "c"})), []string{"leave out one of them"}},
 
+		"Postgres without its Secret":     {with("recorder.sink", "postgres"), []string{"recorder.postgres.existingSecret is empty", "key url", "recorder.sink=sqlite"}},
+		"a database that is not used":     {with("recorder.postgres.existingSecret", "s"), []string{"recorder.sink is sqlite", "recorder.sink=postgres"}},
+		"a database for nothing":          {with("recorder", values{"sink": "none", "postgres": values{"existingSecret": "s"}}), []string{"recorder.sink is none"}},
+		"a sink that there is not":        {with("recorder.sink", "mysql"), []string{"/recorder/sink", "postgres"}},
+		"records that fill the volume":    {with("recorder.maxBytes", "9GiB"), []string{"servers.persistence.size is 10Gi", "9472MiB", "recorder.maxBytes"}},
+		"a spool that fills the volume":   {merged(with("recorder.sink", "none"), with("recorder", values{"sink": "postgres", "spool": values{"maxBytes": "9728MiB"}, "postgres": values{"existingSecret": "s"}})), []string{"servers.persistence.size is 10Gi", "9728MiB waiting"}},
+		"records and chunks that fill it": {with("chunks.maxBytes", "8GiB"), []string{"chunks.maxBytes (8192MiB)", "less than a tenth"}},
+		"a small volume":                  {with("servers.persistence.size", "1G"), []string{"servers.persistence.size is 1G", "larger volumes"}},
+		"records without a bound":         {with("recorder.maxBytes", 0), []string{"recorder.maxBytes is 0", "such as 1GiB"}},
+		"a spool of nothing":              {with("recorder.spool.maxBytes", "1MiB"), []string{"below 32MiB"}},
+		"a policy that there is not":      {with("recorder.spool.whenFull", "drop"), []string{"/recorder/spool/whenFull", "drop-and-count"}},
+		"no recorder at all":              {with("recorder.sink", nil), []string{"/recorder", "sink"}},
+
+		"a provider without its key":       {pools(values{"name": "moonshot"}), []string{"providers.pools[0] (moonshot) answers nobody without a key", "keySecret: {name: …, key: …}"}},
+		"an endpoint without its key":      {pools(values{"name": "zhipuai", "endpoints": []any{values{"keySecret": key}, values{"weight": 2}}}), []string{"(zhipuai) answers nobody", "endpoints[1].keySecret"}},
+		"a key in a file":                  {pools(values{"name": "moonshot", "key_file": "/etc/key"}), []string{"pods have none of yours", "keySecret: {name: …, key: …}"}},
+		"an authority in a file":           {pools(own(values{"ca_file": "/etc/ca"})), []string{"pods have none of yours", "caSecret"}},
+		"a key of an endpoint in a file":   {pools(values{"name": "moonshot", "endpoints": []any{values{"key_file": "/etc/key"}}}), []string{"in endpoints[0]", "keySecret"}},
+		"keys in two places":               {pools(values{"name": "moonshot", "keySecret": key, "endpoints": []any{values{"keySecret": key}}}), []string{"a keySecret and endpoints"}},
+		"a Secret without the key's name":  {pools(values{"name": "moonshot", "keySecret": values{"name": "s"}}), []string{"/providers/pools/0/keySecret", "key"}},
+		"a key itself":                     {pools(values{"name": "moonshot", "keySecret": "sk-1234"}), []string{"/providers/pools/0/keySecret", "want object"}},
+		"a provider twice":                 {pools(own(nil), own(nil)), []string{"providers.pools[1] (inside) is there twice", "several endpoints"}},
+		"a provider that nobody knows":     {pools(values{"name": "inside", "keySecret": key}), []string{"/providers/pools/0", "dialect"}},
+		"a provider that is nowhere":       {pools(values{"name": "inside", "dialect": "openai", "models": []any{values{"name": "m"}}}), []string{"/providers/pools/0", "url"}},
+		"a typo in a provider":             {pools(own(values{"max_inflight": 3})), []string{"'max_inflight' not allowed"}},
+		"a key in a URL":                   {pools(own(values{"url": "https://u:hush@x/v1"})), []string{"/providers/pools/0/url"}},
+		"a budget of nobody":               {with("providers.budgets", []any{values{"tokens_per_day": 1}}), []string{"/providers/budgets/0", "tenant"}},
+		"a proxy that is no address":       {with("servers.settings.gateway.trusted_proxies", []any{"ingress-nginx"}), []string{"/servers/settings/gateway/trusted_proxies/0"}},
+		"providers where they were before": {with("servers.settings.providers.pools", []any{}), []string{"'providers' not allowed"}},
+
 		"cert-manager without issuer":       {with("tls.mode", "certManager"), []string{"tls.certManager.issuerRef.name is empty", "name an Issuer"}},
 		"an issuer without cert-manager":    {with("tls.certManager.issuerRef.name", "x"), []string{"tls.mode is generated", "tls.mode=certManager"}},
 		"TLS without Secret":                {with("tls.mode", "existingSecret"), []string{"tls.existingSecret is empty", "tls.crt, tls.key and ca.crt"}},
@@ -70,6 +100,22 @@ func TestBadValues(t *testing.T) {
 			}
 		})
 	}
+}
+
+// key is where a key is.
+var key = values{"name": "s", "key": "k"}
+
+// pools are providers; own is one that is not shipped.
+func pools(all ...values) values {
+	list := []any{}
+	for _, p := range all {
+		list = append(list, p)
+	}
+	return with("providers.pools", list)
+}
+
+func own(more values) values {
+	return merged(values{"name": "inside", "dialect": "openai", "url": "https://models/v1", "models": []any{values{"name": "m"}}}, more)
 }
 
 func s3(more values) values {

@@ -5,7 +5,7 @@ CREATE TABLE orchestrator.interactions (
   id text PRIMARY KEY,
   time timestamptz NOT NULL,
   kind text NOT NULL, namespace text NOT NULL, session text NOT NULL, epoch numeric(20) NOT NULL,
-  request_id text NOT NULL, principal text NOT NULL, tool text NOT NULL, provider text NOT NULL, model text NOT NULL,
+  client text NOT NULL, request_id text NOT NULL, principal text NOT NULL, tool text NOT NULL, provider text NOT NULL, model text NOT NULL,
   tokens_in bigint NOT NULL, tokens_out bigint NOT NULL, cost_micros bigint NOT NULL, latency_micros bigint NOT NULL,
   status text NOT NULL, code text NOT NULL, error text NOT NULL, request text NOT NULL, response text NOT NULL,
   request_bytes bigint NOT NULL, response_bytes bigint NOT NULL, request_truncated boolean NOT NULL, response_truncated boolean NOT NULL,

@@ -54,8 +54,10 @@ type Provider struct {
 	LastError     string                 `protobuf:"bytes,19,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	LastErrorTime *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=last_error_time,json=lastErrorTime,proto3" json:"last_error_time,omitempty"`
 	// What may still be sent in this minute; -1 when not known.
-	RequestsLeft  int64 `protobuf:"varint,21,opt,name=requests_left,json=requestsLeft,proto3" json:"requests_left,omitempty"`
-	TokensLeft    int64 `protobuf:"varint,22,opt,name=tokens_left,json=tokensLeft,proto3" json:"tokens_left,omitempty"`
+	RequestsLeft int64 `protobuf:"varint,21,opt,name=requests_left,json=requestsLeft,proto3" json:"requests_left,omitempty"`
+	TokensLeft   int64 `protobuf:"varint,22,opt,name=tokens_left,json=tokensLeft,proto3" json:"tokens_left,omitempty"`
+	// Calls at a time, at most; each needs a connection.
+	MaxInFlight   uint32 `protobuf:"varint,23,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -240,6 +242,13 @@ func (x *Provider) GetRequestsLeft() int64 {
 func (x *Provider) GetTokensLeft() int64 {
 	if x != nil {
 		return x.TokensLeft
+	}
+	return 0
+}
+
+func (x *Provider) GetMaxInFlight() uint32 {
+	if x != nil {
+		return x.MaxInFlight
 	}
 	return 0
 }
@@ -944,7 +953,7 @@ var File_orchestrator_v1_provider_proto protoreflect.FileDescriptor
 
 const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\n" +
-	"\x1eorchestrator/v1/provider.proto\x12\x0forchestrator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x04\n" +
+	"\x1eorchestrator/v1/provider.proto\x12\x0forchestrator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x05\n" +
 	"\bProvider\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -970,7 +979,8 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\x0flast_error_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\rlastErrorTime\x12#\n" +
 	"\rrequests_left\x18\x15 \x01(\x03R\frequestsLeft\x12\x1f\n" +
 	"\vtokens_left\x18\x16 \x01(\x03R\n" +
-	"tokensLeft\"\x16\n" +
+	"tokensLeft\x12\"\n" +
+	"\rmax_in_flight\x18\x17 \x01(\rR\vmaxInFlight\"\x16\n" +
 	"\x14ListProvidersRequest\"\xdb\x01\n" +
 	"\x15ListProvidersResponse\x127\n" +
 	"\tproviders\x18\x01 \x03(\v2\x19.orchestrator.v1.ProviderR\tproviders\x12M\n" +

@@ -1824,8 +1824,11 @@ func (x *SendMessagesRequest) GetMessages() []*SendMessageRequest {
 }
 
 type SendMessagesResponse struct {
-	state         protoimpl.MessageState         `protogen:"open.v1"`
-	Results       []*SendMessagesResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of one batch, in its order. Empty where only turns are told.
+	Results []*SendMessagesResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// In the order in which they end.
+	Turns         []*SendMessagesResponse_Turn `protobuf:"bytes,2,rep,name=turns,proto3" json:"turns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1863,6 +1866,13 @@ func (*SendMessagesResponse) Descriptor() ([]byte, []int) {
 func (x *SendMessagesResponse) GetResults() []*SendMessagesResponse_Result {
 	if x != nil {
 		return x.Results
+	}
+	return nil
+}
+
+func (x *SendMessagesResponse) GetTurns() []*SendMessagesResponse_Turn {
+	if x != nil {
+		return x.Turns
 	}
 	return nil
 }
@@ -4144,6 +4154,415 @@ func (*ImportSessionResponse_Stored_) isImportSessionResponse_Step() {}
 
 func (*ImportSessionResponse_Session) isImportSessionResponse_Step() {}
 
+// FileEntry is a file, a directory or a symbolic link of a checkpoint.
+type FileEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name in its directory; bytes that are no text are replaced.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// d, f or l.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// Of a file.
+	Bytes   int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Mode    uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	ModTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=mod_time,json=modTime,proto3" json:"mod_time,omitempty"`
+	// What a symbolic link points to.
+	Target        string `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileEntry) Reset() {
+	*x = FileEntry{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileEntry) ProtoMessage() {}
+
+func (x *FileEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileEntry.ProtoReflect.Descriptor instead.
+func (*FileEntry) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *FileEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FileEntry) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *FileEntry) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FileEntry) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *FileEntry) GetModTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ModTime
+	}
+	return nil
+}
+
+func (x *FileEntry) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type ListFilesRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The checkpoint; the head when 0.
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// A directory of the workspace, its components separated by slashes; the workspace itself when empty.
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// 100 when 0, at most 1000.
+	PageSize int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, of the same checkpoint and path.
+	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFilesRequest) Reset() {
+	*x = ListFilesRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFilesRequest) ProtoMessage() {}
+
+func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
+func (*ListFilesRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ListFilesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ListFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListFilesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListFilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session's full id.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// What it was read from.
+	Checkpoint *Session_Checkpoint `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// In the order of the bytes of their names.
+	Entries []*FileEntry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Empty when there are no more.
+	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFilesResponse) Reset() {
+	*x = ListFilesResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFilesResponse) ProtoMessage() {}
+
+func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
+func (*ListFilesResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ListFilesResponse) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *ListFilesResponse) GetCheckpoint() *Session_Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *ListFilesResponse) GetEntries() []*FileEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListFilesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type ReadFileRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The checkpoint; the head when 0.
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// A file of the workspace, its components separated by slashes.
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// Where to begin, in bytes.
+	Offset int64 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	// How many bytes at most; as many as one answer holds, 4 MiB, when 0.
+	Limit         int64 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadFileRequest) Reset() {
+	*x = ReadFileRequest{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadFileRequest) ProtoMessage() {}
+
+func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
+func (*ReadFileRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ReadFileRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ReadFileRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReadFileRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ReadFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ReadFileRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadFileRequest) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ReadFileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session's full id.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// What it was read from.
+	Checkpoint *Session_Checkpoint `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The whole file's; no content where it is no file.
+	File *FileEntry `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`
+	// Shorter than limit only at the file's end.
+	Content       []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadFileResponse) Reset() {
+	*x = ReadFileResponse{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadFileResponse) ProtoMessage() {}
+
+func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
+func (*ReadFileResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ReadFileResponse) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *ReadFileResponse) GetCheckpoint() *Session_Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *ReadFileResponse) GetFile() *FileEntry {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *ReadFileResponse) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
 type GetSessionHistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -4154,7 +4573,7 @@ type GetSessionHistoryRequest struct {
 
 func (x *GetSessionHistoryRequest) Reset() {
 	*x = GetSessionHistoryRequest{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4166,7 +4585,7 @@ func (x *GetSessionHistoryRequest) String() string {
 func (*GetSessionHistoryRequest) ProtoMessage() {}
 
 func (x *GetSessionHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[53]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4179,7 +4598,7 @@ func (x *GetSessionHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{53}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetSessionHistoryRequest) GetNamespace() string {
@@ -4206,7 +4625,7 @@ type GetSessionHistoryResponse struct {
 
 func (x *GetSessionHistoryResponse) Reset() {
 	*x = GetSessionHistoryResponse{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[54]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +4637,7 @@ func (x *GetSessionHistoryResponse) String() string {
 func (*GetSessionHistoryResponse) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[54]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4231,7 +4650,7 @@ func (x *GetSessionHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{54}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetSessionHistoryResponse) GetEntries() []*GetSessionHistoryResponse_Entry {
@@ -4267,7 +4686,7 @@ type Session_Checkpoint struct {
 
 func (x *Session_Checkpoint) Reset() {
 	*x = Session_Checkpoint{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4279,7 +4698,7 @@ func (x *Session_Checkpoint) String() string {
 func (*Session_Checkpoint) ProtoMessage() {}
 
 func (x *Session_Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[58]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4384,7 +4803,7 @@ type Session_Lag struct {
 
 func (x *Session_Lag) Reset() {
 	*x = Session_Lag{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[59]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4396,7 +4815,7 @@ func (x *Session_Lag) String() string {
 func (*Session_Lag) ProtoMessage() {}
 
 func (x *Session_Lag) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[59]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +4865,7 @@ type Session_Mailbox struct {
 
 func (x *Session_Mailbox) Reset() {
 	*x = Session_Mailbox{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[60]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4458,7 +4877,7 @@ func (x *Session_Mailbox) String() string {
 func (*Session_Mailbox) ProtoMessage() {}
 
 func (x *Session_Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[60]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4525,7 +4944,7 @@ type Session_Migration struct {
 
 func (x *Session_Migration) Reset() {
 	*x = Session_Migration{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[61]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4537,7 +4956,7 @@ func (x *Session_Migration) String() string {
 func (*Session_Migration) ProtoMessage() {}
 
 func (x *Session_Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[61]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4661,7 +5080,7 @@ type Session_Progress struct {
 
 func (x *Session_Progress) Reset() {
 	*x = Session_Progress{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[62]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4673,7 +5092,7 @@ func (x *Session_Progress) String() string {
 func (*Session_Progress) ProtoMessage() {}
 
 func (x *Session_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[62]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +5158,7 @@ type Session_Exit struct {
 
 func (x *Session_Exit) Reset() {
 	*x = Session_Exit{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[63]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4751,7 +5170,7 @@ func (x *Session_Exit) String() string {
 func (*Session_Exit) ProtoMessage() {}
 
 func (x *Session_Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[63]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4799,15 +5218,17 @@ type SendMessagesResponse_Result struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// A google.rpc.Code; 0 when accepted.
-	Code          int32  `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`
-	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Code  int32  `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// A Turn of it follows, as was asked for by wait.
+	Awaited       bool `protobuf:"varint,4,opt,name=awaited,proto3" json:"awaited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SendMessagesResponse_Result) Reset() {
 	*x = SendMessagesResponse_Result{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[65]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4819,7 +5240,7 @@ func (x *SendMessagesResponse_Result) String() string {
 func (*SendMessagesResponse_Result) ProtoMessage() {}
 
 func (x *SendMessagesResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[65]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4856,6 +5277,84 @@ func (x *SendMessagesResponse_Result) GetError() string {
 	return ""
 }
 
+func (x *SendMessagesResponse_Result) GetAwaited() bool {
+	if x != nil {
+		return x.Awaited
+	}
+	return false
+}
+
+// Turn tells how a message's turn ended: the message with its result, or why there is none.
+type SendMessagesResponse_Turn struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The message's place among all that were sent on the stream, from 0.
+	Number  uint64   `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Message *Message `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// A google.rpc.Code; 0 when it was acked.
+	Code          int32  `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendMessagesResponse_Turn) Reset() {
+	*x = SendMessagesResponse_Turn{}
+	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendMessagesResponse_Turn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendMessagesResponse_Turn) ProtoMessage() {}
+
+func (x *SendMessagesResponse_Turn) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendMessagesResponse_Turn.ProtoReflect.Descriptor instead.
+func (*SendMessagesResponse_Turn) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{17, 1}
+}
+
+func (x *SendMessagesResponse_Turn) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *SendMessagesResponse_Turn) GetMessage() *Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *SendMessagesResponse_Turn) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *SendMessagesResponse_Turn) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type AttachSessionRequest_Open struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -4868,7 +5367,7 @@ type AttachSessionRequest_Open struct {
 
 func (x *AttachSessionRequest_Open) Reset() {
 	*x = AttachSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4880,7 +5379,7 @@ func (x *AttachSessionRequest_Open) String() string {
 func (*AttachSessionRequest_Open) ProtoMessage() {}
 
 func (x *AttachSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[66]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4938,7 +5437,7 @@ type ExecSessionRequest_Open struct {
 
 func (x *ExecSessionRequest_Open) Reset() {
 	*x = ExecSessionRequest_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4950,7 +5449,7 @@ func (x *ExecSessionRequest_Open) String() string {
 func (*ExecSessionRequest_Open) ProtoMessage() {}
 
 func (x *ExecSessionRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[67]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5027,7 +5526,7 @@ type DiffCheckpointsResponse_Change struct {
 
 func (x *DiffCheckpointsResponse_Change) Reset() {
 	*x = DiffCheckpointsResponse_Change{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5039,7 +5538,7 @@ func (x *DiffCheckpointsResponse_Change) String() string {
 func (*DiffCheckpointsResponse_Change) ProtoMessage() {}
 
 func (x *DiffCheckpointsResponse_Change) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[68]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5131,7 +5630,7 @@ type ExportSessionResponse_Open struct {
 
 func (x *ExportSessionResponse_Open) Reset() {
 	*x = ExportSessionResponse_Open{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5143,7 +5642,7 @@ func (x *ExportSessionResponse_Open) String() string {
 func (*ExportSessionResponse_Open) ProtoMessage() {}
 
 func (x *ExportSessionResponse_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[69]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5197,7 +5696,7 @@ type ImportSessionRequest_Missing struct {
 
 func (x *ImportSessionRequest_Missing) Reset() {
 	*x = ImportSessionRequest_Missing{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5708,7 @@ func (x *ImportSessionRequest_Missing) String() string {
 func (*ImportSessionRequest_Missing) ProtoMessage() {}
 
 func (x *ImportSessionRequest_Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[70]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5241,7 +5740,7 @@ type ImportSessionRequest_Put struct {
 
 func (x *ImportSessionRequest_Put) Reset() {
 	*x = ImportSessionRequest_Put{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5253,7 +5752,7 @@ func (x *ImportSessionRequest_Put) String() string {
 func (*ImportSessionRequest_Put) ProtoMessage() {}
 
 func (x *ImportSessionRequest_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[71]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5297,7 +5796,7 @@ type ImportSessionRequest_Commit struct {
 
 func (x *ImportSessionRequest_Commit) Reset() {
 	*x = ImportSessionRequest_Commit{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5309,7 +5808,7 @@ func (x *ImportSessionRequest_Commit) String() string {
 func (*ImportSessionRequest_Commit) ProtoMessage() {}
 
 func (x *ImportSessionRequest_Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[72]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5384,7 +5883,7 @@ type ImportSessionResponse_Missing struct {
 
 func (x *ImportSessionResponse_Missing) Reset() {
 	*x = ImportSessionResponse_Missing{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5895,7 @@ func (x *ImportSessionResponse_Missing) String() string {
 func (*ImportSessionResponse_Missing) ProtoMessage() {}
 
 func (x *ImportSessionResponse_Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[73]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5428,7 +5927,7 @@ type ImportSessionResponse_Stored struct {
 
 func (x *ImportSessionResponse_Stored) Reset() {
 	*x = ImportSessionResponse_Stored{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5440,7 +5939,7 @@ func (x *ImportSessionResponse_Stored) String() string {
 func (*ImportSessionResponse_Stored) ProtoMessage() {}
 
 func (x *ImportSessionResponse_Stored) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[74]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5470,7 +5969,7 @@ type GetSessionHistoryResponse_Entry struct {
 
 func (x *GetSessionHistoryResponse_Entry) Reset() {
 	*x = GetSessionHistoryResponse_Entry{}
-	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5482,7 +5981,7 @@ func (x *GetSessionHistoryResponse_Entry) String() string {
 func (*GetSessionHistoryResponse_Entry) ProtoMessage() {}
 
 func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_v1_session_proto_msgTypes[75]
+	mi := &file_orchestrator_v1_session_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5495,7 +5994,7 @@ func (x *GetSessionHistoryResponse_Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionHistoryResponse_Entry.ProtoReflect.Descriptor instead.
 func (*GetSessionHistoryResponse_Entry) Descriptor() ([]byte, []int) {
-	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{54, 0}
+	return file_orchestrator_v1_session_proto_rawDescGZIP(), []int{59, 0}
 }
 
 func (x *GetSessionHistoryResponse_Entry) GetTime() *timestamppb.Timestamp {
@@ -5768,13 +6267,20 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"session_id\x18\x02 \x01(\tR\tsessionId\x122\n" +
 	"\amessage\x18\x03 \x01(\v2\x18.orchestrator.v1.MessageR\amessage\"V\n" +
 	"\x13SendMessagesRequest\x12?\n" +
-	"\bmessages\x18\x01 \x03(\v2#.orchestrator.v1.SendMessageRequestR\bmessages\"\xae\x01\n" +
+	"\bmessages\x18\x01 \x03(\v2#.orchestrator.v1.SendMessageRequestR\bmessages\"\x88\x03\n" +
 	"\x14SendMessagesResponse\x12F\n" +
-	"\aresults\x18\x01 \x03(\v2,.orchestrator.v1.SendMessagesResponse.ResultR\aresults\x1aN\n" +
+	"\aresults\x18\x01 \x03(\v2,.orchestrator.v1.SendMessagesResponse.ResultR\aresults\x12@\n" +
+	"\x05turns\x18\x02 \x03(\v2*.orchestrator.v1.SendMessagesResponse.TurnR\x05turns\x1ah\n" +
 	"\x06Result\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xb4\x04\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x18\n" +
+	"\aawaited\x18\x04 \x01(\bR\aawaited\x1a|\n" +
+	"\x04Turn\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x122\n" +
+	"\amessage\x18\x02 \x01(\v2\x18.orchestrator.v1.MessageR\amessage\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\x05R\x04code\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xb4\x04\n" +
 	"\aMessage\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
@@ -5999,7 +6505,45 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\aMissing\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\fR\x03ids\x1a\b\n" +
 	"\x06StoredB\x06\n" +
-	"\x04step\"H\n" +
+	"\x04step\"\xac\x01\n" +
+	"\tFileEntry\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x125\n" +
+	"\bmod_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\amodTime\x12\x16\n" +
+	"\x06target\x18\x06 \x01(\tR\x06target\"\xac\x01\n" +
+	"\x10ListFilesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x1b\n" +
+	"\tpage_size\x18\x05 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x06 \x01(\tR\tpageToken\"\xd5\x01\n" +
+	"\x11ListFilesResponse\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12C\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\v2#.orchestrator.v1.Session.CheckpointR\n" +
+	"checkpoint\x124\n" +
+	"\aentries\x18\x03 \x03(\v2\x1a.orchestrator.v1.FileEntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\"\x9d\x01\n" +
+	"\x0fReadFileRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\x03R\x05limit\"\xc0\x01\n" +
+	"\x10ReadFileResponse\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12C\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\v2#.orchestrator.v1.Session.CheckpointR\n" +
+	"checkpoint\x12.\n" +
+	"\x04file\x18\x03 \x01(\v2\x1a.orchestrator.v1.FileEntryR\x04file\x12\x18\n" +
+	"\acontent\x18\x04 \x01(\fR\acontent\"H\n" +
 	"\x18GetSessionHistoryRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"\xaf\x02\n" +
@@ -6011,7 +6555,7 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\x05phase\x18\x03 \x01(\x0e2\x1e.orchestrator.v1.Session.PhaseR\x05phase\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\rR\x05epoch\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\xa8\x12\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xcd\x13\n" +
 	"\x0eSessionService\x12[\n" +
 	"\fSpawnSession\x12$.orchestrator.v1.SpawnSessionRequest\x1a%.orchestrator.v1.SpawnSessionResponse\x12U\n" +
 	"\n" +
@@ -6035,7 +6579,9 @@ const file_orchestrator_v1_session_proto_rawDesc = "" +
 	"\vForkSession\x12#.orchestrator.v1.ForkSessionRequest\x1a$.orchestrator.v1.ForkSessionResponse\x12^\n" +
 	"\rRewindSession\x12%.orchestrator.v1.RewindSessionRequest\x1a&.orchestrator.v1.RewindSessionResponse\x12g\n" +
 	"\x10DeleteCheckpoint\x12(.orchestrator.v1.DeleteCheckpointRequest\x1a).orchestrator.v1.DeleteCheckpointResponse\x12f\n" +
-	"\x0fDiffCheckpoints\x12'.orchestrator.v1.DiffCheckpointsRequest\x1a(.orchestrator.v1.DiffCheckpointsResponse0\x01\x12`\n" +
+	"\x0fDiffCheckpoints\x12'.orchestrator.v1.DiffCheckpointsRequest\x1a(.orchestrator.v1.DiffCheckpointsResponse0\x01\x12R\n" +
+	"\tListFiles\x12!.orchestrator.v1.ListFilesRequest\x1a\".orchestrator.v1.ListFilesResponse\x12O\n" +
+	"\bReadFile\x12 .orchestrator.v1.ReadFileRequest\x1a!.orchestrator.v1.ReadFileResponse\x12`\n" +
 	"\rExportSession\x12%.orchestrator.v1.ExportSessionRequest\x1a&.orchestrator.v1.ExportSessionResponse0\x01\x12b\n" +
 	"\rImportSession\x12%.orchestrator.v1.ImportSessionRequest\x1a&.orchestrator.v1.ImportSessionResponse(\x010\x01\x12j\n" +
 	"\x11GetSessionHistory\x12).orchestrator.v1.GetSessionHistoryRequest\x1a*.orchestrator.v1.GetSessionHistoryResponseBJZHgithub.com/neolith/orchestrator/api/proto/orchestrator/v1;orchestratorv1b\x06proto3"
@@ -6053,7 +6599,7 @@ func file_orchestrator_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_orchestrator_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_orchestrator_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_orchestrator_v1_session_proto_goTypes = []any{
 	(Consistency_Level)(0),                   // 0: orchestrator.v1.Consistency.Level
 	(Priority_Level)(0),                      // 1: orchestrator.v1.Priority.Level
@@ -6115,53 +6661,59 @@ var file_orchestrator_v1_session_proto_goTypes = []any{
 	(*ExportSessionResponse)(nil),            // 57: orchestrator.v1.ExportSessionResponse
 	(*ImportSessionRequest)(nil),             // 58: orchestrator.v1.ImportSessionRequest
 	(*ImportSessionResponse)(nil),            // 59: orchestrator.v1.ImportSessionResponse
-	(*GetSessionHistoryRequest)(nil),         // 60: orchestrator.v1.GetSessionHistoryRequest
-	(*GetSessionHistoryResponse)(nil),        // 61: orchestrator.v1.GetSessionHistoryResponse
-	nil,                                      // 62: orchestrator.v1.SessionSpec.EnvEntry
-	nil,                                      // 63: orchestrator.v1.SessionSpec.LabelsEntry
-	nil,                                      // 64: orchestrator.v1.SessionSpec.NodeSelectorEntry
-	(*Session_Checkpoint)(nil),               // 65: orchestrator.v1.Session.Checkpoint
-	(*Session_Lag)(nil),                      // 66: orchestrator.v1.Session.Lag
-	(*Session_Mailbox)(nil),                  // 67: orchestrator.v1.Session.Mailbox
-	(*Session_Migration)(nil),                // 68: orchestrator.v1.Session.Migration
-	(*Session_Progress)(nil),                 // 69: orchestrator.v1.Session.Progress
-	(*Session_Exit)(nil),                     // 70: orchestrator.v1.Session.Exit
-	nil,                                      // 71: orchestrator.v1.Session.LabelsEntry
-	(*SendMessagesResponse_Result)(nil),      // 72: orchestrator.v1.SendMessagesResponse.Result
-	(*AttachSessionRequest_Open)(nil),        // 73: orchestrator.v1.AttachSessionRequest.Open
-	(*ExecSessionRequest_Open)(nil),          // 74: orchestrator.v1.ExecSessionRequest.Open
-	(*DiffCheckpointsResponse_Change)(nil),   // 75: orchestrator.v1.DiffCheckpointsResponse.Change
-	(*ExportSessionResponse_Open)(nil),       // 76: orchestrator.v1.ExportSessionResponse.Open
-	(*ImportSessionRequest_Missing)(nil),     // 77: orchestrator.v1.ImportSessionRequest.Missing
-	(*ImportSessionRequest_Put)(nil),         // 78: orchestrator.v1.ImportSessionRequest.Put
-	(*ImportSessionRequest_Commit)(nil),      // 79: orchestrator.v1.ImportSessionRequest.Commit
-	(*ImportSessionResponse_Missing)(nil),    // 80: orchestrator.v1.ImportSessionResponse.Missing
-	(*ImportSessionResponse_Stored)(nil),     // 81: orchestrator.v1.ImportSessionResponse.Stored
-	(*GetSessionHistoryResponse_Entry)(nil),  // 82: orchestrator.v1.GetSessionHistoryResponse.Entry
-	(*durationpb.Duration)(nil),              // 83: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),            // 84: google.protobuf.Timestamp
+	(*FileEntry)(nil),                        // 60: orchestrator.v1.FileEntry
+	(*ListFilesRequest)(nil),                 // 61: orchestrator.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),                // 62: orchestrator.v1.ListFilesResponse
+	(*ReadFileRequest)(nil),                  // 63: orchestrator.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),                 // 64: orchestrator.v1.ReadFileResponse
+	(*GetSessionHistoryRequest)(nil),         // 65: orchestrator.v1.GetSessionHistoryRequest
+	(*GetSessionHistoryResponse)(nil),        // 66: orchestrator.v1.GetSessionHistoryResponse
+	nil,                                      // 67: orchestrator.v1.SessionSpec.EnvEntry
+	nil,                                      // 68: orchestrator.v1.SessionSpec.LabelsEntry
+	nil,                                      // 69: orchestrator.v1.SessionSpec.NodeSelectorEntry
+	(*Session_Checkpoint)(nil),               // 70: orchestrator.v1.Session.Checkpoint
+	(*Session_Lag)(nil),                      // 71: orchestrator.v1.Session.Lag
+	(*Session_Mailbox)(nil),                  // 72: orchestrator.v1.Session.Mailbox
+	(*Session_Migration)(nil),                // 73: orchestrator.v1.Session.Migration
+	(*Session_Progress)(nil),                 // 74: orchestrator.v1.Session.Progress
+	(*Session_Exit)(nil),                     // 75: orchestrator.v1.Session.Exit
+	nil,                                      // 76: orchestrator.v1.Session.LabelsEntry
+	(*SendMessagesResponse_Result)(nil),      // 77: orchestrator.v1.SendMessagesResponse.Result
+	(*SendMessagesResponse_Turn)(nil),        // 78: orchestrator.v1.SendMessagesResponse.Turn
+	(*AttachSessionRequest_Open)(nil),        // 79: orchestrator.v1.AttachSessionRequest.Open
+	(*ExecSessionRequest_Open)(nil),          // 80: orchestrator.v1.ExecSessionRequest.Open
+	(*DiffCheckpointsResponse_Change)(nil),   // 81: orchestrator.v1.DiffCheckpointsResponse.Change
+	(*ExportSessionResponse_Open)(nil),       // 82: orchestrator.v1.ExportSessionResponse.Open
+	(*ImportSessionRequest_Missing)(nil),     // 83: orchestrator.v1.ImportSessionRequest.Missing
+	(*ImportSessionRequest_Put)(nil),         // 84: orchestrator.v1.ImportSessionRequest.Put
+	(*ImportSessionRequest_Commit)(nil),      // 85: orchestrator.v1.ImportSessionRequest.Commit
+	(*ImportSessionResponse_Missing)(nil),    // 86: orchestrator.v1.ImportSessionResponse.Missing
+	(*ImportSessionResponse_Stored)(nil),     // 87: orchestrator.v1.ImportSessionResponse.Stored
+	(*GetSessionHistoryResponse_Entry)(nil),  // 88: orchestrator.v1.GetSessionHistoryResponse.Entry
+	(*durationpb.Duration)(nil),              // 89: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),            // 90: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_session_proto_depIdxs = []int32{
 	1,   // 0: orchestrator.v1.SessionSpec.priority:type_name -> orchestrator.v1.Priority.Level
-	62,  // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
-	63,  // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
-	64,  // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
-	83,  // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
-	83,  // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
-	83,  // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
-	83,  // 7: orchestrator.v1.SessionSpec.keep_checkpoints_for:type_name -> google.protobuf.Duration
-	83,  // 8: orchestrator.v1.SessionSpec.pause_after:type_name -> google.protobuf.Duration
+	67,  // 1: orchestrator.v1.SessionSpec.env:type_name -> orchestrator.v1.SessionSpec.EnvEntry
+	68,  // 2: orchestrator.v1.SessionSpec.labels:type_name -> orchestrator.v1.SessionSpec.LabelsEntry
+	69,  // 3: orchestrator.v1.SessionSpec.node_selector:type_name -> orchestrator.v1.SessionSpec.NodeSelectorEntry
+	89,  // 4: orchestrator.v1.SessionSpec.ttl:type_name -> google.protobuf.Duration
+	89,  // 5: orchestrator.v1.SessionSpec.grace:type_name -> google.protobuf.Duration
+	89,  // 6: orchestrator.v1.SessionSpec.turn_idle:type_name -> google.protobuf.Duration
+	89,  // 7: orchestrator.v1.SessionSpec.keep_checkpoints_for:type_name -> google.protobuf.Duration
+	89,  // 8: orchestrator.v1.SessionSpec.pause_after:type_name -> google.protobuf.Duration
 	2,   // 9: orchestrator.v1.Session.phase:type_name -> orchestrator.v1.Session.Phase
 	1,   // 10: orchestrator.v1.Session.priority:type_name -> orchestrator.v1.Priority.Level
-	71,  // 11: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
-	84,  // 12: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	84,  // 13: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
-	84,  // 14: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
-	65,  // 15: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	66,  // 16: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
-	67,  // 17: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
-	68,  // 18: orchestrator.v1.Session.migration:type_name -> orchestrator.v1.Session.Migration
-	70,  // 19: orchestrator.v1.Session.exit:type_name -> orchestrator.v1.Session.Exit
+	76,  // 11: orchestrator.v1.Session.labels:type_name -> orchestrator.v1.Session.LabelsEntry
+	90,  // 12: orchestrator.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	90,  // 13: orchestrator.v1.Session.start_time:type_name -> google.protobuf.Timestamp
+	90,  // 14: orchestrator.v1.Session.end_time:type_name -> google.protobuf.Timestamp
+	70,  // 15: orchestrator.v1.Session.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	71,  // 16: orchestrator.v1.Session.lag:type_name -> orchestrator.v1.Session.Lag
+	72,  // 17: orchestrator.v1.Session.mailbox:type_name -> orchestrator.v1.Session.Mailbox
+	73,  // 18: orchestrator.v1.Session.migration:type_name -> orchestrator.v1.Session.Migration
+	75,  // 19: orchestrator.v1.Session.exit:type_name -> orchestrator.v1.Session.Exit
 	9,   // 20: orchestrator.v1.Session.spec:type_name -> orchestrator.v1.SessionSpec
 	9,   // 21: orchestrator.v1.SpawnSessionRequest.spec:type_name -> orchestrator.v1.SessionSpec
 	10,  // 22: orchestrator.v1.SpawnSessionResponse.session:type_name -> orchestrator.v1.Session
@@ -6170,114 +6722,125 @@ var file_orchestrator_v1_session_proto_depIdxs = []int32{
 	0,   // 25: orchestrator.v1.ListSessionsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
 	10,  // 26: orchestrator.v1.ListSessionsResponse.sessions:type_name -> orchestrator.v1.Session
 	10,  // 27: orchestrator.v1.WatchSessionsResponse.session:type_name -> orchestrator.v1.Session
-	83,  // 28: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
+	89,  // 28: orchestrator.v1.TerminateSessionRequest.grace:type_name -> google.protobuf.Duration
 	10,  // 29: orchestrator.v1.TerminateSessionResponse.session:type_name -> orchestrator.v1.Session
 	1,   // 30: orchestrator.v1.SendMessageRequest.priority:type_name -> orchestrator.v1.Priority.Level
-	84,  // 31: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
+	90,  // 31: orchestrator.v1.SendMessageRequest.deadline:type_name -> google.protobuf.Timestamp
 	25,  // 32: orchestrator.v1.SendMessageResponse.message:type_name -> orchestrator.v1.Message
 	21,  // 33: orchestrator.v1.SendMessagesRequest.messages:type_name -> orchestrator.v1.SendMessageRequest
-	72,  // 34: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
-	1,   // 35: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
-	4,   // 36: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
-	84,  // 37: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	84,  // 38: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
-	84,  // 39: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
-	25,  // 40: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
-	83,  // 41: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
-	5,   // 42: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
-	84,  // 43: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	29,  // 44: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
-	73,  // 45: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
-	70,  // 46: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	74,  // 47: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
-	70,  // 48: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
-	10,  // 49: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
-	0,   // 50: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
-	65,  // 51: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
-	10,  // 52: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 53: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 54: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 55: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 56: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 57: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
-	10,  // 58: orchestrator.v1.DeleteCheckpointResponse.session:type_name -> orchestrator.v1.Session
-	65,  // 59: orchestrator.v1.DiffCheckpointsResponse.from:type_name -> orchestrator.v1.Session.Checkpoint
-	65,  // 60: orchestrator.v1.DiffCheckpointsResponse.to:type_name -> orchestrator.v1.Session.Checkpoint
-	75,  // 61: orchestrator.v1.DiffCheckpointsResponse.changes:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change
-	76,  // 62: orchestrator.v1.ExportSessionResponse.open:type_name -> orchestrator.v1.ExportSessionResponse.Open
-	56,  // 63: orchestrator.v1.ExportSessionResponse.chunks:type_name -> orchestrator.v1.ChunkFrame
-	77,  // 64: orchestrator.v1.ImportSessionRequest.missing:type_name -> orchestrator.v1.ImportSessionRequest.Missing
-	78,  // 65: orchestrator.v1.ImportSessionRequest.put:type_name -> orchestrator.v1.ImportSessionRequest.Put
-	79,  // 66: orchestrator.v1.ImportSessionRequest.commit:type_name -> orchestrator.v1.ImportSessionRequest.Commit
-	80,  // 67: orchestrator.v1.ImportSessionResponse.missing:type_name -> orchestrator.v1.ImportSessionResponse.Missing
-	81,  // 68: orchestrator.v1.ImportSessionResponse.stored:type_name -> orchestrator.v1.ImportSessionResponse.Stored
-	10,  // 69: orchestrator.v1.ImportSessionResponse.session:type_name -> orchestrator.v1.Session
-	82,  // 70: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
-	84,  // 71: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
-	3,   // 72: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
-	84,  // 73: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
-	69,  // 74: orchestrator.v1.Session.Migration.progress:type_name -> orchestrator.v1.Session.Progress
-	84,  // 75: orchestrator.v1.Session.Progress.time:type_name -> google.protobuf.Timestamp
-	6,   // 76: orchestrator.v1.DiffCheckpointsResponse.Change.kind:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change.Kind
-	10,  // 77: orchestrator.v1.ExportSessionResponse.Open.session:type_name -> orchestrator.v1.Session
-	65,  // 78: orchestrator.v1.ExportSessionResponse.Open.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	56,  // 79: orchestrator.v1.ImportSessionRequest.Put.chunks:type_name -> orchestrator.v1.ChunkFrame
-	9,   // 80: orchestrator.v1.ImportSessionRequest.Commit.spec:type_name -> orchestrator.v1.SessionSpec
-	84,  // 81: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
-	2,   // 82: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
-	11,  // 83: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
-	13,  // 84: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
-	15,  // 85: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
-	17,  // 86: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
-	19,  // 87: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
-	21,  // 88: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
-	23,  // 89: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
-	26,  // 90: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
-	28,  // 91: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
-	31,  // 92: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
-	33,  // 93: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
-	35,  // 94: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
-	37,  // 95: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
-	39,  // 96: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
-	41,  // 97: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
-	43,  // 98: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
-	45,  // 99: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
-	47,  // 100: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
-	49,  // 101: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
-	51,  // 102: orchestrator.v1.SessionService.DeleteCheckpoint:input_type -> orchestrator.v1.DeleteCheckpointRequest
-	53,  // 103: orchestrator.v1.SessionService.DiffCheckpoints:input_type -> orchestrator.v1.DiffCheckpointsRequest
-	55,  // 104: orchestrator.v1.SessionService.ExportSession:input_type -> orchestrator.v1.ExportSessionRequest
-	58,  // 105: orchestrator.v1.SessionService.ImportSession:input_type -> orchestrator.v1.ImportSessionRequest
-	60,  // 106: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
-	12,  // 107: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
-	14,  // 108: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
-	16,  // 109: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
-	18,  // 110: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
-	20,  // 111: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
-	22,  // 112: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
-	24,  // 113: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
-	27,  // 114: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
-	30,  // 115: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
-	32,  // 116: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
-	34,  // 117: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
-	36,  // 118: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
-	38,  // 119: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
-	40,  // 120: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
-	42,  // 121: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
-	44,  // 122: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
-	46,  // 123: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
-	48,  // 124: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
-	50,  // 125: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
-	52,  // 126: orchestrator.v1.SessionService.DeleteCheckpoint:output_type -> orchestrator.v1.DeleteCheckpointResponse
-	54,  // 127: orchestrator.v1.SessionService.DiffCheckpoints:output_type -> orchestrator.v1.DiffCheckpointsResponse
-	57,  // 128: orchestrator.v1.SessionService.ExportSession:output_type -> orchestrator.v1.ExportSessionResponse
-	59,  // 129: orchestrator.v1.SessionService.ImportSession:output_type -> orchestrator.v1.ImportSessionResponse
-	61,  // 130: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
-	107, // [107:131] is the sub-list for method output_type
-	83,  // [83:107] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	77,  // 34: orchestrator.v1.SendMessagesResponse.results:type_name -> orchestrator.v1.SendMessagesResponse.Result
+	78,  // 35: orchestrator.v1.SendMessagesResponse.turns:type_name -> orchestrator.v1.SendMessagesResponse.Turn
+	1,   // 36: orchestrator.v1.Message.priority:type_name -> orchestrator.v1.Priority.Level
+	4,   // 37: orchestrator.v1.Message.status:type_name -> orchestrator.v1.Message.Status
+	90,  // 38: orchestrator.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	90,  // 39: orchestrator.v1.Message.end_time:type_name -> google.protobuf.Timestamp
+	90,  // 40: orchestrator.v1.Message.deadline:type_name -> google.protobuf.Timestamp
+	25,  // 41: orchestrator.v1.GetMessageResponse.message:type_name -> orchestrator.v1.Message
+	89,  // 42: orchestrator.v1.ReadLogsRequest.since:type_name -> google.protobuf.Duration
+	5,   // 43: orchestrator.v1.LogLine.stream:type_name -> orchestrator.v1.LogLine.Stream
+	90,  // 44: orchestrator.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	29,  // 45: orchestrator.v1.ReadLogsResponse.lines:type_name -> orchestrator.v1.LogLine
+	79,  // 46: orchestrator.v1.AttachSessionRequest.open:type_name -> orchestrator.v1.AttachSessionRequest.Open
+	75,  // 47: orchestrator.v1.AttachSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	80,  // 48: orchestrator.v1.ExecSessionRequest.open:type_name -> orchestrator.v1.ExecSessionRequest.Open
+	75,  // 49: orchestrator.v1.ExecSessionResponse.exit:type_name -> orchestrator.v1.Session.Exit
+	10,  // 50: orchestrator.v1.CheckpointSessionResponse.session:type_name -> orchestrator.v1.Session
+	0,   // 51: orchestrator.v1.ListCheckpointsRequest.consistency:type_name -> orchestrator.v1.Consistency.Level
+	70,  // 52: orchestrator.v1.ListCheckpointsResponse.checkpoints:type_name -> orchestrator.v1.Session.Checkpoint
+	10,  // 53: orchestrator.v1.MigrateSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 54: orchestrator.v1.CancelMigrationResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 55: orchestrator.v1.PauseSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 56: orchestrator.v1.ResumeSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 57: orchestrator.v1.ForkSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 58: orchestrator.v1.RewindSessionResponse.session:type_name -> orchestrator.v1.Session
+	10,  // 59: orchestrator.v1.DeleteCheckpointResponse.session:type_name -> orchestrator.v1.Session
+	70,  // 60: orchestrator.v1.DiffCheckpointsResponse.from:type_name -> orchestrator.v1.Session.Checkpoint
+	70,  // 61: orchestrator.v1.DiffCheckpointsResponse.to:type_name -> orchestrator.v1.Session.Checkpoint
+	81,  // 62: orchestrator.v1.DiffCheckpointsResponse.changes:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change
+	82,  // 63: orchestrator.v1.ExportSessionResponse.open:type_name -> orchestrator.v1.ExportSessionResponse.Open
+	56,  // 64: orchestrator.v1.ExportSessionResponse.chunks:type_name -> orchestrator.v1.ChunkFrame
+	83,  // 65: orchestrator.v1.ImportSessionRequest.missing:type_name -> orchestrator.v1.ImportSessionRequest.Missing
+	84,  // 66: orchestrator.v1.ImportSessionRequest.put:type_name -> orchestrator.v1.ImportSessionRequest.Put
+	85,  // 67: orchestrator.v1.ImportSessionRequest.commit:type_name -> orchestrator.v1.ImportSessionRequest.Commit
+	86,  // 68: orchestrator.v1.ImportSessionResponse.missing:type_name -> orchestrator.v1.ImportSessionResponse.Missing
+	87,  // 69: orchestrator.v1.ImportSessionResponse.stored:type_name -> orchestrator.v1.ImportSessionResponse.Stored
+	10,  // 70: orchestrator.v1.ImportSessionResponse.session:type_name -> orchestrator.v1.Session
+	90,  // 71: orchestrator.v1.FileEntry.mod_time:type_name -> google.protobuf.Timestamp
+	70,  // 72: orchestrator.v1.ListFilesResponse.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	60,  // 73: orchestrator.v1.ListFilesResponse.entries:type_name -> orchestrator.v1.FileEntry
+	70,  // 74: orchestrator.v1.ReadFileResponse.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	60,  // 75: orchestrator.v1.ReadFileResponse.file:type_name -> orchestrator.v1.FileEntry
+	88,  // 76: orchestrator.v1.GetSessionHistoryResponse.entries:type_name -> orchestrator.v1.GetSessionHistoryResponse.Entry
+	90,  // 77: orchestrator.v1.Session.Checkpoint.create_time:type_name -> google.protobuf.Timestamp
+	3,   // 78: orchestrator.v1.Session.Migration.state:type_name -> orchestrator.v1.Session.Migration.State
+	90,  // 79: orchestrator.v1.Session.Migration.start_time:type_name -> google.protobuf.Timestamp
+	74,  // 80: orchestrator.v1.Session.Migration.progress:type_name -> orchestrator.v1.Session.Progress
+	90,  // 81: orchestrator.v1.Session.Progress.time:type_name -> google.protobuf.Timestamp
+	25,  // 82: orchestrator.v1.SendMessagesResponse.Turn.message:type_name -> orchestrator.v1.Message
+	6,   // 83: orchestrator.v1.DiffCheckpointsResponse.Change.kind:type_name -> orchestrator.v1.DiffCheckpointsResponse.Change.Kind
+	10,  // 84: orchestrator.v1.ExportSessionResponse.Open.session:type_name -> orchestrator.v1.Session
+	70,  // 85: orchestrator.v1.ExportSessionResponse.Open.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	56,  // 86: orchestrator.v1.ImportSessionRequest.Put.chunks:type_name -> orchestrator.v1.ChunkFrame
+	9,   // 87: orchestrator.v1.ImportSessionRequest.Commit.spec:type_name -> orchestrator.v1.SessionSpec
+	90,  // 88: orchestrator.v1.GetSessionHistoryResponse.Entry.time:type_name -> google.protobuf.Timestamp
+	2,   // 89: orchestrator.v1.GetSessionHistoryResponse.Entry.phase:type_name -> orchestrator.v1.Session.Phase
+	11,  // 90: orchestrator.v1.SessionService.SpawnSession:input_type -> orchestrator.v1.SpawnSessionRequest
+	13,  // 91: orchestrator.v1.SessionService.GetSession:input_type -> orchestrator.v1.GetSessionRequest
+	15,  // 92: orchestrator.v1.SessionService.ListSessions:input_type -> orchestrator.v1.ListSessionsRequest
+	17,  // 93: orchestrator.v1.SessionService.WatchSessions:input_type -> orchestrator.v1.WatchSessionsRequest
+	19,  // 94: orchestrator.v1.SessionService.TerminateSession:input_type -> orchestrator.v1.TerminateSessionRequest
+	21,  // 95: orchestrator.v1.SessionService.SendMessage:input_type -> orchestrator.v1.SendMessageRequest
+	23,  // 96: orchestrator.v1.SessionService.SendMessages:input_type -> orchestrator.v1.SendMessagesRequest
+	26,  // 97: orchestrator.v1.SessionService.GetMessage:input_type -> orchestrator.v1.GetMessageRequest
+	28,  // 98: orchestrator.v1.SessionService.ReadLogs:input_type -> orchestrator.v1.ReadLogsRequest
+	31,  // 99: orchestrator.v1.SessionService.AttachSession:input_type -> orchestrator.v1.AttachSessionRequest
+	33,  // 100: orchestrator.v1.SessionService.ExecSession:input_type -> orchestrator.v1.ExecSessionRequest
+	35,  // 101: orchestrator.v1.SessionService.CheckpointSession:input_type -> orchestrator.v1.CheckpointSessionRequest
+	37,  // 102: orchestrator.v1.SessionService.ListCheckpoints:input_type -> orchestrator.v1.ListCheckpointsRequest
+	39,  // 103: orchestrator.v1.SessionService.MigrateSession:input_type -> orchestrator.v1.MigrateSessionRequest
+	41,  // 104: orchestrator.v1.SessionService.CancelMigration:input_type -> orchestrator.v1.CancelMigrationRequest
+	43,  // 105: orchestrator.v1.SessionService.PauseSession:input_type -> orchestrator.v1.PauseSessionRequest
+	45,  // 106: orchestrator.v1.SessionService.ResumeSession:input_type -> orchestrator.v1.ResumeSessionRequest
+	47,  // 107: orchestrator.v1.SessionService.ForkSession:input_type -> orchestrator.v1.ForkSessionRequest
+	49,  // 108: orchestrator.v1.SessionService.RewindSession:input_type -> orchestrator.v1.RewindSessionRequest
+	51,  // 109: orchestrator.v1.SessionService.DeleteCheckpoint:input_type -> orchestrator.v1.DeleteCheckpointRequest
+	53,  // 110: orchestrator.v1.SessionService.DiffCheckpoints:input_type -> orchestrator.v1.DiffCheckpointsRequest
+	61,  // 111: orchestrator.v1.SessionService.ListFiles:input_type -> orchestrator.v1.ListFilesRequest
+	63,  // 112: orchestrator.v1.SessionService.ReadFile:input_type -> orchestrator.v1.ReadFileRequest
+	55,  // 113: orchestrator.v1.SessionService.ExportSession:input_type -> orchestrator.v1.ExportSessionRequest
+	58,  // 114: orchestrator.v1.SessionService.ImportSession:input_type -> orchestrator.v1.ImportSessionRequest
+	65,  // 115: orchestrator.v1.SessionService.GetSessionHistory:input_type -> orchestrator.v1.GetSessionHistoryRequest
+	12,  // 116: orchestrator.v1.SessionService.SpawnSession:output_type -> orchestrator.v1.SpawnSessionResponse
+	14,  // 117: orchestrator.v1.SessionService.GetSession:output_type -> orchestrator.v1.GetSessionResponse
+	16,  // 118: orchestrator.v1.SessionService.ListSessions:output_type -> orchestrator.v1.ListSessionsResponse
+	18,  // 119: orchestrator.v1.SessionService.WatchSessions:output_type -> orchestrator.v1.WatchSessionsResponse
+	20,  // 120: orchestrator.v1.SessionService.TerminateSession:output_type -> orchestrator.v1.TerminateSessionResponse
+	22,  // 121: orchestrator.v1.SessionService.SendMessage:output_type -> orchestrator.v1.SendMessageResponse
+	24,  // 122: orchestrator.v1.SessionService.SendMessages:output_type -> orchestrator.v1.SendMessagesResponse
+	27,  // 123: orchestrator.v1.SessionService.GetMessage:output_type -> orchestrator.v1.GetMessageResponse
+	30,  // 124: orchestrator.v1.SessionService.ReadLogs:output_type -> orchestrator.v1.ReadLogsResponse
+	32,  // 125: orchestrator.v1.SessionService.AttachSession:output_type -> orchestrator.v1.AttachSessionResponse
+	34,  // 126: orchestrator.v1.SessionService.ExecSession:output_type -> orchestrator.v1.ExecSessionResponse
+	36,  // 127: orchestrator.v1.SessionService.CheckpointSession:output_type -> orchestrator.v1.CheckpointSessionResponse
+	38,  // 128: orchestrator.v1.SessionService.ListCheckpoints:output_type -> orchestrator.v1.ListCheckpointsResponse
+	40,  // 129: orchestrator.v1.SessionService.MigrateSession:output_type -> orchestrator.v1.MigrateSessionResponse
+	42,  // 130: orchestrator.v1.SessionService.CancelMigration:output_type -> orchestrator.v1.CancelMigrationResponse
+	44,  // 131: orchestrator.v1.SessionService.PauseSession:output_type -> orchestrator.v1.PauseSessionResponse
+	46,  // 132: orchestrator.v1.SessionService.ResumeSession:output_type -> orchestrator.v1.ResumeSessionResponse
+	48,  // 133: orchestrator.v1.SessionService.ForkSession:output_type -> orchestrator.v1.ForkSessionResponse
+	50,  // 134: orchestrator.v1.SessionService.RewindSession:output_type -> orchestrator.v1.RewindSessionResponse
+	52,  // 135: orchestrator.v1.SessionService.DeleteCheckpoint:output_type -> orchestrator.v1.DeleteCheckpointResponse
+	54,  // 136: orchestrator.v1.SessionService.DiffCheckpoints:output_type -> orchestrator.v1.DiffCheckpointsResponse
+	62,  // 137: orchestrator.v1.SessionService.ListFiles:output_type -> orchestrator.v1.ListFilesResponse
+	64,  // 138: orchestrator.v1.SessionService.ReadFile:output_type -> orchestrator.v1.ReadFileResponse
+	57,  // 139: orchestrator.v1.SessionService.ExportSession:output_type -> orchestrator.v1.ExportSessionResponse
+	59,  // 140: orchestrator.v1.SessionService.ImportSession:output_type -> orchestrator.v1.ImportSessionResponse
+	66,  // 141: orchestrator.v1.SessionService.GetSessionHistory:output_type -> orchestrator.v1.GetSessionHistoryResponse
+	116, // [116:142] is the sub-list for method output_type
+	90,  // [90:116] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_session_proto_init() }
@@ -6301,7 +6864,7 @@ func file_orchestrator_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_session_proto_rawDesc), len(file_orchestrator_v1_session_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   76,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

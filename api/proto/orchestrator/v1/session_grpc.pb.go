@@ -42,6 +42,8 @@ const (
 	SessionService_RewindSession_FullMethodName     = "/orchestrator.v1.SessionService/RewindSession"
 	SessionService_DeleteCheckpoint_FullMethodName  = "/orchestrator.v1.SessionService/DeleteCheckpoint"
 	SessionService_DiffCheckpoints_FullMethodName   = "/orchestrator.v1.SessionService/DiffCheckpoints"
+	SessionService_ListFiles_FullMethodName         = "/orchestrator.v1.SessionService/ListFiles"
+	SessionService_ReadFile_FullMethodName          = "/orchestrator.v1.SessionService/ReadFile"
 	SessionService_ExportSession_FullMethodName     = "/orchestrator.v1.SessionService/ExportSession"
 	SessionService_ImportSession_FullMethodName     = "/orchestrator.v1.SessionService/ImportSession"
 	SessionService_GetSessionHistory_FullMethodName = "/orchestrator.v1.SessionService/GetSessionHistory"
@@ -95,6 +97,10 @@ type SessionServiceClient interface {
 	DeleteCheckpoint(ctx context.Context, in *DeleteCheckpointRequest, opts ...grpc.CallOption) (*DeleteCheckpointResponse, error)
 	// DiffCheckpoints tells what files differ between two checkpoints of a session.
 	DiffCheckpoints(ctx context.Context, in *DiffCheckpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffCheckpointsResponse], error)
+	// ListFiles returns what a directory of a checkpoint holds, by page; it works wherever the session is, and when it runs nowhere.
+	ListFiles(ctx context.Context, in *ListFilesRequest, opts ...grpc.CallOption) (*ListFilesResponse, error)
+	// ReadFile returns a file of a checkpoint, or a stretch of it.
+	ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (*ReadFileResponse, error)
 	// ExportSession streams a checkpoint and its chunks.
 	ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error)
 	// ImportSession makes a session that begins with a checkpoint from elsewhere, or with a workspace.
@@ -357,6 +363,26 @@ func (c *sessionServiceClient) DiffCheckpoints(ctx context.Context, in *DiffChec
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SessionService_DiffCheckpointsClient = grpc.ServerStreamingClient[DiffCheckpointsResponse]
 
+func (c *sessionServiceClient) ListFiles(ctx context.Context, in *ListFilesRequest, opts ...grpc.CallOption) (*ListFilesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListFilesResponse)
+	err := c.cc.Invoke(ctx, SessionService_ListFiles_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (*ReadFileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadFileResponse)
+	err := c.cc.Invoke(ctx, SessionService_ReadFile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *sessionServiceClient) ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &SessionService_ServiceDesc.Streams[6], SessionService_ExportSession_FullMethodName, cOpts...)
@@ -447,6 +473,10 @@ type SessionServiceServer interface {
 	DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error)
 	// DiffCheckpoints tells what files differ between two checkpoints of a session.
 	DiffCheckpoints(*DiffCheckpointsRequest, grpc.ServerStreamingServer[DiffCheckpointsResponse]) error
+	// ListFiles returns what a directory of a checkpoint holds, by page; it works wherever the session is, and when it runs nowhere.
+	ListFiles(context.Context, *ListFilesRequest) (*ListFilesResponse, error)
+	// ReadFile returns a file of a checkpoint, or a stretch of it.
+	ReadFile(context.Context, *ReadFileRequest) (*ReadFileResponse, error)
 	// ExportSession streams a checkpoint and its chunks.
 	ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error
 	// ImportSession makes a session that begins with a checkpoint from elsewhere, or with a workspace.
@@ -525,6 +555,12 @@ func (UnimplementedSessionServiceServer) DeleteCheckpoint(context.Context, *Dele
 }
 func (UnimplementedSessionServiceServer) DiffCheckpoints(*DiffCheckpointsRequest, grpc.ServerStreamingServer[DiffCheckpointsResponse]) error {
 	return status.Error(codes.Unimplemented, "method DiffCheckpoints not implemented")
+}
+func (UnimplementedSessionServiceServer) ListFiles(context.Context, *ListFilesRequest) (*ListFilesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListFiles not implemented")
+}
+func (UnimplementedSessionServiceServer) ReadFile(context.Context, *ReadFileRequest) (*ReadFileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadFile not implemented")
 }
 func (UnimplementedSessionServiceServer) ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error {
 	return status.Error(codes.Unimplemented, "method ExportSession not implemented")
@@ -880,6 +916,42 @@ func _SessionService_DiffCheckpoints_Handler(srv interface{}, stream grpc.Server
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SessionService_DiffCheckpointsServer = grpc.ServerStreamingServer[DiffCheckpointsResponse]
 
+func _SessionService_ListFiles_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListFilesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).ListFiles(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_ListFiles_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).ListFiles(ctx, req.(*ListFilesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_ReadFile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadFileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).ReadFile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_ReadFile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).ReadFile(ctx, req.(*ReadFileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SessionService_ExportSession_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ExportSessionRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -982,6 +1054,14 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteCheckpoint",
 			Handler:    _SessionService_DeleteCheckpoint_Handler,
+		},
+		{
+			MethodName: "ListFiles",
+			Handler:    _SessionService_ListFiles_Handler,
+		},
+		{
+			MethodName: "ReadFile",
+			Handler:    _SessionService_ReadFile_Handler,
 		},
 		{
 			MethodName: "GetSessionHistory",

@@ -622,6 +622,95 @@ func (x *LinkResponse) GetItems() []*LinkDown {
 	return nil
 }
 
+type GetServerInteractionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its namespace is the only one that is looked at, unless it is empty; its session is an id.
+	List          *v1.ListInteractionsRequest `protobuf:"bytes,1,opt,name=list,proto3" json:"list,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInteractionsRequest) Reset() {
+	*x = GetServerInteractionsRequest{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInteractionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInteractionsRequest) ProtoMessage() {}
+
+func (x *GetServerInteractionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInteractionsRequest.ProtoReflect.Descriptor instead.
+func (*GetServerInteractionsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetServerInteractionsRequest) GetList() *v1.ListInteractionsRequest {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+type GetServerInteractionsResponse struct {
+	state         protoimpl.MessageState       `protogen:"open.v1"`
+	Page          *v1.ListInteractionsResponse `protobuf:"bytes,1,opt,name=page,proto3" json:"page,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInteractionsResponse) Reset() {
+	*x = GetServerInteractionsResponse{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInteractionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInteractionsResponse) ProtoMessage() {}
+
+func (x *GetServerInteractionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInteractionsResponse.ProtoReflect.Descriptor instead.
+func (*GetServerInteractionsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetServerInteractionsResponse) GetPage() *v1.ListInteractionsResponse {
+	if x != nil {
+		return x.Page
+	}
+	return nil
+}
+
 // CommitCallsRequest asks the leader to commit what a server has to say about calls. Other commands are refused.
 type CommitCallsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -632,7 +721,7 @@ type CommitCallsRequest struct {
 
 func (x *CommitCallsRequest) Reset() {
 	*x = CommitCallsRequest{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +733,7 @@ func (x *CommitCallsRequest) String() string {
 func (*CommitCallsRequest) ProtoMessage() {}
 
 func (x *CommitCallsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[10]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +746,7 @@ func (x *CommitCallsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitCallsRequest.ProtoReflect.Descriptor instead.
 func (*CommitCallsRequest) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{10}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitCallsRequest) GetCommands() []*Command {
@@ -677,7 +766,7 @@ type CommitCallsResponse struct {
 
 func (x *CommitCallsResponse) Reset() {
 	*x = CommitCallsResponse{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +778,7 @@ func (x *CommitCallsResponse) String() string {
 func (*CommitCallsResponse) ProtoMessage() {}
 
 func (x *CommitCallsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[11]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +791,7 @@ func (x *CommitCallsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitCallsResponse.ProtoReflect.Descriptor instead.
 func (*CommitCallsResponse) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{11}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CommitCallsResponse) GetCalls() []*CommittedCall {
@@ -731,7 +820,7 @@ type CommittedCall struct {
 
 func (x *CommittedCall) Reset() {
 	*x = CommittedCall{}
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +832,7 @@ func (x *CommittedCall) String() string {
 func (*CommittedCall) ProtoMessage() {}
 
 func (x *CommittedCall) ProtoReflect() protoreflect.Message {
-	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[12]
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +845,7 @@ func (x *CommittedCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommittedCall.ProtoReflect.Descriptor instead.
 func (*CommittedCall) Descriptor() ([]byte, []int) {
-	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{12}
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CommittedCall) GetCall() *CallRow {
@@ -805,7 +894,7 @@ var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\n" +
-	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a%orchestrator/cluster/v1/command.proto\x1a\x1dorchestrator/v1/cluster.proto\x1a\x1eorchestrator/v1/provider.proto\"\x17\n" +
+	"#orchestrator/cluster/v1/relay.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a%orchestrator/cluster/v1/command.proto\x1a\x1dorchestrator/v1/cluster.proto\x1a\x1eorchestrator/v1/provider.proto\x1a\x1eorchestrator/v1/recorder.proto\"\x17\n" +
 	"\x15GetServerStatsRequest\"\xd4\x01\n" +
 	"\x16GetServerStatsResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -839,7 +928,11 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x125\n" +
 	"\x05items\x18\x02 \x03(\v2\x1f.orchestrator.cluster.v1.LinkUpR\x05items\"G\n" +
 	"\fLinkResponse\x127\n" +
-	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items\"R\n" +
+	"\x05items\x18\x01 \x03(\v2!.orchestrator.cluster.v1.LinkDownR\x05items\"\\\n" +
+	"\x1cGetServerInteractionsRequest\x12<\n" +
+	"\x04list\x18\x01 \x01(\v2(.orchestrator.v1.ListInteractionsRequestR\x04list\"^\n" +
+	"\x1dGetServerInteractionsResponse\x12=\n" +
+	"\x04page\x18\x01 \x01(\v2).orchestrator.v1.ListInteractionsResponseR\x04page\"R\n" +
 	"\x12CommitCallsRequest\x12<\n" +
 	"\bcommands\x18\x01 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"S\n" +
 	"\x13CommitCallsResponse\x12<\n" +
@@ -850,11 +943,12 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs2\xbc\x04\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs2\xc5\x05\n" +
 	"\fRelayService\x12q\n" +
 	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12w\n" +
 	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12}\n" +
-	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12h\n" +
+	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12\x86\x01\n" +
+	"\x15GetServerInteractions\x125.orchestrator.cluster.v1.GetServerInteractionsRequest\x1a6.orchestrator.cluster.v1.GetServerInteractionsResponse\x12h\n" +
 	"\vCommitCalls\x12+.orchestrator.cluster.v1.CommitCallsRequest\x1a,.orchestrator.cluster.v1.CommitCallsResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
@@ -870,49 +964,57 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
-	(*GetServerStatsRequest)(nil),      // 0: orchestrator.cluster.v1.GetServerStatsRequest
-	(*GetServerStatsResponse)(nil),     // 1: orchestrator.cluster.v1.GetServerStatsResponse
-	(*GetServerDaemonsRequest)(nil),    // 2: orchestrator.cluster.v1.GetServerDaemonsRequest
-	(*GetServerDaemonsResponse)(nil),   // 3: orchestrator.cluster.v1.GetServerDaemonsResponse
-	(*GetServerProvidersRequest)(nil),  // 4: orchestrator.cluster.v1.GetServerProvidersRequest
-	(*GetServerProvidersResponse)(nil), // 5: orchestrator.cluster.v1.GetServerProvidersResponse
-	(*LinkUp)(nil),                     // 6: orchestrator.cluster.v1.LinkUp
-	(*LinkDown)(nil),                   // 7: orchestrator.cluster.v1.LinkDown
-	(*LinkRequest)(nil),                // 8: orchestrator.cluster.v1.LinkRequest
-	(*LinkResponse)(nil),               // 9: orchestrator.cluster.v1.LinkResponse
-	(*CommitCallsRequest)(nil),         // 10: orchestrator.cluster.v1.CommitCallsRequest
-	(*CommitCallsResponse)(nil),        // 11: orchestrator.cluster.v1.CommitCallsResponse
-	(*CommittedCall)(nil),              // 12: orchestrator.cluster.v1.CommittedCall
-	(*v1.Daemon)(nil),                  // 13: orchestrator.v1.Daemon
-	(*v1.Provider)(nil),                // 14: orchestrator.v1.Provider
-	(*Command)(nil),                    // 15: orchestrator.cluster.v1.Command
-	(*CallRow)(nil),                    // 16: orchestrator.cluster.v1.CallRow
+	(*GetServerStatsRequest)(nil),         // 0: orchestrator.cluster.v1.GetServerStatsRequest
+	(*GetServerStatsResponse)(nil),        // 1: orchestrator.cluster.v1.GetServerStatsResponse
+	(*GetServerDaemonsRequest)(nil),       // 2: orchestrator.cluster.v1.GetServerDaemonsRequest
+	(*GetServerDaemonsResponse)(nil),      // 3: orchestrator.cluster.v1.GetServerDaemonsResponse
+	(*GetServerProvidersRequest)(nil),     // 4: orchestrator.cluster.v1.GetServerProvidersRequest
+	(*GetServerProvidersResponse)(nil),    // 5: orchestrator.cluster.v1.GetServerProvidersResponse
+	(*LinkUp)(nil),                        // 6: orchestrator.cluster.v1.LinkUp
+	(*LinkDown)(nil),                      // 7: orchestrator.cluster.v1.LinkDown
+	(*LinkRequest)(nil),                   // 8: orchestrator.cluster.v1.LinkRequest
+	(*LinkResponse)(nil),                  // 9: orchestrator.cluster.v1.LinkResponse
+	(*GetServerInteractionsRequest)(nil),  // 10: orchestrator.cluster.v1.GetServerInteractionsRequest
+	(*GetServerInteractionsResponse)(nil), // 11: orchestrator.cluster.v1.GetServerInteractionsResponse
+	(*CommitCallsRequest)(nil),            // 12: orchestrator.cluster.v1.CommitCallsRequest
+	(*CommitCallsResponse)(nil),           // 13: orchestrator.cluster.v1.CommitCallsResponse
+	(*CommittedCall)(nil),                 // 14: orchestrator.cluster.v1.CommittedCall
+	(*v1.Daemon)(nil),                     // 15: orchestrator.v1.Daemon
+	(*v1.Provider)(nil),                   // 16: orchestrator.v1.Provider
+	(*v1.ListInteractionsRequest)(nil),    // 17: orchestrator.v1.ListInteractionsRequest
+	(*v1.ListInteractionsResponse)(nil),   // 18: orchestrator.v1.ListInteractionsResponse
+	(*Command)(nil),                       // 19: orchestrator.cluster.v1.Command
+	(*CallRow)(nil),                       // 20: orchestrator.cluster.v1.CallRow
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	13, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
-	14, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
+	15, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	16, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
 	6,  // 2: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
 	7,  // 3: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	15, // 4: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
-	12, // 5: orchestrator.cluster.v1.CommitCallsResponse.calls:type_name -> orchestrator.cluster.v1.CommittedCall
-	16, // 6: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
-	0,  // 7: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
-	2,  // 8: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
-	4,  // 9: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
-	10, // 10: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
-	8,  // 11: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1,  // 12: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	3,  // 13: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
-	5,  // 14: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
-	11, // 15: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
-	9,  // 16: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	17, // 4: orchestrator.cluster.v1.GetServerInteractionsRequest.list:type_name -> orchestrator.v1.ListInteractionsRequest
+	18, // 5: orchestrator.cluster.v1.GetServerInteractionsResponse.page:type_name -> orchestrator.v1.ListInteractionsResponse
+	19, // 6: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
+	14, // 7: orchestrator.cluster.v1.CommitCallsResponse.calls:type_name -> orchestrator.cluster.v1.CommittedCall
+	20, // 8: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
+	0,  // 9: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
+	2,  // 10: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
+	4,  // 11: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
+	10, // 12: orchestrator.cluster.v1.RelayService.GetServerInteractions:input_type -> orchestrator.cluster.v1.GetServerInteractionsRequest
+	12, // 13: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
+	8,  // 14: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1,  // 15: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	3,  // 16: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
+	5,  // 17: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
+	11, // 18: orchestrator.cluster.v1.RelayService.GetServerInteractions:output_type -> orchestrator.cluster.v1.GetServerInteractionsResponse
+	13, // 19: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
+	9,  // 20: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_relay_proto_init() }
@@ -937,7 +1039,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

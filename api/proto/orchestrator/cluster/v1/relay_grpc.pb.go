@@ -21,11 +21,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RelayService_GetServerStats_FullMethodName     = "/orchestrator.cluster.v1.RelayService/GetServerStats"
-	RelayService_GetServerDaemons_FullMethodName   = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
-	RelayService_GetServerProviders_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
-	RelayService_CommitCalls_FullMethodName        = "/orchestrator.cluster.v1.RelayService/CommitCalls"
-	RelayService_Link_FullMethodName               = "/orchestrator.cluster.v1.RelayService/Link"
+	RelayService_GetServerStats_FullMethodName        = "/orchestrator.cluster.v1.RelayService/GetServerStats"
+	RelayService_GetServerDaemons_FullMethodName      = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
+	RelayService_GetServerProviders_FullMethodName    = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
+	RelayService_GetServerInteractions_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerInteractions"
+	RelayService_CommitCalls_FullMethodName           = "/orchestrator.cluster.v1.RelayService/CommitCalls"
+	RelayService_Link_FullMethodName                  = "/orchestrator.cluster.v1.RelayService/Link"
 )
 
 // RelayServiceClient is the client API for RelayService service.
@@ -40,6 +41,8 @@ type RelayServiceClient interface {
 	GetServerDaemons(ctx context.Context, in *GetServerDaemonsRequest, opts ...grpc.CallOption) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error)
+	// GetServerInteractions returns a page of what the asked server itself has recorded.
+	GetServerInteractions(ctx context.Context, in *GetServerInteractionsRequest, opts ...grpc.CallOption) (*GetServerInteractionsResponse, error)
 	// CommitCalls commits commands about calls; the asked server must lead.
 	CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
@@ -84,6 +87,16 @@ func (c *relayServiceClient) GetServerProviders(ctx context.Context, in *GetServ
 	return out, nil
 }
 
+func (c *relayServiceClient) GetServerInteractions(ctx context.Context, in *GetServerInteractionsRequest, opts ...grpc.CallOption) (*GetServerInteractionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerInteractionsResponse)
+	err := c.cc.Invoke(ctx, RelayService_GetServerInteractions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *relayServiceClient) CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CommitCallsResponse)
@@ -119,6 +132,8 @@ type RelayServiceServer interface {
 	GetServerDaemons(context.Context, *GetServerDaemonsRequest) (*GetServerDaemonsResponse, error)
 	// GetServerProviders describes the asked server's pools of connections to providers.
 	GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error)
+	// GetServerInteractions returns a page of what the asked server itself has recorded.
+	GetServerInteractions(context.Context, *GetServerInteractionsRequest) (*GetServerInteractionsResponse, error)
 	// CommitCalls commits commands about calls; the asked server must lead.
 	CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
@@ -141,6 +156,9 @@ func (UnimplementedRelayServiceServer) GetServerDaemons(context.Context, *GetSer
 }
 func (UnimplementedRelayServiceServer) GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerProviders not implemented")
+}
+func (UnimplementedRelayServiceServer) GetServerInteractions(context.Context, *GetServerInteractionsRequest) (*GetServerInteractionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerInteractions not implemented")
 }
 func (UnimplementedRelayServiceServer) CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CommitCalls not implemented")
@@ -223,6 +241,24 @@ func _RelayService_GetServerProviders_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_GetServerInteractions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerInteractionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).GetServerInteractions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_GetServerInteractions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).GetServerInteractions(ctx, req.(*GetServerInteractionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_CommitCalls_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CommitCallsRequest)
 	if err := dec(in); err != nil {
@@ -266,6 +302,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerProviders",
 			Handler:    _RelayService_GetServerProviders_Handler,
+		},
+		{
+			MethodName: "GetServerInteractions",
+			Handler:    _RelayService_GetServerInteractions_Handler,
 		},
 		{
 			MethodName: "CommitCalls",

@@ -1,0 +1,248 @@
+// A link over HTTP, for where no WebSocket can be held: the same messages, one request for each, and long polls for results.
+
+import type { Address } from './addresses.js';
+import type { Call } from './call.js';
+import { OrchestratorError, textOf } from './errors.js';
+import { type AskOp, type Link, LinkEnded, type LinkEnd, type LinkEvents, type Resume } from './link.js';
+import { type AnswerMessage, type EndMessage, type Health, read, type ServerMessage } from './messages.js';
+import type { Settings } from './options.js';
+
+/** How long a server may wait for a result before it answers that there is none yet. */
+const pollMs = 25_000;
+/** The shortest such time: a call whose deadline has come is not asked for in a circle. */
+const minPollMs = 1_000;
+/** How much longer than that a request may take. */
+const patienceMs = 10_000;
+const sessionHeader = 'Orchestrator-Session-Id';
+
+/** What a request came to. */
+interface Answer {
+  status: number;
+  message: ServerMessage | undefined;
+}
+
+/** A connection by HTTP. It says hello at once. */
+export class HttpLink implements Link {
+  readonly transport = 'http';
+  readonly address: Address;
+  readonly #token: string;
+  readonly #settings: Settings;
+  readonly #resume: Resume;
+  readonly #events: LinkEvents;
+  #ended = false;
+  readonly #life = new AbortController();
+  readonly #calls = new Map<string, AbortController>();
+  readonly #running = new Set<Promise<void>>();
+
+  constructor(address: Address, token: string, settings: Settings, resume: Resume, events: LinkEvents) {
+    this.address = address;
+    this.#token = token;
+    this.#settings = settings;
+    this.#resume = resume;
+    this.#events = events;
+    this.#track(this.#hello());
+  }
+
+  #track(work: Promise<void>): void {
+    this.#running.add(work);
+    void work.finally(() => this.#running.delete(work));
+  }
+
+  async #hello(): Promise<void> {
+    let end: LinkEnd;
+    try {
+      const body = JSON.stringify({ op: 'hello', session_id: this.#resume.sessionId });
+      const { status, message } = await this.#request('POST', '/v1/hello', body, this.#settings.connectTimeoutMs, this.#life.signal);
+      if (this.#ended) return;
+      if (status === 200 && message?.op === 'hello_ack' && message.ok) {
+        this.#resume.sessionId = message.sessionId;
+        if (message.server !== undefined) this.#resume.names.set(this.address, message.server);
+        return this.#events.onOpen(message, false);
+      }
+      end = refusalOf(status, message);
+    } catch (err) {
+      end = { kind: 'lost', message: textOf(err) };
+    }
+    this.#end(end);
+  }
+
+  ready(): boolean {
+    return !this.#ended;
+  }
+
+  send(call: Call): void {
+    const abort = new AbortController();
+    this.#calls.set(call.wish.requestId, abort);
+    const work = this.#call(call, abort.signal).finally(() => {
+      if (this.#calls.get(call.wish.requestId) === abort) this.#calls.delete(call.wish.requestId);
+    });
+    this.#track(work);
+  }
+
+  /** Asks for a call until it has ended. */
+  async #call(call: Call, signal: AbortSignal): Promise<void> {
+    const { requestId } = call.wish;
+    let known = false; // to this server
+    try {
+      for (;;) {
+        const wait = Math.max(minPollMs, Math.min(pollMs, Math.ceil(call.leftMs)));
+        const { status, message } = known
+          ? await this.#request('GET', `/v1/results/${encodeURIComponent(requestId)}?wait_ms=${wait}`, undefined, wait + patienceMs, signal)
+          : await this.#request('POST', `/v1/call_tool?wait_ms=${wait}`, call.encode(), wait + patienceMs, signal);
+        if (signal.aborted || this.#ended) return;
+        if (message?.op === 'call_tool_ack') {
+          known = true;
+          this.#events.onCallMessage({ ...message, requestId });
+          continue;
+        }
+        const end = endOf(message, requestId);
+        if (end === undefined) return this.#end({ kind: 'lost', message: `HTTP ${status} without a message of the protocol`, code: status });
+        if (known && end.error?.code === 'NOT_FOUND') {
+          known = false; // it may be the server that does not know the call, or the call whose answer this is: asking anew tells
+          continue;
+        }
+        if (end.op === 'call_tool_res' || end.op === 'cancelled') this.#resume.lastOrder = Math.max(this.#resume.lastOrder, end.order ?? 0);
+        return this.#events.onCallMessage(end);
+      }
+    } catch (err) {
+      if (signal.aborted) return;
+      if (err instanceof Unreadable) return this.#events.onMalformed('call_tool_res', requestId, err.message);
+      this.#end({ kind: 'lost', message: textOf(err) });
+    }
+  }
+
+  async #request(method: string, path: string, body: string | undefined, timeoutMs: number, signal: AbortSignal, token = this.#token): Promise<Answer> {
+    const { status, text } = await this.#fetch(method, path, body, timeoutMs, signal, token);
+    return { status, message: messageOf(text) };
+  }
+
+  async #fetch(method: string, path: string, body: string | undefined, timeoutMs: number, signal: AbortSignal, token: string) {
+    const abort = new AbortController();
+    let late = false;
+    const stop = () => abort.abort();
+    const timer = setTimeout(() => {
+      late = true;
+      stop();
+    }, timeoutMs);
+    signal.addEventListener('abort', stop);
+    try {
+      const response = await this.#settings.fetch(this.address.httpBase + path, {
+        method,
+        headers: {
+          ...(token === '' ? {} : { Authorization: `Bearer ${token}` }),
+          [sessionHeader]: this.#resume.sessionId,
+          ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
+        },
+        ...(body === undefined ? {} : { body }),
+        signal: abort.signal,
+        redirect: 'error',
+        cache: 'no-store',
+        credentials: 'omit',
+      });
+      return { status: response.status, text: await response.text() };
+    } catch (err) {
+      if (late) throw new Error(`no answer within ${Math.round(timeoutMs)} ms`);
+      throw err;
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', stop);
+    }
+  }
+
+  /** Stops waiting. There is no cancelling over HTTP: who has a WebSocket again does it there. */
+  cancel(requestId: string): void {
+    this.#calls.get(requestId)?.abort();
+  }
+
+  async ask(op: AskOp, fields: Record<string, string>, timeoutMs: number): Promise<AnswerMessage> {
+    switch (op) {
+      case 'health':
+        return { op: 'health_res', health: await this.#health(timeoutMs) };
+      case 'rotate_token':
+        await this.#tryToken(fields['new'] ?? '', timeoutMs);
+        return { op: 'rotate_token_res' };
+      case 'ping':
+        return { op: 'pong' };
+      case 'list_tools':
+        throw new OrchestratorError('SERVICE_UNAVAILABLE', 'tools cannot be listed over HTTP; ask again when there is a WebSocket');
+    }
+  }
+
+  /** Over HTTP each request shows its token: whether the new one is good is asked here, and the client makes a link with it. */
+  async #tryToken(token: string, timeoutMs: number): Promise<void> {
+    const body = JSON.stringify({ op: 'hello', session_id: this.#resume.sessionId });
+    const { status, message } = await this.#asked(() => this.#request('POST', '/v1/hello', body, timeoutMs, this.#life.signal, token));
+    if (status === 200) return;
+    const end = refusalOf(status, message);
+    throw new OrchestratorError(end.kind === 'unauthorized' ? 'UNAUTHORIZED' : 'SERVICE_UNAVAILABLE', `the new token: ${end.message}`);
+  }
+
+  async #health(timeoutMs: number): Promise<Health> {
+    const { text } = await this.#asked(() => this.#fetch('GET', '/ready', undefined, timeoutMs, this.#life.signal, ''));
+    let answer: Record<string, unknown>;
+    try {
+      answer = JSON.parse(text) as Record<string, unknown>;
+    } catch {
+      throw new OrchestratorError('PROTOCOL_ERROR', 'health: the answer of /ready is not JSON');
+    }
+    const { status, reason, server } = answer;
+    return { status: status === 'ready' ? 'ok' : 'degraded', server: String(server ?? ''), reason: typeof reason === 'string' ? reason : undefined };
+  }
+
+  /** Makes a request whose failure is not the end of the link. */
+  async #asked<T>(request: () => Promise<T>): Promise<T> {
+    try {
+      return await request();
+    } catch (err) {
+      if (this.#ended) throw new LinkEnded();
+      throw new OrchestratorError('SERVICE_UNAVAILABLE', textOf(err), { cause: err });
+    }
+  }
+
+  #end(end: LinkEnd): void {
+    if (this.#ended) return;
+    this.#stop();
+    this.#events.onEnd(end);
+  }
+
+  /** Ends all requests. */
+  #stop(): void {
+    this.#ended = true;
+    this.#life.abort();
+    for (const call of this.#calls.values()) call.abort();
+  }
+
+  async close(): Promise<void> {
+    this.#stop();
+    await Promise.allSettled(this.#running);
+  }
+}
+
+/** An answer of the protocol that is wrong in itself. */
+class Unreadable extends Error {}
+
+/** The message in a body; undefined where there is none. */
+function messageOf(body: string): ServerMessage | undefined {
+  const got = read(body);
+  if (got.kind === 'malformed') throw new Unreadable(got.why);
+  return got.kind === 'message' ? got.message : undefined;
+}
+
+/** The end of a call that a message tells; undefined where it tells none. */
+function endOf(m: ServerMessage | undefined, requestId: string): EndMessage | undefined {
+  switch (m?.op) {
+    case 'call_tool_res':
+    case 'cancelled':
+      return { ...m, requestId };
+    case 'error': // a refusal before the request was read
+      return { op: 'call_tool_res', requestId, error: m.error };
+    default:
+      return undefined;
+  }
+}
+
+function refusalOf(status: number, m: ServerMessage | undefined): LinkEnd {
+  const error = m !== undefined && 'error' in m && typeof m.error === 'object' ? m.error : undefined;
+  if (error === undefined) return { kind: status === 401 ? 'unauthorized' : 'lost', message: `HTTP ${status} without a message of the protocol`, code: status };
+  return { kind: error.code === 'UNAUTHORIZED' ? 'unauthorized' : 'refused', message: `${error.code}: ${error.message}`, code: status };
+}

@@ -1,0 +1,73 @@
+// Calls that this server alone keeps: what is asked with durable false, and can simply be asked again when the server is lost.
+
+package socket
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/neolith/orchestrator/gateway/tools"
+)
+
+// memory keeps calls in this server.
+type memory struct{ hub *Hub }
+
+// take implements keeper: the call is taken by having been found in order.
+func (m *memory) take(k *call, t toolCall) {
+	c, h := k.client, m.hub
+	ctx, cancel := context.WithDeadline(h.o.Access.As(h.life, c.cred), k.deadline)
+	ctx, k.stop = context.WithCancelCause(ctx)
+	k.accept()
+	effect := effectID(c.who, c.session, k.id)
+	h.work.Go(func() {
+		defer cancel()
+		v := h.worker.do(ctx, t.tool, tools.Call{ID: effect, Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk}, k.began)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		k.finish(v, 0)
+	})
+}
+
+// cancel implements keeper.
+func (m *memory) cancel(k *call, _ func(*failure)) { k.stop(tools.ErrCancelled) }
+
+// keeps implements keeper: the result stays for whoever asks again.
+func (m *memory) keeps(k *call, v *verdict) {
+	c := k.client
+	k.again = !v.kept()
+	k.bytes = frameOverhead + len(k.id) + len(v.outputs)
+	c.ended = append(c.ended, k)
+	m.hub.count.kept.Add(int64(k.bytes))
+}
+
+// whereabouts says what the call is at.
+func (k *call) whereabouts() string {
+	at := fmt.Sprintf("%s has been at it for %s", k.name, time.Since(k.began).Round(time.Second))
+	if d, ok := k.keeper.(*replicated); ok {
+		return d.whereabouts(k, at)
+	}
+	return at
+}
+
+// keepsTooMuch reports whether there is no room for a further result. c.mu is held.
+func (c *client) keepsTooMuch() bool {
+	l := &c.hub.o.Limits
+	return len(c.ended) >= l.KeptCalls || c.hub.count.kept.Load() > int64(l.KeptBytes)
+}
+
+// evict forgets results that were delivered, the oldest first, until there is room. c.mu is held.
+func (c *client) evict() {
+	waiting := map[string]bool{}
+	for i := range c.queue {
+		waiting[c.queue[i].call] = true
+	}
+	for i := 0; i < len(c.ended) && c.keepsTooMuch(); {
+		if k := c.ended[i]; waiting[k.id] || k.conn == nil && !k.taken {
+			i++
+			continue
+		}
+		c.drop(i)
+		c.hub.count.evicted.Add(1)
+	}
+}
