@@ -4,6 +4,7 @@ package tools
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 
@@ -30,7 +31,7 @@ type said struct {
 
 func chatTool() Tool {
 	return Tool{
-		Name: "chat", AsksModels: true, OrderBy: "conversation",
+		Name: "chat", AsksModels: true,
 		Description: "Ask a language model of the providers that the server is configured with. Give a prompt, or the whole conversation as messages: a model remembers nothing. Returns JSON with text, provider, model and tokens.",
 		Schema: object(nil, map[string]*Schema{
 			"prompt": text("what the user says, instead of messages", maxPromptChars),
@@ -38,11 +39,21 @@ func chatTool() Tool {
 				"role": oneOf("who speaks", "system", "user", "assistant"), "content": text("what is said", maxPromptChars),
 			})),
 			"provider": named("the only provider to ask; all are tried in their order when left out", 63), "model": named("a model's name; see list_models", 256),
-			"conversation": text("a name; calls of one conversation are asked one after the other", 128),
-			"namespace":    namespaceSchema(), "max_tokens": whole("the longest answer", 1, 10_000_000), "stream": flag("send the answer piece by piece", false),
+			"namespace": namespaceSchema(), "max_tokens": whole("the longest answer", 1, 10_000_000), "stream": flag("send the answer piece by piece", false),
 		}),
-		run: runChat,
+		run: runChat, OrderKey: conversationOf,
 	}
+}
+
+// conversationOf is the conversation that a chat belongs to; a new one belongs to none yet.
+func conversationOf(arguments json.RawMessage) string {
+	var a struct {
+		ID string `json:"conversation_id"`
+	}
+	if json.Unmarshal(arguments, &a) != nil || a.ID == "new" {
+		return ""
+	}
+	return a.ID
 }
 
 func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {
