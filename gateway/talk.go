@@ -235,7 +235,9 @@ func (o *Operations) commitTurn(ctx context.Context, turn *clusterv1.KeepTurn) (
 	command := &clusterv1.Command{Kind: &clusterv1.Command_KeepTurn{KeepTurn: turn}}
 	to, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepWait)
 	defer cancel()
+	attempts := 0
 	err = o.atLeader(ctx, to, func(ctx context.Context) error {
+		attempts++
 		r, err := o.Node.Propose(ctx, command)
 		if err == nil {
 			err = r[0].Err
@@ -245,6 +247,7 @@ func (o *Operations) commitTurn(ctx context.Context, turn *clusterv1.KeepTurn) (
 		}
 		return err
 	}, func(ctx context.Context, c clusterv1.RelayServiceClient) error {
+		attempts++
 		r, err := c.CommitCalls(ctx, &clusterv1.CommitCallsRequest{Commands: []*clusterv1.Command{command}})
 		switch {
 		case err != nil:
@@ -255,5 +258,8 @@ func (o *Operations) commitTurn(ctx context.Context, turn *clusterv1.KeepTurn) (
 		version = r.GetCalls()[0].GetIndex()
 		return refusalOf(r.GetCalls()[0])
 	})
+	if attempts > 1 && fault.Is(err, fault.Aborted) { // by another turn, which may have followed this one
+		err = fault.New(fault.Unavailable, "%w", err)
+	}
 	return version, err
 }
