@@ -112,7 +112,8 @@ func TestWhoMayWhat(t *testing.T) {
 		"SessionService/SendMessages", "SessionService/SpawnSession", "SessionService/TerminateSession",
 		"SessionService/CheckpointSession", "SessionService/MigrateSession", "SessionService/CancelMigration", "SessionService/PauseSession",
 		"SessionService/ResumeSession", "SessionService/ForkSession", "SessionService/RewindSession", "SessionService/DeleteCheckpoint",
-		"SessionService/ExportSession", "SessionService/ImportSession", "SessionService/ReadFile", "ProviderService/Chat", "QueueService/CancelCall"})
+		"SessionService/ExportSession", "SessionService/ImportSession", "SessionService/ReadFile", "ProviderService/Chat", "QueueService/CancelCall",
+		"ProviderService/DeleteConversation", "ProviderService/GetConversation", "ProviderService/ListConversations"})
 	operator := slices.Concat(client, []string{"ClusterService/GetStatus", "ClusterService/ListDaemons", "ClusterService/ListMembers", "ClusterService/SaveSnapshot",
 		"NodeService/CordonNode", "NodeService/DrainNode", "NodeService/RemoveNode", "NodeService/UncordonNode",
 		"QueueService/PurgeDeadLetters", "QueueService/RetryDeadLetters", "RecorderService/ExportInteractions", "RecorderService/ListInteractions"})
@@ -120,7 +121,7 @@ func TestWhoMayWhat(t *testing.T) {
 		"ClusterService/TransferLeadership", "TokenService/CreateToken", "TokenService/ListTokens", "TokenService/RevokeToken", MethodLink})
 	for role, want := range map[Role][]string{
 		Viewer: viewer, Client: client, Operator: operator, Admin: admin, Node: {MethodLink},
-		Server: {"RelayService/CommitCalls", "RelayService/GetServerDaemons", "RelayService/GetServerInteractions", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
+		Server: {"RelayService/CommitCalls", "RelayService/GetReadIndex", "RelayService/GetServerDaemons", "RelayService/GetServerInteractions", "RelayService/GetServerProviders", "RelayService/GetServerStats", "RelayService/Link"}, "": nil, "root": nil,
 	} {
 		slices.Sort(want)
 		if got := allowed(role); !slices.Equal(got, want) {

@@ -28,6 +28,14 @@ func (i Identity) String() string {
 	return string(i.Role) + ":" + name
 }
 
+// Owner is whose something is that the caller leaves with the cluster: the holder's of a token or a certificate.
+func (i Identity) Owner() string {
+	if i.TokenID != "" {
+		return "token " + i.TokenID
+	}
+	return i.String() + " " + i.Namespace
+}
+
 // Authorize checks a method (a gRPC full method, or MethodLink) against the table. Errors are of kind
 // fault.PermissionDenied and say what would be enough.
 func (i Identity) Authorize(method string) error {

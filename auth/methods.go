@@ -74,6 +74,10 @@ var Methods = map[string]Rule{
 	apiv1.ProviderService_ListProviders_FullMethodName: {Read, ClusterWide},
 	apiv1.ProviderService_ListModels_FullMethodName:    {Read, Namespaced},
 	apiv1.ProviderService_Chat_FullMethodName:          {Use, Namespaced},
+	// The caller's own, and for admins those of others.
+	apiv1.ProviderService_ListConversations_FullMethodName:  {Use, Namespaced},
+	apiv1.ProviderService_GetConversation_FullMethodName:    {Use, Namespaced},
+	apiv1.ProviderService_DeleteConversation_FullMethodName: {Use, Namespaced},
 
 	// The record holds what everybody in the namespace said and was answered.
 	apiv1.RecorderService_ListInteractions_FullMethodName:   {Operate, Namespaced},
@@ -105,6 +109,7 @@ var Methods = map[string]Rule{
 	clusterv1.RelayService_GetServerInteractions_FullMethodName: {Relay, ClusterWide},
 	clusterv1.RelayService_Link_FullMethodName:                  {Relay, ClusterWide},
 	clusterv1.RelayService_CommitCalls_FullMethodName:           {Relay, ClusterWide},
+	clusterv1.RelayService_GetReadIndex_FullMethodName:          {Relay, ClusterWide},
 
 	MethodLink: {LinkNode, ClusterWide},
 

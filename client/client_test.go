@@ -112,6 +112,7 @@ func TestEveryMutationTakesAKey(t *testing.T) {
 	for _, file := range []protoreflect.FileDescriptor{
 		apiv1.File_orchestrator_v1_session_proto, apiv1.File_orchestrator_v1_node_proto, apiv1.File_orchestrator_v1_cluster_proto,
 		apiv1.File_orchestrator_v1_queue_proto, apiv1.File_orchestrator_v1_token_proto, apiv1.File_orchestrator_v1_event_proto,
+		apiv1.File_orchestrator_v1_provider_proto,
 	} {
 		for i := range file.Services().Len() {
 			methods := file.Services().Get(i).Methods()

@@ -22,13 +22,14 @@ const (
 	notLeadingRetry = 100 * time.Millisecond
 )
 
-// aboutCalls reports whether a server may have a command committed as what it has to say about calls. What the leader decides by
+// aboutCalls reports whether a server may have a command committed as what it has to say about calls, or about a turn of a
+// conversation. What the leader decides by
 // itself, and what people do, is not among them.
 func aboutCalls(c *clusterv1.Command) bool {
 	switch c.GetKind().(type) {
 	case *clusterv1.Command_SubmitCall, *clusterv1.Command_BeginCall, *clusterv1.Command_DeferCall, *clusterv1.Command_EndCall,
 		*clusterv1.Command_CancelCall, *clusterv1.Command_AssignCalls, *clusterv1.Command_TakeDelivery, *clusterv1.Command_OpenClient,
-		*clusterv1.Command_RekeyClient:
+		*clusterv1.Command_RekeyClient, *clusterv1.Command_KeepTurn:
 		return c.GetOnce() == nil
 	default:
 		return false
@@ -73,8 +74,11 @@ func (s *relayService) CommitCalls(ctx context.Context, req *clusterv1.CommitCal
 // committed is one command's part of the answer. The state had applied the entry by the index.
 func committed(r *state.Result, index uint64) *clusterv1.CommittedCall {
 	c := &clusterv1.CommittedCall{Call: pbconv.CallToRow(r.Call), Known: r.Duplicate, Index: index}
-	if r.Call != nil {
+	switch {
+	case r.Call != nil:
 		c.Index = r.Call.ModifyIndex
+	case r.Conversation != nil:
+		c.Index = r.Conversation.Version
 	}
 	if r.Err != nil {
 		c.Code, c.Message = uint32(codeOf[fault.KindOf(r.Err)]), r.Err.Error()

@@ -92,6 +92,7 @@ func TestOnlyServersCommitCallsAndNothingElse(t *testing.T) {
 		"a token":      {Kind: &clusterv1.Command_CreateToken{CreateToken: &clusterv1.CreateToken{Id: "t"}}},
 		"a session":    {Kind: &clusterv1.Command_SpawnSession{SpawnSession: &clusterv1.SpawnSession{SessionId: "s"}}},
 		"a retry":      {Kind: &clusterv1.Command_RetryCall{RetryCall: &clusterv1.RetryCall{}}},
+		"a deletion":   {Kind: &clusterv1.Command_DropConversation{DropConversation: &clusterv1.DropConversation{}}},
 		"a purge":      {Kind: &clusterv1.Command_PurgeCalls{PurgeCalls: &clusterv1.PurgeCalls{}}},
 		"expiry":       {Kind: &clusterv1.Command_ExpireCalls{ExpireCalls: &clusterv1.ExpireCalls{}}},
 		"nothing":      {},

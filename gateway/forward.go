@@ -178,6 +178,7 @@ var local = map[string]bool{
 	clusterv1.RelayService_GetServerDaemons_FullMethodName:      true,
 	clusterv1.RelayService_Link_FullMethodName:                  true,
 	clusterv1.RelayService_CommitCalls_FullMethodName:           true, // the asking server knows who leads, and must know when it is wrong
+	clusterv1.RelayService_GetReadIndex_FullMethodName:          true,
 	// Their bytes come from this server as well as from another; what only the leader knows or may do, they ask it for.
 	apiv1.SessionService_ExportSession_FullMethodName:   true,
 	apiv1.SessionService_ImportSession_FullMethodName:   true,

@@ -25,7 +25,7 @@ func methods() map[string]bool {
 	out := map[string]bool{}
 	for _, d := range []grpc.ServiceDesc{
 		apiv1.SessionService_ServiceDesc, apiv1.NodeService_ServiceDesc, apiv1.ClusterService_ServiceDesc, apiv1.QueueService_ServiceDesc,
-		apiv1.TokenService_ServiceDesc, apiv1.EventService_ServiceDesc, apiv1.RecorderService_ServiceDesc, clusterv1.RelayService_ServiceDesc,
+		apiv1.TokenService_ServiceDesc, apiv1.EventService_ServiceDesc, apiv1.ProviderService_ServiceDesc, apiv1.RecorderService_ServiceDesc, clusterv1.RelayService_ServiceDesc,
 	} {
 		for _, m := range d.Methods {
 			out["/"+d.ServiceName+"/"+m.MethodName] = false

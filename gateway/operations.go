@@ -54,11 +54,12 @@ type Operations struct {
 	Options
 	waiters  waiters
 	exchange exchange
+	talks    talks
 }
 
 // NewOperations makes the operations; Run must be running for those that wait.
 func NewOperations(o Options) *Operations {
-	return &Operations{Options: o, waiters: waiters{byID: map[string]chan struct{}{}}, exchange: newExchange()}
+	return &Operations{Options: o, waiters: waiters{byID: map[string]chan struct{}{}}, exchange: newExchange(), talks: talks{under: map[state.ConversationKey]bool{}}}
 }
 
 // Run wakes waiting calls until ctx ends.
@@ -321,6 +322,7 @@ func (o *Operations) Send(ctx context.Context, req *apiv1.SendMessageRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	o.sent(ctx, s.ID, &res)
 	out := &apiv1.SendMessageResponse{Sequence: res.Sequence, SessionId: s.ID}
 	if req.GetWait() {
 		if out.Message, err = o.waitMessage(ctx, s.ID, res.Sequence); err != nil {

@@ -96,8 +96,15 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	if err := s.ops.room(ctx); err != nil {
 		return err
 	}
+	talk, err := s.ops.beginTalk(ctx, who, ns, req, &r)
+	if err != nil {
+		return err
+	}
+	defer talk.end()
+	if answer := talk.repeated(); answer != nil {
+		return sendWhole(stream, req.GetStream(), answer)
+	}
 	var got *provider.Response
-	var err error
 	began := time.Now()
 	if req.GetStream() {
 		got, err = s.ops.Providers.Stream(ctx, r, func(d provider.Delta) error {
@@ -110,9 +117,24 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	if err != nil {
 		return err
 	}
+	conversation, version, err := talk.keep(ctx, got)
+	if err != nil {
+		return err
+	}
 	return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: &apiv1.ChatAnswer{
+		ConversationId: conversation, ConversationVersion: version,
 		Provider: got.Provider, Model: got.Model, Text: got.Text, Reasoning: got.Reasoning, Stop: got.Stop,
 		InputTokens: uint64(got.Usage.InputTokens), OutputTokens: uint64(got.Usage.OutputTokens), CachedTokens: uint64(got.Usage.CachedTokens), Estimated: got.Usage.Estimated,
 		CostUsd: got.CostUSD, Attempts: uint32(got.Attempts), TookMs: float64(got.Took) / float64(time.Millisecond),
 	}}})
+}
+
+// sendWhole sends an answer that is there already, as one piece before where pieces are awaited.
+func sendWhole(stream grpc.ServerStreamingServer[apiv1.ChatResponse], pieces bool, answer *apiv1.ChatAnswer) error {
+	if pieces {
+		if err := stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Piece{Piece: &apiv1.ChatPiece{Text: answer.GetText()}}}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: answer}})
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"strings"
 	"testing"
 
@@ -25,21 +24,7 @@ func (a *alone) asksModels() *fakeprovider.Server {
 	fake := fakeprovider.New()
 	cfg := provider.Defaults()
 	cfg.Pools = []provider.PoolConfig{{Name: "local", Dialect: provider.OpenAI, URL: fake.Start(a.t) + "/v1", Models: []provider.ModelConfig{{Name: "fast", InputPrice: 1, OutputPrice: 2}}}}
-	pools, err := provider.New(provider.Options{Config: cfg, ConfigKey: "providers", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); _ = pools.Run(ctx) }()
-	a.t.Cleanup(func() {
-		cancel()
-		<-ended
-		if err := pools.Close(); err != nil {
-			a.t.Error(err)
-		}
-	})
-	a.ops.Providers = pools
+	a.asks(cfg)
 	return fake
 }
 
@@ -105,6 +90,9 @@ func TestChat(t *testing.T) {
 	r, err := apiv1.NewProviderServiceClient(one.conn).ListProviders(one.as(one.admin), &apiv1.ListProvidersRequest{})
 	if err != nil || len(r.GetProviders()) != 1 || r.GetProviders()[0].GetServer() != one.ops.Node.ID() || r.GetProviders()[0].GetCalls() != 2 || len(r.GetMissing()) != 2 {
 		t.Errorf("%v, %v", r, err)
+	}
+	if p := r.GetProviders()[0]; p.GetMin() != 1 || p.GetMax() != 10 || p.GetMaxInFlight() != 10 {
+		t.Errorf("%v", p)
 	}
 	models, err := apiv1.NewProviderServiceClient(one.conn).ListModels(films, &apiv1.ListModelsRequest{})
 	if err != nil || len(models.GetModels()) != 1 || models.GetModels()[0].GetName() != "fast" || !models.GetModels()[0].GetDefault() {

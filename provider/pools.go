@@ -3,6 +3,7 @@
 package provider
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -327,7 +329,7 @@ func (p *Pools) targets(r *Request) ([]target, error) {
 			continue
 		}
 		found = true
-		if m, ok := one.model(r.Model); ok {
+		if m, ok := one.preferred(r); ok {
 			t := target{pool: one, model: m, maxTokens: r.MaxTokens}
 			if t.maxTokens == 0 {
 				t.maxTokens = one.cfg.MaxTokens
@@ -341,7 +343,30 @@ func (p *Pools) targets(r *Request) ([]target, error) {
 	case len(all) == 0:
 		return nil, fault.New(fault.NotFound, "chat: no provider has the model %.64q; there is %s", r.Model, strings.Join(p.modelNames(r.Provider), ", "))
 	}
+	slices.SortStableFunc(all, func(a, b target) int { return cmp.Compare(a.rank(r), b.rank(r)) })
 	return all, nil
+}
+
+// rank is how much a target is preferred: the less, the more.
+func (t target) rank(r *Request) int {
+	switch {
+	case r.PreferProvider != "" && t.pool.cfg.Name == r.PreferProvider:
+		return 0
+	case r.PreferModel != "" && t.model.Name == r.PreferModel:
+		return 1
+	default:
+		return 2
+	}
+}
+
+// preferred finds the model that a call asks for, or the one that it would rather have.
+func (p *pool) preferred(r *Request) (ModelConfig, bool) {
+	if r.Model == "" && r.PreferModel != "" {
+		if m, ok := p.model(r.PreferModel); ok {
+			return m, true
+		}
+	}
+	return p.model(r.Model)
 }
 
 // model finds a model by its name; the first without one.

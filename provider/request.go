@@ -48,6 +48,10 @@ type Request struct {
 
 	// RepeatUnsure lets a call be tried elsewhere also when nobody knows whether it was worked on. It may be paid for twice.
 	RepeatUnsure bool
+
+	// PreferProvider is asked first, and PreferModel is what providers that have it are asked for, before those that do not: where
+	// Provider and Model leave it open. A conversation goes on like that with whom it was held, and with others where that is gone.
+	PreferProvider, PreferModel string
 }
 
 // Delta is a piece of an answer.

@@ -129,7 +129,7 @@ func (c *Cluster) ServeOn(t testing.TB, address string, cfg *tls.Config) *Server
 	apiv1.RegisterQueueServiceServer(s.grpc, &queues{c: c})
 	apiv1.RegisterTokenServiceServer(s.grpc, &tokens{c: c})
 	apiv1.RegisterEventServiceServer(s.grpc, &events{c: c})
-	apiv1.RegisterProviderServiceServer(s.grpc, providers{})
+	apiv1.RegisterProviderServiceServer(s.grpc, &providers{talks: newConversations(c.Now())})
 	apiv1.RegisterRecorderServiceServer(s.grpc, record{})
 	served := make(chan struct{})
 	go func() { defer close(served); _ = s.grpc.Serve(l) }() // it ends with Stop, which is no error

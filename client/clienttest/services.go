@@ -498,9 +498,10 @@ func (s *events) WatchEvents(req *apiv1.WatchEventsRequest, out apiv1.EventServi
 
 type providers struct {
 	apiv1.UnimplementedProviderServiceServer
+	talks *conversations
 }
 
-func (providers) ListProviders(context.Context, *apiv1.ListProvidersRequest) (*apiv1.ListProvidersResponse, error) {
+func (*providers) ListProviders(context.Context, *apiv1.ListProvidersRequest) (*apiv1.ListProvidersResponse, error) {
 	return &apiv1.ListProvidersResponse{Providers: []*apiv1.Provider{
 		{
 			Server: "server-1", Name: "moonshot", Dialect: "openai", Models: []string{"kimi"}, Healthy: true, Min: 2, Max: 10, MaxInFlight: 6, Open: 3, Idle: 2, InUse: 1, Breaker: "closed",
@@ -513,7 +514,7 @@ func (providers) ListProviders(context.Context, *apiv1.ListProvidersRequest) (*a
 	}}, nil
 }
 
-func (providers) ListModels(context.Context, *apiv1.ListModelsRequest) (*apiv1.ListModelsResponse, error) {
+func (*providers) ListModels(context.Context, *apiv1.ListModelsRequest) (*apiv1.ListModelsResponse, error) {
 	return &apiv1.ListModelsResponse{Models: []*apiv1.Model{
 		{Name: "kimi", Provider: "moonshot", Default: true, InputPrice: 0.6, OutputPrice: 2.5}, {Name: "glm", Provider: "zhipuai", Default: true},
 	}}, nil

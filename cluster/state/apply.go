@@ -30,9 +30,13 @@ type applier struct {
 	calls     overlay[queue.Key, queue.Call]
 	clients   overlay[queue.ClientKey, clientRow]
 	orders    overlay[string, orderRow]
-	keys      keyIndex
-	ops       []setOp            // on sets, not written yet
-	names     map[nameKey]string // names taken ("" for freed) by ops not written yet
+	talkers   overlay[string, talkerRow]
+
+	conversations overlay[ConversationKey, Conversation]
+
+	keys  keyIndex
+	ops   []setOp            // on sets, not written yet
+	names map[nameKey]string // names taken ("" for freed) by ops not written yet
 
 	buried  map[LetterKey]*session.DeadLetter // of this entry
 	events  []*Event
@@ -58,6 +62,9 @@ func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.
 		calls:     newOverlay[queue.Key, queue.Call](tableCalls, callKeyBytes, commands),
 		clients:   newOverlay[queue.ClientKey, clientRow](tableClients, func(k queue.ClientKey) []byte { return clientKeyBytes(k, 0) }, commands),
 		orders:    newOverlay[string, orderRow](tableOrders, idBytes, commands),
+		talkers:   newOverlay[string, talkerRow](tableTalkers, idBytes, commands),
+
+		conversations: newOverlay[ConversationKey, Conversation](tableConversations, ConversationKey.bytes, commands),
 	}
 }
 
@@ -151,6 +158,10 @@ func (a *applier) applyKind(c *clusterv1.Command) (r Result) {
 		r.Node, r.Err = a.endDrain(k.EndDrain)
 	case *clusterv1.Command_DeleteCheckpoint:
 		r.Session, r.Err = a.deleteCheckpoint(k.DeleteCheckpoint)
+	case *clusterv1.Command_KeepTurn:
+		return a.keepTurn(k.KeepTurn)
+	case *clusterv1.Command_DropConversation:
+		r.Err = a.dropConversation(k.DropConversation)
 	default:
 		if r, ok := a.applyCall(c); ok {
 			return r
@@ -189,6 +200,8 @@ func (a *applier) write() {
 	a.calls.flush(a.base, a.w)
 	a.clients.flush(a.base, a.w)
 	a.orders.flush(a.base, a.w)
+	a.talkers.flush(a.base, a.w)
+	a.conversations.flush(a.base, a.w)
 	applyOps(a.base, a.w, a.ops)
 	a.ops = a.ops[:0]
 	clear(a.names)

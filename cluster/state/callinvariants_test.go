@@ -215,6 +215,7 @@ func checkBounds(t fataler, v *View, l *Limits) {
 		st.Calls.Of(queue.Dead) > uint64(l.DeadCalls) {
 		t.Fatalf("beyond its limits: %+v", st)
 	}
+	checkTalkBounds(t, v, l)
 	for c := range v.Clients() {
 		if row := first[clientRow](v.txn, tableClients, byID, clientKeyBytes(c.ClientKey, 0)); row.kept() > l.CallsPerClient {
 			t.Fatalf("client %v keeps %d calls", c.ClientKey, row.kept())

@@ -27,7 +27,7 @@ func (g *goingOn) headCalls(h *clusterv1.SnapshotHeader) {
 	g.calls = callsGoingOn{time: h.GetTime(), ended: map[queue.ClientKey][]*queue.Call{}, seen: map[queue.ClientKey]bool{}}
 	h.CallNumber = max(h.GetCallNumber(), g.now.meta.call)
 	if h.GetCallNumber() > 0 || g.now.meta.stats.Clients > 0 {
-		h.Version = rowsVersion
+		h.Version = max(h.GetVersion(), rowsWithoutTalk)
 	}
 }
 

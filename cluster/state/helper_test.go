@@ -83,6 +83,9 @@ func cmd(m any) *clusterv1.Command {
 	case *clusterv1.DeleteCheckpoint:
 		return &clusterv1.Command{Kind: &clusterv1.Command_DeleteCheckpoint{DeleteCheckpoint: k}}
 	}
+	if c := talkCommand(m); c != nil {
+		return c
+	}
 	return callCommand(m)
 }
 
@@ -243,6 +246,8 @@ func smallLimits() Limits {
 	l.CollectRows = 20
 	l.Calls, l.KeptCalls, l.CallsPerClient, l.CallBytes, l.Clients, l.DeadCalls = 25, 60, 12, 2000, 9, 8
 	l.ResultKeep, l.DeadKeep, l.ClientKeep = 30e9, 90e9, 50e9
+	l.Conversations, l.ConversationsPerOwner, l.ConversationMessages = 12, 6, 9
+	l.ConversationBytes, l.ConversationAnswerBytes, l.ConversationStateBytes, l.ConversationKeep = 300, 70, 1500, 40e9
 	return l
 }
 
@@ -282,6 +287,9 @@ func (h *history) batch(v *View) *clusterv1.Batch {
 			break
 		}
 		b.Commands = append(b.Commands, cmd(h.call(v)))
+	}
+	for range h.rng.IntN(4) {
+		b.Commands = append(b.Commands, cmd(h.talk(v)))
 	}
 	return b
 }

@@ -107,7 +107,7 @@ func (a *applier) oldestKey() *idempotencyRow {
 }
 
 // collectGarbage removes what is old: sessions that ended before a time; checkpoints, idempotency keys,
-// results of calls, clients and tokens by their age.
+// results of calls, clients, conversations and tokens by their age.
 func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 	limit := int(c.GetLimit())
 	if limit <= 0 || limit > a.limits.CollectRows {
@@ -129,6 +129,7 @@ func (a *applier) collectGarbage(c *clusterv1.CollectGarbage) uint32 {
 		n++
 	}
 	n += a.collectCalls(limit - n)
+	n += a.collectConversations(limit - n)
 	var expired []*Token
 	prefixed(a.base, tableTokens, nil, func(t *Token) bool {
 		if n < limit && t.ExpireTime != 0 && t.ExpireTime <= a.meta.time {

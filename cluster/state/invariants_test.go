@@ -130,6 +130,7 @@ func checkInvariants(t fataler, v *View) {
 	want.Tokens = uint64(len(slices.Collect(v.Tokens())))
 	checkEvents(t, v, &want)
 	checkCalls(t, v, &want)
+	checkConversations(t, v, &want)
 	named := map[idempotencyKey]bool{}
 	var last int64
 	for r := range v.meta.keys.all() {

@@ -43,6 +43,14 @@ type Limits struct {
 	// ClientKeep.
 	ResultKeep, DeadKeep, ClientKeep time.Duration
 
+	// Conversations and ConversationsPerOwner are how many conversations are kept, in all and of one caller, and ConversationStateBytes
+	// what they may have in the state for a turn to be taken. One has at most ConversationMessages; ConversationBytes bounds its texts
+	// for a turn to be taken, and ConversationAnswerBytes the answer, which finds room beyond both bounds of bytes. Nothing gives way:
+	// what is full refuses. Collection removes those whose last turn was ConversationKeep ago.
+	Conversations, ConversationsPerOwner, ConversationMessages         int
+	ConversationBytes, ConversationAnswerBytes, ConversationStateBytes uint64
+	ConversationKeep                                                   time.Duration
+
 	// Events is how many events are kept; the oldest go first.
 	Events int
 
@@ -84,7 +92,7 @@ func DefaultLimits() Limits {
 		DeadLetters:           10_000,
 		DeadLetterBytes:       256 << 20,
 		Calls:                 10_000,
-		KeptCalls:             250_000,
+		KeptCalls:             100_000,
 		CallsPerClient:        1000,
 		CallBytes:             256 << 20,
 		Clients:               100_000,
@@ -93,14 +101,23 @@ func DefaultLimits() Limits {
 		DeadKeep:              24 * time.Hour,
 		ClientKeep:            time.Hour,
 		Events:                10_000,
-		IdempotencyKeys:       1 << 20,
-		IdempotencyMinKeep:    45 * time.Second,
-		IdempotencyKeep:       time.Hour,
-		FeedChanges:           4096,
-		FeedBytes:             64 << 20,
-		ReasonBytes:           1024,
-		PlacementBytes:        2048,
-		CollectRows:           1000,
-		RetryAfter:            time.Second,
+
+		Conversations:           100_000,
+		ConversationsPerOwner:   10_000,
+		ConversationMessages:    1000,
+		ConversationBytes:       4 << 20,
+		ConversationAnswerBytes: 1 << 20,
+		ConversationStateBytes:  512 << 20,
+		ConversationKeep:        24 * time.Hour,
+
+		IdempotencyKeys:    1 << 20,
+		IdempotencyMinKeep: 45 * time.Second,
+		IdempotencyKeep:    time.Hour,
+		FeedChanges:        4096,
+		FeedBytes:          64 << 20,
+		ReasonBytes:        1024,
+		PlacementBytes:     2048,
+		CollectRows:        1000,
+		RetryAfter:         time.Second,
 	}
 }

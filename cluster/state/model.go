@@ -178,4 +178,6 @@ type Stats struct {
 	CallBytes          uint64 // of arguments, results and messages that are in the state
 	Clients            uint64
 	DeadCallsDropped   uint64 // ever, for want of room
+	Conversations      uint64
+	ConversationBytes  uint64 // of their texts that are in the state, and of the names of others
 }

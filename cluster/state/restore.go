@@ -49,6 +49,8 @@ type loader struct {
 	events   *eventsRow  // waits for the other events of its entry
 	mailOf   *mailboxRow // of the last message: they come by session, after all mailboxes
 	calls    callLoader
+	talker   *talkerRow    // waits for its other conversations
+	talked   *Conversation // the last
 }
 
 func (l *loader) head(h *clusterv1.SnapshotHeader) {
@@ -95,6 +97,7 @@ func (l *loader) flushParts() {
 
 func (l *loader) finish() error {
 	l.flushParts()
+	l.flushTalker()
 	if err := l.finishCalls(); err != nil {
 		return err
 	}
@@ -144,6 +147,9 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 	case *clusterv1.SnapshotRow_Client:
 		l.flushParts()
 		return l.client(k.Client)
+	case *clusterv1.SnapshotRow_Conversation:
+		l.flushParts()
+		return l.conversation(k.Conversation)
 	default:
 		return fmt.Errorf("a row of a kind that this release does not know")
 	}
@@ -258,6 +264,7 @@ const (
 	atEvents
 	atCalls
 	atClients
+	atConversations
 )
 
 // InspectSnapshot reads a whole snapshot, checks it as a restore does, and says what it holds.
@@ -267,7 +274,7 @@ func InspectSnapshot(r io.Reader) (Summary, error) {
 		atSessions: {Name: tableSessions}, atMailboxes: {Name: tableMailboxes}, atResults: {Name: "results"},
 		atMessages: {Name: "messages"}, atDeadLetters: {Name: tableDead}, atNodes: {Name: tableNodes},
 		atTokens: {Name: tableTokens}, atIdempotency: {Name: "idempotency"}, atEvents: {Name: tableEvents},
-		atCalls: {Name: tableCalls}, atClients: {Name: tableClients},
+		atCalls: {Name: tableCalls}, atClients: {Name: tableClients}, atConversations: {Name: tableConversations},
 	}
 	if err := readSnapshot(r, i); err != nil {
 		return Summary{}, fmt.Errorf("inspect: %w", err)
@@ -318,6 +325,11 @@ func (i *inspector) row(row *clusterv1.SnapshotRow, frame int) error {
 		i.count(atCalls, frame)
 	case *clusterv1.SnapshotRow_Client:
 		i.count(atClients, frame)
+	case *clusterv1.SnapshotRow_Conversation:
+		if _, err := conversationFromRow(row.GetConversation(), newInterner()); err != nil {
+			return err
+		}
+		i.count(atConversations, frame)
 	default:
 		return fmt.Errorf("a row of a kind that this release does not know")
 	}

@@ -36,6 +36,8 @@ const (
 	setCallsGiven setKind = 'g' // the same of those whose results were given to their clients
 	setCallsDead  setKind = 'x' // end time, number of the dead calls
 	setClients    setKind = 'k' // time, owner, NUL, session of all clients
+
+	setConversations setKind = 't' // time of the last turn, namespace, NUL, owner, NUL, id of all conversations
 )
 
 type setID struct {

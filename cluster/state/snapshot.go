@@ -32,10 +32,11 @@ import (
 const (
 	snapshotMagic = "ORCHSNAP"
 	// framingVersion is the version of the bytes around the rows, rowsVersion that of the rows. Version 1 of both is
-	// the first; version 2 of the rows has calls and clients. A state that has had none is written as version 1, so that
-	// servers of both releases read it while a cluster is upgraded.
+	// the first; version 2 of the rows has calls and clients, version 3 conversations. A state is written as the first version that
+	// has all of its rows, so that servers of both releases read it while a cluster is upgraded.
 	framingVersion  = 1
-	rowsVersion     = 2
+	rowsVersion     = 3
+	rowsWithoutTalk = 2
 	rowsWithoutCall = 1
 	// maxFrameBytes bounds one row: a session with its spec and history, a message or a result with its text.
 	maxFrameBytes = 16 << 20
@@ -115,7 +116,11 @@ func (f *frameWriter) close() error {
 func (v *View) Persist(w io.Writer) error {
 	f := newFrameWriter(w)
 	version := uint32(rowsVersion)
-	if v.meta.call == 0 && v.meta.stats.Clients == 0 {
+	switch {
+	case v.meta.stats.Conversations > 0:
+	case v.meta.call > 0 || v.meta.stats.Clients > 0:
+		version = rowsWithoutTalk
+	default:
 		version = rowsWithoutCall
 	}
 	f.open(&clusterv1.SnapshotHeader{
@@ -126,6 +131,7 @@ func (v *View) Persist(w io.Writer) error {
 	v.persistSessions(f)
 	v.persistRest(f)
 	v.persistCalls(f)
+	v.persistConversations(f)
 	if err := f.close(); err != nil {
 		return fmt.Errorf("state: write snapshot at index %d: %w", v.meta.index, err)
 	}

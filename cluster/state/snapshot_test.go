@@ -21,7 +21,7 @@ import (
 	"github.com/neolith/orchestrator/queue"
 )
 
-var update = flag.Bool("update", false, "write testdata/v2.snapshot anew; only before a format is released")
+var update = flag.Bool("update", false, "write testdata/v3.snapshot anew; only before a format is released")
 
 // full returns a state with rows in every table.
 func full(t testing.TB) *Store {
@@ -33,7 +33,7 @@ func full(t testing.TB) *Store {
 		}
 	}
 	st := s.View().Stats()
-	if st.Messages == 0 || st.DeadLetters == 0 || st.Tokens == 0 || st.IdempotencyKeys == 0 || st.Events == 0 || st.Nodes == 0 {
+	if st.Messages == 0 || st.DeadLetters == 0 || st.Tokens == 0 || st.IdempotencyKeys == 0 || st.Events == 0 || st.Nodes == 0 || st.Conversations == 0 {
 		t.Fatalf("a table is empty: %+v", st)
 	}
 	return s
@@ -45,7 +45,7 @@ func inEveryStatus(n CallCounts) bool {
 
 func TestGoldenSnapshotsLoad(t *testing.T) {
 	if *update {
-		if err := os.WriteFile(filepath.Join("testdata", "v2.snapshot"), persisted(t, full(t).View()), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join("testdata", "v3.snapshot"), persisted(t, full(t).View()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,10 +77,11 @@ func goldenLoads(t *testing.T, version uint32) {
 	want := map[string]uint64{
 		tableSessions: v.Stats().Phases.Total(), "messages": messages, tableDead: v.Stats().DeadLetters, tableNodes: v.Stats().Nodes,
 		tableTokens: v.Stats().Tokens, "idempotency": v.Stats().IdempotencyKeys, tableEvents: v.Stats().Events,
-		tableCalls: v.Stats().Calls.Total(), tableClients: v.Stats().Clients,
+		tableCalls: v.Stats().Calls.Total(), tableClients: v.Stats().Clients, tableConversations: v.Stats().Conversations,
 	}
 	for _, table := range sum.Tables {
-		if known := version > rowsWithoutCall || table.Name != tableCalls && table.Name != tableClients; known && (table.Rows == 0 || table.Bytes == 0) {
+		since := map[string]uint32{tableCalls: rowsWithoutCall + 1, tableClients: rowsWithoutCall + 1, tableConversations: rowsWithoutTalk + 1}
+		if known := version >= since[table.Name]; known && (table.Rows == 0 || table.Bytes == 0) {
 			t.Errorf("the golden snapshot has no %s", table.Name)
 		}
 		if n, ok := want[table.Name]; ok && n != table.Rows {
@@ -177,16 +178,22 @@ func TestRestoreRefusesWhatItCannotUnderstand(t *testing.T) {
 	session := func(r *clusterv1.SessionRow) *clusterv1.SnapshotRow {
 		return &clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Session{Session: r}}
 	}
+	talk := func(id string) *clusterv1.SnapshotRow {
+		return &clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Conversation{Conversation: &clusterv1.ConversationRow{Key: &clusterv1.ConversationKey{Namespace: "n", Owner: "o", Id: id}}}}
+	}
 	for name, c := range map[string]struct {
 		bytes []byte
 		kind  fault.Kind
 		want  string
 	}{
-		"newer rows":    {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 3}), fault.FailedPrecondition, "a release that reads version 3"},
+		"newer rows":    {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 4}), fault.FailedPrecondition, "a release that reads version 4"},
 		"newer framing": {reframe(t, 3, &clusterv1.SnapshotHeader{Version: 1}), fault.FailedPrecondition, "a release that reads version 3"},
 		"no version":    {reframe(t, 1, &clusterv1.SnapshotHeader{}), fault.Invalid, "damaged"},
 		"unknown row":   {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 1}, &clusterv1.SnapshotRow{}), fault.Invalid, "kind that this release does not know"},
 		"no id":         {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 1}, session(&clusterv1.SessionRow{Phase: 1})), fault.Invalid, "without id"},
+		"a talk twice":  {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 3}, talk("a"), talk("a")), fault.Invalid, "comes twice"},
+		"a talk early":  {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 3}, talk("b"), talk("a")), fault.Invalid, "out of order"},
+		"a talk's id":   {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 3}, talk("a b")), fault.Invalid, "conversation_id"},
 		"phase 99":      {reframe(t, 1, &clusterv1.SnapshotHeader{Version: 1}, session(&clusterv1.SessionRow{Id: "a", Phase: 99})), fault.Invalid, "phase 99"},
 	} {
 		t.Run(name, func(t *testing.T) {

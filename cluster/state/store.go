@@ -25,8 +25,10 @@ type Result struct {
 	Node      *Node
 	Token     *Token // that was made
 	Call      *queue.Call
-	Subject   string // what a key was remembered with
-	Count     uint32 // messages, letters, calls or rows that were moved or removed
+	// Conversation is the one that a turn was added to.
+	Conversation *Conversation
+	Subject      string // what a key was remembered with
+	Count        uint32 // messages, letters, calls or rows that were moved or removed
 }
 
 // Store is the replicated state machine. Apply and Restore belong to one goroutine; everything else may be called from

@@ -25,6 +25,9 @@ const (
 	tableCalls     = "calls"
 	tableClients   = "clients"
 	tableOrders    = "order-keys"
+
+	tableConversations = "conversations"
+	tableTalkers       = "conversation-owners"
 )
 
 // The indexes; every table has the first, dead letters and calls have the second too.
@@ -127,6 +130,9 @@ func newDB() *memdb.MemDB {
 			byNumber, func(c *queue.Call) []byte { return numberBytes(c.Number) }),
 		tableClients: one(tableClients, func(c *clientRow) []byte { return clientKeyBytes(c.ClientKey, 0) }),
 		tableOrders:  one(tableOrders, func(r *orderRow) []byte { return idBytes(r.key) }),
+
+		tableConversations: one(tableConversations, func(c *Conversation) []byte { return c.bytes() }),
+		tableTalkers:       one(tableTalkers, func(r *talkerRow) []byte { return idBytes(r.key()) }),
 	}})
 	if err != nil {
 		panic(fmt.Sprintf("state: the schema is wrong: %v", err)) // a defect of this file

@@ -82,7 +82,7 @@ func (a *app) execute(args []string) int {
 func (a *app) root() *cobra.Command {
 	root := a.group("orchctl", "Run, talk to and look after agent sessions on a cluster",
 		a.sessionsCommand(), a.nodesCommand(), a.clusterCommand(), a.queueCommand(), a.dlqCommand(), a.tokensCommand(),
-		a.daemonsCommand(), a.providersCommand(), a.toolsCommand(), a.eventsCommand(), a.interactionsCommand(), a.topCommand(), a.doctorCommand(), a.contextCommand(),
+		a.daemonsCommand(), a.providersCommand(), a.conversationsCommand(), a.toolsCommand(), a.eventsCommand(), a.interactionsCommand(), a.topCommand(), a.doctorCommand(), a.contextCommand(),
 		a.versionCommand(),
 	)
 	root.Long = rootHelp

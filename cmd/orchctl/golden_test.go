@@ -42,7 +42,7 @@ func TestGolden(t *testing.T) {
 		"sessions-get-failed": "sessions get " + r.must("sessions list --filter phase=FAILED -o name"), "sessions-history": "sessions history " + web,
 		"sessions-logs": "sessions logs web", "nodes-list": "nodes list", "nodes-get": "nodes get node-2", "cluster-status": "cluster status",
 		"cluster-members": "cluster members", "daemons-list": "daemons list", "interactions-list": "interactions list", "interactions-list-filter": "interactions list --kind model-call --filter status=failed",
-		"providers-list": "providers list", "providers-models": "providers models", "queue-stats": "queue stats", "queue-list": "queue list", "dlq-list": "dlq list", "dlq-get": "dlq get web 2",
+		"providers-list": "providers list", "providers-models": "providers models", "conversations-list": "conversations list", "conversations-get": "conversations get plan", "queue-stats": "queue stats", "queue-list": "queue list", "dlq-list": "dlq list", "dlq-get": "dlq get web 2",
 		"queue-calls": "queue calls", "queue-calls-filter": "queue calls --filter status=ended,tool=chat", "queue-get": "queue get 5ca1ab1e0002", "dlq-get-call": "dlq get 5ca1ab1e0003",
 		"tokens-list": "tokens list", "events": "events", "context-list": "context list", "sessions-list-empty": "sessions list -n nobody",
 	} {

@@ -132,6 +132,9 @@ func TestExitCodes(t *testing.T) {
 		{"nodes cordon nobody", `there is no node "nobody"`, 3},
 		{"tokens revoke nobody", `there is no token "nobody"`, 3},
 		{"cluster remove nobody", `there is no member "nobody"`, 3},
+		{"conversations get none", `conversation "none": there is none`, 3},
+		{"conversations delete plan --owner nobody", `conversation "plan": there is none`, 3},
+		{"conversations list --filter colour=red", "--filter", 2},
 		{"dlq get web 7", "no dead letter 7", 3},
 		{"context use nobody", `there is no context "nobody"`, 3},
 		{"sessions spawn --name web -- run", "is taken by session " + id, 4},
@@ -686,5 +689,21 @@ func TestSnapshotInspectNeedsNoServer(t *testing.T) {
 	b[len(b)/2]++
 	if res := r.runIn("cluster snapshot inspect -", bytes.NewReader(b)); res.code != exitcode.Usage || !strings.Contains(res.err, "damaged") || strings.Count(res.err, "\n") != 1 {
 		t.Errorf("%+v", res)
+	}
+}
+
+func TestConversations(t *testing.T) {
+	r := newRig(t)
+	if got := r.must("conversations list -o name --filter provider=zhipuai"); got != "conversation/support:17" {
+		t.Error(got)
+	}
+	if got := r.must("conversations list -o name --owner 'token 4f2a'"); got != "conversation/plan" {
+		t.Error(got)
+	}
+	if got := r.must("conversations delete plan"); got != "conversation/plan deleted" {
+		t.Error(got)
+	}
+	if got := r.must("conversations list -A -o name"); got != "conversation/support:17" {
+		t.Error(got)
 	}
 }

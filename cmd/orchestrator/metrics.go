@@ -68,6 +68,9 @@ var (
 	descSent        = desc("messages_sent_total", "Messages sent to nodes.")
 	descPlaced      = desc("sessions_placed_total", "Waiting sessions that were given a node.")
 
+	descTalks     = desc("conversations", "Conversations with models that are kept.")
+	descTalkBytes = desc("conversation_state_bytes", "Bytes of their texts that are in the state.")
+
 	descExchanges       = desc("exchanges", "Exports, imports and comparisons of checkpoints that this server serves now.", "kind")
 	descExchangesTotal  = desc("exchanges_total", "Those that it has served.", "kind")
 	descExchangesDenied = desc("exchanges_refused_total", "Those that it refused because too many were under way.", "kind")
@@ -79,7 +82,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descLeader, descTerm, descApplied, descCommit, descEntries, descCommands, descProposeFull, descQueued, descWrites,
 		descWriteTime, descSessions, descNodes, descMessages, descMailBytes, descDead, descDeadDropped, descKeys, descLinks,
 		descRelayed, descFramesIn, descDropped, descOverflow, descHeartbeats, descFacts, descLost, descSent, descPlaced,
-		descExchanges, descExchangesTotal, descExchangesDenied,
+		descTalks, descTalkBytes, descExchanges, descExchangesTotal, descExchangesDenied,
 	} {
 		ch <- d
 	}
@@ -128,6 +131,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descDead, float64(st.DeadLetters))
 	counter(descDeadDropped, st.DeadLettersDropped)
 	gauge(descKeys, float64(st.IdempotencyKeys))
+	gauge(descTalks, float64(st.Conversations))
+	gauge(descTalkBytes, float64(st.ConversationBytes))
 
 	h := s.hub.Stats()
 	gauge(descLinks, float64(h.Links))

@@ -253,7 +253,9 @@ func (u *upkeep) repairSome(ctx context.Context, all *majority.Repaired) error {
 				}
 				last = s.ID
 			}
-			yieldCalls(u.view(), counted) // they are few, and belong to the last piece
+			if yieldCalls(u.view(), counted) { // they are few, and belong to the last piece
+				yieldConversations(u.view(), counted)
+			}
 		}
 	}
 	done, err := store.Repair(ctx, some, majority.Budget{BytesPerSecond: u.repairBytesPerSecond})
@@ -287,7 +289,7 @@ func (u *upkeep) busy() bool {
 	return phases[session.Migrating]+phases[session.Restoring]+phases[session.Pausing] > 0
 }
 
-// liveChunks yields what the checkpoints of all sessions name, and the calls that are kept.
+// liveChunks yields what the checkpoints of all sessions name, and the calls and conversations that are kept.
 func liveChunks(view *state.View, from chunks.Source) chunks.Live {
 	return func(ctx context.Context) iter.Seq2[chunk.ID, error] {
 		return func(yield func(chunk.ID, error) bool) {
@@ -303,13 +305,16 @@ func liveChunks(view *state.View, from chunks.Source) chunks.Live {
 					}
 				}
 			}
-			yieldCalls(view, yield)
+			if yieldCalls(view, yield) {
+				yieldConversations(view, yield)
+			}
 		}
 	}
 }
 
-// yieldCalls yields the chunks of arguments and results that are too large for the state; it names them itself.
-func yieldCalls(view *state.View, yield func(chunk.ID, error) bool) {
+// yieldCalls yields the chunks of arguments and results that are too large for the state, which names them itself. It reports whether
+// yield wants more.
+func yieldCalls(view *state.View, yield func(chunk.ID, error) bool) bool {
 	for c := range view.Calls(0) {
 		blobs := []*queue.Blob{&c.Arguments}
 		if c.Outcome != nil {
@@ -317,6 +322,20 @@ func yieldCalls(view *state.View, yield func(chunk.ID, error) bool) {
 		}
 		for _, b := range blobs {
 			for _, id := range b.Chunks {
+				if !yield(chunk.ID(id), nil) {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// yieldConversations yields the chunks of long texts of conversations.
+func yieldConversations(view *state.View, yield func(chunk.ID, error) bool) {
+	for c := range view.Conversations("", "", state.ConversationKey{}) {
+		for i := range c.Messages {
+			for _, id := range c.Messages[i].Text.Chunks {
 				if !yield(chunk.ID(id), nil) {
 					return
 				}

@@ -226,6 +226,36 @@ func TestAServerThatWasAwayGetsWhatItMissed(t *testing.T) {
 	}
 }
 
+// The chunks of a conversation are kept, and repaired, until it is deleted.
+func TestChunksOfConversationsAreLive(t *testing.T) {
+	a, b, c := newDir(t), newDir(t), newDir(t)
+	store, third := three(t, a, b, c)
+	r := newRecords(t)
+	id := chunk.Sum([]byte("a long text"))
+	if err := store.Put(t.Context(), id, chunk.Seal([]byte("a long text"))); err != nil {
+		t.Fatal(err)
+	}
+	key := &clusterv1.ConversationKey{Namespace: "n", Owner: "o", Id: "c"}
+	r.do(&clusterv1.Command{Kind: &clusterv1.Command_KeepTurn{KeepTurn: &clusterv1.KeepTurn{Key: key, TurnId: "1", Messages: []*clusterv1.ConversationMessage{
+		{Role: "user", Text: &clusterv1.Blob{Inline: []byte("x"), SizeBytes: 1}}, {Role: "assistant", Text: &clusterv1.Blob{Chunks: [][]byte{id[:]}, SizeBytes: 100_000}},
+	}}}})
+	if live, err := chunks.Collect(t.Context(), liveChunks(r.store.View(), store)); err != nil || live.Len() != 1 || !live.Has(id) {
+		t.Errorf("%d chunks are live: %v", live.Len(), err)
+	}
+	here := c.address()
+	third.Store(&here)
+	store.looked = time.Time{}
+	u := &upkeep{chunks: store, view: r.store.View, node: &alone{}, log: slog.New(slog.DiscardHandler), repairBytesPerSecond: 1 << 30}
+	u.repair(t.Context())
+	if got := ids(t, c.Store); len(got) != 1 {
+		t.Errorf("%d chunks were repaired, want that of the answer", len(got))
+	}
+	r.do(&clusterv1.Command{Kind: &clusterv1.Command_DropConversation{DropConversation: &clusterv1.DropConversation{Key: key}}})
+	if live, err := chunks.Collect(t.Context(), liveChunks(r.store.View(), store)); err != nil || live.Len() != 0 {
+		t.Errorf("%d chunks are live: %v", live.Len(), err)
+	}
+}
+
 // The chunks of calls are kept, and repaired, as long as the calls are.
 func TestChunksOfCallsAreLive(t *testing.T) {
 	a, b, c := newDir(t), newDir(t), newDir(t)

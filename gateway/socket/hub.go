@@ -150,12 +150,7 @@ func validSessionID(s string) bool {
 }
 
 // ownerOf is whose a client is: the holder of a token or a certificate.
-func ownerOf(id auth.Identity) string {
-	if id.TokenID != "" {
-		return "token " + id.TokenID
-	}
-	return id.String() + " " + id.Namespace
-}
+func ownerOf(id auth.Identity) string { return id.Owner() }
 
 // admit counts a connection in; the refusal says why not.
 func (h *Hub) admit(c *conn) *failure {

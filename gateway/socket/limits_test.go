@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/neolith/orchestrator/gateway/tools"
 )
 
 // turnedAway expects a connection to be refused by a limit.
@@ -329,5 +331,25 @@ func TestFallback(t *testing.T) {
 	}
 	if status, m := w.ask(http.MethodGet, "/v1/results/none", "alice", nil); status != 404 || code(m) != codeNotFound || m["request_id"] != "none" {
 		t.Errorf("no such result: %d %v", status, m)
+	}
+}
+
+// TestWhatOrdersCalls: a key, or else the conversation; a conversation that has no id yet orders nothing.
+func TestWhatOrdersCalls(t *testing.T) {
+	chat, _ := tools.New(nil).Find("chat")
+	list, _ := tools.New(nil).Find("node_list")
+	for _, c := range []struct {
+		call toolCall
+		want string
+	}{
+		{toolCall{tool: chat, arguments: []byte(`{"prompt":"x","conversation_id":"c"}`)}, "c"},
+		{toolCall{tool: chat, arguments: []byte(`{"prompt":"x","conversation_id":"c"}`), key: "k"}, "k"},
+		{toolCall{tool: chat, arguments: []byte(`{"prompt":"x","conversation_id":"new"}`)}, ""},
+		{toolCall{tool: chat, arguments: []byte(`{"prompt":"x"}`)}, ""},
+		{toolCall{tool: list, arguments: []byte(`{"conversation_id":"c"}`)}, ""},
+	} {
+		if got := c.call.orderKey(); got != c.want {
+			t.Errorf("%s: %q, want %q", c.call.arguments, got, c.want)
+		}
 	}
 }

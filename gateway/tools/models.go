@@ -27,19 +27,22 @@ type said struct {
 	InputTokens  uint64  `json:"inputTokens"`
 	OutputTokens uint64  `json:"outputTokens"`
 	CostUSD      float64 `json:"costUsd,omitempty"`
+	// Where the cluster keeps the conversation.
+	ConversationID string `json:"conversationId,omitempty"`
 }
 
 func chatTool() Tool {
 	return Tool{
 		Name: "chat", AsksModels: true,
-		Description: "Ask a language model of the providers that the server is configured with. Give a prompt, or the whole conversation as messages: a model remembers nothing. Returns JSON with text, provider, model and tokens.",
+		Description: "Ask a language model of the providers that the server is configured with. Give a prompt, or the whole conversation as messages: a model remembers nothing. With a conversation_id the cluster keeps what is said, and the next prompt with it goes on there. Returns JSON with text, provider, model and tokens.",
 		Schema: object(nil, map[string]*Schema{
 			"prompt": text("what the user says, instead of messages", maxPromptChars),
 			"messages": listOf("the conversation, oldest first", maxConversation, object([]string{"role", "content"}, map[string]*Schema{
 				"role": oneOf("who speaks", "system", "user", "assistant"), "content": text("what is said", maxPromptChars),
 			})),
 			"provider": named("the only provider to ask; all are tried in their order when left out", 63), "model": named("a model's name; see list_models", 256),
-			"namespace": namespaceSchema(), "max_tokens": whole("the longest answer", 1, 10_000_000), "stream": flag("send the answer piece by piece", false),
+			"conversation_id": named("keeps the conversation, and goes on with it when it is there, with a prompt alone: A-Z a-z 0-9 _ . : -; new makes an id, which the answer tells", 128),
+			"namespace":       namespaceSchema(), "max_tokens": whole("the longest answer", 1, 10_000_000), "stream": flag("send the answer piece by piece", false),
 		}),
 		run: runChat, OrderKey: conversationOf,
 	}
@@ -63,16 +66,20 @@ func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {
 			Role    string `json:"role"`
 			Content string `json:"content"`
 		} `json:"messages"`
-		Provider  string `json:"provider"`
-		Model     string `json:"model"`
-		Namespace string `json:"namespace"`
-		MaxTokens uint32 `json:"max_tokens"`
-		Stream    bool   `json:"stream"`
+		Provider     string `json:"provider"`
+		Model        string `json:"model"`
+		Conversation string `json:"conversation_id"`
+		Namespace    string `json:"namespace"`
+		MaxTokens    uint32 `json:"max_tokens"`
+		Stream       bool   `json:"stream"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	req := &apiv1.ChatRequest{Namespace: a.Namespace, Provider: a.Provider, Model: a.Model, MaxTokens: a.MaxTokens, Stream: a.Stream && c.Chunk != nil}
+	req := &apiv1.ChatRequest{Namespace: a.Namespace, Provider: a.Provider, Model: a.Model, MaxTokens: a.MaxTokens, Stream: a.Stream && c.Chunk != nil, ConversationId: a.Conversation}
+	if a.Conversation != "" {
+		req.IdempotencyKey = c.ID // the same call is the same turn
+	}
 	for _, m := range a.Messages {
 		req.Messages = append(req.Messages, &apiv1.ChatMessage{Role: m.Role, Text: m.Content})
 	}
@@ -101,6 +108,7 @@ func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {
 			return answerJSON(said{
 				Text: answer.GetText(), Reasoning: answer.GetReasoning(), Provider: answer.GetProvider(), Model: answer.GetModel(), Stop: answer.GetStop(),
 				InputTokens: answer.GetInputTokens(), OutputTokens: answer.GetOutputTokens(), CostUSD: answer.GetCostUsd(),
+				ConversationID: answer.GetConversationId(),
 			})
 		case m.GetPiece().GetText() != "":
 			if err := c.Chunk(ctx, m.GetPiece().GetText()); err != nil {

@@ -67,6 +67,8 @@ func TestChat(t *testing.T) {
 	const answered fault.Kind = 255 // no failure
 	whole := &apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: &apiv1.ChatAnswer{Text: "good day", Provider: "local", Model: "fast", Stop: "stop", InputTokens: 2, OutputTokens: 3}}}
 	const answer = `{"text":"good day","provider":"local","model":"fast","stop":"stop","inputTokens":2,"outputTokens":3}`
+	kept := proto.CloneOf(whole)
+	kept.GetAnswer().ConversationId = "plan:1"
 	user := func(text string) []*apiv1.ChatMessage { return []*apiv1.ChatMessage{{Role: "user", Text: text}} }
 	for name, c := range map[string]struct {
 		arguments string
@@ -79,6 +81,7 @@ func TestChat(t *testing.T) {
 		"a prompt":           {`{"prompt":"hi"}`, []*apiv1.ChatResponse{whole}, nil, &apiv1.ChatRequest{Messages: user("hi")}, "", answered},
 		"in pieces":          {`{"prompt":"hi","stream":true}`, []*apiv1.ChatResponse{piece("good "), piece("day"), whole}, nil, &apiv1.ChatRequest{Messages: user("hi"), Stream: true}, "good |day|", answered},
 		"a conversation":     {`{"messages":[{"role":"system","content":"be brief"},{"role":"user","content":"hi"}],"model":"fast","provider":"local","max_tokens":9}`, []*apiv1.ChatResponse{whole}, nil, &apiv1.ChatRequest{Model: "fast", Provider: "local", MaxTokens: 9, Messages: []*apiv1.ChatMessage{{Role: "system", Text: "be brief"}, {Role: "user", Text: "hi"}}}, "", answered},
+		"one that is kept":   {`{"prompt":"hi","conversation_id":"plan:1"}`, []*apiv1.ChatResponse{kept}, nil, &apiv1.ChatRequest{Messages: user("hi"), ConversationId: "plan:1", IdempotencyKey: "one"}, "", answered},
 		"nothing":            {`{}`, nil, nil, nil, "", fault.Invalid},
 		"both":               {`{"prompt":"hi","messages":[{"role":"user","content":"hi"}]}`, nil, nil, nil, "", fault.Invalid},
 		"no provider":        {`{"prompt":"hi"}`, nil, status.Error(codes.FailedPrecondition, "no model provider is configured"), &apiv1.ChatRequest{Messages: user("hi")}, "", fault.FailedPrecondition},
@@ -92,12 +95,12 @@ func TestChat(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		var chunks strings.Builder
-		out, err := set.Call(t.Context(), tool, Call{Arguments: json.RawMessage(c.arguments), Chunk: func(_ context.Context, text string) error {
+		out, err := set.Call(t.Context(), tool, Call{ID: "one", Arguments: json.RawMessage(c.arguments), Chunk: func(_ context.Context, text string) error {
 			chunks.WriteString(text + "|")
 			return nil
 		}})
 		switch {
-		case c.kind != answered && !fault.Is(err, c.kind), c.kind == answered && (err != nil || len(out) != 1 || out[0].Text != answer):
+		case c.kind != answered && !fault.Is(err, c.kind), c.kind == answered && (err != nil || len(out) != 1 || out[0].Text != answer && out[0].Text != strings.TrimSuffix(answer, "}")+`,"conversationId":"`+c.want.GetConversationId()+`"}`):
 			t.Errorf("%s: %v, %v", name, out, err)
 		case !proto.Equal(api.asked, c.want):
 			t.Errorf("%s asked %v, want %v", name, api.asked, c.want)

@@ -80,7 +80,7 @@ export interface ToolArguments {
   session_pause: ChangesSession & { reason?: string; wait?: boolean };
   session_resume: ChangesSession & { wait?: boolean };
   node_list: { filter?: string };
-  chat: { prompt?: string; messages?: ChatMessage[]; provider?: string; model?: string; namespace?: string; max_tokens?: number; stream?: boolean };
+  chat: { prompt?: string; messages?: ChatMessage[]; /** Has the cluster keep the conversation; `new` for an id that it makes. */ conversation_id?: string; provider?: string; model?: string; namespace?: string; max_tokens?: number; stream?: boolean };
   list_models: Record<string, never>;
 }
 

@@ -563,7 +563,7 @@ type ChatRequest struct {
 	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
 	// A model's name; the provider's default when empty.
 	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
-	// The whole conversation: a model remembers nothing.
+	// The whole conversation, as a model remembers nothing; with a conversation_id that the cluster keeps, only what is new of it.
 	Messages []*ChatMessage `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
 	// Of the answer; the provider's setting when 0.
 	MaxTokens   uint32   `protobuf:"varint,5,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
@@ -573,9 +573,15 @@ type ChatRequest struct {
 	// Send the answer piece by piece.
 	Stream bool `protobuf:"varint,9,opt,name=stream,proto3" json:"stream,omitempty"`
 	// Try it elsewhere also when nobody knows whether it was worked on. It may be paid for twice.
-	RepeatUnsure  bool `protobuf:"varint,10,opt,name=repeat_unsure,json=repeatUnsure,proto3" json:"repeat_unsure,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RepeatUnsure bool `protobuf:"varint,10,opt,name=repeat_unsure,json=repeatUnsure,proto3" json:"repeat_unsure,omitempty"`
+	// Has the cluster keep the conversation, and go on with it when it is there: 1 to 128 of A-Z a-z 0-9 _ . : -; "new" for an id that the
+	// server makes. One that exists takes messages of role user only, and prefers the provider and the model of its last turn.
+	ConversationId string `protobuf:"bytes,11,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// With a conversation_id: the same request again is the same turn, as long as no other has followed. It gets the answer that was kept,
+	// and the model is not asked.
+	IdempotencyKey string `protobuf:"bytes,12,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ChatRequest) Reset() {
@@ -678,6 +684,20 @@ func (x *ChatRequest) GetRepeatUnsure() bool {
 	return false
 }
 
+func (x *ChatRequest) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ChatRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
 type ChatPiece struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
@@ -745,8 +765,14 @@ type ChatAnswer struct {
 	Estimated bool    `protobuf:"varint,9,opt,name=estimated,proto3" json:"estimated,omitempty"`
 	CostUsd   float64 `protobuf:"fixed64,10,opt,name=cost_usd,json=costUsd,proto3" json:"cost_usd,omitempty"`
 	// Calls that were sent.
-	Attempts      uint32  `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	TookMs        float64 `protobuf:"fixed64,12,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	Attempts uint32  `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	TookMs   float64 `protobuf:"fixed64,12,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	// The conversation that holds this turn now; empty where none is kept.
+	ConversationId string `protobuf:"bytes,13,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	// It changes with each turn.
+	ConversationVersion uint64 `protobuf:"varint,14,opt,name=conversation_version,json=conversationVersion,proto3" json:"conversation_version,omitempty"`
+	// It was asked before, under its idempotency_key: what it took was told then.
+	Repeated      bool `protobuf:"varint,15,opt,name=repeated,proto3" json:"repeated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -865,6 +891,27 @@ func (x *ChatAnswer) GetTookMs() float64 {
 	return 0
 }
 
+func (x *ChatAnswer) GetConversationId() string {
+	if x != nil {
+		return x.ConversationId
+	}
+	return ""
+}
+
+func (x *ChatAnswer) GetConversationVersion() uint64 {
+	if x != nil {
+		return x.ConversationVersion
+	}
+	return 0
+}
+
+func (x *ChatAnswer) GetRepeated() bool {
+	if x != nil {
+		return x.Repeated
+	}
+	return false
+}
+
 type ChatResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Part:
@@ -949,6 +996,489 @@ func (*ChatResponse_Piece) isChatResponse_Part() {}
 
 func (*ChatResponse_Answer) isChatResponse_Part() {}
 
+// Conversation is one that the cluster keeps.
+type Conversation struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Whose it is, such as "token 4f…"; ids are unique within it.
+	Owner string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Who talks.
+	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	// It changes with each turn.
+	Version      uint64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	MessageCount uint32 `protobuf:"varint,6,opt,name=message_count,json=messageCount,proto3" json:"message_count,omitempty"`
+	// Of all texts.
+	SizeBytes uint64 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// That answered last.
+	Provider   string                 `protobuf:"bytes,8,opt,name=provider,proto3" json:"provider,omitempty"`
+	Model      string                 `protobuf:"bytes,9,opt,name=model,proto3" json:"model,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Of the last turn.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// When it goes, unless it goes on before.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Oldest first; not in lists.
+	Messages      []*ChatMessage `protobuf:"bytes,13,rep,name=messages,proto3" json:"messages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Conversation) Reset() {
+	*x = Conversation{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Conversation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Conversation) ProtoMessage() {}
+
+func (x *Conversation) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
+func (*Conversation) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Conversation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Conversation) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Conversation) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Conversation) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Conversation) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Conversation) GetMessageCount() uint32 {
+	if x != nil {
+		return x.MessageCount
+	}
+	return 0
+}
+
+func (x *Conversation) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Conversation) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Conversation) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Conversation) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Conversation) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Conversation) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Conversation) GetMessages() []*ChatMessage {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+type ListConversationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller's own when empty, or all for an admin who is bound to none.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only this owner's; admins are shown those of others, too.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// At most this many; 100 when 0, at most 1000.
+	PageSize      int32  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListConversationsRequest) Reset() {
+	*x = ListConversationsRequest{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListConversationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListConversationsRequest) ProtoMessage() {}
+
+func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
+func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListConversationsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListConversationsRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *ListConversationsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListConversationsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListConversationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By namespace, owner and id.
+	Conversations []*Conversation `protobuf:"bytes,1,rep,name=conversations,proto3" json:"conversations,omitempty"`
+	NextPageToken string          `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListConversationsResponse) Reset() {
+	*x = ListConversationsResponse{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListConversationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListConversationsResponse) ProtoMessage() {}
+
+func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
+func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListConversationsResponse) GetConversations() []*Conversation {
+	if x != nil {
+		return x.Conversations
+	}
+	return nil
+}
+
+func (x *ListConversationsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type GetConversationRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Whose it is; the caller's own when empty, or for an admin the only one with the id.
+	Owner         string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConversationRequest) Reset() {
+	*x = GetConversationRequest{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConversationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConversationRequest) ProtoMessage() {}
+
+func (x *GetConversationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConversationRequest.ProtoReflect.Descriptor instead.
+func (*GetConversationRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetConversationRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *GetConversationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetConversationRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+type GetConversationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conversation  *Conversation          `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConversationResponse) Reset() {
+	*x = GetConversationResponse{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConversationResponse) ProtoMessage() {}
+
+func (x *GetConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConversationResponse.ProtoReflect.Descriptor instead.
+func (*GetConversationResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GetConversationResponse) GetConversation() *Conversation {
+	if x != nil {
+		return x.Conversation
+	}
+	return nil
+}
+
+type DeleteConversationRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// As in GetConversationRequest.
+	Owner          string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeleteConversationRequest) Reset() {
+	*x = DeleteConversationRequest{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteConversationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteConversationRequest) ProtoMessage() {}
+
+func (x *DeleteConversationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteConversationRequest.ProtoReflect.Descriptor instead.
+func (*DeleteConversationRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeleteConversationRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DeleteConversationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeleteConversationRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *DeleteConversationRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type DeleteConversationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteConversationResponse) Reset() {
+	*x = DeleteConversationResponse{}
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteConversationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteConversationResponse) ProtoMessage() {}
+
+func (x *DeleteConversationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_v1_provider_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteConversationResponse.ProtoReflect.Descriptor instead.
+func (*DeleteConversationResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_v1_provider_proto_rawDescGZIP(), []int{17}
+}
+
 var File_orchestrator_v1_provider_proto protoreflect.FileDescriptor
 
 const file_orchestrator_v1_provider_proto_rawDesc = "" +
@@ -1000,7 +1530,7 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\x06models\x18\x01 \x03(\v2\x16.orchestrator.v1.ModelR\x06models\"5\n" +
 	"\vChatMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\xe2\x02\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xb4\x03\n" +
 	"\vChatRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
 	"\bprovider\x18\x02 \x01(\tR\bprovider\x12\x14\n" +
@@ -1013,12 +1543,14 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\x04stop\x18\b \x03(\tR\x04stop\x12\x16\n" +
 	"\x06stream\x18\t \x01(\bR\x06stream\x12#\n" +
 	"\rrepeat_unsure\x18\n" +
-	" \x01(\bR\frepeatUnsureB\x0e\n" +
+	" \x01(\bR\frepeatUnsure\x12'\n" +
+	"\x0fconversation_id\x18\v \x01(\tR\x0econversationId\x12'\n" +
+	"\x0fidempotency_key\x18\f \x01(\tR\x0eidempotencyKeyB\x0e\n" +
 	"\f_temperatureB\b\n" +
 	"\x06_top_p\"=\n" +
 	"\tChatPiece\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x1c\n" +
-	"\treasoning\x18\x02 \x01(\tR\treasoning\"\xdf\x02\n" +
+	"\treasoning\x18\x02 \x01(\tR\treasoning\"\xd7\x03\n" +
 	"\n" +
 	"ChatAnswer\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
@@ -1033,16 +1565,62 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\bcost_usd\x18\n" +
 	" \x01(\x01R\acostUsd\x12\x1a\n" +
 	"\battempts\x18\v \x01(\rR\battempts\x12\x17\n" +
-	"\atook_ms\x18\f \x01(\x01R\x06tookMs\"\x81\x01\n" +
+	"\atook_ms\x18\f \x01(\x01R\x06tookMs\x12'\n" +
+	"\x0fconversation_id\x18\r \x01(\tR\x0econversationId\x121\n" +
+	"\x14conversation_version\x18\x0e \x01(\x04R\x13conversationVersion\x12\x1a\n" +
+	"\brepeated\x18\x0f \x01(\bR\brepeated\"\x81\x01\n" +
 	"\fChatResponse\x122\n" +
 	"\x05piece\x18\x01 \x01(\v2\x1a.orchestrator.v1.ChatPieceH\x00R\x05piece\x125\n" +
 	"\x06answer\x18\x02 \x01(\v2\x1b.orchestrator.v1.ChatAnswerH\x00R\x06answerB\x06\n" +
-	"\x04part2\x8f\x02\n" +
+	"\x04part\"\xeb\x03\n" +
+	"\fConversation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12#\n" +
+	"\rmessage_count\x18\x06 \x01(\rR\fmessageCount\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x04R\tsizeBytes\x12\x1a\n" +
+	"\bprovider\x18\b \x01(\tR\bprovider\x12\x14\n" +
+	"\x05model\x18\t \x01(\tR\x05model\x12;\n" +
+	"\vcreate_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x128\n" +
+	"\bmessages\x18\r \x03(\v2\x1c.orchestrator.v1.ChatMessageR\bmessages\"\x8a\x01\n" +
+	"\x18ListConversationsRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"\x88\x01\n" +
+	"\x19ListConversationsResponse\x12C\n" +
+	"\rconversations\x18\x01 \x03(\v2\x1d.orchestrator.v1.ConversationR\rconversations\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\\\n" +
+	"\x16GetConversationRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\"\\\n" +
+	"\x17GetConversationResponse\x12A\n" +
+	"\fconversation\x18\x01 \x01(\v2\x1d.orchestrator.v1.ConversationR\fconversation\"\x88\x01\n" +
+	"\x19DeleteConversationRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"\x1c\n" +
+	"\x1aDeleteConversationResponse2\xd0\x04\n" +
 	"\x0fProviderService\x12^\n" +
 	"\rListProviders\x12%.orchestrator.v1.ListProvidersRequest\x1a&.orchestrator.v1.ListProvidersResponse\x12U\n" +
 	"\n" +
 	"ListModels\x12\".orchestrator.v1.ListModelsRequest\x1a#.orchestrator.v1.ListModelsResponse\x12E\n" +
-	"\x04Chat\x12\x1c.orchestrator.v1.ChatRequest\x1a\x1d.orchestrator.v1.ChatResponse0\x01BJZHgithub.com/neolith/orchestrator/api/proto/orchestrator/v1;orchestratorv1b\x06proto3"
+	"\x04Chat\x12\x1c.orchestrator.v1.ChatRequest\x1a\x1d.orchestrator.v1.ChatResponse0\x01\x12j\n" +
+	"\x11ListConversations\x12).orchestrator.v1.ListConversationsRequest\x1a*.orchestrator.v1.ListConversationsResponse\x12d\n" +
+	"\x0fGetConversation\x12'.orchestrator.v1.GetConversationRequest\x1a(.orchestrator.v1.GetConversationResponse\x12m\n" +
+	"\x12DeleteConversation\x12*.orchestrator.v1.DeleteConversationRequest\x1a+.orchestrator.v1.DeleteConversationResponseBJZHgithub.com/neolith/orchestrator/api/proto/orchestrator/v1;orchestratorv1b\x06proto3"
 
 var (
 	file_orchestrator_v1_provider_proto_rawDescOnce sync.Once
@@ -1056,41 +1634,60 @@ func file_orchestrator_v1_provider_proto_rawDescGZIP() []byte {
 	return file_orchestrator_v1_provider_proto_rawDescData
 }
 
-var file_orchestrator_v1_provider_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_orchestrator_v1_provider_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_orchestrator_v1_provider_proto_goTypes = []any{
-	(*Provider)(nil),              // 0: orchestrator.v1.Provider
-	(*ListProvidersRequest)(nil),  // 1: orchestrator.v1.ListProvidersRequest
-	(*ListProvidersResponse)(nil), // 2: orchestrator.v1.ListProvidersResponse
-	(*Model)(nil),                 // 3: orchestrator.v1.Model
-	(*ListModelsRequest)(nil),     // 4: orchestrator.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 5: orchestrator.v1.ListModelsResponse
-	(*ChatMessage)(nil),           // 6: orchestrator.v1.ChatMessage
-	(*ChatRequest)(nil),           // 7: orchestrator.v1.ChatRequest
-	(*ChatPiece)(nil),             // 8: orchestrator.v1.ChatPiece
-	(*ChatAnswer)(nil),            // 9: orchestrator.v1.ChatAnswer
-	(*ChatResponse)(nil),          // 10: orchestrator.v1.ChatResponse
-	nil,                           // 11: orchestrator.v1.ListProvidersResponse.MissingEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*Provider)(nil),                   // 0: orchestrator.v1.Provider
+	(*ListProvidersRequest)(nil),       // 1: orchestrator.v1.ListProvidersRequest
+	(*ListProvidersResponse)(nil),      // 2: orchestrator.v1.ListProvidersResponse
+	(*Model)(nil),                      // 3: orchestrator.v1.Model
+	(*ListModelsRequest)(nil),          // 4: orchestrator.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),         // 5: orchestrator.v1.ListModelsResponse
+	(*ChatMessage)(nil),                // 6: orchestrator.v1.ChatMessage
+	(*ChatRequest)(nil),                // 7: orchestrator.v1.ChatRequest
+	(*ChatPiece)(nil),                  // 8: orchestrator.v1.ChatPiece
+	(*ChatAnswer)(nil),                 // 9: orchestrator.v1.ChatAnswer
+	(*ChatResponse)(nil),               // 10: orchestrator.v1.ChatResponse
+	(*Conversation)(nil),               // 11: orchestrator.v1.Conversation
+	(*ListConversationsRequest)(nil),   // 12: orchestrator.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 13: orchestrator.v1.ListConversationsResponse
+	(*GetConversationRequest)(nil),     // 14: orchestrator.v1.GetConversationRequest
+	(*GetConversationResponse)(nil),    // 15: orchestrator.v1.GetConversationResponse
+	(*DeleteConversationRequest)(nil),  // 16: orchestrator.v1.DeleteConversationRequest
+	(*DeleteConversationResponse)(nil), // 17: orchestrator.v1.DeleteConversationResponse
+	nil,                                // 18: orchestrator.v1.ListProvidersResponse.MissingEntry
+	(*timestamppb.Timestamp)(nil),      // 19: google.protobuf.Timestamp
 }
 var file_orchestrator_v1_provider_proto_depIdxs = []int32{
-	12, // 0: orchestrator.v1.Provider.last_error_time:type_name -> google.protobuf.Timestamp
+	19, // 0: orchestrator.v1.Provider.last_error_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: orchestrator.v1.ListProvidersResponse.providers:type_name -> orchestrator.v1.Provider
-	11, // 2: orchestrator.v1.ListProvidersResponse.missing:type_name -> orchestrator.v1.ListProvidersResponse.MissingEntry
+	18, // 2: orchestrator.v1.ListProvidersResponse.missing:type_name -> orchestrator.v1.ListProvidersResponse.MissingEntry
 	3,  // 3: orchestrator.v1.ListModelsResponse.models:type_name -> orchestrator.v1.Model
 	6,  // 4: orchestrator.v1.ChatRequest.messages:type_name -> orchestrator.v1.ChatMessage
 	8,  // 5: orchestrator.v1.ChatResponse.piece:type_name -> orchestrator.v1.ChatPiece
 	9,  // 6: orchestrator.v1.ChatResponse.answer:type_name -> orchestrator.v1.ChatAnswer
-	1,  // 7: orchestrator.v1.ProviderService.ListProviders:input_type -> orchestrator.v1.ListProvidersRequest
-	4,  // 8: orchestrator.v1.ProviderService.ListModels:input_type -> orchestrator.v1.ListModelsRequest
-	7,  // 9: orchestrator.v1.ProviderService.Chat:input_type -> orchestrator.v1.ChatRequest
-	2,  // 10: orchestrator.v1.ProviderService.ListProviders:output_type -> orchestrator.v1.ListProvidersResponse
-	5,  // 11: orchestrator.v1.ProviderService.ListModels:output_type -> orchestrator.v1.ListModelsResponse
-	10, // 12: orchestrator.v1.ProviderService.Chat:output_type -> orchestrator.v1.ChatResponse
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	19, // 7: orchestrator.v1.Conversation.create_time:type_name -> google.protobuf.Timestamp
+	19, // 8: orchestrator.v1.Conversation.update_time:type_name -> google.protobuf.Timestamp
+	19, // 9: orchestrator.v1.Conversation.expire_time:type_name -> google.protobuf.Timestamp
+	6,  // 10: orchestrator.v1.Conversation.messages:type_name -> orchestrator.v1.ChatMessage
+	11, // 11: orchestrator.v1.ListConversationsResponse.conversations:type_name -> orchestrator.v1.Conversation
+	11, // 12: orchestrator.v1.GetConversationResponse.conversation:type_name -> orchestrator.v1.Conversation
+	1,  // 13: orchestrator.v1.ProviderService.ListProviders:input_type -> orchestrator.v1.ListProvidersRequest
+	4,  // 14: orchestrator.v1.ProviderService.ListModels:input_type -> orchestrator.v1.ListModelsRequest
+	7,  // 15: orchestrator.v1.ProviderService.Chat:input_type -> orchestrator.v1.ChatRequest
+	12, // 16: orchestrator.v1.ProviderService.ListConversations:input_type -> orchestrator.v1.ListConversationsRequest
+	14, // 17: orchestrator.v1.ProviderService.GetConversation:input_type -> orchestrator.v1.GetConversationRequest
+	16, // 18: orchestrator.v1.ProviderService.DeleteConversation:input_type -> orchestrator.v1.DeleteConversationRequest
+	2,  // 19: orchestrator.v1.ProviderService.ListProviders:output_type -> orchestrator.v1.ListProvidersResponse
+	5,  // 20: orchestrator.v1.ProviderService.ListModels:output_type -> orchestrator.v1.ListModelsResponse
+	10, // 21: orchestrator.v1.ProviderService.Chat:output_type -> orchestrator.v1.ChatResponse
+	13, // 22: orchestrator.v1.ProviderService.ListConversations:output_type -> orchestrator.v1.ListConversationsResponse
+	15, // 23: orchestrator.v1.ProviderService.GetConversation:output_type -> orchestrator.v1.GetConversationResponse
+	17, // 24: orchestrator.v1.ProviderService.DeleteConversation:output_type -> orchestrator.v1.DeleteConversationResponse
+	19, // [19:25] is the sub-list for method output_type
+	13, // [13:19] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_v1_provider_proto_init() }
@@ -1109,7 +1706,7 @@ func file_orchestrator_v1_provider_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_v1_provider_proto_rawDesc), len(file_orchestrator_v1_provider_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -126,6 +126,8 @@ type Command struct {
 	//	*Command_RekeyClient
 	//	*Command_RetryCall
 	//	*Command_PurgeCalls
+	//	*Command_KeepTurn
+	//	*Command_DropConversation
 	Kind isCommand_Kind `protobuf_oneof:"kind"`
 	// What makes a client's retry the same command; spawn and send have a key of their own.
 	Once          *Once `protobuf:"bytes,32,opt,name=once,proto3" json:"once,omitempty"`
@@ -548,6 +550,24 @@ func (x *Command) GetPurgeCalls() *PurgeCalls {
 	return nil
 }
 
+func (x *Command) GetKeepTurn() *KeepTurn {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_KeepTurn); ok {
+			return x.KeepTurn
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDropConversation() *DropConversation {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DropConversation); ok {
+			return x.DropConversation
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetOnce() *Once {
 	if x != nil {
 		return x.Once
@@ -727,6 +747,14 @@ type Command_PurgeCalls struct {
 	PurgeCalls *PurgeCalls `protobuf:"bytes,44,opt,name=purge_calls,json=purgeCalls,proto3,oneof"`
 }
 
+type Command_KeepTurn struct {
+	KeepTurn *KeepTurn `protobuf:"bytes,47,opt,name=keep_turn,json=keepTurn,proto3,oneof"`
+}
+
+type Command_DropConversation struct {
+	DropConversation *DropConversation `protobuf:"bytes,48,opt,name=drop_conversation,json=dropConversation,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_SpawnSession) isCommand_Kind() {}
@@ -810,6 +838,10 @@ func (*Command_RekeyClient) isCommand_Kind() {}
 func (*Command_RetryCall) isCommand_Kind() {}
 
 func (*Command_PurgeCalls) isCommand_Kind() {}
+
+func (*Command_KeepTurn) isCommand_Kind() {}
+
+func (*Command_DropConversation) isCommand_Kind() {}
 
 // Once names a request. The command it comes with has effect the first time only.
 type Once struct {
@@ -2912,10 +2944,10 @@ var File_orchestrator_cluster_v1_command_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
+	"%orchestrator/cluster/v1/command.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a*orchestrator/cluster/v1/conversation.proto\x1a\x1forchestrator/node/v1/link.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"Y\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12<\n" +
-	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\xff\x19\n" +
+	"\bcommands\x18\x02 \x03(\v2 .orchestrator.cluster.v1.CommandR\bcommands\"\x9b\x1b\n" +
 	"\aCommand\x12I\n" +
 	"\finit_cluster\x18\x01 \x01(\v2$.orchestrator.cluster.v1.InitClusterH\x00R\vinitCluster\x12L\n" +
 	"\rspawn_session\x18\x02 \x01(\v2%.orchestrator.cluster.v1.SpawnSessionH\x00R\fspawnSession\x12L\n" +
@@ -2969,7 +3001,9 @@ const file_orchestrator_cluster_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"retry_call\x18+ \x01(\v2\".orchestrator.cluster.v1.RetryCallH\x00R\tretryCall\x12F\n" +
 	"\vpurge_calls\x18, \x01(\v2#.orchestrator.cluster.v1.PurgeCallsH\x00R\n" +
-	"purgeCalls\x121\n" +
+	"purgeCalls\x12@\n" +
+	"\tkeep_turn\x18/ \x01(\v2!.orchestrator.cluster.v1.KeepTurnH\x00R\bkeepTurn\x12X\n" +
+	"\x11drop_conversation\x180 \x01(\v2).orchestrator.cluster.v1.DropConversationH\x00R\x10dropConversation\x121\n" +
 	"\x04once\x18  \x01(\v2\x1d.orchestrator.cluster.v1.OnceR\x04onceB\x06\n" +
 	"\x04kind\"Q\n" +
 	"\x04Once\x12\x14\n" +
@@ -3206,12 +3240,14 @@ var file_orchestrator_cluster_v1_command_proto_goTypes = []any{
 	(*RekeyClient)(nil),           // 44: orchestrator.cluster.v1.RekeyClient
 	(*RetryCall)(nil),             // 45: orchestrator.cluster.v1.RetryCall
 	(*PurgeCalls)(nil),            // 46: orchestrator.cluster.v1.PurgeCalls
-	(*v1.SessionSpec)(nil),        // 47: orchestrator.v1.SessionSpec
-	(*v1.Session_Checkpoint)(nil), // 48: orchestrator.v1.Session.Checkpoint
-	(v1.Priority_Level)(0),        // 49: orchestrator.v1.Priority.Level
-	(*v11.Fact)(nil),              // 50: orchestrator.node.v1.Fact
-	(*v1.Capabilities)(nil),       // 51: orchestrator.v1.Capabilities
-	(v1.Node_Status)(0),           // 52: orchestrator.v1.Node.Status
+	(*KeepTurn)(nil),              // 47: orchestrator.cluster.v1.KeepTurn
+	(*DropConversation)(nil),      // 48: orchestrator.cluster.v1.DropConversation
+	(*v1.SessionSpec)(nil),        // 49: orchestrator.v1.SessionSpec
+	(*v1.Session_Checkpoint)(nil), // 50: orchestrator.v1.Session.Checkpoint
+	(v1.Priority_Level)(0),        // 51: orchestrator.v1.Priority.Level
+	(*v11.Fact)(nil),              // 52: orchestrator.node.v1.Fact
+	(*v1.Capabilities)(nil),       // 53: orchestrator.v1.Capabilities
+	(v1.Node_Status)(0),           // 54: orchestrator.v1.Node.Status
 }
 var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	1,  // 0: orchestrator.cluster.v1.Batch.commands:type_name -> orchestrator.cluster.v1.Command
@@ -3257,20 +3293,22 @@ var file_orchestrator_cluster_v1_command_proto_depIdxs = []int32{
 	44, // 40: orchestrator.cluster.v1.Command.rekey_client:type_name -> orchestrator.cluster.v1.RekeyClient
 	45, // 41: orchestrator.cluster.v1.Command.retry_call:type_name -> orchestrator.cluster.v1.RetryCall
 	46, // 42: orchestrator.cluster.v1.Command.purge_calls:type_name -> orchestrator.cluster.v1.PurgeCalls
-	2,  // 43: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
-	47, // 44: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
-	48, // 45: orchestrator.cluster.v1.SpawnSession.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
-	49, // 46: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
-	50, // 47: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
-	51, // 48: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
-	34, // 49: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
-	52, // 50: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
-	27, // 51: orchestrator.cluster.v1.PauseSession.idle:type_name -> orchestrator.cluster.v1.Idle
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	47, // 43: orchestrator.cluster.v1.Command.keep_turn:type_name -> orchestrator.cluster.v1.KeepTurn
+	48, // 44: orchestrator.cluster.v1.Command.drop_conversation:type_name -> orchestrator.cluster.v1.DropConversation
+	2,  // 45: orchestrator.cluster.v1.Command.once:type_name -> orchestrator.cluster.v1.Once
+	49, // 46: orchestrator.cluster.v1.SpawnSession.spec:type_name -> orchestrator.v1.SessionSpec
+	50, // 47: orchestrator.cluster.v1.SpawnSession.checkpoint:type_name -> orchestrator.v1.Session.Checkpoint
+	51, // 48: orchestrator.cluster.v1.SendMessage.priority:type_name -> orchestrator.v1.Priority.Level
+	52, // 49: orchestrator.cluster.v1.ApplyFacts.facts:type_name -> orchestrator.node.v1.Fact
+	53, // 50: orchestrator.cluster.v1.RegisterNode.capabilities:type_name -> orchestrator.v1.Capabilities
+	34, // 51: orchestrator.cluster.v1.RegisterNode.labels:type_name -> orchestrator.cluster.v1.RegisterNode.LabelsEntry
+	54, // 52: orchestrator.cluster.v1.SetNodeStatus.status:type_name -> orchestrator.v1.Node.Status
+	27, // 53: orchestrator.cluster.v1.PauseSession.idle:type_name -> orchestrator.cluster.v1.Idle
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_command_proto_init() }
@@ -3279,6 +3317,7 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		return
 	}
 	file_orchestrator_cluster_v1_call_proto_init()
+	file_orchestrator_cluster_v1_conversation_proto_init()
 	file_orchestrator_cluster_v1_command_proto_msgTypes[1].OneofWrappers = []any{
 		(*Command_InitCluster)(nil),
 		(*Command_SpawnSession)(nil),
@@ -3322,6 +3361,8 @@ func file_orchestrator_cluster_v1_command_proto_init() {
 		(*Command_RekeyClient)(nil),
 		(*Command_RetryCall)(nil),
 		(*Command_PurgeCalls)(nil),
+		(*Command_KeepTurn)(nil),
+		(*Command_DropConversation)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

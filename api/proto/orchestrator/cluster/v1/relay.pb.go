@@ -890,6 +890,86 @@ func (x *CommittedCall) GetRetryAfterMs() int64 {
 	return 0
 }
 
+type GetReadIndexRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReadIndexRequest) Reset() {
+	*x = GetReadIndexRequest{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReadIndexRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReadIndexRequest) ProtoMessage() {}
+
+func (x *GetReadIndexRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReadIndexRequest.ProtoReflect.Descriptor instead.
+func (*GetReadIndexRequest) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{15}
+}
+
+type GetReadIndexResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReadIndexResponse) Reset() {
+	*x = GetReadIndexResponse{}
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReadIndexResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReadIndexResponse) ProtoMessage() {}
+
+func (x *GetReadIndexResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_orchestrator_cluster_v1_relay_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReadIndexResponse.ProtoReflect.Descriptor instead.
+func (*GetReadIndexResponse) Descriptor() ([]byte, []int) {
+	return file_orchestrator_cluster_v1_relay_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetReadIndexResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 var File_orchestrator_cluster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
@@ -943,12 +1023,16 @@ const file_orchestrator_cluster_v1_relay_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs2\xc5\x05\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\x15\n" +
+	"\x13GetReadIndexRequest\",\n" +
+	"\x14GetReadIndexResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index2\xb2\x06\n" +
 	"\fRelayService\x12q\n" +
 	"\x0eGetServerStats\x12..orchestrator.cluster.v1.GetServerStatsRequest\x1a/.orchestrator.cluster.v1.GetServerStatsResponse\x12w\n" +
 	"\x10GetServerDaemons\x120.orchestrator.cluster.v1.GetServerDaemonsRequest\x1a1.orchestrator.cluster.v1.GetServerDaemonsResponse\x12}\n" +
 	"\x12GetServerProviders\x122.orchestrator.cluster.v1.GetServerProvidersRequest\x1a3.orchestrator.cluster.v1.GetServerProvidersResponse\x12\x86\x01\n" +
-	"\x15GetServerInteractions\x125.orchestrator.cluster.v1.GetServerInteractionsRequest\x1a6.orchestrator.cluster.v1.GetServerInteractionsResponse\x12h\n" +
+	"\x15GetServerInteractions\x125.orchestrator.cluster.v1.GetServerInteractionsRequest\x1a6.orchestrator.cluster.v1.GetServerInteractionsResponse\x12k\n" +
+	"\fGetReadIndex\x12,.orchestrator.cluster.v1.GetReadIndexRequest\x1a-.orchestrator.cluster.v1.GetReadIndexResponse\x12h\n" +
 	"\vCommitCalls\x12+.orchestrator.cluster.v1.CommitCallsRequest\x1a,.orchestrator.cluster.v1.CommitCallsResponse\x12W\n" +
 	"\x04Link\x12$.orchestrator.cluster.v1.LinkRequest\x1a%.orchestrator.cluster.v1.LinkResponse(\x010\x01BMZKgithub.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1;clusterv1b\x06proto3"
 
@@ -964,7 +1048,7 @@ func file_orchestrator_cluster_v1_relay_proto_rawDescGZIP() []byte {
 	return file_orchestrator_cluster_v1_relay_proto_rawDescData
 }
 
-var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_orchestrator_cluster_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
 	(*GetServerStatsRequest)(nil),         // 0: orchestrator.cluster.v1.GetServerStatsRequest
 	(*GetServerStatsResponse)(nil),        // 1: orchestrator.cluster.v1.GetServerStatsResponse
@@ -981,37 +1065,41 @@ var file_orchestrator_cluster_v1_relay_proto_goTypes = []any{
 	(*CommitCallsRequest)(nil),            // 12: orchestrator.cluster.v1.CommitCallsRequest
 	(*CommitCallsResponse)(nil),           // 13: orchestrator.cluster.v1.CommitCallsResponse
 	(*CommittedCall)(nil),                 // 14: orchestrator.cluster.v1.CommittedCall
-	(*v1.Daemon)(nil),                     // 15: orchestrator.v1.Daemon
-	(*v1.Provider)(nil),                   // 16: orchestrator.v1.Provider
-	(*v1.ListInteractionsRequest)(nil),    // 17: orchestrator.v1.ListInteractionsRequest
-	(*v1.ListInteractionsResponse)(nil),   // 18: orchestrator.v1.ListInteractionsResponse
-	(*Command)(nil),                       // 19: orchestrator.cluster.v1.Command
-	(*CallRow)(nil),                       // 20: orchestrator.cluster.v1.CallRow
+	(*GetReadIndexRequest)(nil),           // 15: orchestrator.cluster.v1.GetReadIndexRequest
+	(*GetReadIndexResponse)(nil),          // 16: orchestrator.cluster.v1.GetReadIndexResponse
+	(*v1.Daemon)(nil),                     // 17: orchestrator.v1.Daemon
+	(*v1.Provider)(nil),                   // 18: orchestrator.v1.Provider
+	(*v1.ListInteractionsRequest)(nil),    // 19: orchestrator.v1.ListInteractionsRequest
+	(*v1.ListInteractionsResponse)(nil),   // 20: orchestrator.v1.ListInteractionsResponse
+	(*Command)(nil),                       // 21: orchestrator.cluster.v1.Command
+	(*CallRow)(nil),                       // 22: orchestrator.cluster.v1.CallRow
 }
 var file_orchestrator_cluster_v1_relay_proto_depIdxs = []int32{
-	15, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
-	16, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
+	17, // 0: orchestrator.cluster.v1.GetServerDaemonsResponse.daemons:type_name -> orchestrator.v1.Daemon
+	18, // 1: orchestrator.cluster.v1.GetServerProvidersResponse.providers:type_name -> orchestrator.v1.Provider
 	6,  // 2: orchestrator.cluster.v1.LinkRequest.items:type_name -> orchestrator.cluster.v1.LinkUp
 	7,  // 3: orchestrator.cluster.v1.LinkResponse.items:type_name -> orchestrator.cluster.v1.LinkDown
-	17, // 4: orchestrator.cluster.v1.GetServerInteractionsRequest.list:type_name -> orchestrator.v1.ListInteractionsRequest
-	18, // 5: orchestrator.cluster.v1.GetServerInteractionsResponse.page:type_name -> orchestrator.v1.ListInteractionsResponse
-	19, // 6: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
+	19, // 4: orchestrator.cluster.v1.GetServerInteractionsRequest.list:type_name -> orchestrator.v1.ListInteractionsRequest
+	20, // 5: orchestrator.cluster.v1.GetServerInteractionsResponse.page:type_name -> orchestrator.v1.ListInteractionsResponse
+	21, // 6: orchestrator.cluster.v1.CommitCallsRequest.commands:type_name -> orchestrator.cluster.v1.Command
 	14, // 7: orchestrator.cluster.v1.CommitCallsResponse.calls:type_name -> orchestrator.cluster.v1.CommittedCall
-	20, // 8: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
+	22, // 8: orchestrator.cluster.v1.CommittedCall.call:type_name -> orchestrator.cluster.v1.CallRow
 	0,  // 9: orchestrator.cluster.v1.RelayService.GetServerStats:input_type -> orchestrator.cluster.v1.GetServerStatsRequest
 	2,  // 10: orchestrator.cluster.v1.RelayService.GetServerDaemons:input_type -> orchestrator.cluster.v1.GetServerDaemonsRequest
 	4,  // 11: orchestrator.cluster.v1.RelayService.GetServerProviders:input_type -> orchestrator.cluster.v1.GetServerProvidersRequest
 	10, // 12: orchestrator.cluster.v1.RelayService.GetServerInteractions:input_type -> orchestrator.cluster.v1.GetServerInteractionsRequest
-	12, // 13: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
-	8,  // 14: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
-	1,  // 15: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
-	3,  // 16: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
-	5,  // 17: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
-	11, // 18: orchestrator.cluster.v1.RelayService.GetServerInteractions:output_type -> orchestrator.cluster.v1.GetServerInteractionsResponse
-	13, // 19: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
-	9,  // 20: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
+	15, // 13: orchestrator.cluster.v1.RelayService.GetReadIndex:input_type -> orchestrator.cluster.v1.GetReadIndexRequest
+	12, // 14: orchestrator.cluster.v1.RelayService.CommitCalls:input_type -> orchestrator.cluster.v1.CommitCallsRequest
+	8,  // 15: orchestrator.cluster.v1.RelayService.Link:input_type -> orchestrator.cluster.v1.LinkRequest
+	1,  // 16: orchestrator.cluster.v1.RelayService.GetServerStats:output_type -> orchestrator.cluster.v1.GetServerStatsResponse
+	3,  // 17: orchestrator.cluster.v1.RelayService.GetServerDaemons:output_type -> orchestrator.cluster.v1.GetServerDaemonsResponse
+	5,  // 18: orchestrator.cluster.v1.RelayService.GetServerProviders:output_type -> orchestrator.cluster.v1.GetServerProvidersResponse
+	11, // 19: orchestrator.cluster.v1.RelayService.GetServerInteractions:output_type -> orchestrator.cluster.v1.GetServerInteractionsResponse
+	16, // 20: orchestrator.cluster.v1.RelayService.GetReadIndex:output_type -> orchestrator.cluster.v1.GetReadIndexResponse
+	13, // 21: orchestrator.cluster.v1.RelayService.CommitCalls:output_type -> orchestrator.cluster.v1.CommitCallsResponse
+	9,  // 22: orchestrator.cluster.v1.RelayService.Link:output_type -> orchestrator.cluster.v1.LinkResponse
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1039,7 +1127,7 @@ func file_orchestrator_cluster_v1_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orchestrator_cluster_v1_relay_proto_rawDesc), len(file_orchestrator_cluster_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	RelayService_GetServerDaemons_FullMethodName      = "/orchestrator.cluster.v1.RelayService/GetServerDaemons"
 	RelayService_GetServerProviders_FullMethodName    = "/orchestrator.cluster.v1.RelayService/GetServerProviders"
 	RelayService_GetServerInteractions_FullMethodName = "/orchestrator.cluster.v1.RelayService/GetServerInteractions"
+	RelayService_GetReadIndex_FullMethodName          = "/orchestrator.cluster.v1.RelayService/GetReadIndex"
 	RelayService_CommitCalls_FullMethodName           = "/orchestrator.cluster.v1.RelayService/CommitCalls"
 	RelayService_Link_FullMethodName                  = "/orchestrator.cluster.v1.RelayService/Link"
 )
@@ -43,7 +44,10 @@ type RelayServiceClient interface {
 	GetServerProviders(ctx context.Context, in *GetServerProvidersRequest, opts ...grpc.CallOption) (*GetServerProvidersResponse, error)
 	// GetServerInteractions returns a page of what the asked server itself has recorded.
 	GetServerInteractions(ctx context.Context, in *GetServerInteractionsRequest, opts ...grpc.CallOption) (*GetServerInteractionsResponse, error)
-	// CommitCalls commits commands about calls; the asked server must lead.
+	// GetReadIndex returns a raft index that holds every change acknowledged before; the asked server must lead. Who has applied so much
+	// may answer from its own state.
+	GetReadIndex(ctx context.Context, in *GetReadIndexRequest, opts ...grpc.CallOption) (*GetReadIndexResponse, error)
+	// CommitCalls commits commands about calls, and turns of conversations; the asked server must lead.
 	CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error)
@@ -97,6 +101,16 @@ func (c *relayServiceClient) GetServerInteractions(ctx context.Context, in *GetS
 	return out, nil
 }
 
+func (c *relayServiceClient) GetReadIndex(ctx context.Context, in *GetReadIndexRequest, opts ...grpc.CallOption) (*GetReadIndexResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetReadIndexResponse)
+	err := c.cc.Invoke(ctx, RelayService_GetReadIndex_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *relayServiceClient) CommitCalls(ctx context.Context, in *CommitCallsRequest, opts ...grpc.CallOption) (*CommitCallsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CommitCallsResponse)
@@ -134,7 +148,10 @@ type RelayServiceServer interface {
 	GetServerProviders(context.Context, *GetServerProvidersRequest) (*GetServerProvidersResponse, error)
 	// GetServerInteractions returns a page of what the asked server itself has recorded.
 	GetServerInteractions(context.Context, *GetServerInteractionsRequest) (*GetServerInteractionsResponse, error)
-	// CommitCalls commits commands about calls; the asked server must lead.
+	// GetReadIndex returns a raft index that holds every change acknowledged before; the asked server must lead. Who has applied so much
+	// may answer from its own state.
+	GetReadIndex(context.Context, *GetReadIndexRequest) (*GetReadIndexResponse, error)
+	// CommitCalls commits commands about calls, and turns of conversations; the asked server must lead.
 	CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error)
 	// Link carries the frames of all nodes that are linked to a follower, batched.
 	Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error
@@ -159,6 +176,9 @@ func (UnimplementedRelayServiceServer) GetServerProviders(context.Context, *GetS
 }
 func (UnimplementedRelayServiceServer) GetServerInteractions(context.Context, *GetServerInteractionsRequest) (*GetServerInteractionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInteractions not implemented")
+}
+func (UnimplementedRelayServiceServer) GetReadIndex(context.Context, *GetReadIndexRequest) (*GetReadIndexResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetReadIndex not implemented")
 }
 func (UnimplementedRelayServiceServer) CommitCalls(context.Context, *CommitCallsRequest) (*CommitCallsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CommitCalls not implemented")
@@ -259,6 +279,24 @@ func _RelayService_GetServerInteractions_Handler(srv interface{}, ctx context.Co
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RelayService_GetReadIndex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetReadIndexRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RelayServiceServer).GetReadIndex(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RelayService_GetReadIndex_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RelayServiceServer).GetReadIndex(ctx, req.(*GetReadIndexRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RelayService_CommitCalls_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CommitCallsRequest)
 	if err := dec(in); err != nil {
@@ -306,6 +344,10 @@ var RelayService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerInteractions",
 			Handler:    _RelayService_GetServerInteractions_Handler,
+		},
+		{
+			MethodName: "GetReadIndex",
+			Handler:    _RelayService_GetReadIndex_Handler,
 		},
 		{
 			MethodName: "CommitCalls",

@@ -144,6 +144,7 @@ type SnapshotRow struct {
 	//	*SnapshotRow_Event
 	//	*SnapshotRow_Call
 	//	*SnapshotRow_Client
+	//	*SnapshotRow_Conversation
 	//	*SnapshotRow_Trailer
 	Row           isSnapshotRow_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
@@ -286,6 +287,15 @@ func (x *SnapshotRow) GetClient() *ClientRow {
 	return nil
 }
 
+func (x *SnapshotRow) GetConversation() *ConversationRow {
+	if x != nil {
+		if x, ok := x.Row.(*SnapshotRow_Conversation); ok {
+			return x.Conversation
+		}
+	}
+	return nil
+}
+
 func (x *SnapshotRow) GetTrailer() *SnapshotTrailer {
 	if x != nil {
 		if x, ok := x.Row.(*SnapshotRow_Trailer); ok {
@@ -343,6 +353,10 @@ type SnapshotRow_Client struct {
 	Client *ClientRow `protobuf:"bytes,11,opt,name=client,proto3,oneof"`
 }
 
+type SnapshotRow_Conversation struct {
+	Conversation *ConversationRow `protobuf:"bytes,12,opt,name=conversation,proto3,oneof"`
+}
+
 type SnapshotRow_Trailer struct {
 	// The last row: the count of rows before it. A snapshot without it is torn.
 	Trailer *SnapshotTrailer `protobuf:"bytes,15,opt,name=trailer,proto3,oneof"`
@@ -369,6 +383,8 @@ func (*SnapshotRow_Event) isSnapshotRow_Row() {}
 func (*SnapshotRow_Call) isSnapshotRow_Row() {}
 
 func (*SnapshotRow_Client) isSnapshotRow_Row() {}
+
+func (*SnapshotRow_Conversation) isSnapshotRow_Row() {}
 
 func (*SnapshotRow_Trailer) isSnapshotRow_Row() {}
 
@@ -2144,7 +2160,7 @@ var File_orchestrator_cluster_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\x95\x02\n" +
+	"&orchestrator/cluster/v1/snapshot.proto\x12\x17orchestrator.cluster.v1\x1a\"orchestrator/cluster/v1/call.proto\x1a*orchestrator/cluster/v1/conversation.proto\x1a\x1aorchestrator/v1/node.proto\x1a\x1dorchestrator/v1/session.proto\"\x95\x02\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2156,7 +2172,7 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x14dead_letters_dropped\x18\x06 \x01(\x04R\x12deadLettersDropped\x12\x1f\n" +
 	"\vcall_number\x18\a \x01(\x04R\n" +
 	"callNumber\x12,\n" +
-	"\x12dead_calls_dropped\x18\b \x01(\x04R\x10deadCallsDropped\"\x97\x06\n" +
+	"\x12dead_calls_dropped\x18\b \x01(\x04R\x10deadCallsDropped\"\xe7\x06\n" +
 	"\vSnapshotRow\x12?\n" +
 	"\asession\x18\x01 \x01(\v2#.orchestrator.cluster.v1.SessionRowH\x00R\asession\x12?\n" +
 	"\amailbox\x18\x02 \x01(\v2#.orchestrator.cluster.v1.MailboxRowH\x00R\amailbox\x12?\n" +
@@ -2170,7 +2186,8 @@ const file_orchestrator_cluster_v1_snapshot_proto_rawDesc = "" +
 	"\x05event\x18\t \x01(\v2!.orchestrator.cluster.v1.EventRowH\x00R\x05event\x126\n" +
 	"\x04call\x18\n" +
 	" \x01(\v2 .orchestrator.cluster.v1.CallRowH\x00R\x04call\x12<\n" +
-	"\x06client\x18\v \x01(\v2\".orchestrator.cluster.v1.ClientRowH\x00R\x06client\x12D\n" +
+	"\x06client\x18\v \x01(\v2\".orchestrator.cluster.v1.ClientRowH\x00R\x06client\x12N\n" +
+	"\fconversation\x18\f \x01(\v2(.orchestrator.cluster.v1.ConversationRowH\x00R\fconversation\x12D\n" +
 	"\atrailer\x18\x0f \x01(\v2(.orchestrator.cluster.v1.SnapshotTrailerH\x00R\atrailerB\x05\n" +
 	"\x03row\"%\n" +
 	"\x0fSnapshotTrailer\x12\x12\n" +
@@ -2412,11 +2429,12 @@ var file_orchestrator_cluster_v1_snapshot_proto_goTypes = []any{
 	nil,                        // 16: orchestrator.cluster.v1.NodeRow.LabelsEntry
 	(*CallRow)(nil),            // 17: orchestrator.cluster.v1.CallRow
 	(*ClientRow)(nil),          // 18: orchestrator.cluster.v1.ClientRow
-	(*v1.SessionSpec)(nil),     // 19: orchestrator.v1.SessionSpec
-	(*v1.Session_Exit)(nil),    // 20: orchestrator.v1.Session.Exit
-	(v1.Priority_Level)(0),     // 21: orchestrator.v1.Priority.Level
-	(v1.Node_Status)(0),        // 22: orchestrator.v1.Node.Status
-	(*v1.Capabilities)(nil),    // 23: orchestrator.v1.Capabilities
+	(*ConversationRow)(nil),    // 19: orchestrator.cluster.v1.ConversationRow
+	(*v1.SessionSpec)(nil),     // 20: orchestrator.v1.SessionSpec
+	(*v1.Session_Exit)(nil),    // 21: orchestrator.v1.Session.Exit
+	(v1.Priority_Level)(0),     // 22: orchestrator.v1.Priority.Level
+	(v1.Node_Status)(0),        // 23: orchestrator.v1.Node.Status
+	(*v1.Capabilities)(nil),    // 24: orchestrator.v1.Capabilities
 }
 var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	3,  // 0: orchestrator.cluster.v1.SnapshotRow.session:type_name -> orchestrator.cluster.v1.SessionRow
@@ -2430,23 +2448,24 @@ var file_orchestrator_cluster_v1_snapshot_proto_depIdxs = []int32{
 	14, // 8: orchestrator.cluster.v1.SnapshotRow.event:type_name -> orchestrator.cluster.v1.EventRow
 	17, // 9: orchestrator.cluster.v1.SnapshotRow.call:type_name -> orchestrator.cluster.v1.CallRow
 	18, // 10: orchestrator.cluster.v1.SnapshotRow.client:type_name -> orchestrator.cluster.v1.ClientRow
-	2,  // 11: orchestrator.cluster.v1.SnapshotRow.trailer:type_name -> orchestrator.cluster.v1.SnapshotTrailer
-	19, // 12: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
-	20, // 13: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
-	15, // 14: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
-	4,  // 15: orchestrator.cluster.v1.SessionRow.checkpoints:type_name -> orchestrator.cluster.v1.CheckpointRow
-	5,  // 16: orchestrator.cluster.v1.SessionRow.migration:type_name -> orchestrator.cluster.v1.MigrationRow
-	21, // 17: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
-	7,  // 18: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
-	22, // 19: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
-	23, // 20: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
-	16, // 21: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
-	11, // 22: orchestrator.cluster.v1.NodeRow.drain:type_name -> orchestrator.cluster.v1.DrainRow
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	19, // 11: orchestrator.cluster.v1.SnapshotRow.conversation:type_name -> orchestrator.cluster.v1.ConversationRow
+	2,  // 12: orchestrator.cluster.v1.SnapshotRow.trailer:type_name -> orchestrator.cluster.v1.SnapshotTrailer
+	20, // 13: orchestrator.cluster.v1.SessionRow.spec:type_name -> orchestrator.v1.SessionSpec
+	21, // 14: orchestrator.cluster.v1.SessionRow.exit:type_name -> orchestrator.v1.Session.Exit
+	15, // 15: orchestrator.cluster.v1.SessionRow.history:type_name -> orchestrator.cluster.v1.SessionRow.History
+	4,  // 16: orchestrator.cluster.v1.SessionRow.checkpoints:type_name -> orchestrator.cluster.v1.CheckpointRow
+	5,  // 17: orchestrator.cluster.v1.SessionRow.migration:type_name -> orchestrator.cluster.v1.MigrationRow
+	22, // 18: orchestrator.cluster.v1.MessageRow.priority:type_name -> orchestrator.v1.Priority.Level
+	7,  // 19: orchestrator.cluster.v1.DeadLetterRow.message:type_name -> orchestrator.cluster.v1.MessageRow
+	23, // 20: orchestrator.cluster.v1.NodeRow.status:type_name -> orchestrator.v1.Node.Status
+	24, // 21: orchestrator.cluster.v1.NodeRow.capabilities:type_name -> orchestrator.v1.Capabilities
+	16, // 22: orchestrator.cluster.v1.NodeRow.labels:type_name -> orchestrator.cluster.v1.NodeRow.LabelsEntry
+	11, // 23: orchestrator.cluster.v1.NodeRow.drain:type_name -> orchestrator.cluster.v1.DrainRow
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_orchestrator_cluster_v1_snapshot_proto_init() }
@@ -2455,6 +2474,7 @@ func file_orchestrator_cluster_v1_snapshot_proto_init() {
 		return
 	}
 	file_orchestrator_cluster_v1_call_proto_init()
+	file_orchestrator_cluster_v1_conversation_proto_init()
 	file_orchestrator_cluster_v1_snapshot_proto_msgTypes[1].OneofWrappers = []any{
 		(*SnapshotRow_Session)(nil),
 		(*SnapshotRow_Mailbox)(nil),
@@ -2467,6 +2487,7 @@ func file_orchestrator_cluster_v1_snapshot_proto_init() {
 		(*SnapshotRow_Event)(nil),
 		(*SnapshotRow_Call)(nil),
 		(*SnapshotRow_Client)(nil),
+		(*SnapshotRow_Conversation)(nil),
 		(*SnapshotRow_Trailer)(nil),
 	}
 	type x struct{}
