@@ -207,6 +207,25 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
+func TestRecheck(t *testing.T) {
+	now := time.Unix(1000, 0)
+	kept := records{"a": {ID: "a", Name: "ci", Role: Viewer, Namespace: "blue"}, "old": {ID: "old", Name: "old", Role: Admin, ExpireTime: now.UnixNano()}}
+	a := NewAuthenticator(kept, func() time.Time { return now })
+	// Who holds a token may do what the token may now, whatever it could before.
+	if got, err := a.Recheck(Identity{TokenID: "a", Name: "ci", Role: Admin}); err != nil || got != (Identity{TokenID: "a", Name: "ci", Role: Viewer, Namespace: "blue"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	certificate := Identity{Name: "robot", Role: Client}
+	if got, err := a.Recheck(certificate); err != nil || got != certificate {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for id, want := range map[string]string{"gone": "was revoked", "old": "has expired"} {
+		if _, err := a.Recheck(Identity{TokenID: id, Name: "x", Role: Admin}); !fault.Is(err, fault.Unauthenticated) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
 func TestBearer(t *testing.T) {
 	for header, want := range map[string]string{"": "", "Bearer x": "x", "bearer  x": "x"} {
 		if got, err := Bearer(header); err != nil || got != want {

@@ -28,6 +28,10 @@ type Record struct {
 		Record(i recorder.Interaction) error
 		Room(ctx context.Context) error
 	}
+	// Senders is told who sent a message that was accepted here; nil for nobody.
+	Senders interface {
+		Sent(session string, sequence uint64, who string)
+	}
 	// Sink is where it ends up, and Shared says that all servers have the same.
 	Sink interface {
 		List(ctx context.Context, q recorder.Query) (page []recorder.Interaction, next string, err error)
@@ -258,7 +262,9 @@ func merge(parts []*apiv1.ListInteractionsResponse, q *recorder.Query) *apiv1.Li
 			until = last
 		}
 	}
-	slices.SortFunc(all, before)
+	slices.SortFunc(all, func(a, b *apiv1.Interaction) int { // of the same one, who knows the caller comes first
+		return cmp.Or(before(a, b), strings.Compare(b.GetCaller(), a.GetCaller()))
+	})
 	all = slices.CompactFunc(all, func(a, b *apiv1.Interaction) bool { return before(a, b) == 0 })
 	more := until != nil
 	if more {

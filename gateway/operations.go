@@ -322,6 +322,7 @@ func (o *Operations) Send(ctx context.Context, req *apiv1.SendMessageRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	o.sent(ctx, s.ID, &res)
 	out := &apiv1.SendMessageResponse{Sequence: res.Sequence, SessionId: s.ID}
 	if req.GetWait() {
 		if out.Message, err = o.waitMessage(ctx, s.ID, res.Sequence); err != nil {

@@ -91,6 +91,9 @@ func TestChat(t *testing.T) {
 	if err != nil || len(r.GetProviders()) != 1 || r.GetProviders()[0].GetServer() != one.ops.Node.ID() || r.GetProviders()[0].GetCalls() != 2 || len(r.GetMissing()) != 2 {
 		t.Errorf("%v, %v", r, err)
 	}
+	if p := r.GetProviders()[0]; p.GetMin() != 1 || p.GetMax() != 10 || p.GetMaxInFlight() != 10 {
+		t.Errorf("%v", p)
+	}
 	models, err := apiv1.NewProviderServiceClient(one.conn).ListModels(films, &apiv1.ListModelsRequest{})
 	if err != nil || len(models.GetModels()) != 1 || models.GetModels()[0].GetName() != "fast" || !models.GetModels()[0].GetDefault() {
 		t.Errorf("%v, %v", models, err)

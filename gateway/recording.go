@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
+	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/provider"
 	"github.com/neolith/orchestrator/recorder"
 )
@@ -20,6 +21,13 @@ func (o *Operations) room(ctx context.Context) error {
 		return nil
 	}
 	return o.Record.Recorder.Room(ctx)
+}
+
+// sent tells the record who sent a message.
+func (o *Operations) sent(ctx context.Context, session string, r *state.Result) {
+	if o.Record != nil && o.Record.Senders != nil && r.Err == nil && !r.Duplicate {
+		o.Record.Senders.Sent(session, r.Sequence, caller(ctx).String())
+	}
 }
 
 // recordModel records a call of a model that has ended; got is nil where it failed.

@@ -318,6 +318,7 @@ func (b *batches) accept(ctx context.Context, req *apiv1.SendMessagesRequest) (b
 				resp.Results[at] = refused(r.Err)
 				continue
 			}
+			b.s.ops.sent(ctx, sessions[i], &r)
 			awaited := req.GetMessages()[at].GetWait()
 			resp.Results[at] = &apiv1.SendMessagesResponse_Result{Sequence: r.Sequence, Awaited: awaited}
 			if awaited {

@@ -112,16 +112,19 @@ func Open(o Options) (*Recorder, error) {
 }
 
 // Record is RecordContext for those who wait for as long as they must: with the policy Block until there is room, or Release.
-func (r *Recorder) Record(i Interaction) error { return r.RecordContext(context.Background(), i) }
+func (r *Recorder) Record(i Interaction) error { return r.record(context.Background(), &i) }
 
 // RecordContext hands an interaction over. It returns Invalid for one that is none, Exhausted when it was dropped and counted, Unavailable once
 // the recorder is closed, and Timeout when ctx ended before there was room.
-func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error {
+func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error { return r.record(ctx, &i) }
+
+// record does not keep the pointer: it spares the stacks of short-lived goroutines a few copies.
+func (r *Recorder) record(ctx context.Context, i *Interaction) error {
 	if err := i.check(); err != nil {
 		return err
 	}
 	i.complete(time.Now())
-	r.bound(&i)
+	r.bound(i)
 	bytes := i.bytes()
 	var since time.Time
 	for {
@@ -202,12 +205,12 @@ func (r *Recorder) Release() {
 }
 
 // take puts an interaction into the queue; r.mu is held.
-func (r *Recorder) take(i Interaction, bytes int64) {
+func (r *Recorder) take(i *Interaction, bytes int64) {
 	if r.dropping > 0 {
 		r.log.Warn("interactions are recorded again", "not_recorded", r.dropping)
 		r.dropping = 0
 	}
-	r.queue = append(r.queue, i)
+	r.queue = append(r.queue, *i)
 	r.queueBytes += bytes
 	r.taken++
 	r.m.records.Inc()

@@ -28,7 +28,7 @@ const (
 
 	// While the spool is almost empty the shipper sends restRate records a second, one batch every restLeast; the fuller the spool, the more, and from
 	// a fill of restFill on as many as the sink takes.
-	restRate, restFill = 6000, 0.25
+	restRate, restFill = 5200, 0.25
 	restLeast          = 50 * time.Millisecond
 
 	pruneEvery   = 5 * time.Minute

@@ -92,7 +92,7 @@ func DefaultLimits() Limits {
 		DeadLetters:           10_000,
 		DeadLetterBytes:       256 << 20,
 		Calls:                 10_000,
-		KeptCalls:             250_000,
+		KeptCalls:             100_000,
 		CallsPerClient:        1000,
 		CallBytes:             256 << 20,
 		Clients:               100_000,

@@ -48,7 +48,7 @@ func (s *server) record() *gateway.Record {
 	if s.recorder == nil {
 		return nil
 	}
-	return &gateway.Record{Recorder: s.recorder, Sink: s.sink, Shared: s.cfg.Recorder.Sink == recorder.SinkPostgres}
+	return &gateway.Record{Recorder: s.recorder, Senders: s.feed, Sink: s.sink, Shared: s.cfg.Recorder.Sink == recorder.SinkPostgres}
 }
 
 // recorded are the tools of which each call is recorded.

@@ -15,6 +15,9 @@
 // It was considered that all servers record everything: simpler still, and three times the work for the same record. And a position in raft, from
 // which the next leader goes on: exact, and a commit more for each batch, where some thousand repetitions at a change of leaders do as well.
 //
+// Who sent a message is not in the log. The API tells the feed of the server that accepted it (Sent), and the feed waits a tenth of a second for that,
+// since it may have read the message before the API has its answer; then the message is recorded without.
+//
 // # When the record is full
 //
 // With the policy block a call waits for room before anything is done. The log cannot wait: what is in it has happened. So the API waits before it

@@ -22,6 +22,10 @@ const (
 	// becomes durable.
 	recentMax      = 8192
 	recentBytesMax = 16 << 20
+	// senderTime is how long a message waits for its sender: what the log has, the feed may read before whoever sent it hears of it.
+	senderTime = 100 * time.Millisecond
+	// sendersMax bounds the senders that are remembered for the feed, and the messages that wait for theirs.
+	sendersMax = 8192
 	// unknownNamespace is that of a session which is gone already.
 	unknownNamespace = "unknown"
 )
@@ -42,15 +46,21 @@ type Feed struct {
 	sub    *state.Subscription
 	missed prometheus.Counter
 
+	mu      sync.Mutex
+	senders map[messageKey]string
+	noted   []messageKey // those of senders, the oldest first
+
 	// Of Run.
-	view   *state.View // to look up sessions in; nil when it is to be taken anew
-	recent []recorder.Interaction
-	bytes  int
+	waiting []recorder.Interaction // messages whose sender is not known yet, the oldest first
+	since   []time.Time            // from when each of them waits
+	view    *state.View            // to look up sessions in; nil when it is to be taken anew
+	recent  []recorder.Interaction
+	bytes   int
 }
 
 // NewFeed makes a feed that knows all that changes from now on: made before the log is opened, it sees what that replays. Close ends it.
 func NewFeed(o FeedOptions) (*Feed, error) {
-	f := &Feed{o: o, missed: prometheus.NewCounter(prometheus.CounterOpts{
+	f := &Feed{o: o, senders: map[messageKey]string{}, missed: prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "orchestrator", Subsystem: "recorder", Name: "missed_changes_total", Help: "Changes of the log that were not recorded, because the record was full for too long.",
 	})}
 	if o.Registerer != nil {
@@ -88,15 +98,81 @@ func (f *Feed) Run(ctx context.Context) error {
 	return nil
 }
 
+// messageKey names a message.
+type messageKey struct {
+	session  string
+	sequence uint64
+}
+
+// Sent is told who sent a message, by whoever accepted it on this server. The log does not have it.
+func (f *Feed) Sent(session string, sequence uint64, who string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.noted) >= sendersMax {
+		delete(f.senders, f.noted[0])
+		f.noted = f.noted[1:]
+	}
+	k := messageKey{session, sequence}
+	f.senders[k], f.noted = who, append(f.noted, k)
+}
+
+// sender returns who sent a message; empty where that is not known, or not yet.
+func (f *Feed) sender(i *recorder.Interaction) string {
+	n, err := strconv.ParseUint(i.RequestID, 10, 64)
+	if err != nil {
+		return ""
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.senders[messageKey{i.Session, n}]
+}
+
+// settle records the messages whose sender is known by now, or that have waited long enough; with all, every one. It returns when to come back, zero
+// when nothing waits.
+func (f *Feed) settle(all bool) (next time.Time) {
+	n := 0
+	for ; n < len(f.waiting); n++ {
+		i := &f.waiting[n]
+		due := f.since[n].Add(senderTime)
+		if i.Principal = f.sender(i); i.Principal == "" && !all && n+sendersMax > len(f.waiting) && time.Until(due) > 0 {
+			next = due
+			break
+		}
+		f.record(*i)
+	}
+	f.waiting, f.since = f.waiting[n:], f.since[n:]
+	if len(f.waiting) == 0 {
+		f.waiting, f.since = nil, nil
+	}
+	return next
+}
+
+// next returns the next change; nil and no error when it is time to settle before that.
+func (f *Feed) next(period context.Context) (*state.Change, error) {
+	due := f.settle(false)
+	if due.IsZero() {
+		return f.sub.Next(period)
+	}
+	until, cancel := context.WithDeadline(period, due)
+	defer cancel()
+	c, err := f.sub.Next(until)
+	if err != nil && until.Err() != nil && period.Err() == nil {
+		return nil, nil
+	}
+	return c, err
+}
+
 // follow follows the log for as long as it is known who leads; what was applied by then belongs to that time, also where it was not read yet.
 func (f *Feed) follow(period context.Context, leads bool) error {
 	if leads {
 		f.catchUp()
 	}
-	last := uint64(0) // the last change of the period, once that has ended
+	defer f.settle(true) // the rest goes without its senders
+	last := uint64(0)    // the last change of the period, once that has ended
 	for {
-		c, err := f.sub.Next(period) // which has what is there also when the period has ended
+		c, err := f.next(period) // which has what is there also when the period has ended
 		switch {
+		case c == nil && err == nil:
 		case err == nil:
 			f.take(c, leads)
 			if period.Err() == nil {
@@ -138,7 +214,11 @@ func (f *Feed) catchUp() {
 func (f *Feed) take(c *state.Change, leads bool) {
 	f.view = nil
 	f.each(c, func(i recorder.Interaction) {
-		if leads {
+		switch {
+		case leads && i.Kind == recorder.Message:
+			f.waiting, f.since = append(f.waiting, i), append(f.since, time.Now())
+			return
+		case leads:
 			f.record(i)
 			return
 		}

@@ -111,6 +111,7 @@ type node struct {
 	record  *memory
 	missed  func() float64
 	store   *state.Store
+	feed    *Feed
 	applied int
 	stop    func()
 
@@ -133,6 +134,7 @@ func (n *node) start() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.feed = f
 	n.missed = func() float64 {
 		all, err := reg.Gather()
 		if err != nil || len(all) != 1 {
@@ -197,6 +199,7 @@ func TestFeed(t *testing.T) {
 		l.answer("s")
 		l.add(&clusterv1.Command{Kind: &clusterv1.Command_BuryMessages{BuryMessages: &clusterv1.BuryMessages{SessionId: "s", Sequences: []uint64{2}, Cause: "nobody wants it"}}})
 		n.apply(l)
+		time.Sleep(senderTime)
 		synctest.Wait()
 		var got []string
 		for _, i := range n.record.taken() {
@@ -212,6 +215,45 @@ func TestFeed(t *testing.T) {
 		}
 		if len(distinct(n.record.taken())) != len(got) {
 			t.Errorf("an id comes twice: %q", got)
+		}
+	})
+}
+
+// TestSenders: a message is recorded with its sender, also when that is known a little later than the message; and without it when nobody says.
+func TestSenders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, l := newNode(t), newLog()
+		defer func() { n.stop() }()
+		n.lead(true)
+		l.spawn("s", "default")
+		n.feed.Sent("s", 1, "client:early")
+		l.send("s")
+		l.send("s")
+		l.send("s")
+		n.apply(l)
+		synctest.Wait()
+		messages := func() (all []string) {
+			for _, i := range n.record.taken() {
+				if i.Kind == recorder.Message {
+					all = append(all, i.RequestID+" "+i.Principal)
+				}
+			}
+			return all
+		}
+		if got := messages(); len(got) > 1 {
+			t.Errorf("before anybody said who sent them: %q", got)
+		}
+		n.feed.Sent("s", 2, "client:late")
+		time.Sleep(senderTime)
+		synctest.Wait()
+		if got := messages(); !slices.Equal(got, []string{"1 client:early", "2 client:late", "3 "}) {
+			t.Errorf("%q", got)
+		}
+		for k := range uint64(2 * sendersMax) {
+			n.feed.Sent("s", 100+k, "x")
+		}
+		if len(n.feed.senders) != sendersMax || len(n.feed.noted) != sendersMax {
+			t.Errorf("%d senders are remembered", len(n.feed.senders))
 		}
 	})
 }
@@ -287,6 +329,7 @@ func TestWhoeverLeadsAndDies(t *testing.T) {
 			for _, o := range append(nodes, calm) {
 				o.apply(l)
 			}
+			time.Sleep(senderTime)
 			synctest.Wait()
 			for _, o := range nodes {
 				o.stop()

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/neolith/orchestrator/queue/dispatch/dispatchtest"
 )
 
 func BenchmarkCall(b *testing.B) {
@@ -67,8 +69,17 @@ func BenchmarkBareEcho(b *testing.B) {
 
 // An idle client costs the server at most 20 KB. The other ends here are bare sockets.
 func TestIdleConnectionsAreSmall(t *testing.T) {
+	idleConnectionsAreSmall(t, start(t, nil), false)
+}
+
+// So does one that the cluster knows, with what the cluster's state has of it.
+func TestIdleConnectionsOfTheClusterAreSmall(t *testing.T) {
+	idleConnectionsAreSmall(t, join(t, dispatchtest.New(), "server-1", nil).world, true)
+}
+
+func idleConnectionsAreSmall(t *testing.T, w *world, named bool) {
+	t.Helper()
 	const count, limit = 300, 20_000
-	w := start(t, nil)
 	used := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -83,8 +94,11 @@ func TestIdleConnectionsAreSmall(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	hello := `{"op":"hello","token":"alice"}`
-	for range count {
+	for i := range count {
+		hello := `{"op":"hello","token":"alice"}`
+		if named {
+			hello = fmt.Sprintf(`{"op":"hello","token":"alice","session_id":"session-%d"}`, i)
+		}
 		c, err := net.Dial("tcp", w.http.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)

@@ -124,15 +124,10 @@ type toolCall struct {
 
 // orderKey is the key that the call names, or else the conversation that it belongs to.
 func (t *toolCall) orderKey() string {
-	if t.key != "" || t.tool.OrderBy == "" {
+	if t.key != "" || t.tool.OrderKey == nil {
 		return t.key
 	}
-	var a map[string]json.RawMessage
-	var key string
-	if json.Unmarshal(t.arguments, &a) != nil || json.Unmarshal(a[t.tool.OrderBy], &key) != nil || key == t.tool.OrderBut {
-		return ""
-	}
-	return key
+	return t.tool.OrderKey(t.arguments)
 }
 
 // toolCall reads a call_tool.

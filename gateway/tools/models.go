@@ -4,6 +4,7 @@ package tools
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 
@@ -34,7 +35,7 @@ type said struct {
 
 func chatTool() Tool {
 	return Tool{
-		Name: "chat", AsksModels: true, OrderBy: "conversation_id", OrderBut: "new",
+		Name: "chat", AsksModels: true,
 		Description: "Ask a language model of the providers that the server is configured with. Give a prompt, or the whole conversation as messages: a model remembers nothing. With a conversation_id the cluster keeps what is said, and the next prompt with it goes on there. Returns JSON with text, provider, model and tokens.",
 		Schema: object(nil, map[string]*Schema{
 			"prompt": text("what the user says, instead of messages", maxPromptChars),
@@ -45,8 +46,19 @@ func chatTool() Tool {
 			"conversation_id": named("keeps the conversation, and goes on with it when it is there, with a prompt alone: A-Z a-z 0-9 _ . : -; new makes an id, which the answer tells", 128),
 			"namespace":       namespaceSchema(), "max_tokens": whole("the longest answer", 1, 10_000_000), "stream": flag("send the answer piece by piece", false),
 		}),
-		run: runChat,
+		run: runChat, OrderKey: conversationOf,
 	}
+}
+
+// conversationOf is the conversation that a chat belongs to; a new one belongs to none yet.
+func conversationOf(arguments json.RawMessage) string {
+	var a struct {
+		ID string `json:"conversation_id"`
+	}
+	if json.Unmarshal(arguments, &a) != nil || a.ID == "new" {
+		return ""
+	}
+	return a.ID
 }
 
 func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {

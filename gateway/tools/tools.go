@@ -74,8 +74,9 @@ type Tool struct {
 	ReadOnly, Destructive bool
 	// AsksModels: what fails is most often a provider elsewhere, and not the cluster.
 	AsksModels bool
-	// OrderBy is the argument by which calls run one after the other: those with the same text, but for the text OrderBut; empty for none.
-	OrderBy, OrderBut string
+	// OrderKey is by what calls of the tool run one after the other, in the order in which they were made: those with the same key. nil, or an empty key, is
+	// for calls that run beside one another.
+	OrderKey func(arguments json.RawMessage) string
 
 	run func(ctx context.Context, api api, c *Call) ([]Output, error)
 }

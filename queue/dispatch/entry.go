@@ -397,7 +397,7 @@ func (w *owner) ranOut(e *entry, r *run, why error, a Answer, outputs queue.Blob
 	}
 	e.run = nil
 	w.giveBack(e)
-	if errors.Is(why, errLeft) {
+	if errors.Is(why, errLeft) && a.Outputs == nil {
 		return // another server has it soon
 	}
 	row := e.call

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -167,21 +168,33 @@ func (l *ClusterLog) send() {
 		l.log.Debug("calls could not be committed; it is tried again", "error", err)
 		l.pause(pause, err)
 		pause = min(2*pause, repeatMax)
-		batch = patient(batch, err)
+		batch = l.patient(batch, err)
 	}
 }
 
-// patient answers those whose patience is over, and returns the others.
-func patient(batch []*proposal, err error) (left []*proposal) {
+// patient answers those whose patience is over, those that wait behind the batch, too, and returns what is left of the batch.
+func (l *ClusterLog) patient(batch []*proposal, err error) []*proposal {
 	now := time.Now()
-	for _, p := range batch {
-		if !p.by.IsZero() && !now.Before(p.by) {
-			p.reply(nil, fault.New(fault.Unavailable, "the cluster did not take it in time: %w", err).WithRetry(time.Second))
-			continue
+	var over []*proposal
+	impatient := func(p *proposal) bool {
+		if p.by.IsZero() || now.Before(p.by) {
+			return false
 		}
-		left = append(left, p)
+		over = append(over, p)
+		return true
 	}
-	return left
+	batch = slices.DeleteFunc(batch, impatient)
+	before := len(over)
+	l.mu.Lock()
+	l.waiting = slices.DeleteFunc(l.waiting, impatient)
+	for _, p := range over[before:] {
+		l.commands -= len(p.commands)
+	}
+	l.mu.Unlock()
+	for _, p := range over {
+		p.reply(nil, fault.New(fault.Unavailable, "the cluster did not take it in time: %w", err).WithRetry(time.Second))
+	}
+	return batch
 }
 
 // fail answers what will not be sent.

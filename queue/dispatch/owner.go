@@ -324,7 +324,7 @@ func (w *owner) step(now time.Time) time.Duration {
 	}
 	w.d.count.waiting.Store(int64(len(w.entries) - (w.o.MaxInFlight - w.room)))
 	w.d.count.running.Store(int64(w.o.MaxInFlight - w.room))
-	if len(w.quiet) > 0 && w.ending == 0 && w.room == w.o.MaxInFlight {
+	if len(w.quiet) > 0 && w.ending <= 0 && w.room == w.o.MaxInFlight {
 		for _, q := range w.quiet {
 			close(q)
 		}

@@ -16,7 +16,8 @@ const storePatience = 30 * time.Second
 // start begins an attempt.
 func (w *owner) start(e *entry, call *queue.Call) {
 	d := w.d
-	if w.stopping && e.ahead == nil || !d.enter() {
+	if w.stopping || !d.enter() {
+		w.giveBack(e)
 		return // another server has it soon
 	}
 	if !e.placed { // it was begun by what this process did not see

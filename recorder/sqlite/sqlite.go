@@ -86,7 +86,7 @@ func Open(ctx context.Context, file string) (*Sink, error) {
 func (s *Sink) open(ctx context.Context) (err error) {
 	// Every connection of a pool runs these; auto_vacuum counts only while there is no table.
 	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)",
-		fmt.Sprintf("journal_size_limit(%d)", journalBytesMax), fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages), "cache_size(-16384)"}, "_txlock": {"immediate"}}
+		fmt.Sprintf("journal_size_limit(%d)", journalBytesMax), fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages), "cache_size(-16384)", "temp_store(memory)"}, "_txlock": {"immediate"}}
 	if s.write, err = sql.Open("sqlite", "file:"+(&url.URL{Path: s.file}).EscapedPath()+"?"+pragmas.Encode()); err != nil {
 		return fmt.Errorf("recorder: open %s: %w", s.file, err)
 	}

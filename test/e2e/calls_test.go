@@ -130,6 +130,7 @@ func killTheServerOfAClient(t *testing.T, leader bool) {
 		t.Errorf("m2 again: %v", got)
 	}
 	q.quiet()
+	deadCall(t, c, fake, q)
 	waitForDelivery(t)
 	_ = q.ws.Close()
 	third, hello := greet(t, c.at(3-victim-other, 4), nil, "", "story")
@@ -137,6 +138,24 @@ func killTheServerOfAClient(t *testing.T, leader bool) {
 		t.Errorf("hello at the third: %+v", hello)
 	}
 	third.quiet()
+}
+
+// deadCall finds the call that was given up among the dead letters, and has it tried again: its client is given the answer.
+func deadCall(t *testing.T, c *trio, fake *fakeprovider.Server, q *clientOf) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dead, err := c.c.Queues.ListDeadLetters(ctx, &apiv1.ListDeadLettersRequest{})
+	if err != nil || len(dead.GetCalls()) != 1 || dead.GetCalls()[0].GetRequestId() != "paid" || dead.GetCalls()[0].GetTool() != "chat" {
+		t.Fatalf("dead letters: %v %v", dead, err)
+	}
+	fake.Usually(fakeprovider.Step{Text: "here I am"})
+	if _, err := c.c.Queues.RetryDeadLetters(ctx, &apiv1.RetryDeadLettersRequest{CallId: dead.GetCalls()[0].GetId(), IdempotencyKey: "again"}); err != nil {
+		t.Fatal(err)
+	}
+	if r := q.until("call_tool_res"); r.RequestID != "paid" || r.Error != nil || !strings.Contains(r.Outputs[0].Text, "here I am") {
+		t.Errorf("the dead call, tried again: %+v %s", r, r.Error)
+	}
 }
 
 // waitForDelivery waits until a server has noted what it wrote to its clients, which is within 100 ms; nothing tells when.
