@@ -117,16 +117,15 @@ func (s *providerService) Chat(req *apiv1.ChatRequest, stream grpc.ServerStreami
 	if err != nil {
 		return err
 	}
-	conversation, version, err := talk.keep(ctx, got)
-	if err != nil {
-		return err
-	}
-	return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: &apiv1.ChatAnswer{
-		ConversationId: conversation, ConversationVersion: version,
+	answer := &apiv1.ChatAnswer{
 		Provider: got.Provider, Model: got.Model, Text: got.Text, Reasoning: got.Reasoning, Stop: got.Stop,
 		InputTokens: uint64(got.Usage.InputTokens), OutputTokens: uint64(got.Usage.OutputTokens), CachedTokens: uint64(got.Usage.CachedTokens), Estimated: got.Usage.Estimated,
 		CostUsd: got.CostUSD, Attempts: uint32(got.Attempts), TookMs: float64(got.Took) / float64(time.Millisecond),
-	}}})
+	}
+	if err := talk.keep(ctx, got, answer); err != nil {
+		return err
+	}
+	return stream.Send(&apiv1.ChatResponse{Part: &apiv1.ChatResponse_Answer{Answer: answer}})
 }
 
 // sendWhole sends an answer that is there already, as one piece before where pieces are awaited.

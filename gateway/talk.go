@@ -65,6 +65,7 @@ type talk struct {
 	key     state.ConversationKey
 	caller  string
 	version uint64             // that the model is told; 0 for a new conversation
+	before  int                // messages that it has
 	said    []provider.Message // what is new
 	request string             // what it is known by when it comes again; empty for a request without a key
 	kept    *apiv1.ChatAnswer  // of the same request, which came before; nil for one that is new
@@ -162,7 +163,7 @@ func (t *talk) recall(ctx context.Context, r *provider.Request) error {
 	if err != nil {
 		return err
 	}
-	t.version = c.Version
+	t.version, t.before = c.Version, len(c.Messages)
 	r.Messages = slices.Concat(before, t.said)
 	r.PreferProvider, r.PreferModel = c.Provider, c.Model
 	return nil
@@ -186,34 +187,35 @@ func (t *talk) again(ctx context.Context, c *state.Conversation) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	t.kept = &apiv1.ChatAnswer{Provider: c.Provider, Model: c.Model, Text: texts[0].Text, ConversationId: c.ID, ConversationVersion: c.Version, Repeated: true}
+	t.kept = &apiv1.ChatAnswer{Provider: c.Provider, Model: c.Model, Text: texts[0].Text, ConversationId: c.ID, ConversationVersion: c.Version, ConversationMessages: uint32(len(c.Messages)), Repeated: true}
 	return true, nil
 }
 
-// keep commits the turn with its answer, and returns the conversation that has it, with its version. An answer without text is not
-// kept, as no model can be told it; the conversation is as it was then.
-func (t *talk) keep(ctx context.Context, got *provider.Response) (id string, version uint64, err error) {
+// keep commits the turn with its answer, and says in the answer which conversation has it. An answer without text is not kept, as no model
+// can be told it; the conversation is as it was then.
+func (t *talk) keep(ctx context.Context, got *provider.Response, answer *apiv1.ChatAnswer) error {
 	if t == nil || got.Text == "" {
-		return "", 0, nil
+		return nil
 	}
 	if err := ctx.Err(); err != nil {
-		return "", 0, err // the caller has gone, and was told nothing
+		return err // the caller has gone, and was told nothing
 	}
 	turn := &clusterv1.KeepTurn{Key: t.key.Proto(), Caller: t.caller, Version: t.version, TurnId: rand.Text(), Request: t.request, Provider: got.Provider, Model: got.Model}
 	room := turnInlineBytes
 	for _, m := range append(slices.Clone(t.said), provider.Message{Role: provider.Assistant, Text: got.Text}) {
 		text, err := t.ops.storeText(ctx, m.Text, min(room, queue.InlineBytes))
 		if err != nil {
-			return "", 0, t.notKept(err)
+			return t.notKept(err)
 		}
 		room -= len(text.Inline)
 		turn.Messages = append(turn.Messages, &clusterv1.ConversationMessage{Role: string(m.Role), Text: pbconv.BlobToProto(text)})
 	}
-	version, err = t.ops.commitTurn(ctx, turn)
+	version, err := t.ops.commitTurn(ctx, turn)
 	if err != nil {
-		return "", 0, t.notKept(err)
+		return t.notKept(err)
 	}
-	return t.key.ID, version, nil
+	answer.ConversationId, answer.ConversationVersion, answer.ConversationMessages = t.key.ID, version, uint32(t.before+len(turn.GetMessages()))
+	return nil
 }
 
 // notKept is the error of an answer that nobody is told, as the next turn would not know it.

@@ -103,6 +103,30 @@ func TestAConversationGoesOnAnywhere(t *testing.T) {
 	}
 }
 
+// TestACallFromWithinIsItsCallers: what the gateway does for somebody whom it knows goes on with what that one began with its token.
+func TestACallFromWithinIsItsCallers(t *testing.T) {
+	a := startAlone(t)
+	fake := a.asksModels()
+	token := a.token(auth.Client, "films")
+	if _, _, err := a.chats(a.as(token), spoken("c", "one")); err != nil {
+		t.Fatal(err)
+	}
+	who, err := a.api.Identify(auth.Credential{Token: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ctx := range []context.Context{a.api.AsCaller(t.Context(), who), a.api.As(t.Context(), auth.Credential{Token: token})} {
+		before := len(told(fake))
+		st, err := apiv1.NewProviderServiceClient(a.api.Local()).Chat(ctx, spoken("c", "more"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := st.Recv(); err != nil || m.GetAnswer().GetConversationId() != "c" || len(told(fake)) != before+2 {
+			t.Errorf("%v, %v, told %q", m, err, told(fake))
+		}
+	}
+}
+
 func TestAServerMakesAnID(t *testing.T) {
 	a := startAlone(t)
 	fake := a.asksModels()
@@ -142,7 +166,7 @@ func TestATurnThatComesAgain(t *testing.T) {
 		first.Stream = true
 		pieces, again, err := b.chats(b.as(token), first)
 		if err != nil || !again.GetRepeated() || again.GetText() != answer.GetText() || strings.Join(pieces, "") != answer.GetText() || again.GetProvider() != "local" || again.GetModel() != "fast" ||
-			again.GetConversationVersion() != answer.GetConversationVersion() || again.GetConversationId() != answer.GetConversationId() || fakes[0].Count() != asked+1 || fakes[1].Count() != 0 {
+			again.GetConversationVersion() != answer.GetConversationVersion() || again.GetConversationId() != answer.GetConversationId() || again.GetConversationMessages() != 3 || answer.GetConversationMessages() != 3 || fakes[0].Count() != asked+1 || fakes[1].Count() != 0 {
 			t.Errorf("%q, %v, %v; %d and %d calls", pieces, again, err, fakes[0].Count(), fakes[1].Count())
 		}
 	}
@@ -262,16 +286,16 @@ func TestTwoTurnsAtOnce(t *testing.T) {
 		}
 		return talk
 	}
-	for range 2 { // a new conversation, and one that goes on
+	for round := range 2 { // a new conversation, and one that goes on
 		one, two := begin(a), begin(b)
-		id, version, err := two.keep(t.Context(), &provider.Response{Text: "of b"})
-		if err != nil || id != "both" || version == 0 {
-			t.Fatalf("%q %d, %v", id, version, err)
+		answer := &apiv1.ChatAnswer{}
+		if err := two.keep(t.Context(), &provider.Response{}, answer); err != nil || answer.GetConversationId() != "" { // what has no text is not kept
+			t.Error(answer, err)
 		}
-		if _, _, err := two.keep(t.Context(), &provider.Response{}); err != nil { // what has no text is not kept
-			t.Error(err)
+		if err := two.keep(t.Context(), &provider.Response{Text: "of b"}, answer); err != nil || answer.GetConversationId() != "both" || answer.GetConversationMessages() != uint32(2+2*round) {
+			t.Fatal(answer, err)
 		}
-		if _, _, err := one.keep(t.Context(), &provider.Response{Text: "of a"}); !fault.Is(err, fault.Aborted) || !strings.Contains(err.Error(), "ask again") {
+		if err := one.keep(t.Context(), &provider.Response{Text: "of a"}, answer); !fault.Is(err, fault.Aborted) || !strings.Contains(err.Error(), "ask again") {
 			t.Errorf("the second was kept: %v", err)
 		}
 		one.end()
@@ -281,9 +305,9 @@ func TestTwoTurnsAtOnce(t *testing.T) {
 	for range 20 {
 		for _, s := range []*alone{b, a} {
 			talk := begin(s)
-			_, version, err := talk.keep(t.Context(), &provider.Response{Text: "next"})
-			if err != nil || version <= talk.version {
-				t.Fatal(version, err)
+			answer := &apiv1.ChatAnswer{}
+			if err := talk.keep(t.Context(), &provider.Response{Text: "next"}, answer); err != nil || answer.GetConversationVersion() <= talk.version {
+				t.Fatal(answer, err)
 			}
 			talk.end()
 		}

@@ -77,14 +77,14 @@ func (r *reign) gone(servers []cluster.Presence, id string, now time.Time) strin
 		}
 		switch silent := r.goneFor(s, now); {
 		case s.Left && silent >= leftSilence:
-			return "server " + id + " was stopped"
+			return "its server (" + id + ") was stopped"
 		case silent >= serverSilence:
-			return "server " + id + " was lost"
+			return "its server (" + id + ") was lost"
 		default:
 			return ""
 		}
 	}
-	return "server " + id + " is no member of the cluster any more"
+	return "its server (" + id + ") is no member of the cluster any more"
 }
 
 // assignCalls gives a piece of a server's calls to those that are there; the next tick finds the rest.

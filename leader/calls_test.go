@@ -131,7 +131,7 @@ func TestCallsOfALostServerGoToOthers(t *testing.T) {
 			t.Errorf("the calls went to s1: %d, s2: %d, s3: %d", a, b, c)
 		}
 		dead := s.state.View().Call(queue.Key{Owner: "o", Session: "c", RequestID: "6000"})
-		if dead.Status != queue.Dead || !strings.Contains(dead.Outcome.Message, "server s2 was lost while it ran") {
+		if dead.Status != queue.Dead || !strings.Contains(dead.Outcome.Message, "its server (s2) was lost while it ran") {
 			t.Errorf("what may not be repeated: %+v", dead)
 		}
 		if n := s.log.count(assigns); n != 2 {

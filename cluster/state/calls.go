@@ -192,7 +192,7 @@ func (a *applier) assignCalls(p *clusterv1.AssignCalls) (uint32, error) {
 	}
 	why := p.GetReason()
 	if why == "" {
-		why = "server " + p.GetFromServerId() + " was lost"
+		why = "its server (" + p.GetFromServerId() + ") was lost"
 	}
 	why = a.reason(why)
 	a.flush()

@@ -28,7 +28,9 @@ type said struct {
 	OutputTokens uint64  `json:"outputTokens"`
 	CostUSD      float64 `json:"costUsd,omitempty"`
 	// Where the cluster keeps the conversation.
-	ConversationID string `json:"conversationId,omitempty"`
+	ConversationID       string `json:"conversationId,omitempty"`
+	ConversationMessages uint32 `json:"conversationMessages,omitempty"`
+	Repeated             bool   `json:"repeated,omitempty"`
 }
 
 func chatTool() Tool {
@@ -108,7 +110,7 @@ func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {
 			return answerJSON(said{
 				Text: answer.GetText(), Reasoning: answer.GetReasoning(), Provider: answer.GetProvider(), Model: answer.GetModel(), Stop: answer.GetStop(),
 				InputTokens: answer.GetInputTokens(), OutputTokens: answer.GetOutputTokens(), CostUSD: answer.GetCostUsd(),
-				ConversationID: answer.GetConversationId(),
+				ConversationID: answer.GetConversationId(), ConversationMessages: answer.GetConversationMessages(), Repeated: answer.GetRepeated(),
 			})
 		case m.GetPiece().GetText() != "":
 			if err := c.Chunk(ctx, m.GetPiece().GetText()); err != nil {

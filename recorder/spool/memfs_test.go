@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"slices"
 )
 
 var errPower = errors.New("the power is gone")
@@ -60,14 +61,16 @@ func (m *memFS) restart(powerLost bool) {
 	// A name that was not synced is there or not; so is one that was removed.
 	now := map[string]*memFile{}
 	for _, from := range []map[string]*memFile{m.synced, m.names} {
-		for name, f := range from {
+		for _, name := range slices.Sorted(maps.Keys(from)) { // chances are drawn in an order that a story can be told again in
+			f := from[name]
 			inBoth := m.synced[name] == f && m.names[name] == f
 			if inBoth || m.chance(2) == 0 {
 				now[name] = f
 			}
 		}
 	}
-	for _, f := range now {
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		f := now[name]
 		keep := append([]byte(nil), f.kept...)
 		// Of what was not synced a part is kept; the last bytes of it may be anything.
 		if n := len(f.data) - len(keep); n > 0 {

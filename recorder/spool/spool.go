@@ -16,7 +16,9 @@ import (
 
 // Options of a spool.
 type Options struct {
-	MaxBytes     int64 // of all segments together, at least four of one
+	// MaxBytes is of all segments together, at least four of one. On a disk that fails there may be one segment more: what it could neither
+	// sync nor cut off is written again.
+	MaxBytes     int64
 	SegmentBytes int64 // of one segment; a record longer than it has one of its own
 	Logger       *slog.Logger
 }

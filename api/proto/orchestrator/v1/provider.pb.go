@@ -772,9 +772,11 @@ type ChatAnswer struct {
 	// It changes with each turn.
 	ConversationVersion uint64 `protobuf:"varint,14,opt,name=conversation_version,json=conversationVersion,proto3" json:"conversation_version,omitempty"`
 	// It was asked before, under its idempotency_key: what it took was told then.
-	Repeated      bool `protobuf:"varint,15,opt,name=repeated,proto3" json:"repeated,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Repeated bool `protobuf:"varint,15,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	// Of the conversation, with this turn: no more than were sent and the answer when it has just begun.
+	ConversationMessages uint32 `protobuf:"varint,16,opt,name=conversation_messages,json=conversationMessages,proto3" json:"conversation_messages,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ChatAnswer) Reset() {
@@ -910,6 +912,13 @@ func (x *ChatAnswer) GetRepeated() bool {
 		return x.Repeated
 	}
 	return false
+}
+
+func (x *ChatAnswer) GetConversationMessages() uint32 {
+	if x != nil {
+		return x.ConversationMessages
+	}
+	return 0
 }
 
 type ChatResponse struct {
@@ -1550,7 +1559,7 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\x06_top_p\"=\n" +
 	"\tChatPiece\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x1c\n" +
-	"\treasoning\x18\x02 \x01(\tR\treasoning\"\xd7\x03\n" +
+	"\treasoning\x18\x02 \x01(\tR\treasoning\"\x8c\x04\n" +
 	"\n" +
 	"ChatAnswer\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
@@ -1568,7 +1577,8 @@ const file_orchestrator_v1_provider_proto_rawDesc = "" +
 	"\atook_ms\x18\f \x01(\x01R\x06tookMs\x12'\n" +
 	"\x0fconversation_id\x18\r \x01(\tR\x0econversationId\x121\n" +
 	"\x14conversation_version\x18\x0e \x01(\x04R\x13conversationVersion\x12\x1a\n" +
-	"\brepeated\x18\x0f \x01(\bR\brepeated\"\x81\x01\n" +
+	"\brepeated\x18\x0f \x01(\bR\brepeated\x123\n" +
+	"\x15conversation_messages\x18\x10 \x01(\rR\x14conversationMessages\"\x81\x01\n" +
 	"\fChatResponse\x122\n" +
 	"\x05piece\x18\x01 \x01(\v2\x1a.orchestrator.v1.ChatPieceH\x00R\x05piece\x125\n" +
 	"\x06answer\x18\x02 \x01(\v2\x1b.orchestrator.v1.ChatAnswerH\x00R\x06answerB\x06\n" +
