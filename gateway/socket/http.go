@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
@@ -23,9 +24,14 @@ const (
 
 // Handle registers the fallback.
 func (h *Hub) Handle(mux *http.ServeMux) {
-	mux.HandleFunc("POST /v1/hello", h.served(h.postHello))
-	mux.HandleFunc("POST /v1/call_tool", h.served(h.postCall))
-	mux.HandleFunc("GET /v1/results/{request_id}", h.served(h.getResult))
+	for pattern, do := range map[string]func(http.ResponseWriter, *http.Request, *asked){
+		"POST /v1/hello": h.postHello, "GET /v1/tools": h.getTools, "POST /v1/call_tool": h.postCall, "POST /v1/cancel": h.postCancel,
+		"GET /v1/results/{request_id}": h.getResult,
+	} {
+		mux.HandleFunc(pattern, h.served(do))
+		_, path, _ := strings.Cut(pattern, " ")
+		mux.HandleFunc("OPTIONS "+path, h.preflight)
+	}
 }
 
 // statuses say what codes are in HTTP.
@@ -89,6 +95,7 @@ func (h *Hub) served(do func(w http.ResponseWriter, r *http.Request, a *asked)) 
 			refuse(w, http.StatusForbidden, failed(codeUnauthorized, "origin: pages of this origin may not call; add it to gateway.origins"))
 			return
 		}
+		shareWith(w, r)
 		a, f := h.ask(w, r)
 		if f == nil {
 			if retry, ok := h.buckets.take(h.addressOf(r), ownerOf(a.who)); !ok {
@@ -225,6 +232,61 @@ func (h *Hub) sessionOf(a *asked) (*client, *failure) {
 	}
 	c, _, f := h.clientOf(a.who, a.cred, a.session) // another server, or this one before it started anew, may have given it
 	return c, f
+}
+
+func (h *Hub) getTools(w http.ResponseWriter, _ *http.Request, a *asked) {
+	reply(w, http.StatusOK, &message{Op: "list_tools_res", RequestID: a.id, Tools: &h.tools})
+}
+
+// postCancel ends a call in flight, and answers once it has ended.
+func (h *Hub) postCancel(w http.ResponseWriter, r *http.Request, a *asked) {
+	answer := func(id string, f *failure) {
+		status := http.StatusOK
+		if f != nil {
+			h.note(f)
+			status = statusOf(f)
+		}
+		reply(w, status, &message{Op: "cancelled", RequestID: id, Error: f})
+	}
+	id, f := a.requestID()
+	if f != nil {
+		answer("", f)
+		return
+	}
+	c, f := h.sessionOf(a)
+	if f != nil {
+		answer(id, f)
+		return
+	}
+	k, over := c.find(id)
+	if k == nil && h.cluster != nil {
+		var err error
+		if k, _, err = h.cluster.join(r.Context(), c, queue.Key{Owner: ownerOf(a.who), Session: a.session, RequestID: id}); err != nil {
+			answer(id, failureOf(err))
+			return
+		}
+	}
+	if k == nil || over != nil {
+		answer(id, notInFlight())
+		return
+	}
+	refused := make(chan *failure, 1)
+	c.abandon(id, func(f *failure) { refused <- f })
+	t := time.NewTimer(a.wait)
+	defer t.Stop()
+	select {
+	case f := <-refused:
+		answer(id, f)
+	case <-k.done:
+		if m := c.fetched(k); m.Op != "cancelled" { // it ended just before
+			answer(id, notInFlight())
+			return
+		}
+		answer(id, nil)
+	case <-t.C:
+		answer(id, failed(codeTimeout, "the call has not ended yet; it is asked to"))
+	case <-r.Context().Done():
+	}
 }
 
 func (h *Hub) getResult(w http.ResponseWriter, r *http.Request, a *asked) {

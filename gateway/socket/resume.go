@@ -137,28 +137,34 @@ func (d *replicated) result(w http.ResponseWriter, r *http.Request, a *asked) {
 		d.ended(ctx, w, row)
 	default:
 		c, f := d.hub.sessionOf(a)
+		var k *call
 		if f == nil {
-			row, err = d.calls.Join(ctx, key, c)
-			if err != nil {
+			if k, row, err = d.join(ctx, c, key); err != nil {
 				f = failureOf(err)
 			}
 		}
 		switch {
 		case f != nil:
 			reply(w, statusOf(f), &message{Op: "call_tool_res", RequestID: id, Error: f})
-			return
 		case row == nil:
 			reply(w, http.StatusNotFound, unknownCall(id))
-			return
-		case row.Status.Over():
+		case k == nil:
 			d.ended(ctx, w, row)
-			return
+		default:
+			d.hub.await(w, r, c, k, a.wait, false)
 		}
-		c.mu.Lock()
-		k := c.adopt(row, nil)
-		c.mu.Unlock()
-		d.hub.await(w, r, c, k, a.wait, false)
 	}
+}
+
+// join has a client hear of a call that was made elsewhere; there is no call where it is over, and no row where there is none.
+func (d *replicated) join(ctx context.Context, c *client, key queue.Key) (*call, *queue.Call, error) {
+	row, err := d.calls.Join(ctx, key, c)
+	if err != nil || row == nil {
+		return nil, nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.adopt(row, nil), row, nil
 }
 
 // ended answers with the result of a call that is over.

@@ -9,7 +9,7 @@ const MaxTargetBytes = 4095
 
 // Flaw says why a link may not be kept, by its path within the tree, slashes between names, and its target; "" when it may. It must not lead out of
 // the tree, whatever other links its way goes through: .. is taken at its beginning only, where the way leads up through directories
-// that are no links.
+// that are no links. So nothing may lie below a link either: whoever keeps a tree sees to it that each path's directory is one.
 func Flaw(path, target string) string {
 	switch {
 	case target == "":

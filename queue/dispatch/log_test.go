@@ -71,6 +71,7 @@ func TestTheLogGathersWhatComesMeanwhile(t *testing.T) {
 			commit(fmt.Sprint(i))
 		}
 		time.Sleep(4 * time.Second)
+		synctest.Wait()
 		if len(n.requests) != 3 || len(n.requests[0]) != 1 || len(n.requests[1]) != 512 || len(n.requests[2]) != 88 {
 			t.Errorf("%d requests", len(n.requests))
 		}
@@ -91,6 +92,11 @@ func TestTheLogHasBoundsAndPatience(t *testing.T) {
 			defer mu.Unlock()
 			kinds[fault.KindOf(err)]++
 		}
+		told := func(k fault.Kind) int {
+			mu.Lock()
+			defer mu.Unlock()
+			return kinds[k]
+		}
 		l.Commit(open("first"), 3*time.Second, reply)
 		synctest.Wait()
 		many := make([]*clusterv1.Command, 512)
@@ -100,32 +106,37 @@ func TestTheLogHasBoundsAndPatience(t *testing.T) {
 		for range 33 {
 			l.Commit(many, 20*time.Second, reply)
 		}
-		if kinds[fault.Exhausted] != 1 {
-			t.Errorf("beyond the bound: %v", kinds)
+		synctest.Wait()
+		if told(fault.Exhausted) != 1 {
+			t.Error("nothing was refused beyond the bound")
 		}
 		time.Sleep(5 * time.Second)
-		if kinds[fault.Unavailable] != 1 || n.requests[0][0] != "first" {
-			t.Errorf("without patience: %v", kinds)
+		synctest.Wait()
+		if told(fault.Unavailable) != 1 {
+			t.Errorf("without patience %d were refused", told(fault.Unavailable))
 		}
 		l.Commit(open("for ever"), 0, reply)
 		time.Sleep(time.Minute)
-		if kinds[fault.Unavailable] != 33 {
-			t.Errorf("in the end: %v", kinds)
+		synctest.Wait()
+		if told(fault.Unavailable) != 33 {
+			t.Errorf("in the end %d were refused", told(fault.Unavailable))
 		}
 		n.mu.Lock()
 		n.refuse = nil
 		n.mu.Unlock()
 		time.Sleep(5 * time.Second)
-		if kinds[fault.Internal] != 1 { // KindOf(nil)
-			t.Errorf("what has no end of patience: %v", kinds)
+		synctest.Wait()
+		if told(fault.Internal) != 1 { // KindOf(nil)
+			t.Error("what has no end of patience was not committed")
 		}
 		l.Commit(open("late"), 0, reply)
 		synctest.Wait()
 		l.Commit(open("later"), 0, reply)
 		l.Close()
 		l.Commit(open("too late"), 0, reply)
-		if kinds[fault.Unavailable] != 36 || l.Queued() != 0 {
-			t.Errorf("after its end: %v", kinds)
+		synctest.Wait()
+		if told(fault.Unavailable) != 36 || l.Queued() != 0 {
+			t.Errorf("after its end %d were refused", told(fault.Unavailable))
 		}
 	})
 }

@@ -205,7 +205,7 @@ func (w *owner) seen(row *queue.Call) {
 			w.submitted(e, Committed{Call: row})
 			return
 		}
-		e.call = row
+		w.know(e, row)
 	case e != nil:
 		w.learn(e, row)
 	case row.Status.Over():
@@ -220,14 +220,17 @@ func (w *owner) learn(e *entry, row *queue.Call) {
 	if e.gone || e.call != nil && row.ModifyIndex < e.call.ModifyIndex {
 		return
 	}
-	if e.call == nil || e.call.Number != row.Number {
-		if e.call != nil {
-			delete(w.byNumber, e.call.Number)
-		}
-		w.byNumber[row.Number] = e
-	}
-	e.call = row
+	w.know(e, row)
 	w.reconcile(e)
+}
+
+// know notes the newest row of a call.
+func (w *owner) know(e *entry, row *queue.Call) {
+	if e.call != nil && e.call.Number != row.Number && w.byNumber[e.call.Number] == e {
+		delete(w.byNumber, e.call.Number)
+	}
+	w.byNumber[row.Number] = e
+	e.call = row
 }
 
 // add makes an entry for a call of this server.

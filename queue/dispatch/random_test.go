@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/queue/dispatch"
 	"github.com/neolith/orchestrator/queue/dispatch/dispatchtest"
@@ -95,7 +96,8 @@ func (w *storyWork) Run(ctx context.Context, r dispatch.Run) dispatch.Answer {
 type wanderer struct {
 	s    *story
 	key  queue.ClientKey
-	at   int // its server; -1 for none
+	next queue.ClientKey // the key that it is to have; zero for none
+	at   int             // its server; -1 for none
 	sink *ear
 
 	mu       sync.Mutex
@@ -146,8 +148,12 @@ func (w *wanderer) connect(at int) bool {
 	w.at, w.sink = at, &ear{w}
 	sink, last := w.sink, w.last
 	w.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
 	defer cancel()
+	if w.next.Owner != "" && !w.rekey(ctx) {
+		w.at = -1
+		return false
+	}
 	opened, err := w.s.nodes[at].Open(ctx, w.key, sink)
 	if err != nil {
 		w.at = -1
@@ -159,6 +165,21 @@ func (w *wanderer) connect(at int) bool {
 	w.s.nodes[at].Resume(w.key, last)
 	synctest.Wait()
 	w.askAgain()
+	return true
+}
+
+// rekey gives the client's session to the owner that it is to have.
+func (w *wanderer) rekey(ctx context.Context) bool {
+	// Where a first try was committed and not answered, a call that was on its way may have made the former session anew: the client goes on with the new one.
+	if err := w.s.nodes[w.at].Rekey(ctx, w.key, w.next, queue.Caller{}); err != nil && !fault.Is(err, fault.AlreadyExists) {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.key, w.next = w.next, queue.ClientKey{}
+	for i := range w.asked {
+		w.asked[i].Owner = w.key.Owner
+	}
 	return true
 }
 
@@ -190,7 +211,7 @@ type step struct {
 	Wait           time.Duration
 }
 
-var kinds = []string{"call", "call", "call", "call", "release", "release", "crash", "revive", "assign", "move", "cancel", "leaderless", "lead", "lose", "lag", "pass", "pass"}
+var kinds = []string{"call", "call", "call", "call", "release", "release", "crash", "revive", "assign", "move", "cancel", "leaderless", "lead", "lose", "lag", "rekey", "pass", "pass"}
 
 func drawSteps(t *rapid.T) []step {
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
@@ -270,6 +291,17 @@ func (s *story) play(i int, st step) {
 		if w.at >= 0 && len(w.asked) > 0 {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			_ = s.nodes[w.at].Cancel(ctx, w.asked[st.Call%len(w.asked)].Key)
+			cancel()
+		}
+	case "rekey":
+		w.next = queue.ClientKey{Owner: fmt.Sprint("token ", i), Session: w.key.Session}
+		if w.at >= 0 {
+			ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
+			if !w.rekey(ctx) {
+				w.mu.Lock()
+				w.at, w.sink = -1, nil
+				w.mu.Unlock()
+			}
 			cancel()
 		}
 	case "leaderless":
