@@ -237,7 +237,7 @@ func size(i *recorder.Interaction) int { return len(i.Request) + len(i.Response)
 
 // record waits for room even when the server is about to end; the recorder's Release ends that.
 func (f *Feed) record(i recorder.Interaction) {
-	_ = f.o.Recorder.Record(i) // what it could not keep it has counted
+	_ = f.o.Recorder.Take(&i) // what it could not keep it has counted
 }
 
 // each makes interactions of a change, in their order.

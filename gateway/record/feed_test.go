@@ -35,7 +35,7 @@ type memory struct {
 	err  error         // of Room
 }
 
-func (m *memory) Record(i recorder.Interaction) error {
+func (m *memory) Take(i *recorder.Interaction) error {
 	m.mu.Lock()
 	full := m.full
 	m.mu.Unlock()
@@ -44,7 +44,7 @@ func (m *memory) Record(i recorder.Interaction) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.all = append(m.all, i)
+	m.all = append(m.all, *i)
 	return nil
 }
 

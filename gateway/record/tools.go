@@ -5,6 +5,7 @@ package record
 import (
 	"context"
 	"encoding/json"
+	"sync"
 	"time"
 
 	"github.com/neolith/orchestrator/auth"
@@ -15,7 +16,8 @@ import (
 
 // Recorder takes what happened; *recorder.Recorder does.
 type Recorder interface {
-	Record(i recorder.Interaction) error
+	// Take does not keep the pointer.
+	Take(i *recorder.Interaction) error
 	Room(ctx context.Context) error
 }
 
@@ -24,12 +26,13 @@ type Tools struct {
 	recorder Recorder
 	caller   func(ctx context.Context) (auth.Identity, error)
 	find     func(namespace, session string) (id string)
+	room     sync.Pool // of *recorder.Interaction, which are too large for the stacks of calls
 }
 
 // NewTools makes what records calls. caller says who makes the calls of a context; find returns the id of the session that somebody named, by its
 // id, the beginning of it, or its name; empty when there is none.
 func NewTools(r Recorder, caller func(ctx context.Context) (auth.Identity, error), find func(namespace, session string) string) *Tools {
-	return &Tools{recorder: r, caller: caller, find: find}
+	return &Tools{recorder: r, caller: caller, find: find, room: sync.Pool{New: func() any { return new(recorder.Interaction) }}}
 }
 
 // Begin implements tools.Observer: a call that could not be recorded waits.
@@ -45,10 +48,11 @@ func (t *Tools) Begin(ctx context.Context, tool *tools.Tool, c *tools.Call) (con
 
 // End implements tools.Observer.
 func (t *Tools) End(ctx context.Context, tool *tools.Tool, c *tools.Call, began time.Time, outputs []tools.Output, err error) {
-	i := recorder.Interaction{
-		Time: began, Latency: time.Since(began), Kind: recorder.ToolCall, Client: c.Origin.Client, RequestID: c.Origin.RequestID, Tool: tool.Name,
-		RequestBytes: int64(len(c.Arguments)), Request: string(c.Arguments[:min(len(c.Arguments), recorder.LookedAtBytes)]),
-	}
+	i := t.room.Get().(*recorder.Interaction)
+	defer func() { *i = recorder.Interaction{}; t.room.Put(i) }()
+	i.Time, i.Latency, i.Kind = began, time.Since(began), recorder.ToolCall
+	i.Client, i.RequestID, i.Tool = c.Origin.Client, c.Origin.RequestID, tool.Name
+	i.RequestBytes, i.Request = int64(len(c.Arguments)), string(c.Arguments[:min(len(c.Arguments), recorder.LookedAtBytes)])
 	who, unknown := t.caller(ctx)
 	if unknown == nil {
 		i.Principal = who.String()
@@ -56,7 +60,7 @@ func (t *Tools) End(ctx context.Context, tool *tools.Tool, c *tools.Call, began 
 	i.Namespace, i.Session = t.about(who.Namespace, tool, c.Arguments)
 	i.Response, i.ResponseBytes = textOf(outputs)
 	i.Ended(ctx, err)
-	_ = t.recorder.Record(i) // what it could not keep it has counted
+	_ = t.recorder.Take(i) // what it could not keep it has counted
 }
 
 // about returns the namespace of a call, and the session that it is about.
