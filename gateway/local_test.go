@@ -151,7 +151,7 @@ func TestCallsOnBehalf(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, a := range servers {
-		a.eventually("it knows that the token was revoked", func() bool { return a.ops.Node.AppliedIndex() >= servers[0].ops.Node.AppliedIndex() })
+		a.eventually("it knows that the token was revoked", func() bool { return a.ops.State.View().Index() >= servers[0].ops.State.View().Index() })
 		if err := spawn(a, id, "blue"); status.Code(err) != codes.Unauthenticated {
 			t.Errorf("server %d, after it was revoked: %v", i, err)
 		}

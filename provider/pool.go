@@ -221,17 +221,10 @@ func (p *pool) back(k *pick) {
 
 // acquire waits until there may be one call more, and for a slot; leave ends what it began.
 func (p *pool) acquire(ctx context.Context) (*puddle.Resource[*slot], *failure) {
-	if p.waiting.Add(1) > int64(p.cfg.WaitingMax) {
-		p.waiting.Add(-1)
-		return nil, p.fullFailure("%d calls wait for a connection already", p.cfg.WaitingMax)
-	}
-	defer p.waiting.Add(-1)
 	patient, cancel := context.WithTimeout(ctx, p.cfg.AcquireTimeout)
 	defer cancel()
-	select {
-	case p.calls <- struct{}{}:
-	case <-patient.Done():
-		return nil, p.missed(ctx, patient.Err(), fmt.Sprintf("%d calls, as many as may be (max_in_flight), were under way for %s", p.cfg.MaxInFlight, p.cfg.AcquireTimeout))
+	if f := p.enter(ctx, patient); f != nil {
+		return nil, f
 	}
 	r, err := p.slots.Acquire(patient)
 	if err != nil {
@@ -239,6 +232,26 @@ func (p *pool) acquire(ctx context.Context) (*puddle.Resource[*slot], *failure) 
 		return nil, p.missed(ctx, err, fmt.Sprintf("all %d connections were busy for %s", p.cfg.Max, p.cfg.AcquireTimeout))
 	}
 	return r, nil
+}
+
+// enter counts a call in. One for which there is room does not count as waiting, however many come at once.
+func (p *pool) enter(ctx, patient context.Context) *failure {
+	select {
+	case p.calls <- struct{}{}:
+		return nil
+	default:
+	}
+	if p.waiting.Add(1) > int64(p.cfg.WaitingMax) {
+		p.waiting.Add(-1)
+		return p.fullFailure("%d calls wait for a connection already", p.cfg.WaitingMax)
+	}
+	defer p.waiting.Add(-1)
+	select {
+	case p.calls <- struct{}{}:
+		return nil
+	case <-patient.Done():
+		return p.missed(ctx, patient.Err(), fmt.Sprintf("%d calls, as many as may be (max_in_flight), were under way for %s", p.cfg.MaxInFlight, p.cfg.AcquireTimeout))
+	}
 }
 
 // leave ends a call that acquire has begun, after its slot was given back.
