@@ -73,6 +73,16 @@ type Frame struct {
 	Bytes []byte
 }
 
+// Cut cuts bytes into frames, of the largest chunks that there may be.
+func Cut(data []byte) (frames []Frame) {
+	for len(data) > 0 {
+		part := data[:min(len(data), chunk.MaxContentBytes)]
+		data = data[len(part):]
+		frames = append(frames, Frame{ID: chunk.Sum(part), Bytes: chunk.Seal(part)})
+	}
+	return frames
+}
+
 // Batcher is a store that moves many chunks at once faster than one by one. PutBatch and GetBatch are its users.
 type Batcher interface {
 	// PutBatch puts each of the frames as Put does, and returns an error for each, nil where it is stored.

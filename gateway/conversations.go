@@ -34,13 +34,9 @@ func (o *Operations) storeText(ctx context.Context, text string, room int) (queu
 	if o.Chunks == nil {
 		return out, fault.New(fault.Unimplemented, "a text of %d bytes is not kept: %w", len(text), errNoStore)
 	}
-	var frames []chunks.Frame
-	for rest := []byte(text); len(rest) > 0; {
-		part := rest[:min(len(rest), chunk.MaxContentBytes)]
-		rest = rest[len(part):]
-		id := chunk.Sum(part)
-		out.Chunks = append(out.Chunks, id)
-		frames = append(frames, chunks.Frame{ID: id, Bytes: chunk.Seal(part)})
+	frames := chunks.Cut([]byte(text))
+	for _, f := range frames {
+		out.Chunks = append(out.Chunks, f.ID)
 	}
 	if err := errors.Join(chunks.PutBatch(ctx, o.Chunks, frames, textParallel)...); err != nil {
 		return out, fault.New(fault.KindOf(err), "a text of %d bytes cannot be stored: %w", len(text), err).WithRetry(talkRetry)

@@ -33,13 +33,9 @@ func (b *blobs) put(ctx context.Context, what string, data []byte) (queue.Blob, 
 		return queue.Blob{}, fault.New(fault.Unimplemented, "%s of the call takes %d bytes, and this server has no chunk store for more than %d; ask for less at a time, or with durable false", what, len(data), queue.InlineBytes)
 	}
 	out := queue.Blob{Size: uint64(len(data))}
-	var frames []chunks.Frame
-	for rest := data; len(rest) > 0; {
-		part := rest[:min(len(rest), chunk.MaxContentBytes)]
-		rest = rest[len(part):]
-		id := chunk.Sum(part)
-		out.Chunks = append(out.Chunks, id)
-		frames = append(frames, chunks.Frame{ID: id, Bytes: chunk.Seal(part)})
+	frames := chunks.Cut(data)
+	for _, f := range frames {
+		out.Chunks = append(out.Chunks, f.ID)
 	}
 	err := again(ctx, func() error { return errors.Join(chunks.PutBatch(ctx, b.store, frames, blobParallel)...) })
 	if err != nil {
