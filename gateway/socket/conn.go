@@ -277,11 +277,13 @@ func (c *conn) startWriter() {
 		return
 	}
 	c.writing = true
-	c.writers.Go(c.drain)
+	c.writers.Add(1)
+	c.hub.pool.run(c.drain)
 }
 
 // drain writes what waits, until nothing does. A frame that could not be written stays for the next connection.
 func (c *conn) drain() {
+	defer c.writers.Done()
 	for {
 		batch := c.client.next(c)
 		if len(batch) == 0 {

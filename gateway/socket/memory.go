@@ -20,7 +20,9 @@ func (m *memory) take(k *call, t toolCall) {
 	ctx, k.stop = context.WithCancelCause(ctx)
 	k.accept()
 	effect := effectID(c.who, c.session, k.id)
-	h.work.Go(func() {
+	h.work.Add(1)
+	h.pool.run(func() {
+		defer h.work.Done()
 		defer cancel()
 		v := h.worker.do(ctx, t.tool, tools.Call{ID: effect, Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk}, k.began)
 		c.mu.Lock()
