@@ -63,6 +63,7 @@ type Hub struct {
 	tools    []toolInfo // as list_tools shows them
 	upgrader websocket.Upgrader
 	receive  sync.Pool // of *bytes.Buffer
+	batches  sync.Pool // of *batch
 	buckets  *buckets
 
 	memory  *memory
