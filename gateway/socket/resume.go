@@ -20,7 +20,7 @@ type seen struct {
 
 // number reads a number that may be left out; what is none is left out, too.
 func (r *request) number(field string) *uint64 {
-	raw := r.fields[field]
+	raw := r.field(field)
 	if isNull(raw) {
 		return nil
 	}
