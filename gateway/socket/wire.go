@@ -158,21 +158,5 @@ type health struct {
 	InFlight    int    `json:"in_flight"`
 }
 
-// encode writes a message.
-func (m *message) encode() []byte {
-	var v any = m
-	if m.Reason != "" { // the one error that is a word
-		v = struct {
-			*message
-			Error string `json:"error"`
-		}{m, m.Reason}
-	}
-	b, err := json.Marshal(v)
-	if err != nil { // nothing in it can fail to be written
-		b, _ = json.Marshal(&message{Op: m.Op, RequestID: m.RequestID, Error: failed(codeInternal, "the answer could not be written")})
-	}
-	return b
-}
-
 func yes() *bool { t := true; return &t }
 func no() *bool  { f := false; return &f }
