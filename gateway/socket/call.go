@@ -48,7 +48,7 @@ type call struct {
 	again    bool // the outcome is not for good: asking again makes a new call
 	bytes    int
 	ends     time.Time
-	beat     *time.Timer // for progress
+	due      time.Time // for progress
 	// Of its stream: whether there is one, and whether chunks were left out because nobody took them.
 	streamed, truncated bool
 
@@ -76,13 +76,13 @@ func (t *toolCall) hashOf() uint64 {
 
 // effectID names what a call changes, at whichever server it is made: by who calls, the session, and the request_id.
 func effectID(who auth.Identity, session, request string) string {
-	var text []byte
-	for _, s := range []string{who.String(), who.Namespace, session, request} {
+	text := make([]byte, 0, 512) // more than most of them are
+	for _, s := range [...]string{who.String(), who.Namespace, session, request} {
 		text = append(strconv.AppendInt(text, int64(len(s)), 10), ':')
 		text = append(text, s...)
 	}
 	sum := sha256.Sum256(text)
-	return "call-" + hex.EncodeToString(sum[:20])
+	return string(hex.AppendEncode(append(text[:0], "call-"...), sum[:20]))
 }
 
 // begin makes a call, or finds the one that was made before. What a connection is told, the ack and the result, comes by its
@@ -213,7 +213,11 @@ func (k *call) accept() {
 	}
 	k.owed = 0
 	close(k.settled)
-	k.beat = time.AfterFunc(k.client.hub.o.Limits.ProgressEvery, k.tick)
+	every := k.client.hub.o.Limits.ProgressEvery
+	k.due = time.Now().Add(every)
+	if k.client.beat == nil {
+		k.client.beat = time.AfterFunc(every, k.client.tick)
+	}
 }
 
 // refuse tells that the call was not taken, and forgets it. client.mu is held.
@@ -252,14 +256,40 @@ func (k *call) leave() {
 	}
 }
 
-// tick says that the call goes on, and comes again.
-func (k *call) tick() {
-	k.progress(k.whereabouts())
-	k.client.mu.Lock()
-	defer k.client.mu.Unlock()
-	if k.result == nil {
-		k.beat.Reset(k.client.hub.o.Limits.ProgressEvery)
+// tick says which calls go on, and comes again when the next one is due; not while none is in flight.
+func (c *client) tick() {
+	for _, k := range c.dueCalls(time.Now()) {
+		k.progress(k.whereabouts())
 	}
+}
+
+// dueCalls returns the calls of which it is time to say that they go on.
+func (c *client) dueCalls(now time.Time) (due []*call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.beat == nil {
+		return nil // the client is left behind
+	}
+	every := c.hub.o.Limits.ProgressEvery
+	again := time.Duration(-1)
+	for _, k := range c.calls {
+		if k.result != nil || !k.accepted {
+			continue
+		}
+		if !k.due.After(now) {
+			due = append(due, k)
+			k.due = now.Add(every)
+		}
+		if wait := k.due.Sub(now); again < 0 || wait < again {
+			again = wait
+		}
+	}
+	if again < 0 {
+		c.beat = nil
+	} else {
+		c.beat.Reset(again)
+	}
+	return due
 }
 
 // progress tells whoever is connected that the call goes on. It is never kept.
@@ -319,7 +349,6 @@ func (k *call) finish(v verdict, order uint64) {
 		return
 	}
 	k.accept() // where its end comes first
-	k.beat.Stop()
 	k.result, k.ends = &m, time.Now()
 	k.keeper.keeps(k, &v)
 	k.leave()

@@ -44,6 +44,7 @@ type client struct {
 	room     chan struct{} // closed when there is room in the queue again; nil while nobody waits
 	since    time.Time     // when it was last connected
 	retired  bool          // the hub does not know it any more
+	beat     *time.Timer   // for the progress of all calls in flight; nil when none is, soon after
 
 	inCluster bool   // the cluster knows it, or is about to
 	given     uint64 // the last result that it was given of those that the cluster keeps

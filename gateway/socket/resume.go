@@ -100,9 +100,6 @@ func (c *client) leaveBehind() {
 		if k.result != nil || k.keeper == keeper(c.hub.memory) {
 			continue
 		}
-		if k.beat != nil {
-			k.beat.Stop()
-		}
 		delete(c.calls, id)
 		k.leave()
 	}
