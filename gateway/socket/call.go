@@ -199,7 +199,7 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 
 // ack tells that a call was taken. c.mu is held.
 func (c *client) ack(k *call) {
-	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: yes(), Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 }
 
 // accept tells that the call was taken. client.mu is held.

@@ -15,12 +15,17 @@ func (m *message) encode() []byte {
 	if m.isOfCall() {
 		return m.appendTo(make([]byte, 0, frameOverhead+len(m.RequestID)+len(m.Name)+len(m.Message)+len(m.Chunk)+len(m.Outputs)))
 	}
-	var v any = m
+	return encodeOther(*m) // a copy: what is passed to the library is allocated, and m need not be
+}
+
+// encodeOther writes a message of which there are few.
+func encodeOther(m message) []byte {
+	var v any = &m
 	if m.Reason != "" { // the one error that is a word
 		v = struct {
 			*message
 			Error string `json:"error"`
-		}{m, m.Reason}
+		}{&m, m.Reason}
 	}
 	b, err := json.Marshal(v)
 	if err != nil { // nothing in it can fail to be written
@@ -46,8 +51,8 @@ func (m *message) appendTo(b []byte) []byte {
 	if m.Name != "" {
 		b = appendText(append(b, `,"name":`...), m.Name)
 	}
-	if m.Accepted != nil {
-		b = strconv.AppendBool(append(b, `,"accepted":`...), *m.Accepted)
+	if m.Accepted {
+		b = append(b, `,"accepted":true`...)
 	}
 	if m.Timeout != 0 {
 		b = strconv.AppendFloat(append(b, `,"timeout":`...), m.Timeout, 'f', -1, 64)

@@ -25,7 +25,7 @@ func FuzzEncode(f *testing.F) {
 		timeout := float64(uint64(ms)%86_400_000) / 1000
 		for _, m := range []message{
 			{Op: s},
-			{Op: "call_tool_ack", RequestID: s, Seq: n, Name: other, Accepted: &yes, Timeout: timeout},
+			{Op: "call_tool_ack", RequestID: s, Seq: n, Name: other, Accepted: yes, Timeout: timeout},
 			{Op: "call_tool_res", RequestID: s, Seq: n, Outputs: raw, FromCache: yes, FromInflight: !yes, Order: n / 2},
 			{Op: "call_tool_res", Outputs: json.RawMessage{}},
 			{Op: "progress", RequestID: other, Message: s}, {Op: "stream_chunk", Chunk: s, Seq: n}, {Op: "stream_complete", Truncated: yes},
@@ -46,7 +46,7 @@ func FuzzEncode(f *testing.F) {
 func TestEncodeLeavesNothingOut(t *testing.T) {
 	yes := true
 	m := message{
-		Op: "x", RequestID: "r", Seq: 1, OK: &yes, SessionID: "s", Server: "v", Resumed: true, Tools: &[]toolInfo{}, Name: "n", Accepted: &yes, Timeout: 1.5,
+		Op: "x", RequestID: "r", Seq: 1, OK: &yes, SessionID: "s", Server: "v", Resumed: true, Tools: &[]toolInfo{}, Name: "n", Accepted: true, Timeout: 1.5,
 		Message: "m", Chunk: "c", Truncated: true, Order: 2, Outputs: json.RawMessage("[]"), FromCache: true, FromInflight: true, Health: &health{}, Error: failed("c", "m"),
 	}
 	for i, v := 0, reflect.ValueOf(m); i < v.NumField(); i++ {

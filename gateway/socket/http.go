@@ -273,7 +273,7 @@ func (h *Hub) await(w http.ResponseWriter, r *http.Request, c *client, k *call, 
 		select {
 		case <-k.done:
 		default:
-			reply(w, http.StatusAccepted, &message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: yes(), Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+			reply(w, http.StatusAccepted, &message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 			return
 		}
 	case <-r.Context().Done():

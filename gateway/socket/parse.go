@@ -21,14 +21,14 @@ type request struct {
 }
 
 type field struct {
-	name  string
+	name  []byte
 	value json.RawMessage
 }
 
 // field returns a field, nil where there is none. Of two with one name the last one counts.
 func (r *request) field(name string) json.RawMessage {
 	for _, f := range slices.Backward(r.fields) {
-		if f.name == name {
+		if string(f.name) == name {
 			return f.value
 		}
 	}
@@ -74,7 +74,11 @@ func fieldsOf(data []byte) (fields []field, isObject bool) {
 	rest := bytes.TrimLeft(data[1:], jsonSpace)
 	for rest[0] != '}' {
 		end := endOf(rest)
-		name, _ := unquote(rest[:end])
+		name := rest[1 : end-1]
+		if bytes.IndexByte(name, '\\') >= 0 {
+			s, _ := unquote(rest[:end])
+			name = []byte(s)
+		}
 		rest = bytes.TrimLeft(rest[end:], jsonSpace)
 		rest = bytes.TrimLeft(rest[1:], jsonSpace) // behind the colon
 		end = endOf(rest)
@@ -179,6 +183,9 @@ func (r *request) text(field string, maxBytes int) (string, *failure) {
 
 // requestID reads the request_id, which must be there.
 func (r *request) requestID() (string, *failure) {
+	if r.id != "" {
+		return r.id, nil
+	}
 	id, f := r.text("request_id", maxRequestIDBytes)
 	switch {
 	case f != nil:

@@ -29,7 +29,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%q: %v", data, err)
 		}
 		for _, have := range r.fields {
-			if _, ok := want[have.name]; !ok {
+			if _, ok := want[string(have.name)]; !ok {
 				t.Errorf("%q has no field %q", data, have.name)
 			}
 		}

@@ -124,7 +124,7 @@ type message struct {
 
 	// call_tool_ack
 	Name     string  `json:"name,omitempty"`
-	Accepted *bool   `json:"accepted,omitempty"`
+	Accepted bool    `json:"accepted,omitempty"`
 	Timeout  float64 `json:"timeout,omitempty"` // seconds
 
 	Message string `json:"message,omitempty"` // progress
