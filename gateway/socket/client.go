@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -32,7 +33,8 @@ type client struct {
 	key      queue.ClientKey // its name in the cluster
 	who      auth.Identity
 	cred     auth.Credential
-	conn     *conn // nil while it is not connected
+	as       context.Context // for calls as its holder
+	conn     *conn           // nil while it is not connected
 	calls    map[string]*call
 	inFlight int
 	ended    []*call       // whose results are kept, the oldest first
@@ -51,16 +53,16 @@ type client struct {
 }
 
 func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *client {
-	return &client{
-		hub: h, session: key.session, owner: key.owner, who: who, cred: cred, since: time.Now(), key: queue.ClientKey{Owner: key.owner, Session: key.session},
-	}
+	c := &client{hub: h, session: key.session, owner: key.owner, key: queue.ClientKey{Owner: key.owner, Session: key.session}}
+	c.renew(who, cred)
+	return c
 }
 
 // renew notes with what its holder came last.
 func (c *client) renew(who auth.Identity, cred auth.Credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.who, c.cred, c.since = who, cred, time.Now()
+	c.who, c.cred, c.as, c.since = who, cred, c.hub.o.Access.As(c.hub.life, cred), time.Now()
 }
 
 // caller returns who it is and by which credential.

@@ -16,7 +16,7 @@ type memory struct{ hub *Hub }
 // take implements keeper: the call is taken by having been found in order.
 func (m *memory) take(k *call, t toolCall) {
 	c, h := k.client, m.hub
-	ctx, cancel := context.WithDeadline(h.o.Access.As(h.life, c.cred), k.deadline)
+	ctx, cancel := context.WithDeadline(c.as, k.deadline)
 	ctx, k.stop = context.WithCancelCause(ctx)
 	k.accept()
 	effect := effectID(c.who, c.session, k.id)
