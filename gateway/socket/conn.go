@@ -322,9 +322,10 @@ func (c *conn) writeAll(batch []frame) (n int, err error) {
 		}
 		return 1, nil
 	}
+	c.boundWrite()
 	c.out.hold()
 	for _, f := range batch {
-		if err = c.write(f.data); err != nil {
+		if err = c.send(f.data); err != nil {
 			break
 		}
 		c.out.mark()
@@ -335,11 +336,21 @@ func (c *conn) writeAll(batch []frame) (n int, err error) {
 
 // write writes one message; one goroutine at a time may.
 func (c *conn) write(data []byte) error {
+	c.boundWrite()
+	return c.send(data)
+}
+
+// boundWrite sets until when what is written next must be taken.
+func (c *conn) boundWrite() {
 	by := inSteps(c.hub.o.Limits.WriteTimeout)
 	if e := c.ending.Load(); e != nil && e.by.Before(by) {
 		by = e.by
 	}
 	_ = c.ws.SetWriteDeadline(by)
+}
+
+// send writes one message within that time.
+func (c *conn) send(data []byte) error {
 	c.ws.EnableWriteCompression(len(data) >= compressMinBytes)
 	c.hub.count.framesOut.Add(1)
 	c.hub.count.out.Add(uint64(len(data)))

@@ -55,7 +55,12 @@ func (m *message) appendTo(b []byte) []byte {
 		b = append(b, `,"accepted":true`...)
 	}
 	if m.Timeout != 0 {
-		b = strconv.AppendFloat(append(b, `,"timeout":`...), m.Timeout, 'f', -1, 64)
+		b = append(b, `,"timeout":`...)
+		if whole := int64(m.Timeout); float64(whole) == m.Timeout { // as it most often is
+			b = strconv.AppendInt(b, whole, 10)
+		} else {
+			b = strconv.AppendFloat(b, m.Timeout, 'f', -1, 64)
+		}
 	}
 	if m.Message != "" {
 		b = appendText(append(b, `,"message":`...), m.Message)

@@ -19,7 +19,10 @@ func (m *memory) take(k *call, t toolCall) {
 	ctx, cancel := context.WithDeadline(c.as, k.deadline)
 	ctx, k.stop = context.WithCancelCause(ctx)
 	k.accept()
-	effect := effectID(c.who, c.session, k.id)
+	effect := "" // a tool that changes nothing has none
+	if !t.tool.ReadOnly {
+		effect = effectID(c.who, c.session, k.id)
+	}
 	h.work.Add(1)
 	h.pool.run(func() {
 		defer h.work.Done()

@@ -24,7 +24,7 @@ var ErrCancelled = errors.New("the caller cancelled the call")
 
 // Call is one call of a tool.
 type Call struct {
-	// ID names the call: calls with one ID have one effect. A call without gets one of its own.
+	// ID names the call: calls with one ID have one effect. A call without gets one of its own, unless its tool is ReadOnly.
 	ID string
 	// Arguments are a JSON object that the tool's schema accepts.
 	Arguments json.RawMessage
@@ -157,7 +157,7 @@ func (s *Set) Call(ctx context.Context, t *Tool, c Call) (out []Output, err erro
 }
 
 func (s *Set) call(ctx context.Context, t *Tool, c *Call) ([]Output, error) {
-	if c.ID == "" {
+	if c.ID == "" && !t.ReadOnly {
 		c.ID = client.NewKey()
 	}
 	out, err := t.run(ctx, s.api, c)
