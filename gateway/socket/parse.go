@@ -66,12 +66,12 @@ func parse(data []byte) (*request, error) {
 
 // fieldsOf returns the fields of valid JSON, as parts of it, when that is an object.
 func fieldsOf(data []byte) (fields []field, isObject bool) {
-	data = bytes.Trim(data, jsonSpace)
+	data = skipSpace(data)
 	if data[0] != '{' {
 		return nil, false
 	}
 	fields = make([]field, 0, 8)
-	rest := bytes.TrimLeft(data[1:], jsonSpace)
+	rest := skipSpace(data[1:])
 	for rest[0] != '}' {
 		end := endOf(rest)
 		name := rest[1 : end-1]
@@ -79,20 +79,26 @@ func fieldsOf(data []byte) (fields []field, isObject bool) {
 			s, _ := unquote(rest[:end])
 			name = []byte(s)
 		}
-		rest = bytes.TrimLeft(rest[end:], jsonSpace)
-		rest = bytes.TrimLeft(rest[1:], jsonSpace) // behind the colon
+		rest = skipSpace(rest[end:])
+		rest = skipSpace(rest[1:]) // behind the colon
 		end = endOf(rest)
 		fields = append(fields, field{name, json.RawMessage(rest[:end:end])})
-		rest = bytes.TrimLeft(rest[end:], jsonSpace)
+		rest = skipSpace(rest[end:])
 		if rest[0] == ',' {
-			rest = bytes.TrimLeft(rest[1:], jsonSpace)
+			rest = skipSpace(rest[1:])
 		}
 	}
 	return fields, true
 }
 
-// jsonSpace may stand between what means something in JSON.
-const jsonSpace = " \t\r\n"
+// skipSpace returns valid JSON from where it means something.
+func skipSpace(data []byte) []byte {
+	i := 0
+	for i < len(data) && data[i] <= ' ' {
+		i++
+	}
+	return data[i:]
+}
 
 // endOf is where the value ends with which valid JSON begins.
 func endOf(data []byte) int {
