@@ -34,10 +34,10 @@ type call struct {
 	hash     uint64 // of what was asked for
 	began    time.Time
 	deadline time.Time
-	settled  chan struct{} // closed once it is accepted, or refused
-	done     chan struct{} // closed once result is there
 
 	// Under client.mu.
+	settled  signal // it is accepted, or refused
+	done     signal // result is there
 	accepted bool
 	owed     int   // acks to be given once it is accepted
 	conn     *conn // on which it was asked for last; nil when over HTTP
@@ -55,6 +55,32 @@ type call struct {
 	stop       context.CancelCauseFunc // of one that this server keeps
 	number     uint64                  // of one that the cluster keeps, once it is accepted
 	cancelling bool                    // of one that the cluster keeps: that was asked for
+}
+
+// signal is something that happens once. Few wait for it: there is a channel only where somebody does.
+type signal struct {
+	happened bool
+	c        chan struct{}
+}
+
+func (s *signal) happen() {
+	s.happened = true
+	if s.c != nil {
+		close(s.c)
+	}
+}
+
+// when returns a channel that is closed once a signal of the call has happened. client.mu is not held.
+func (k *call) when(s *signal) <-chan struct{} {
+	k.client.mu.Lock()
+	defer k.client.mu.Unlock()
+	if s.c == nil {
+		s.c = make(chan struct{})
+		if s.happened {
+			close(s.c)
+		}
+	}
+	return s.c
 }
 
 // errStopping is the cause of calls that end because the server does.
@@ -127,7 +153,7 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 
 // newCall counts a call in. c.mu is held.
 func (c *client) newCall(keeper keeper, id, name string, deadline time.Time) *call {
-	k := &call{client: c, keeper: keeper, id: id, name: name, began: time.Now(), deadline: deadline, settled: make(chan struct{}), done: make(chan struct{})}
+	k := &call{client: c, keeper: keeper, id: id, name: name, began: time.Now(), deadline: deadline}
 	if c.calls == nil {
 		c.calls = map[string]*call{}
 	}
@@ -212,7 +238,7 @@ func (k *call) accept() {
 		k.client.ack(k)
 	}
 	k.owed = 0
-	close(k.settled)
+	k.settled.happen()
 	every := k.client.hub.o.Limits.ProgressEvery
 	k.due = time.Now().Add(every)
 	if k.client.beat == nil {
@@ -238,8 +264,8 @@ func (k *call) refuse(f *failure) {
 		delete(c.calls, k.id)
 	}
 	k.leave()
-	close(k.settled)
-	close(k.done)
+	k.settled.happen()
+	k.done.happen()
 }
 
 // leave counts the call out. client.mu is held.
@@ -308,7 +334,7 @@ func (k *call) progress(note string) {
 // it is left out, and the end of the stream says so: the answer itself is whole in any case.
 func (k *call) chunk(ctx context.Context, text string) error {
 	select {
-	case <-k.settled: // nothing comes before the ack
+	case <-k.when(&k.settled): // nothing comes before the ack
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -368,7 +394,7 @@ func (k *call) finish(v verdict, order uint64) {
 			c.answer(more)
 		}
 	}
-	close(k.done)
+	k.done.happen()
 }
 
 // abandon cancels a call in flight; its end tells so. What cannot be cancelled is told to failed. c.mu is not held.

@@ -279,7 +279,7 @@ func (k *call) conclude(m message, v *verdict) {
 			c.answer(m)
 		}
 	}
-	close(k.done)
+	k.done.happen()
 }
 
 // verdictOf is how a call came out, as the cluster keeps it.
