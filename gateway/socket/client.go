@@ -242,7 +242,12 @@ func (c *client) wrote(batch []frame) {
 			c.remember(f)
 		}
 	}
-	if c.queue = c.queue[len(batch):]; len(c.queue) == 0 {
+	switch {
+	case len(batch) < len(c.queue):
+		c.queue = c.queue[len(batch):]
+	case cap(c.queue) <= keepQueueFrames:
+		c.queue = c.queue[:0]
+	default:
 		c.queue = nil // a long queue's array is not kept
 	}
 	if c.given > given {
