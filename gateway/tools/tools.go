@@ -223,9 +223,9 @@ func (r *repeating) Invoke(ctx context.Context, method string, args, reply any, 
 	if k, ok := args.(interface{ GetIdempotencyKey() string }); ok {
 		once = k.GetIdempotencyKey() == ""
 	}
-	pause, since := againFirst, time.Now()
-	for {
-		start := time.Now()
+	start := time.Now()
+	pause, since := againFirst, start
+	for ; ; start = time.Now() {
 		err := r.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
 		f := fault.As(client.Fault(err))
 		if err == nil || once || f == nil || f.Kind != fault.Unavailable && f.Kind != fault.Aborted || ctx.Err() != nil {
