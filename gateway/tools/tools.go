@@ -17,6 +17,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/recorder"
 )
 
 // ErrCancelled is the cause of a context whose caller wants the call undone as far as it can be, rather than not to wait for it.
@@ -38,11 +39,8 @@ type Call struct {
 	Chunk func(ctx context.Context, text string) error
 }
 
-// Origin is a client's call.
-type Origin struct {
-	Client    string // the client's session at this gateway
-	RequestID string // the client's name for the call
-}
+// Origin is a client's call, as the record knows it.
+type Origin = recorder.Origin
 
 // Observer is told of each call.
 type Observer interface {
