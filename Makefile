@@ -192,5 +192,5 @@ $(TOOLS)/kube-score: tools/chart/go.mod tools/chart/go.sum
 	@touch $@
 
 .PHONY: clean
-clean: ## remove what was built, but for the tools
-	rm -rf bin dist $(SHIM) coverage.out clients/typescript/dist
+clean: ## remove what was built, and what npm brought, but for the tools
+	rm -rf bin dist $(SHIM) coverage.out bench/peers/bin test/mcp/node_modules clients/typescript/dist clients/typescript/node_modules

@@ -25,7 +25,8 @@ import (
 type Record struct {
 	// Recorder takes what happens in calls.
 	Recorder interface {
-		Record(i recorder.Interaction) error
+		// Take does not keep the pointer.
+		Take(i *recorder.Interaction) error
 		Room(ctx context.Context) error
 	}
 	// Senders is told who sent a message that was accepted here; nil for nobody.

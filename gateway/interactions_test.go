@@ -33,9 +33,9 @@ type ledger struct {
 	full bool
 }
 
-func (k *ledger) Record(i recorder.Interaction) error {
+func (k *ledger) Take(i *recorder.Interaction) error {
 	i.ID, i.Time = fmt.Sprintf("id-%d", time.Now().UnixNano()), time.Now()
-	_, err := k.Write(context.Background(), []recorder.Interaction{i})
+	_, err := k.Write(context.Background(), []recorder.Interaction{*i})
 	return err
 }
 

@@ -26,10 +26,13 @@ func (s *Server) Identify(c auth.Credential) (auth.Identity, error) {
 	return s.guard.identify(incoming(s.As(context.Background(), c)))
 }
 
+// headersKey is what As says in the place of a caller's metadata. It is never changed.
+type headersKey struct{}
+
 // As returns a context whose calls over Local are made with a credential.
 func (s *Server) As(ctx context.Context, c auth.Credential) context.Context {
 	if c.Token != "" {
-		ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs("authorization", "Bearer "+c.Token))
+		ctx = context.WithValue(ctx, headersKey{}, metadata.Pairs("authorization", "Bearer "+c.Token))
 	}
 	if c.TLS != nil {
 		ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: credentials.TLSInfo{State: *c.TLS}})
@@ -75,6 +78,9 @@ func (g *guard) recheck(who auth.Identity) (auth.Identity, error) {
 // incoming makes of what a caller sends what a server receives: who calls, and nothing else. What servers tell each other in
 // metadata cannot come this way.
 func incoming(ctx context.Context) context.Context {
+	if headers, ok := ctx.Value(headersKey{}).(metadata.MD); ok {
+		return metadata.NewIncomingContext(ctx, headers)
+	}
 	sent, _ := metadata.FromOutgoingContext(ctx)
 	got := metadata.MD{}
 	if v := sent.Get("authorization"); len(v) > 0 {

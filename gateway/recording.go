@@ -46,7 +46,7 @@ func (o *Operations) recordModel(ctx context.Context, who auth.Identity, began t
 		i.TokensIn, i.TokensOut, i.CostMicros = int64(got.Usage.InputTokens), int64(got.Usage.OutputTokens), int64(math.Round(got.CostUSD*1e6))
 	}
 	i.Ended(ctx, err)
-	_ = o.Record.Recorder.Record(i) // what it could not keep it has counted
+	_ = o.Record.Recorder.Take(&i) // what it could not keep it has counted
 }
 
 // conversation is what a model was told, a line for each message, as far as the record looks at it; and the bytes of all of it.

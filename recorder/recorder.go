@@ -111,18 +111,13 @@ func Open(o Options) (*Recorder, error) {
 	return r, nil
 }
 
-// Record is RecordContext for those who wait for as long as they must: with the policy Block until there is room, or Release.
-func (r *Recorder) Record(i Interaction) error { return r.record(context.Background(), &i) }
-
-// RecordContext hands an interaction over. It returns Invalid for one that is none, Exhausted when it was dropped and counted, Unavailable once
-// the recorder is closed, and Timeout when ctx ended before there was room.
-func (r *Recorder) RecordContext(ctx context.Context, i Interaction) error { return r.record(ctx, &i) }
+// Record hands an interaction over. With the policy Block it waits until there is room, or Release. It returns Invalid for one that is none, Exhausted
+// when it was dropped and counted, and Unavailable once the recorder is closed.
+func (r *Recorder) Record(i Interaction) error { return r.Take(&i) }
 
 // Take is Record for those who have an interaction in a place of their own: it completes it and does not keep the pointer. An interaction is half a
 // kilobyte, and each copy on the way makes the stack of a short-lived goroutine grow, which costs more than all the rest.
-func (r *Recorder) Take(i *Interaction) error { return r.record(context.Background(), i) }
-
-func (r *Recorder) record(ctx context.Context, i *Interaction) error {
+func (r *Recorder) Take(i *Interaction) error {
 	if err := i.check(); err != nil {
 		return err
 	}
@@ -158,12 +153,7 @@ func (r *Recorder) record(ctx context.Context, i *Interaction) error {
 		if since.IsZero() {
 			since = time.Now()
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			r.m.blockedSeconds.Add(time.Since(since).Seconds())
-			return fault.New(fault.Timeout, "recorder: the spool was full (%s) for as long as the caller would wait: %w", r.cfg.Spool.MaxBytes, ctx.Err())
-		}
+		<-changed
 	}
 }
 

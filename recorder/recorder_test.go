@@ -187,20 +187,46 @@ func TestEverythingArrivesOnce(t *testing.T) {
 	}
 }
 
-// fill records until the spool is full, with the sink away.
-func fill(ctx context.Context, t *testing.T, r *served) (recorded int, err error) {
-	t.Helper()
-	big := strings.Repeat("x", 60<<10)
-	for n := range 5000 {
-		i := call(fmt.Sprintf("%05d", n))
+// fillBytes is what each interaction of fill asks for.
+const fillBytes = 60 << 10
+
+// fill records until something is refused, or until stop is closed.
+func fill(r *served, stop <-chan struct{}) (recorded int, err error) {
+	big := strings.Repeat("x", fillBytes)
+	for {
+		select {
+		case <-stop:
+			return recorded, nil
+		default:
+		}
+		i := call(fmt.Sprintf("%05d", recorded))
 		i.Request = big
-		if err := r.RecordContext(ctx, i); err != nil {
+		if err := r.Record(i); err != nil {
 			return recorded, err
 		}
 		recorded++
 	}
-	t.Fatal("it is never full")
-	return 0, nil
+}
+
+// untilFull waits until all that was handed over is in the spool and nothing further fits.
+func untilFull(t *testing.T, r *served) {
+	t.Helper()
+	ctx := within(t)
+	for taken := uint64(0); ; {
+		if err := r.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		s := r.State()
+		if s.Taken == taken && s.SpoolBytes+s.QueueBytes+fillBytes+1<<10 > s.SpoolMaxBytes {
+			return
+		}
+		taken = s.Taken
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("it is never full: %+v", s)
+		}
+	}
 }
 
 func TestFullSpoolBlocks(t *testing.T) {
@@ -210,22 +236,14 @@ func TestFullSpoolBlocks(t *testing.T) {
 	c.Spool.MaxBytes, c.Spool.WhenFull = 32<<20, recorder.Block
 	reg := prometheus.NewRegistry()
 	r := serve(t, c, sink, reg)
-	ctx, cancel := context.WithCancel(within(t))
-	go func() { // once no further interaction fits, nobody waits for room any more
-		defer cancel()
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for s := r.State(); s.SpoolBytes+s.QueueBytes+60<<10 <= s.SpoolMaxBytes; s = r.State() {
-			<-tick.C
-		}
+	stop, waiting, room := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	recorded := 0
+	go func() {
+		n, err := fill(r, stop)
+		recorded = n
+		waiting <- err
 	}()
-	recorded, err := fill(ctx, t, r)
-	if !fault.Is(err, fault.Timeout) {
-		t.Fatalf("full: %v", err)
-	}
-	if err := r.Flush(within(t)); err != nil {
-		t.Fatal(err)
-	}
+	untilFull(t, r)
 	s := r.State()
 	if s.SpoolBytes > 32<<20 || !s.Alarm || !fault.Is(r.Health(), fault.Exhausted) || s.SinkError == "" || s.Dropped != 0 {
 		t.Fatalf("%+v, %v", s, r.Health())
@@ -235,11 +253,13 @@ func TestFullSpoolBlocks(t *testing.T) {
 	if err := r.Room(soon); !fault.Is(err, fault.Timeout) || !strings.Contains(err.Error(), "drop-and-count") {
 		t.Errorf("there is room: %v", err)
 	}
-	waiting, room := make(chan error, 1), make(chan error, 1)
 	go func() { room <- r.Room(context.Background()) }()
-	go func() {
-		waiting <- r.Record(recorder.Interaction{ID: "last", Kind: recorder.Message, Namespace: "x", Request: strings.Repeat("y", 64<<10)})
-	}()
+	select {
+	case err := <-waiting:
+		t.Fatalf("nobody waits for room: %v", err)
+	default:
+	}
+	close(stop) // the one that waits is the last
 	sink.set(func(s *fakeSink) { s.away = false })
 	if err := errors.Join(<-waiting, <-room); err != nil {
 		t.Fatal(err)
@@ -247,8 +267,8 @@ func TestFullSpoolBlocks(t *testing.T) {
 	if err := r.Drain(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(sink.ids()); got != recorded+1 {
-		t.Fatalf("%d arrived of %d", got, recorded+1)
+	if got := len(sink.ids()); got != recorded || uint64(got) != s.Taken+1 {
+		t.Fatalf("%d arrived of %d, and %d before it was full", got, recorded, s.Taken)
 	}
 	if err := r.Health(); err != nil {
 		t.Fatalf("healthy again: %v", err)
@@ -266,32 +286,22 @@ func TestReleaseEndsTheWait(t *testing.T) {
 	c := config(t.TempDir())
 	c.Spool.MaxBytes = 32 << 20
 	r := serve(t, c, sink, nil)
-	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	for soon.Err() == nil {
-		if _, err := fill(soon, t, r); err != nil && !fault.Is(err, fault.Timeout) {
-			t.Fatal(err)
-		}
-	}
-	waiting := make(chan error, 2)
-	go func() { waiting <- r.Room(context.Background()) }()
+	waiting, room := make(chan error, 1), make(chan error, 1)
 	go func() {
-		i := call("")
-		i.Request = strings.Repeat("x", 60<<10)
-		var err error
-		for err == nil {
-			err = r.Record(i)
-		}
+		_, err := fill(r, nil)
 		waiting <- err
 	}()
+	untilFull(t, r)
+	go func() { room <- r.Room(context.Background()) }()
 	r.Release()
-	for range 2 {
-		if err := <-waiting; err != nil && !fault.Is(err, fault.Exhausted) {
-			t.Error(err)
-		}
+	if err := <-waiting; !fault.Is(err, fault.Exhausted) {
+		t.Errorf("who waited was told %v", err)
 	}
-	if r.State().Dropped == 0 {
-		t.Error("nothing is counted")
+	if err := <-room; err != nil {
+		t.Error(err)
+	}
+	if n := r.State().Dropped; n != 1 {
+		t.Errorf("%d are counted", n)
 	}
 }
 
@@ -329,7 +339,7 @@ func TestFullSpoolDropsAndCounts(t *testing.T) {
 	r := serve(t, c, sink, reg)
 	recorded := 0
 	for r.State().SpoolBytes < 31<<20 { // dropped for want of memory does not count: the disk may be slow
-		n, err := fill(context.Background(), t, r)
+		n, err := fill(r, nil)
 		if !fault.Is(err, fault.Exhausted) {
 			t.Fatalf("full: %v", err)
 		}

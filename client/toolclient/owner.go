@@ -181,7 +181,7 @@ func (e cancelCall) handle(o *owner) {
 	case k.tries == 0 || k.phase == delayed:
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w before a server took it", k.name, e.cause))
 	case k.poll != nil:
-		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; it was asked over HTTP, and goes on", k.name, e.cause))
+		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; it was asked over HTTP, where this client does not cancel, and goes on", k.name, e.cause))
 	default:
 		if k.phase == waiting || k.on != nil { // otherwise it is asked for again when all has come that was kept, and cancelled then
 			o.write(request{Op: "cancel", RequestID: k.id})
@@ -214,7 +214,7 @@ func (e dropQuery) handle(o *owner) {
 
 func (dropQuery) dropped() {}
 
-// askQuery asks where there is a WebSocket. Over HTTP nothing can be asked: the WebSocket is tried soon, and that decides.
+// askQuery asks where there is a WebSocket. Over HTTP this client asks nothing: the WebSocket is tried soon, and that decides.
 func (o *owner) askQuery(q *query) {
 	switch {
 	case o.conn != nil:

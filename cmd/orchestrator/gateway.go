@@ -35,8 +35,8 @@ type gatewayConfig struct {
 	MaxResultBytes   config.Bytes `yaml:"max_result_bytes" help:"the answer of a call"`
 	MaxQueueFrames   int          `yaml:"max_queue_frames" help:"messages that wait for one client"`
 	MaxQueueBytes    config.Bytes `yaml:"max_queue_bytes" help:"bytes of them"`
-	MaxKeptCalls     int          `yaml:"max_kept_calls" help:"results kept for one client"`
-	MaxKeptBytes     config.Bytes `yaml:"max_kept_bytes" help:"bytes of all kept results and waiting messages"`
+	MaxKeptCalls     int          `yaml:"max_kept_calls" help:"results of calls with durable:false that are kept for one client; the cluster has bounds of its own for durable ones"`
+	MaxKeptBytes     config.Bytes `yaml:"max_kept_bytes" help:"bytes of all kept results of calls with durable:false, and of waiting messages"`
 
 	Durable              bool `yaml:"durable" help:"whether calls that do not say are kept by the cluster: acked once they are committed, and answered also when this server is lost"`
 	MaxInFlight          int  `yaml:"max_in_flight" help:"calls that run at a time; durable ones wait for their turn, others are refused"`
@@ -45,7 +45,7 @@ type gatewayConfig struct {
 	HelloTimeout  time.Duration `yaml:"hello_timeout" help:"how long a connection may take to say hello"`
 	CallTimeout   time.Duration `yaml:"call_timeout" help:"how long a call may take that names no deadline"`
 	MaxDeadline   time.Duration `yaml:"max_deadline" help:"the longest deadline that a call may name"`
-	ResultTTL     time.Duration `yaml:"result_ttl" help:"how long results are kept"`
+	ResultTTL     time.Duration `yaml:"result_ttl" help:"how long results of calls with durable:false are kept, and what waits for a client that is away"`
 	ProgressEvery time.Duration `yaml:"progress_every" help:"how often a long call says that it goes on"`
 	PingEvery     time.Duration `yaml:"ping_every" help:"a connection that misses three pings is closed"`
 	WriteTimeout  time.Duration `yaml:"write_timeout" help:"a client that does not take a message for so long is disconnected"`

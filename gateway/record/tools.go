@@ -43,7 +43,7 @@ func (t *Tools) Begin(ctx context.Context, tool *tools.Tool, c *tools.Call) (con
 	if !tool.AsksModels { // nothing that it causes is recorded as the same call's
 		return ctx, nil
 	}
-	return recorder.NewContext(ctx, recorder.Origin{Client: c.Origin.Client, RequestID: c.Origin.RequestID}), nil
+	return recorder.NewContext(ctx, c.Origin), nil
 }
 
 // End implements tools.Observer.

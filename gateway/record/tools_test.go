@@ -84,7 +84,7 @@ func TestCalls(t *testing.T) {
 			if ctx == nil {
 				ctx = t.Context()
 			}
-			_, _ = set.Call(ctx, tool, tools.Call{Arguments: json.RawMessage(c.arguments), Origin: tools.Origin{Client: "web-1", RequestID: "r-1"}}) // the record says how it ended
+			_, _ = set.Call(ctx, tool, tools.Call{Arguments: json.RawMessage(c.arguments), Origin: recorder.Origin{Client: "web-1", RequestID: "r-1"}}) // the record says how it ended
 			all := m.taken()
 			if len(all) != 1 {
 				t.Fatalf("%d are recorded", len(all))
@@ -134,7 +134,7 @@ func TestNothingIsDoneThatCannotBeRecorded(t *testing.T) {
 // TestWhatAModelIsAskedForKnowsItsCall: the context of chat carries the client's call.
 func TestWhatAModelIsAskedForKnowsItsCall(t *testing.T) {
 	tool, _ := tools.New(nil).Find("chat")
-	ctx, err := NewTools(&memory{}, nil, nil).Begin(t.Context(), tool, &tools.Call{Origin: tools.Origin{Client: "web-1", RequestID: "r-1"}})
+	ctx, err := NewTools(&memory{}, nil, nil).Begin(t.Context(), tool, &tools.Call{Origin: recorder.Origin{Client: "web-1", RequestID: "r-1"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,11 +52,14 @@ func (b *buckets) of(m map[string]*rate.Limiter, key string, r Rate) *rate.Limit
 
 // take takes one token of each bucket, or none and says when there will be one. An empty user has no bucket.
 func (b *buckets) take(ip, user string) (retry time.Duration, ok bool) {
-	now := time.Now()
+	var now time.Time
 	var taken []*rate.Reservation
 	for _, l := range []*rate.Limiter{b.of(b.user, user, b.limits.PerUser), b.of(b.ip, ip, b.limits.PerIP), b.global} {
 		if l == nil {
 			continue
+		}
+		if now.IsZero() {
+			now = time.Now()
 		}
 		r := l.ReserveN(now, 1)
 		taken = append(taken, r)

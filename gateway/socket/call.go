@@ -34,10 +34,10 @@ type call struct {
 	hash     uint64 // of what was asked for
 	began    time.Time
 	deadline time.Time
-	settled  chan struct{} // closed once it is accepted, or refused
-	done     chan struct{} // closed once result is there
 
 	// Under client.mu.
+	settled  signal // it is accepted, or refused
+	done     signal // result is there
 	accepted bool
 	owed     int   // acks to be given once it is accepted
 	conn     *conn // on which it was asked for last; nil when over HTTP
@@ -48,13 +48,39 @@ type call struct {
 	again    bool // the outcome is not for good: asking again makes a new call
 	bytes    int
 	ends     time.Time
-	beat     *time.Timer // for progress
+	due      time.Time // for progress
 	// Of its stream: whether there is one, and whether chunks were left out because nobody took them.
 	streamed, truncated bool
 
 	stop       context.CancelCauseFunc // of one that this server keeps
 	number     uint64                  // of one that the cluster keeps, once it is accepted
 	cancelling bool                    // of one that the cluster keeps: that was asked for
+}
+
+// signal is something that happens once. Few wait for it: there is a channel only where somebody does.
+type signal struct {
+	happened bool
+	c        chan struct{}
+}
+
+func (s *signal) happen() {
+	s.happened = true
+	if s.c != nil {
+		close(s.c)
+	}
+}
+
+// when returns a channel that is closed once a signal of the call has happened. client.mu is not held.
+func (k *call) when(s *signal) <-chan struct{} {
+	k.client.mu.Lock()
+	defer k.client.mu.Unlock()
+	if s.c == nil {
+		s.c = make(chan struct{})
+		if s.happened {
+			close(s.c)
+		}
+	}
+	return s.c
 }
 
 // errStopping is the cause of calls that end because the server does.
@@ -76,13 +102,13 @@ func (t *toolCall) hashOf() uint64 {
 
 // effectID names what a call changes, at whichever server it is made: by who calls, the session, and the request_id.
 func effectID(who auth.Identity, session, request string) string {
-	var text []byte
-	for _, s := range []string{who.String(), who.Namespace, session, request} {
+	text := make([]byte, 0, 512) // more than most of them are
+	for _, s := range [...]string{who.String(), who.Namespace, session, request} {
 		text = append(strconv.AppendInt(text, int64(len(s)), 10), ':')
 		text = append(text, s...)
 	}
 	sum := sha256.Sum256(text)
-	return "call-" + hex.EncodeToString(sum[:20])
+	return string(hex.AppendEncode(append(text[:0], "call-"...), sum[:20]))
 }
 
 // begin makes a call, or finds the one that was made before. What a connection is told, the ack and the result, comes by its
@@ -127,7 +153,7 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 
 // newCall counts a call in. c.mu is held.
 func (c *client) newCall(keeper keeper, id, name string, deadline time.Time) *call {
-	k := &call{client: c, keeper: keeper, id: id, name: name, began: time.Now(), deadline: deadline, settled: make(chan struct{}), done: make(chan struct{})}
+	k := &call{client: c, keeper: keeper, id: id, name: name, began: time.Now(), deadline: deadline}
 	if c.calls == nil {
 		c.calls = map[string]*call{}
 	}
@@ -199,7 +225,7 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 
 // ack tells that a call was taken. c.mu is held.
 func (c *client) ack(k *call) {
-	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: yes(), Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 }
 
 // accept tells that the call was taken. client.mu is held.
@@ -212,8 +238,12 @@ func (k *call) accept() {
 		k.client.ack(k)
 	}
 	k.owed = 0
-	close(k.settled)
-	k.beat = time.AfterFunc(k.client.hub.o.Limits.ProgressEvery, k.tick)
+	k.settled.happen()
+	every := k.client.hub.o.Limits.ProgressEvery
+	k.due = time.Now().Add(every)
+	if k.client.beat == nil {
+		k.client.beat = time.AfterFunc(every, k.client.tick)
+	}
 }
 
 // refuse tells that the call was not taken, and forgets it. client.mu is held.
@@ -234,8 +264,8 @@ func (k *call) refuse(f *failure) {
 		delete(c.calls, k.id)
 	}
 	k.leave()
-	close(k.settled)
-	close(k.done)
+	k.settled.happen()
+	k.done.happen()
 }
 
 // leave counts the call out. client.mu is held.
@@ -252,14 +282,40 @@ func (k *call) leave() {
 	}
 }
 
-// tick says that the call goes on, and comes again.
-func (k *call) tick() {
-	k.progress(k.whereabouts())
-	k.client.mu.Lock()
-	defer k.client.mu.Unlock()
-	if k.result == nil {
-		k.beat.Reset(k.client.hub.o.Limits.ProgressEvery)
+// tick says which calls go on, and comes again when the next one is due; not while none is in flight.
+func (c *client) tick() {
+	for _, k := range c.dueCalls(time.Now()) {
+		k.progress(k.whereabouts())
 	}
+}
+
+// dueCalls returns the calls of which it is time to say that they go on.
+func (c *client) dueCalls(now time.Time) (due []*call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.beat == nil {
+		return nil // the client is left behind
+	}
+	every := c.hub.o.Limits.ProgressEvery
+	again := time.Duration(-1)
+	for _, k := range c.calls {
+		if k.result != nil || !k.accepted {
+			continue
+		}
+		if !k.due.After(now) {
+			due = append(due, k)
+			k.due = now.Add(every)
+		}
+		if wait := k.due.Sub(now); again < 0 || wait < again {
+			again = wait
+		}
+	}
+	if again < 0 {
+		c.beat = nil
+	} else {
+		c.beat.Reset(again)
+	}
+	return due
 }
 
 // progress tells whoever is connected that the call goes on. It is never kept.
@@ -278,7 +334,7 @@ func (k *call) progress(note string) {
 // it is left out, and the end of the stream says so: the answer itself is whole in any case.
 func (k *call) chunk(ctx context.Context, text string) error {
 	select {
-	case <-k.settled: // nothing comes before the ack
+	case <-k.when(&k.settled): // nothing comes before the ack
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -319,7 +375,6 @@ func (k *call) finish(v verdict, order uint64) {
 		return
 	}
 	k.accept() // where its end comes first
-	k.beat.Stop()
 	k.result, k.ends = &m, time.Now()
 	k.keeper.keeps(k, &v)
 	k.leave()
@@ -339,7 +394,7 @@ func (k *call) finish(v verdict, order uint64) {
 			c.answer(more)
 		}
 	}
-	close(k.done)
+	k.done.happen()
 }
 
 // abandon cancels a call in flight; its end tells so. What cannot be cancelled is told to failed. c.mu is not held.

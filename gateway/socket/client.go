@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -32,7 +33,8 @@ type client struct {
 	key      queue.ClientKey // its name in the cluster
 	who      auth.Identity
 	cred     auth.Credential
-	conn     *conn // nil while it is not connected
+	as       context.Context // for calls as its holder
+	conn     *conn           // nil while it is not connected
 	calls    map[string]*call
 	inFlight int
 	ended    []*call       // whose results are kept, the oldest first
@@ -44,22 +46,23 @@ type client struct {
 	room     chan struct{} // closed when there is room in the queue again; nil while nobody waits
 	since    time.Time     // when it was last connected
 	retired  bool          // the hub does not know it any more
+	beat     *time.Timer   // for the progress of all calls in flight; nil when none is, soon after
 
 	inCluster bool   // the cluster knows it, or is about to
 	given     uint64 // the last result that it was given of those that the cluster keeps
 }
 
 func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *client {
-	return &client{
-		hub: h, session: key.session, owner: key.owner, who: who, cred: cred, since: time.Now(), key: queue.ClientKey{Owner: key.owner, Session: key.session},
-	}
+	c := &client{hub: h, session: key.session, owner: key.owner, key: queue.ClientKey{Owner: key.owner, Session: key.session}}
+	c.renew(who, cred)
+	return c
 }
 
 // renew notes with what its holder came last.
 func (c *client) renew(who auth.Identity, cred auth.Credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.who, c.cred, c.since = who, cred, time.Now()
+	c.who, c.cred, c.as, c.since = who, cred, c.hub.o.Access.As(c.hub.life, cred), time.Now()
 }
 
 // caller returns who it is and by which credential.
@@ -239,7 +242,12 @@ func (c *client) wrote(batch []frame) {
 			c.remember(f)
 		}
 	}
-	if c.queue = c.queue[len(batch):]; len(c.queue) == 0 {
+	switch {
+	case len(batch) < len(c.queue):
+		c.queue = c.queue[len(batch):]
+	case cap(c.queue) <= keepQueueFrames:
+		c.queue = c.queue[:0]
+	default:
 		c.queue = nil // a long queue's array is not kept
 	}
 	if c.given > given {

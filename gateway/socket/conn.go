@@ -29,7 +29,8 @@ type conn struct {
 	start  time.Time
 
 	ping    *time.Timer
-	refused int // frames refused in a row; the reader's
+	refused int       // frames refused in a row; the reader's
+	heard   time.Time // the read deadline that it set last
 
 	ending atomic.Pointer[ending]
 	kicked chan struct{} // closed with ending
@@ -72,7 +73,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, statusOf(full), full)
 		return
 	}
-	hijack := &hijacker{ResponseWriter: w}
+	hijack := &hijacker{ResponseWriter: w, batches: &h.batches}
 	ws, err := h.upgrader.Upgrade(hijack, r, nil)
 	if err != nil {
 		h.dismiss(c)
@@ -125,7 +126,8 @@ func (h *Hub) mayRefuse(f *failure) bool {
 // hijacker gives the WebSocket library a small read buffer, and lets the one of the HTTP server go.
 type hijacker struct {
 	http.ResponseWriter
-	out *coalescer
+	batches *sync.Pool
+	out     *coalescer
 }
 
 // Hijack implements http.Hijacker.
@@ -134,7 +136,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil || rw.Reader.Buffered() > 0 { // the library refuses a client that does not wait for the answer
 		return conn, rw, err
 	}
-	h.out = &coalescer{Conn: conn}
+	h.out = &coalescer{Conn: conn, batches: h.batches}
 	return h.out, bufio.NewReadWriter(bufio.NewReaderSize(conn, readBufferBytes), rw.Writer), nil
 }
 
@@ -179,11 +181,21 @@ func (c *conn) give(b *bytes.Buffer) {
 	}
 }
 
-// alive notes that something came from the other side.
-func (c *conn) alive() { c.hear(time.Now().Add((missedPings + 1) * c.hub.o.Limits.PingEvery)) }
+// inSteps is a time from now on, or up to an eighth of it later: what is in the same step is the same deadline, and needs not be set again.
+func inSteps(d time.Duration) time.Time {
+	step := max(d/8, 1)
+	return time.Now().Add(d).Truncate(step).Add(step)
+}
 
-// hear sets until when something must come.
+// alive notes that something came from the other side.
+func (c *conn) alive() { c.hear(inSteps((missedPings + 1) * c.hub.o.Limits.PingEvery)) }
+
+// hear sets until when something must come. Only the reader's goroutine calls it.
 func (c *conn) hear(by time.Time) {
+	if by.Equal(c.heard) {
+		return
+	}
+	c.heard = by
 	_ = c.ws.SetReadDeadline(by)
 	if c.ending.Load() != nil { // kick came before
 		_ = c.ws.SetReadDeadline(time.Now())
@@ -277,11 +289,13 @@ func (c *conn) startWriter() {
 		return
 	}
 	c.writing = true
-	c.writers.Go(c.drain)
+	c.writers.Add(1)
+	c.hub.pool.run(c.drain)
 }
 
 // drain writes what waits, until nothing does. A frame that could not be written stays for the next connection.
 func (c *conn) drain() {
+	defer c.writers.Done()
 	for {
 		batch := c.client.next(c)
 		if len(batch) == 0 {
@@ -308,9 +322,10 @@ func (c *conn) writeAll(batch []frame) (n int, err error) {
 		}
 		return 1, nil
 	}
+	c.boundWrite()
 	c.out.hold()
 	for _, f := range batch {
-		if err = c.write(f.data); err != nil {
+		if err = c.send(f.data); err != nil {
 			break
 		}
 		c.out.mark()
@@ -321,11 +336,21 @@ func (c *conn) writeAll(batch []frame) (n int, err error) {
 
 // write writes one message; one goroutine at a time may.
 func (c *conn) write(data []byte) error {
-	by := time.Now().Add(c.hub.o.Limits.WriteTimeout)
+	c.boundWrite()
+	return c.send(data)
+}
+
+// boundWrite sets until when what is written next must be taken.
+func (c *conn) boundWrite() {
+	by := inSteps(c.hub.o.Limits.WriteTimeout)
 	if e := c.ending.Load(); e != nil && e.by.Before(by) {
 		by = e.by
 	}
 	_ = c.ws.SetWriteDeadline(by)
+}
+
+// send writes one message within that time.
+func (c *conn) send(data []byte) error {
 	c.ws.EnableWriteCompression(len(data) >= compressMinBytes)
 	c.hub.count.framesOut.Add(1)
 	c.hub.count.out.Add(uint64(len(data)))

@@ -270,7 +270,6 @@ func (c *client) Ended(r dispatch.Result) {
 // conclude ends a call that had ended before, with its kept result. client.mu is held.
 func (k *call) conclude(m message, v *verdict) {
 	c := k.client
-	k.beat.Stop()
 	k.result, k.ends = &m, time.Now()
 	k.keeper.keeps(k, v)
 	k.leave()
@@ -280,7 +279,7 @@ func (k *call) conclude(m message, v *verdict) {
 			c.answer(m)
 		}
 	}
-	close(k.done)
+	k.done.happen()
 }
 
 // verdictOf is how a call came out, as the cluster keeps it.

@@ -320,7 +320,7 @@ func (h *Hub) await(w http.ResponseWriter, r *http.Request, c *client, k *call, 
 		reply(w, statusOf(f), &message{Op: "call_tool_res", RequestID: k.id, Error: f})
 	}
 	select {
-	case <-k.settled:
+	case <-k.when(&k.settled):
 	case <-r.Context().Done():
 		return
 	case <-leaving:
@@ -329,13 +329,14 @@ func (h *Hub) await(w http.ResponseWriter, r *http.Request, c *client, k *call, 
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
+	done := k.when(&k.done)
 	select {
-	case <-k.done:
+	case <-done:
 	case <-t.C:
 		select {
-		case <-k.done:
+		case <-done:
 		default:
-			reply(w, http.StatusAccepted, &message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: yes(), Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+			reply(w, http.StatusAccepted, &message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 			return
 		}
 	case <-r.Context().Done():

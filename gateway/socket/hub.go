@@ -63,6 +63,7 @@ type Hub struct {
 	tools    []toolInfo // as list_tools shows them
 	upgrader websocket.Upgrader
 	receive  sync.Pool // of *bytes.Buffer
+	batches  sync.Pool // of *batch
 	buckets  *buckets
 
 	memory  *memory
@@ -72,6 +73,7 @@ type Hub struct {
 	life  context.Context // ends with the hub
 	end   context.CancelCauseFunc
 	work  sync.WaitGroup // connections and calls
+	pool  pool           // runs calls and writers
 	count counters
 
 	stopping atomic.Bool  // no new calls
@@ -259,6 +261,7 @@ func (h *Hub) Sweep(ctx context.Context) {
 			return
 		case now := <-t.C:
 			h.buckets.sweep()
+			h.pool.sweep()
 			h.mu.Lock()
 			all := make([]*client, 0, len(h.clients))
 			for _, c := range h.clients {
@@ -304,6 +307,7 @@ func (h *Hub) Close(ctx context.Context) {
 		c.kick(closeGoingAway, "server "+h.o.Server+" is stopping; connect to another one", farewellTime)
 	}
 	h.work.Wait()
+	h.pool.close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, c := range h.clients {

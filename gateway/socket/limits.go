@@ -67,8 +67,10 @@ const (
 	readBufferBytes   = 512
 	writeBufferBytes  = 4 << 10
 	compressMinBytes  = 1 << 10
+	keepQueueFrames   = 4 // for which an idle client has room
 	keepBufferBytes   = 64 << 10
 	maxCloseReason    = 123     // bytes that fit into a close frame
+	outputOverhead    = 32      // bytes of one output beside its text
 	frameOverhead     = 128     // bytes that a waiting frame or a kept call costs beside its text
 	maxBuckets        = 100_000 // of addresses, and of users
 )

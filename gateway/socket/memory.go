@@ -16,11 +16,16 @@ type memory struct{ hub *Hub }
 // take implements keeper: the call is taken by having been found in order.
 func (m *memory) take(k *call, t toolCall) {
 	c, h := k.client, m.hub
-	ctx, cancel := context.WithDeadline(h.o.Access.As(h.life, c.cred), k.deadline)
+	ctx, cancel := context.WithDeadline(c.as, k.deadline)
 	ctx, k.stop = context.WithCancelCause(ctx)
 	k.accept()
-	effect := effectID(c.who, c.session, k.id)
-	h.work.Go(func() {
+	effect := "" // a tool that changes nothing has none
+	if !t.tool.ReadOnly {
+		effect = effectID(c.who, c.session, k.id)
+	}
+	h.work.Add(1)
+	h.pool.run(func() {
+		defer h.work.Done()
 		defer cancel()
 		v := h.worker.do(ctx, t.tool, tools.Call{ID: effect, Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, Progress: k.progress, Chunk: k.chunk}, k.began)
 		c.mu.Lock()

@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"bytes"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func (c *conn) handshake() bool {
 		c.refuseHello(code, reason, "missing_hello")
 		return false
 	}
-	r, err := parse(b.Bytes())
+	r, err := parse(bytes.Clone(b.Bytes()))
 	c.give(b)
 	switch {
 	case err != nil:

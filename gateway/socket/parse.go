@@ -5,19 +5,34 @@ package socket
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 	"unicode/utf8"
 
 	"github.com/neolith/orchestrator/gateway/tools"
 )
 
-// request is a message of a client whose envelope could be read. Its fields are still JSON.
+// request is a message of a client whose envelope could be read. Its fields are still JSON, in the bytes that were received.
 type request struct {
 	op     string
 	id     string // request_id; empty when there is none, or it is wrong
-	fields map[string]json.RawMessage
+	fields []field
+}
+
+type field struct {
+	name  []byte
+	value json.RawMessage
+}
+
+// field returns a field, nil where there is none. Of two with one name the last one counts.
+func (r *request) field(name string) json.RawMessage {
+	for _, f := range slices.Backward(r.fields) {
+		if string(f.name) == name {
+			return f.value
+		}
+	}
+	return nil
 }
 
 // errEnvelope is what is wrong with a frame that is no message at all.
@@ -25,7 +40,7 @@ type errEnvelope struct{ why string }
 
 func (e *errEnvelope) Error() string { return e.why }
 
-// parse reads the envelope: one JSON object in UTF-8, not too deep, with an op.
+// parse reads the envelope: one JSON object in UTF-8, not too deep, with an op. What it returns is good as long as data is.
 func parse(data []byte) (*request, error) {
 	switch {
 	case !utf8.Valid(data):
@@ -33,21 +48,95 @@ func parse(data []byte) (*request, error) {
 	case nesting(data) > maxNesting:
 		return nil, &errEnvelope{fmt.Sprintf("the frame nests deeper than %d", maxNesting)}
 	}
+	if !json.Valid(data) {
+		var v json.RawMessage
+		return nil, &errEnvelope{fmt.Sprintf("the frame is not JSON: %v", json.Unmarshal(data, &v))}
+	}
 	r := &request{}
-	if err := json.Unmarshal(data, &r.fields); err != nil || r.fields == nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			return nil, &errEnvelope{"the frame is not JSON: " + syntax.Error()}
-		}
+	var isObject bool
+	if r.fields, isObject = fieldsOf(data); !isObject {
 		return nil, &errEnvelope{"the frame is not a JSON object"}
 	}
-	if err := json.Unmarshal(r.fields["op"], &r.op); err != nil || isNull(r.fields["op"]) {
-		r.op = ""
-	}
+	r.op, _ = r.text("op", len(data))
 	if id, f := r.text("request_id", maxRequestIDBytes); f == nil && printable(id) {
 		r.id = id
 	}
 	return r, nil
+}
+
+// fieldsOf returns the fields of valid JSON, as parts of it, when that is an object.
+func fieldsOf(data []byte) (fields []field, isObject bool) {
+	data = skipSpace(data)
+	if data[0] != '{' {
+		return nil, false
+	}
+	fields = make([]field, 0, 8)
+	rest := skipSpace(data[1:])
+	for rest[0] != '}' {
+		end := endOf(rest)
+		name := rest[1 : end-1]
+		if bytes.IndexByte(name, '\\') >= 0 {
+			s, _ := unquote(rest[:end])
+			name = []byte(s)
+		}
+		rest = skipSpace(rest[end:])
+		rest = skipSpace(rest[1:]) // behind the colon
+		end = endOf(rest)
+		fields = append(fields, field{name, json.RawMessage(rest[:end:end])})
+		rest = skipSpace(rest[end:])
+		if rest[0] == ',' {
+			rest = skipSpace(rest[1:])
+		}
+	}
+	return fields, true
+}
+
+// skipSpace returns valid JSON from where it means something.
+func skipSpace(data []byte) []byte {
+	i := 0
+	for i < len(data) && data[i] <= ' ' {
+		i++
+	}
+	return data[i:]
+}
+
+// endOf is where the value ends with which valid JSON begins.
+func endOf(data []byte) int {
+	deep, quoted := 0, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			if quoted = !quoted; !quoted && deep == 0 {
+				return i + 1
+			}
+		case quoted:
+		case c == '{' || c == '[':
+			deep++
+		case c == '}' || c == ']' || c == ',' || c <= ' ':
+			if deep == 0 { // behind a number or a word
+				return i
+			}
+			if c == '}' || c == ']' {
+				if deep--; deep == 0 {
+					return i + 1
+				}
+			}
+		}
+	}
+	return len(data)
+}
+
+// unquote reads a string of valid JSON in UTF-8; anything else is none.
+func unquote(raw []byte) (s string, isString bool) {
+	if raw[0] != '"' {
+		return "", false
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw[1 : len(raw)-1]), true
+	}
+	return s, json.Unmarshal(raw, &s) == nil
 }
 
 // nesting is how deep objects and arrays lie in one another, found without reading them.
@@ -84,12 +173,12 @@ func printable(s string) bool {
 
 // text reads a field that is a string; empty when it is missing.
 func (r *request) text(field string, maxBytes int) (string, *failure) {
-	raw := r.fields[field]
+	raw := r.field(field)
 	if isNull(raw) {
 		return "", nil
 	}
-	var s string
-	if err := json.Unmarshal(raw, &s); err != nil {
+	s, isString := unquote(raw)
+	if !isString {
 		return "", invalid(field, "is not a string")
 	}
 	if len(s) > maxBytes {
@@ -100,6 +189,9 @@ func (r *request) text(field string, maxBytes int) (string, *failure) {
 
 // requestID reads the request_id, which must be there.
 func (r *request) requestID() (string, *failure) {
+	if r.id != "" {
+		return r.id, nil
+	}
 	id, f := r.text("request_id", maxRequestIDBytes)
 	switch {
 	case f != nil:
@@ -141,7 +233,7 @@ func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
 	if c.name == "" {
 		return c, invalid("name", "is missing; list_tools tells the names")
 	}
-	if c.arguments = r.fields["arguments"]; isNull(c.arguments) {
+	if c.arguments = slices.Clone(r.field("arguments")); isNull(c.arguments) {
 		c.arguments = json.RawMessage("{}")
 	}
 	switch {
@@ -158,7 +250,7 @@ func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
 	default:
 		return c, invalid("priority", "is not one of critical, high, normal, low")
 	}
-	if raw := r.fields["durable"]; !isNull(raw) {
+	if raw := r.field("durable"); !isNull(raw) {
 		if err := json.Unmarshal(raw, &c.durable); err != nil {
 			return c, invalid("durable", "is not true or false")
 		}
@@ -166,7 +258,7 @@ func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
 	if c.key, f = r.text("key", maxRequestIDBytes); f != nil {
 		return c, f
 	}
-	if raw := r.fields["deadline_ms"]; !isNull(raw) {
+	if raw := r.field("deadline_ms"); !isNull(raw) {
 		var ms int64
 		if err := json.Unmarshal(raw, &ms); err != nil {
 			return c, invalid("deadline_ms", "is not a whole number")

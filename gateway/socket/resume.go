@@ -20,7 +20,7 @@ type seen struct {
 
 // number reads a number that may be left out; what is none is left out, too.
 func (r *request) number(field string) *uint64 {
-	raw := r.fields[field]
+	raw := r.field(field)
 	if isNull(raw) {
 		return nil
 	}
@@ -99,9 +99,6 @@ func (c *client) leaveBehind() {
 	for id, k := range c.calls {
 		if k.result != nil || k.keeper == keeper(c.hub.memory) {
 			continue
-		}
-		if k.beat != nil {
-			k.beat.Stop()
 		}
 		delete(c.calls, id)
 		k.leave()

@@ -56,14 +56,7 @@ func (w *worker) do(ctx context.Context, tool *tools.Tool, c tools.Call, since t
 	case err == nil && size > w.resultBytes:
 		return verdict{failure: failed(codeToolExecution, fmt.Sprintf("%s: the answer is %d bytes, more than %d; ask for less at a time", tool.Name, size, w.resultBytes))}
 	case err == nil:
-		if outputs == nil {
-			outputs = []tools.Output{}
-		}
-		raw, err := json.Marshal(outputs)
-		if err != nil { // nothing in it can fail to be written
-			return verdict{failure: failed(codeInternal, tool.Name+": the answer could not be written")}
-		}
-		return verdict{outputs: raw}
+		return verdict{outputs: appendOutputs(make([]byte, 0, size+size/8+outputOverhead*len(outputs)+2), outputs)}
 	case errors.Is(cause, tools.ErrCancelled):
 		return verdict{cancelled: true}
 	case errors.Is(cause, context.DeadlineExceeded):

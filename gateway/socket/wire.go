@@ -124,7 +124,7 @@ type message struct {
 
 	// call_tool_ack
 	Name     string  `json:"name,omitempty"`
-	Accepted *bool   `json:"accepted,omitempty"`
+	Accepted bool    `json:"accepted,omitempty"`
 	Timeout  float64 `json:"timeout,omitempty"` // seconds
 
 	Message string `json:"message,omitempty"` // progress
@@ -156,22 +156,6 @@ type health struct {
 	Server      string `json:"server"`
 	Connections int    `json:"connections"`
 	InFlight    int    `json:"in_flight"`
-}
-
-// encode writes a message.
-func (m *message) encode() []byte {
-	var v any = m
-	if m.Reason != "" { // the one error that is a word
-		v = struct {
-			*message
-			Error string `json:"error"`
-		}{m, m.Reason}
-	}
-	b, err := json.Marshal(v)
-	if err != nil { // nothing in it can fail to be written
-		b, _ = json.Marshal(&message{Op: m.Op, RequestID: m.RequestID, Error: failed(codeInternal, "the answer could not be written")})
-	}
-	return b
 }
 
 func yes() *bool { t := true; return &t }

@@ -17,6 +17,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/recorder"
 )
 
 // ErrCancelled is the cause of a context whose caller wants the call undone as far as it can be, rather than not to wait for it.
@@ -24,7 +25,7 @@ var ErrCancelled = errors.New("the caller cancelled the call")
 
 // Call is one call of a tool.
 type Call struct {
-	// ID names the call: calls with one ID have one effect. A call without gets one of its own.
+	// ID names the call: calls with one ID have one effect. A call without gets one of its own, unless its tool is ReadOnly.
 	ID string
 	// Arguments are a JSON object that the tool's schema accepts.
 	Arguments json.RawMessage
@@ -38,11 +39,8 @@ type Call struct {
 	Chunk func(ctx context.Context, text string) error
 }
 
-// Origin is a client's call.
-type Origin struct {
-	Client    string // the client's session at this gateway
-	RequestID string // the client's name for the call
-}
+// Origin is a client's call, as the record knows it.
+type Origin = recorder.Origin
 
 // Observer is told of each call.
 type Observer interface {
@@ -157,7 +155,7 @@ func (s *Set) Call(ctx context.Context, t *Tool, c Call) (out []Output, err erro
 }
 
 func (s *Set) call(ctx context.Context, t *Tool, c *Call) ([]Output, error) {
-	if c.ID == "" {
+	if c.ID == "" && !t.ReadOnly {
 		c.ID = client.NewKey()
 	}
 	out, err := t.run(ctx, s.api, c)
@@ -223,9 +221,9 @@ func (r *repeating) Invoke(ctx context.Context, method string, args, reply any, 
 	if k, ok := args.(interface{ GetIdempotencyKey() string }); ok {
 		once = k.GetIdempotencyKey() == ""
 	}
-	pause, since := againFirst, time.Now()
-	for {
-		start := time.Now()
+	start := time.Now()
+	pause, since := againFirst, start
+	for ; ; start = time.Now() {
 		err := r.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
 		f := fault.As(client.Fault(err))
 		if err == nil || once || f == nil || f.Kind != fault.Unavailable && f.Kind != fault.Aborted || ctx.Err() != nil {

@@ -181,7 +181,7 @@ export class OrchestratorClient {
     return new CallStream(requestId, this.#settings.maxBufferedChars, begin, options.signal);
   }
 
-  /** The tools that there are. Over HTTP, which cannot list them, those that were listed last. */
+  /** The tools that there are. Over HTTP, where this client does not list them, those that were listed last. */
   async listTools(): Promise<ToolInfo[]> {
     try {
       const m = await this.#ask('list_tools');

@@ -149,7 +149,7 @@ export class HttpLink implements Link {
     }
   }
 
-  /** Stops waiting. There is no cancelling over HTTP: who has a WebSocket again does it there. */
+  /** Stops waiting. This client does not cancel over HTTP: who has a WebSocket again does it there. */
   cancel(requestId: string): void {
     this.#calls.get(requestId)?.abort();
   }
@@ -164,7 +164,7 @@ export class HttpLink implements Link {
       case 'ping':
         return { op: 'pong' };
       case 'list_tools':
-        throw new OrchestratorError('SERVICE_UNAVAILABLE', 'tools cannot be listed over HTTP; ask again when there is a WebSocket');
+        throw new OrchestratorError('SERVICE_UNAVAILABLE', 'this client does not list tools over HTTP; ask again when there is a WebSocket');
     }
   }
 
