@@ -14,7 +14,8 @@ import (
 )
 
 // bootstrap waits until this server knows the servers it expects, none of which has formed a cluster yet, and gives raft
-// its first configuration. Every one of them computes the same one, so it does not matter who is first.
+// its first configuration. Every one of them computes and writes the same one, so it does not matter who is first. A cluster has formed
+// when it has committed something: until then, those that have written nothing yet still do, for they vote for nobody before (novice.go).
 func (n *Node) bootstrap(ctx context.Context) {
 	for n.opts.BootstrapExpect > 0 {
 		changed := n.gossip.changes()
@@ -25,14 +26,19 @@ func (n *Node) bootstrap(ctx context.Context) {
 		if wait != "" {
 			n.log.Debug("not forming a cluster yet", "reason", wait)
 		} else {
+			// The mark goes first: a server that stops in between is a novice again for its log being empty.
+			n.novice.grow("it writes the first configuration")
 			err := n.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error()
-			if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+			switch {
+			case errors.Is(err, raft.ErrCantBootstrap): // a leader was faster
+				n.novice.remain()
+			case err != nil:
+				n.novice.remain()
 				n.log.Error("could not write the first configuration", "error", err)
-			} else {
-				n.log.Info("formed a cluster", "servers", len(servers))
-				if err == nil {
-					n.novice.grow("it has written the first configuration")
-				}
+			default:
+				n.log.Info("wrote the first configuration", "servers", len(servers))
+			}
+			if err == nil || errors.Is(err, raft.ErrCantBootstrap) {
 				break
 			}
 		}
@@ -43,8 +49,22 @@ func (n *Node) bootstrap(ctx context.Context) {
 		case <-time.After(time.Second):
 		}
 	}
+	for n.raft.CommitIndex() <= firstConfigurationIndex {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(formedPoll):
+		}
+	}
 	n.gossip.update(gossipUpdate, func(m *memberMeta) { m.Formed = true })
 }
+
+const (
+	// firstConfigurationIndex is where raft's BootstrapCluster writes.
+	firstConfigurationIndex = 1
+	// formedPoll is how often a new server looks whether anything is committed.
+	formedPoll = 50 * time.Millisecond
+)
 
 // firstConfiguration returns the configuration that all expected servers agree on, or why it must wait.
 func firstConfiguration(members []gossipMember, expect int) ([]raft.Server, string) {

@@ -87,6 +87,7 @@ type gossip struct {
 	list *memberlist.Memberlist
 	at   string // where this server gossips
 
+	saying  sync.Mutex  // held while the others are told
 	leaving atomic.Bool // it has said goodbye, or is about to
 
 	mu      sync.Mutex
@@ -220,8 +221,18 @@ func (g *gossip) changes() <-chan struct{} {
 	return g.changed
 }
 
-// update changes what this server says of itself, and waits a little until that has spread.
+// update changes what this server says of itself, and waits a little until that has spread. Who has left says nothing more: it would be taken
+// for one that is back.
 func (g *gossip) update(wait time.Duration, change func(*memberMeta)) {
+	g.saying.Lock()
+	defer g.saying.Unlock()
+	if !g.leaving.Load() {
+		g.say(wait, change)
+	}
+}
+
+// say is update, for the last word too. saying is held.
+func (g *gossip) say(wait time.Duration, change func(*memberMeta)) {
 	g.mu.Lock()
 	change(&g.self)
 	g.mu.Unlock()
@@ -241,7 +252,9 @@ func (g *gossip) leave(ctx context.Context) {
 		}
 		return d
 	}
-	g.update(left(gossipTell), func(m *memberMeta) { m.Leaving = true })
+	g.saying.Lock() // behind what is being said
+	defer g.saying.Unlock()
+	g.say(left(gossipTell), func(m *memberMeta) { m.Leaving = true })
 	if err := g.list.Leave(left(gossipLeaveTimeout)); err != nil {
 		g.log.Debug("leave gossip", "error", err)
 	}

@@ -5,7 +5,8 @@
 // does not see the difference; so an empty server says that it is new, votes for nobody and stands for nothing until it holds an entry
 // that the present leader has committed in its own term: then it holds all that was ever committed.
 //
-// Who writes the first configuration (bootstrap.go) has a log, and is no novice.
+// A cluster that forms needs no votes of empty servers: each of those that form it writes the first configuration by itself (bootstrap.go),
+// and is no novice then.
 
 package cluster
 
@@ -97,27 +98,15 @@ func (n *novice) admits(r raft.RPC) bool {
 	if !n.is.Load() {
 		return true
 	}
-	last := uint64(0)
 	switch c := r.Command.(type) {
-	case *raft.RequestVoteRequest:
-		last = c.LastLogIndex
-	case *raft.RequestPreVoteRequest:
-		last = c.LastLogIndex
-	case *raft.AppendEntriesRequest:
-		n.look(c)
-		return true
-	default:
-		return true
-	}
-	if last > firstConfigurationIndex {
+	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest:
 		r.Respond(nil, errNovice)
 		return false
+	case *raft.AppendEntriesRequest:
+		n.look(c)
 	}
 	return true
 }
-
-// firstConfigurationIndex is where raft's BootstrapCluster writes.
-const firstConfigurationIndex = 1
 
 // look ends the noviciate when this server holds the last entry that the leader has committed, and that is of the leader's own term. No
 // other leader can have written an entry of that term, so all before it is here as the leader has it; and whatever was
@@ -141,6 +130,17 @@ func (n *novice) grow(why string) {
 	}
 	n.is.Store(false)
 	n.logger.Info("this server has a say in who leads from now on", "reason", why)
+}
+
+// remain takes back what grow did: there was no reason.
+func (n *novice) remain() {
+	if n.requests == nil {
+		return // it never was one
+	}
+	n.is.Store(true)
+	if err := n.stable.Set(noviceKey, []byte{1}); err != nil {
+		n.logger.Error("could not note that this server has yet to catch up", "error", err)
+	}
 }
 
 // RequestVote implements raft.Transport.

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,22 +125,25 @@ func TestANoviceStaysOneAcrossAStart(t *testing.T) {
 	})
 }
 
-// One server has written the first configuration before the others, which then are empty, and must vote for it.
-func TestAClusterFormsAroundTheFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		forms := func(o *Options) {
-			if o.ID != "s2" {
-				o.Servers = nil
-			}
-		}
-		c := newTrio(t, forms)
-		defer c.close()
-		c.spawn(c.leader(nil), "one")
-		c.agree(1)
-		for _, m := range c.servers {
-			if m.node.novice.is.Load() {
-				t.Errorf("%s has no say", m.id)
-			}
-		}
-	})
+func TestANoviceThatWroteNothingRemainsOne(t *testing.T) {
+	disk := raft.NewInmemStore()
+	_, trans := raft.NewInmemTransport("s1")
+	n, err := newNovice(trans, true, disk, disk, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.end()
+	n.grow("it writes")
+	if n.is.Load() {
+		t.Error("it has grown, and is one still")
+	}
+	n.remain()
+	again, err := newNovice(trans, false, disk, disk, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.end()
+	if !n.is.Load() || !again.is.Load() {
+		t.Error("it forgot that it has yet to catch up")
+	}
 }

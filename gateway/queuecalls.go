@@ -12,6 +12,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
+	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/internal/pbconv"
@@ -29,7 +30,21 @@ const (
 	minCallID = 3
 )
 
-// callProto is a call as people see it; with its bytes where it is shown alone.
+// sees reports whether a call is among what somebody asks about: that of a namespace, empty for all. Who is bound to a namespace sees the calls of
+// those who are bound to it, too; what others call for may be about any namespace.
+func sees(who auth.Identity, ns string, c *queue.Call) bool {
+	if who.Namespace != "" {
+		return c.Caller.Namespace == who.Namespace
+	}
+	return ns == "" || c.Namespace() == ns
+}
+
+// reads reports whether somebody may read what was asked and answered: who called, and operators, who read the record, too.
+func reads(who auth.Identity, c *queue.Call) bool {
+	return who.Owner() == c.Owner || who.Role.Has(auth.Operate)
+}
+
+// callProto is a call as people see it; with its bytes where it is shown alone, to somebody who reads them.
 func callProto(v *state.View, c *queue.Call, whole bool) *apiv1.Call {
 	p := &apiv1.Call{
 		Id: c.ID(), Owner: c.Owner, Session: c.Session, RequestId: c.RequestID, Namespace: c.Namespace(), Caller: c.Caller.Name, Tool: c.Tool,
@@ -111,7 +126,7 @@ func (s *queueService) ListCalls(ctx context.Context, req *apiv1.ListCallsReques
 	out, size, last := &apiv1.ListCallsResponse{}, pageSize(req.GetPageSize()), uint64(0)
 	for c := range v.Calls(after) {
 		switch {
-		case ns != "" && c.Namespace() != ns, req.GetStatus() != 0 && apiv1.Call_Status(c.Status) != req.GetStatus(),
+		case !sees(caller(ctx), ns, c), req.GetStatus() != 0 && apiv1.Call_Status(c.Status) != req.GetStatus(),
 			req.GetServer() != "" && c.Server != req.GetServer(), req.GetTool() != "" && c.Tool != req.GetTool(),
 			req.GetSession() != "" && c.Session != req.GetSession():
 			continue
@@ -136,7 +151,7 @@ func (s *queueService) call(ctx context.Context, v *state.View, namespace, id st
 	}
 	var found *queue.Call
 	for c := range v.Calls(0) {
-		if ns != "" && c.Namespace() != ns || !strings.HasPrefix(c.ID(), id) {
+		if !sees(caller(ctx), ns, c) || !strings.HasPrefix(c.ID(), id) {
 			continue
 		}
 		if found != nil {
@@ -160,7 +175,7 @@ func (s *queueService) GetCall(ctx context.Context, req *apiv1.GetCallRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return &apiv1.GetCallResponse{Call: callProto(v, c, true)}, nil
+	return &apiv1.GetCallResponse{Call: callProto(v, c, reads(caller(ctx), c))}, nil
 }
 
 // CancelCall answers with the call as it is then: one that runs ends when its server has noticed.
@@ -182,7 +197,7 @@ func (s *queueService) CancelCall(ctx context.Context, req *apiv1.CancelCallRequ
 }
 
 // deadCalls adds a page of dead calls to an answer.
-func (s *queueService) deadCalls(v *state.View, ns, token string, size int, out *apiv1.ListDeadLettersResponse) error {
+func (s *queueService) deadCalls(ctx context.Context, v *state.View, ns, token string, size int, out *apiv1.ListDeadLettersResponse) error {
 	after, err := state.ParseDeadToken(token)
 	if err != nil {
 		return err
@@ -192,7 +207,9 @@ func (s *queueService) deadCalls(v *state.View, ns, token string, size int, out 
 			out.NextPageToken = deadCallsToken + after.String()
 			break
 		}
-		out.Calls = append(out.Calls, callProto(v, c, false))
+		if sees(caller(ctx), ns, c) {
+			out.Calls = append(out.Calls, callProto(v, c, false))
+		}
 		after = state.DeadTokenOf(c)
 	}
 	return nil

@@ -114,8 +114,15 @@ func TestGetAndCancelCalls(t *testing.T) {
 	c := startCalls(t)
 	call := c.take("a", "other", false)
 	admin, bound := c.as(c.admin), c.as(c.token(auth.Client, "default"))
-	viewer := c.as(c.token(auth.Viewer, "other"))
-	got, err := c.api.GetCall(viewer, &apiv1.GetCallRequest{Id: call.ID()[:5]})
+	viewer, operator := c.as(c.token(auth.Viewer, "other")), c.as(c.token(auth.Operator, "other"))
+	if seen, err := c.api.GetCall(viewer, &apiv1.GetCallRequest{Id: call.ID()}); err != nil || seen.GetCall().GetArgumentsBytes() != 5 || len(seen.GetCall().GetArguments()) != 0 {
+		t.Errorf("what was asked is for who asked, and operators: %v, %v", seen, err)
+	}
+	unbound := c.take("unbound", "", false)
+	if _, err := c.api.GetCall(bound, &apiv1.GetCallRequest{Id: unbound.ID()}); status.Code(err) != codes.NotFound {
+		t.Errorf("of a caller that is bound to no namespace: %v", err)
+	}
+	got, err := c.api.GetCall(operator, &apiv1.GetCallRequest{Id: call.ID()[:5]})
 	if err != nil || got.GetCall().GetId() != call.ID() || string(got.GetCall().GetArguments()) != "xxxxx" || got.GetCall().GetStatus() != apiv1.Call_RUNNING || got.GetCall().GetOwner() != "token 1" {
 		t.Errorf("%v, %v", got, err)
 	}

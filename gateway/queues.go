@@ -135,7 +135,7 @@ func (s *queueService) ListDeadLetters(ctx context.Context, req *apiv1.ListDeadL
 	out := &apiv1.ListDeadLettersResponse{}
 	size := pageSize(req.GetPageSize())
 	if token, calls := strings.CutPrefix(req.GetPageToken(), deadCallsToken); calls && id == "" {
-		return out, s.deadCalls(v, ns, token, size, out)
+		return out, s.deadCalls(ctx, v, ns, token, size, out)
 	}
 	after, err := parseLetter(req.GetPageToken())
 	if err != nil {
@@ -152,7 +152,7 @@ func (s *queueService) ListDeadLetters(ctx context.Context, req *apiv1.ListDeadL
 	if id != "" {
 		return out, nil
 	}
-	return out, s.deadCalls(v, ns, "", size-len(out.Messages), out)
+	return out, s.deadCalls(ctx, v, ns, "", size-len(out.Messages), out)
 }
 
 func parseLetter(token string) (state.LetterKey, error) {
@@ -193,7 +193,7 @@ func (s *queueService) GetDeadLetter(ctx context.Context, req *apiv1.GetDeadLett
 		if err != nil {
 			return nil, err
 		}
-		return &apiv1.GetDeadLetterResponse{Call: callProto(v, c, true)}, nil
+		return &apiv1.GetDeadLetterResponse{Call: callProto(v, c, reads(caller(ctx), c))}, nil
 	}
 	d, err := s.letter(ctx, v, req.GetNamespace(), req.GetSessionId(), req.GetSequence())
 	if err != nil {

@@ -270,14 +270,14 @@ func (h *Hub) postCancel(w http.ResponseWriter, r *http.Request, a *asked) {
 		answer(id, notInFlight())
 		return
 	}
-	refused := make(chan *failure, 1)
+	done, refused := k.when(&k.done), make(chan *failure, 1)
 	c.abandon(id, func(f *failure) { refused <- f })
 	t := time.NewTimer(a.wait)
 	defer t.Stop()
 	select {
 	case f := <-refused:
 		answer(id, f)
-	case <-k.done:
+	case <-done:
 		if m := c.fetched(k); m.Op != "cancelled" { // it ended just before
 			answer(id, notInFlight())
 			return
