@@ -1,4 +1,4 @@
-// From gRPC statuses to faults: one table, and the details that travel with a status.
+// From gRPC statuses to faults: the kind, and the details that travel with a status.
 
 package client
 
@@ -13,24 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 )
-
-// kinds says which fault a code is. What is not here is Internal.
-var kinds = map[codes.Code]fault.Kind{
-	codes.InvalidArgument:    fault.Invalid,
-	codes.OutOfRange:         fault.Invalid,
-	codes.NotFound:           fault.NotFound,
-	codes.AlreadyExists:      fault.AlreadyExists,
-	codes.FailedPrecondition: fault.FailedPrecondition,
-	codes.ResourceExhausted:  fault.Exhausted,
-	codes.Unavailable:        fault.Unavailable,
-	codes.Unauthenticated:    fault.Unauthenticated,
-	codes.PermissionDenied:   fault.PermissionDenied,
-	codes.DeadlineExceeded:   fault.Timeout,
-	codes.Canceled:           fault.Aborted,
-	codes.Aborted:            fault.Aborted,
-	codes.Unimplemented:      fault.Unimplemented,
-}
 
 // wireError is a status whose text is the server's sentence alone.
 type wireError struct{ st *status.Status }
@@ -57,7 +41,7 @@ func Fault(err error) error {
 			return fault.New(fault.Internal, "%w", err)
 		}
 	}
-	f := fault.New(kindOf(st.Code()), "%w", error(&wireError{st}))
+	f := fault.New(faultcode.Kind(st.Code()), "%w", error(&wireError{st}))
 	for _, d := range st.Details() {
 		switch d := d.(type) {
 		case *errdetails.RetryInfo:
@@ -73,13 +57,6 @@ func Fault(err error) error {
 		}
 	}
 	return f
-}
-
-func kindOf(c codes.Code) fault.Kind {
-	if k, ok := kinds[c]; ok {
-		return k
-	}
-	return fault.Internal
 }
 
 // ErrorInfo returns the machine-readable reason of an error and what goes with it, such as ("MAILBOX_FULL",

@@ -24,6 +24,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 )
 
 // The bounds of a Sender.
@@ -324,7 +325,7 @@ func (l *sendLoop) answered(a answer) {
 			o.result <- sendResult{sequence: r.GetSequence()}
 			continue
 		}
-		err := fault.New(kindOf(codes.Code(r.GetCode())), "%s", r.GetError())
+		err := fault.New(faultcode.Kind(codes.Code(r.GetCode())), "%s", r.GetError())
 		if repeatable(err) {
 			again, last = append(again, o), err
 			continue
@@ -358,7 +359,7 @@ func (l *sendLoop) ended(turns []*apiv1.SendMessagesResponse_Turn) {
 		delete(l.awaited, t.GetNumber())
 		r := sendResult{sequence: t.GetMessage().GetSequence(), message: t.GetMessage()}
 		if t.GetCode() != int32(codes.OK) {
-			r.err = fault.New(kindOf(codes.Code(t.GetCode())), "%s", t.GetError())
+			r.err = fault.New(faultcode.Kind(codes.Code(t.GetCode())), "%s", t.GetError())
 		}
 		o.result <- r
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/neolith/orchestrator/client"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 )
 
 // The pauses between attempts to reach the leader.
@@ -133,11 +134,5 @@ func refusalOf(c *clusterv1.CommittedCall) error {
 	if c.GetCode() == 0 {
 		return nil
 	}
-	kind := fault.Internal
-	for k, code := range codeOf {
-		if code == codes.Code(c.GetCode()) {
-			kind = k
-		}
-	}
-	return fault.New(kind, "%s", c.GetMessage()).WithRetry(time.Duration(c.GetRetryAfterMs()) * time.Millisecond)
+	return fault.New(faultcode.Kind(codes.Code(c.GetCode())), "%s", c.GetMessage()).WithRetry(time.Duration(c.GetRetryAfterMs()) * time.Millisecond)
 }

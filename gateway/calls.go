@@ -11,6 +11,7 @@ import (
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 	"github.com/neolith/orchestrator/internal/pbconv"
 )
 
@@ -81,7 +82,7 @@ func committed(r *state.Result, index uint64) *clusterv1.CommittedCall {
 		c.Index = r.Conversation.Version
 	}
 	if r.Err != nil {
-		c.Code, c.Message = uint32(codeOf[fault.KindOf(r.Err)]), r.Err.Error()
+		c.Code, c.Message = uint32(faultcode.Of(fault.KindOf(r.Err))), r.Err.Error()
 		if f := fault.As(r.Err); f != nil {
 			c.RetryAfterMs = f.RetryAfter.Milliseconds()
 		}

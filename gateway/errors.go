@@ -1,4 +1,4 @@
-// Errors on the wire: kinds become codes, with details that clients can act on. The one table for it.
+// Errors on the wire: kinds become codes, with details that clients can act on.
 
 package gateway
 
@@ -14,25 +14,11 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 )
 
 // errorDomain names this product in ErrorInfo.
 const errorDomain = "orchestrator.neolith.io"
-
-var codeOf = map[fault.Kind]codes.Code{
-	fault.Internal:           codes.Internal,
-	fault.Invalid:            codes.InvalidArgument,
-	fault.NotFound:           codes.NotFound,
-	fault.AlreadyExists:      codes.AlreadyExists,
-	fault.FailedPrecondition: codes.FailedPrecondition,
-	fault.Exhausted:          codes.ResourceExhausted,
-	fault.Unavailable:        codes.Unavailable,
-	fault.Unauthenticated:    codes.Unauthenticated,
-	fault.PermissionDenied:   codes.PermissionDenied,
-	fault.Timeout:            codes.DeadlineExceeded,
-	fault.Aborted:            codes.Aborted,
-	fault.Unimplemented:      codes.Unimplemented,
-}
 
 // toStatus turns an error into a gRPC status with details; a status passes as it is.
 func toStatus(err error) error {
@@ -61,7 +47,7 @@ func toStatus(err error) error {
 	if f.Field != "" {
 		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: f.Field, Description: f.Message}}})
 	}
-	return detailed(codeOf[f.Kind], err, details...)
+	return detailed(faultcode.Of(f.Kind), err, details...)
 }
 
 // detailed is a status with the reason that every one has, and further details.

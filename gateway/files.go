@@ -20,9 +20,9 @@ import (
 
 // The bounds of looking into checkpoints.
 const (
-	// MaxReadFileBytes is how much of a file one answer holds.
-	MaxReadFileBytes = 4 << 20
-	// maxLooks is how many calls look into checkpoints at a time; each holds at most MaxReadFileBytes and a chunk.
+	// maxReadFileBytes is how much of a file one answer holds.
+	maxReadFileBytes = 4 << 20
+	// maxLooks is how many calls look into checkpoints at a time; each holds at most maxReadFileBytes and a chunk.
 	maxLooks = 16
 )
 
@@ -161,10 +161,10 @@ func (s *sessionService) ReadFile(ctx context.Context, req *apiv1.ReadFileReques
 	switch {
 	case req.GetOffset() < 0:
 		return nil, fault.New(fault.Invalid, "offset: %d is negative", req.GetOffset()).WithField("offset")
-	case limit < 0 || limit > MaxReadFileBytes:
-		return nil, fault.New(fault.Invalid, "limit: %d is not within 0–%d", limit, MaxReadFileBytes).WithField("limit")
+	case limit < 0 || limit > maxReadFileBytes:
+		return nil, fault.New(fault.Invalid, "limit: %d is not within 0–%d", limit, maxReadFileBytes).WithField("limit")
 	case limit == 0:
-		limit = MaxReadFileBytes
+		limit = maxReadFileBytes
 	}
 	leave, err := s.ops.exchange.looks.enter()
 	if err != nil {

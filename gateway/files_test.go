@@ -127,7 +127,7 @@ func TestFilesRefused(t *testing.T) {
 		}
 	}
 	for name, req := range map[string]*apiv1.ReadFileRequest{
-		"a negative offset": {Id: "works", Path: "a/b", Offset: -1}, "a negative limit": {Id: "works", Path: "a/b", Limit: -1}, "too large a limit": {Id: "works", Path: "a/b", Limit: MaxReadFileBytes + 1},
+		"a negative offset": {Id: "works", Path: "a/b", Offset: -1}, "a negative limit": {Id: "works", Path: "a/b", Limit: -1}, "too large a limit": {Id: "works", Path: "a/b", Limit: maxReadFileBytes + 1},
 	} {
 		if _, err := sessions.ReadFile(a.as(a.admin), req); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)

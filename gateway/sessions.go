@@ -13,6 +13,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 )
 
 type sessionService struct {
@@ -330,7 +331,7 @@ func (b *batches) accept(ctx context.Context, req *apiv1.SendMessagesRequest) (b
 }
 
 func refused(err error) *apiv1.SendMessagesResponse_Result {
-	return &apiv1.SendMessagesResponse_Result{Code: int32(codeOf[fault.KindOf(err)]), Error: err.Error()}
+	return &apiv1.SendMessagesResponse_Result{Code: int32(faultcode.Of(fault.KindOf(err))), Error: err.Error()}
 }
 
 func (s *sessionService) GetMessage(ctx context.Context, req *apiv1.GetMessageRequest) (*apiv1.GetMessageResponse, error) {

@@ -13,6 +13,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 	"github.com/neolith/orchestrator/session"
 )
 
@@ -91,7 +92,7 @@ func (t *turns) finish(key state.LetterKey, m *apiv1.Message, err error) {
 	for _, place := range places {
 		turn := &apiv1.SendMessagesResponse_Turn{Number: place, Message: m}
 		if err != nil {
-			turn.Code, turn.Error = int32(codeOf[fault.KindOf(err)]), err.Error()
+			turn.Code, turn.Error = int32(faultcode.Of(fault.KindOf(err))), err.Error()
 		}
 		t.tell(turn)
 	}

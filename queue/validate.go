@@ -14,7 +14,7 @@ import (
 const (
 	MaxKeyBytes   = 256  // of each part of a key, and of an order key
 	MaxNameBytes  = 256  // of a tool's name, a server's id, and each part of a caller
-	MaxBlobChunks = 4096 // of arguments or outputs
+	maxBlobChunks = 4096 // of arguments or outputs
 	MaxTextBytes  = 4096 // of an outcome's message; what is longer is cut
 )
 
@@ -66,8 +66,8 @@ func (b *Blob) Validate(field string) error {
 	switch {
 	case len(b.Inline) > InlineBytes:
 		return fault.New(fault.Invalid, "call: %s has %d bytes inline, more than %d; store them as chunks", field, len(b.Inline), InlineBytes).WithField(field)
-	case len(b.Chunks) > MaxBlobChunks:
-		return fault.New(fault.Invalid, "call: %s has %d chunks, more than %d", field, len(b.Chunks), MaxBlobChunks).WithField(field)
+	case len(b.Chunks) > maxBlobChunks:
+		return fault.New(fault.Invalid, "call: %s has %d chunks, more than %d", field, len(b.Chunks), maxBlobChunks).WithField(field)
 	case len(b.Chunks) > 0 && len(b.Inline) > 0:
 		return fault.New(fault.Invalid, "call: %s has bytes both inline and in chunks", field).WithField(field)
 	case len(b.Chunks) == 0 && b.Size != uint64(len(b.Inline)):

@@ -37,7 +37,7 @@ func TestValidate(t *testing.T) {
 		"priority 5":       {func(c *Call) { c.Priority = 5 }, "priority"},
 		"no deadline":      {func(c *Call) { c.Deadline = 0 }, "deadline"},
 		"arguments":        {func(c *Call) { c.Arguments.Size = 3 }, "arguments"},
-		"many chunks":      {func(c *Call) { c.Arguments = Blob{Chunks: make([][32]byte, MaxBlobChunks+1)} }, "arguments"},
+		"many chunks":      {func(c *Call) { c.Arguments = Blob{Chunks: make([][32]byte, maxBlobChunks+1)} }, "arguments"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			call := good()

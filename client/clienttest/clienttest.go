@@ -30,6 +30,7 @@ import (
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 	"github.com/neolith/orchestrator/serializer/serializertest"
 )
 
@@ -241,10 +242,7 @@ func toStatus(err error) error {
 	if f == nil {
 		return err
 	}
-	code := map[fault.Kind]codes.Code{
-		fault.Invalid: codes.InvalidArgument, fault.NotFound: codes.NotFound, fault.AlreadyExists: codes.AlreadyExists,
-		fault.FailedPrecondition: codes.FailedPrecondition, fault.Exhausted: codes.ResourceExhausted, fault.Unavailable: codes.Unavailable,
-	}[f.Kind]
+	code := faultcode.Of(f.Kind)
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: strings.ToUpper(strings.ReplaceAll(f.Kind.String(), " ", "_")), Domain: "orchestrator"}}
 	if f.RetryAfter > 0 {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(f.RetryAfter)})

@@ -198,15 +198,7 @@ func (s *server) build(ctx context.Context) error {
 		return err
 	}
 	log := &proposals{}
-	s.leader = leader.New(leader.Options{
-		ServerID:  cfg.Name,
-		Lease:     leader.Lease{Duration: cfg.Link.Lease, Margin: cfg.Link.Margin, Renew: cfg.Link.Renew, Heartbeat: cfg.Link.Heartbeat, Offline: cfg.Link.Offline},
-		Moves:     leader.MoveLimits{PerNode: cfg.Migration.MaxPerNode, PerCluster: cfg.Migration.MaxPerCluster},
-		Restores:  leader.RestoreLimits{PerSecond: cfg.Failover.RestoresPerSecond, PerNode: cfg.Failover.RestoresPerNode},
-		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
-		Servers:       func() []cluster.Presence { return s.node.Presences() },
-		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
-	})
+	s.leader = s.newLeader(log, route)
 	gossipAddress, err := cluster.ResolveAdvertised(ctx, cfg.Advertise.Gossip, cfg.Listen.Gossip, cluster.SystemLookup, s.log)
 	if err != nil {
 		return fmt.Errorf("advertise.gossip: %w", err)
@@ -258,6 +250,20 @@ func (s *server) build(ctx context.Context) error {
 	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp}, dispatchMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
+}
+
+// newLeader builds what works while this server leads; it proposes to a log that has no node yet.
+func (s *server) newLeader(log *proposals, route *router.Router) *leader.Leader {
+	cfg := s.cfg
+	return leader.New(leader.Options{
+		ServerID:  cfg.Name,
+		Lease:     leader.Lease{Duration: cfg.Link.Lease, Margin: cfg.Link.Margin, Renew: cfg.Link.Renew, Heartbeat: cfg.Link.Heartbeat, Offline: cfg.Link.Offline},
+		Moves:     leader.MoveLimits{PerNode: cfg.Migration.MaxPerNode, PerCluster: cfg.Migration.MaxPerCluster},
+		Restores:  leader.RestoreLimits{PerSecond: cfg.Failover.RestoresPerSecond, PerNode: cfg.Failover.RestoresPerNode},
+		Retention: cfg.Sessions.Retention, Log: log, State: s.store, Hub: s.hub, Router: route,
+		Servers:       func() []cluster.Presence { return s.node.Presences() },
+		LinkAddresses: func() []string { return s.node.LinkAddresses() }, Now: time.Now, Logger: s.log,
+	})
 }
 
 // proposals lets the leader be built before the node that it proposes to.

@@ -48,9 +48,9 @@ func callerOf(x *sdk.RequestExtra) (caller, error) {
 	return caller{}, fault.New(fault.Unauthenticated, "nobody is known to ask for it")
 }
 
-// TokenSubprotocol begins the subprotocol by which a web page, which cannot set headers, shows its token: new WebSocket(url,
+// tokenSubprotocol begins the subprotocol by which a web page, which cannot set headers, shows its token: new WebSocket(url,
 // ["mcp", "bearer." + token]). It is never chosen, so that it is not sent back.
-const TokenSubprotocol = "bearer."
+const tokenSubprotocol = "bearer."
 
 // authenticate finds out who asks, by token or certificate.
 func (h *Handler) authenticate(r *http.Request) (c caller, err error) {
@@ -58,7 +58,7 @@ func (h *Handler) authenticate(r *http.Request) (c caller, err error) {
 	header := r.Header.Get("Authorization")
 	if header == "" && websocket.IsWebSocketUpgrade(r) {
 		for _, p := range websocket.Subprotocols(r) {
-			if token, ok := strings.CutPrefix(p, TokenSubprotocol); ok {
+			if token, ok := strings.CutPrefix(p, tokenSubprotocol); ok {
 				header = "Bearer " + token
 			}
 		}

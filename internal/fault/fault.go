@@ -1,7 +1,7 @@
 // Package fault gives errors the one thing that callers decide on, a kind, and keeps the sentence for people.
 //
-// A message says what failed, on what, why, and what to do, in one line. Kinds survive wrapping with %w; the gateway
-// maps them to gRPC codes and orchctl maps those to exit codes, each in one table.
+// A message says what failed, on what, why, and what to do, in one line. Kinds survive wrapping with %w, and the way from program to program as
+// gRPC codes; programs end with exit codes for them. Packages faultcode and exitcode have the table of each.
 package fault
 
 import (

@@ -126,7 +126,7 @@ type Options struct {
 	// Cancelled is the cause of the context of a run whose client cancelled the call.
 	Cancelled error
 	Retry     Retry
-	// Patience is how long the log may take to take a call; 0 for DefaultPatience. What clients wait for otherwise has half of it.
+	// Patience is how long the log may take to take a call; 0 for defaultPatience. What clients wait for otherwise has half of it.
 	Patience time.Duration
 	Logger   *slog.Logger
 }
@@ -141,8 +141,8 @@ const (
 	maxHoles      = 1024                   // results of a client that were not seen in their order
 )
 
-// DefaultPatience is how long the log may take to take a call: longer than it takes to elect a leader.
-const DefaultPatience = 10 * time.Second
+// defaultPatience is how long the log may take to take a call: longer than it takes to elect a leader.
+const defaultPatience = 10 * time.Second
 
 // DefaultMaxWaiting is how many calls may wait on a server.
 const DefaultMaxWaiting = 10_000
@@ -188,7 +188,7 @@ type Stats struct {
 func New(o Options) *Dispatcher {
 	d := &Dispatcher{o: o, blobs: blobs{store: o.Chunks}, sinks: map[queue.ClientKey]Sink{}, gone: make(chan struct{}), resting: make(chan struct{})}
 	if d.o.Patience == 0 {
-		d.o.Patience = DefaultPatience
+		d.o.Patience = defaultPatience
 	}
 	close(d.resting)
 	d.life, d.leave = context.WithCancelCause(context.Background())

@@ -17,6 +17,7 @@ import (
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/queue"
 )
@@ -310,41 +311,11 @@ func (l *ClusterLog) there(ctx context.Context, address string, commands []*clus
 		}
 		one := Committed{Call: row, Known: c.GetKnown(), Index: c.GetIndex()}
 		if c.GetCode() != 0 {
-			one.Err = fault.New(kindOfCode(codes.Code(c.GetCode())), "%s", c.GetMessage()).WithRetry(time.Duration(c.GetRetryAfterMs()) * time.Millisecond)
+			one.Err = fault.New(faultcode.Kind(codes.Code(c.GetCode())), "%s", c.GetMessage()).WithRetry(time.Duration(c.GetRetryAfterMs()) * time.Millisecond)
 		}
 		out = append(out, one)
 	}
 	return out, nil
-}
-
-// kindOfCode is the kind that a refusal travelled as.
-func kindOfCode(c codes.Code) fault.Kind {
-	switch c {
-	case codes.InvalidArgument:
-		return fault.Invalid
-	case codes.NotFound:
-		return fault.NotFound
-	case codes.AlreadyExists:
-		return fault.AlreadyExists
-	case codes.FailedPrecondition:
-		return fault.FailedPrecondition
-	case codes.ResourceExhausted:
-		return fault.Exhausted
-	case codes.Unavailable:
-		return fault.Unavailable
-	case codes.Unauthenticated:
-		return fault.Unauthenticated
-	case codes.PermissionDenied:
-		return fault.PermissionDenied
-	case codes.DeadlineExceeded:
-		return fault.Timeout
-	case codes.Aborted:
-		return fault.Aborted
-	case codes.Unimplemented:
-		return fault.Unimplemented
-	default:
-		return fault.Internal
-	}
 }
 
 // errFeedEnded says that the state gave no more changes.

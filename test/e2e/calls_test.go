@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,7 +94,7 @@ func killTheServerOfAClient(t *testing.T, leader bool) {
 	p.send("paid", "chat", map[string]any{"prompt": "hello", "provider": "fake"})
 	p.until("call_tool_ack")
 	c.until("the model is asked", func(context.Context) bool { return fake.Count() == 1 })
-	waitForDelivery(t)
+	c.untilDelivered("story", "m0")
 	c.servers[victim].kill()
 	s.open(t)
 	q, hello := greet(t, c.at(other, 4), nil, "", "story")
@@ -131,7 +132,7 @@ func killTheServerOfAClient(t *testing.T, leader bool) {
 	}
 	q.quiet()
 	deadCall(t, c, fake, q)
-	waitForDelivery(t)
+	c.untilDelivered("story", "paid")
 	_ = q.ws.Close()
 	third, hello := greet(t, c.at(3-victim-other, 4), nil, "", "story")
 	if !hello.Resumed {
@@ -158,13 +159,13 @@ func deadCall(t *testing.T, c *trio, fake *fakeprovider.Server, q *clientOf) {
 	}
 }
 
-// waitForDelivery waits until a server has noted what it wrote to its clients, which is within 100 ms; nothing tells when.
-func waitForDelivery(t *testing.T) {
-	t.Helper()
-	select {
-	case <-time.After(400 * time.Millisecond):
-	case <-t.Context().Done():
-	}
+// untilDelivered waits until the cluster has noted that a client was given the answer to a call, and with it all answers before.
+func (c *trio) untilDelivered(session, requestID string) {
+	c.t.Helper()
+	c.until(requestID+" is delivered", func(ctx context.Context) bool {
+		r, err := c.c.Queues.ListCalls(ctx, &apiv1.ListCallsRequest{Session: session})
+		return err == nil && slices.ContainsFunc(r.GetCalls(), func(k *apiv1.Call) bool { return k.GetRequestId() == requestID && k.GetDelivered() })
+	})
 }
 
 // quiet fails when anything but progress comes before a pong.

@@ -62,6 +62,8 @@ export interface CallWish {
   /** On the clock of {@link now}. */
   deadline: number;
   durable: boolean;
+  /** Calls with one key run one after the other. */
+  key?: string | undefined;
   onProgress?: ((message: string) => void) | undefined;
   onChunk?: ((chunk: string) => void) | undefined;
 }
@@ -106,13 +108,14 @@ export class Call {
 
   /** The message that asks for it. */
   encode(): string {
-    const { requestId, tool, priority, durable } = this.wish;
+    const { requestId, tool, priority, durable, key } = this.wish;
     const rest = JSON.stringify({
       op: 'call_tool',
       request_id: requestId,
       name: tool,
       priority,
       deadline_ms: Math.max(1, Math.ceil(this.leftMs)),
+      ...(key === undefined ? {} : { key }),
       ...(durable ? {} : { durable: false }),
     });
     return `${rest.slice(0, -1)},"arguments":${this.wish.arguments}}`;

@@ -28,6 +28,8 @@ const envelopeBytes = 512;
 const newTokenMs = 2_000;
 const newTokenPollMs = 250;
 const maxDeadlineMs = 2 ** 31 - 1;
+/** The longest key of an order. */
+const maxKeyBytes = 128;
 
 /** What listeners are told. */
 export interface ClientEvents {
@@ -228,6 +230,8 @@ export class OrchestratorClient {
     if (!priorities.includes(priority)) throw invalid('priority', `is not one of ${priorities.join(', ')}`);
     const deadlineMs = o.deadlineMs ?? this.#settings.callTimeoutMs;
     if (typeof deadlineMs !== 'number' || !(deadlineMs >= 1 && deadlineMs <= maxDeadlineMs)) throw invalid('deadlineMs', `${String(deadlineMs)} is not in 1–${maxDeadlineMs}`);
+    const { key } = o;
+    if (key !== undefined && (typeof key !== 'string' || key === '' || new TextEncoder().encode(key).length > maxKeyBytes)) throw invalid('key', `is not 1–${maxKeyBytes} bytes`);
     let text: string | undefined;
     try {
       text = JSON.stringify(args);
@@ -237,8 +241,9 @@ export class OrchestratorClient {
     if (text === undefined || !text.startsWith('{')) throw invalid('arguments', 'are not an object');
     const { maxMessageBytes } = this.#settings;
     const bytes = text.length * 3 < maxMessageBytes ? 0 : new TextEncoder().encode(text).length;
-    if (bytes + envelopeBytes > maxMessageBytes) throw invalid('arguments', `are ${bytes} bytes; a message is at most ${maxMessageBytes} (maxMessageBytes)`);
-    return { requestId, tool: name, arguments: text, priority, deadline: now() + deadlineMs, durable: o.durable !== false, onProgress: o.onProgress, onChunk: o.onChunk };
+    const envelope = envelopeBytes + (key === undefined ? 0 : new TextEncoder().encode(JSON.stringify(key)).length);
+    if (bytes + envelope > maxMessageBytes) throw invalid('arguments', `are ${bytes} bytes; a message is at most ${maxMessageBytes} (maxMessageBytes)`);
+    return { requestId, tool: name, arguments: text, priority, deadline: now() + deadlineMs, durable: o.durable !== false, key, onProgress: o.onProgress, onChunk: o.onChunk };
   }
 
   /** Asks something other than a call, on this connection or the next, until there is an answer or the time is over. */

@@ -82,6 +82,8 @@ export interface CallOptions {
    * Random by default.
    */
   requestId?: string | undefined;
+  /** Calls of the client's session with one key run one after the other, in the order in which they were made: 1–128 bytes of UTF-8. None by default. */
+  key?: string | undefined;
   /** False leaves the call out of the replicated log: quicker, for what can simply be asked again. */
   durable?: boolean | undefined;
   /** Is told, at least every 8 s, that the call goes on. Not over HTTP. */

@@ -13,12 +13,12 @@ describe('calls', () => {
     const c = w.client();
     w.server.tool = () => undefined;
     const a = watch(c.call('first', { n: 1 }, { requestId: 'a', priority: 'high', deadlineMs: 60_000 }));
-    const b = watch(c.call('second', {}, { requestId: 'b', durable: false }));
+    const b = watch(c.call('second', {}, { requestId: 'b', durable: false, key: 'one by one' }));
     await w.clock.settle();
     assert.deepEqual(w.server.socket.wrote, [
       { op: 'hello', token: 'orch_secret', session_id: 'session' },
       { op: 'call_tool', request_id: 'a', name: 'first', arguments: { n: 1 }, priority: 'high', deadline_ms: 60_000 },
-      { op: 'call_tool', request_id: 'b', name: 'second', arguments: {}, priority: 'normal', deadline_ms: 300_000, durable: false },
+      { op: 'call_tool', request_id: 'b', name: 'second', arguments: {}, priority: 'normal', deadline_ms: 300_000, key: 'one by one', durable: false },
     ]);
     w.server.finish('b', text('"B"'));
     await w.clock.settle();
@@ -75,6 +75,9 @@ describe('calls', () => {
       priority: () => c.call('t', {}, { priority: 'urgent' as never }),
       deadlineMs: () => c.call('t', {}, { deadlineMs: -1 }),
       'deadlineMs ': () => c.call('t', {}, { deadlineMs: NaN }),
+      key: () => c.call('t', {}, { key: '' }),
+      'key ': () => c.call('t', {}, { key: 'ä'.repeat(65) }),
+      'key  ': () => c.call('t', {}, { key: 7 as never }),
       next: () => c.rotateToken(),
     })) {
       await assert.rejects(call, { code: 'INVALID_REQUEST', field: field.trim() }, field);

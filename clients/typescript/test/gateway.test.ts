@@ -31,7 +31,7 @@ const typed: { [K in keyof ToolArguments]: Record<keyof Required<ToolArguments[K
   session_pause: { id: true, namespace: true, reason: true, wait: true, idempotency_key: true },
   session_resume: { id: true, namespace: true, wait: true, idempotency_key: true },
   node_list: { filter: true },
-  chat: { prompt: true, messages: true, provider: true, model: true, namespace: true, max_tokens: true, stream: true },
+  chat: { prompt: true, messages: true, conversation_id: true, provider: true, model: true, namespace: true, max_tokens: true, stream: true },
   list_models: {},
 };
 

@@ -8,12 +8,11 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/cluster"
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
+	"github.com/neolith/orchestrator/internal/faultcode"
 	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/queue/dispatch"
 )
@@ -192,17 +191,11 @@ func (s *Server) CommitCalls(ctx context.Context, _ string, r *clusterv1.CommitC
 	for _, r := range results {
 		c := &clusterv1.CommittedCall{Call: pbconv.CallToRow(r.Call), Known: r.Duplicate, Index: index}
 		if f := fault.As(r.Err); f != nil {
-			c.Code, c.Message, c.RetryAfterMs = uint32(codeOf[f.Kind]), f.Message, f.RetryAfter.Milliseconds()
+			c.Code, c.Message, c.RetryAfterMs = uint32(faultcode.Of(f.Kind)), f.Message, f.RetryAfter.Milliseconds()
 		}
 		out.Calls = append(out.Calls, c)
 	}
 	return out, nil
-}
-
-var codeOf = map[fault.Kind]codes.Code{
-	fault.Internal: codes.Internal, fault.Invalid: codes.InvalidArgument, fault.NotFound: codes.NotFound, fault.AlreadyExists: codes.AlreadyExists,
-	fault.FailedPrecondition: codes.FailedPrecondition, fault.Exhausted: codes.ResourceExhausted, fault.Unavailable: codes.Unavailable,
-	fault.Timeout: codes.DeadlineExceeded, fault.Aborted: codes.Aborted,
 }
 
 // Log returns the server's way to the log.
