@@ -81,6 +81,7 @@ func inBubble(t *testing.T, o Options, f func(t *testing.T, w *world)) {
 			if err := w.Close(); err != nil {
 				t.Errorf("close: %v", err)
 			}
+			synctest.Wait() // what was in use is destroyed beside the pool's end
 			if n := w.List(); len(n) > 0 && (n[0].Open != 0 || n[0].InUse != 0) {
 				t.Errorf("closed, and %+v", n[0])
 			}
