@@ -277,7 +277,7 @@ func (h *Hub) postCancel(w http.ResponseWriter, r *http.Request, a *asked) {
 	select {
 	case f := <-refused:
 		answer(id, f)
-	case <-k.done:
+	case <-k.when(&k.done):
 		if m := c.fetched(k); m.Op != "cancelled" { // it ended just before
 			answer(id, notInFlight())
 			return
