@@ -277,11 +277,15 @@ func (w *owner) begun(e *entry, c Committed, err error) {
 	}
 	if err != nil {
 		w.giveBack(e)
-		if e.lane != nil && e.lane.holder == e && e.failures == 0 {
-			e.lane.holder = nil
+		l := e.lane
+		if l != nil && l.holder == e && e.failures == 0 {
+			l.holder = nil
 		}
 		e.notBefore = time.Now().Add(refusedPause) // the feed may know more by then
 		w.reconcile(e)
+		if l != nil && l.holder == nil && len(l.waiting) > 0 { // one that came meanwhile is before it, and was held up by it
+			w.consider(l.waiting[0], time.Now())
+		}
 		return
 	}
 	e.mayRun = c.Call.Attempt
