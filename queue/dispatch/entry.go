@@ -238,6 +238,7 @@ func (w *owner) reconcile(e *entry) {
 	case row.Status == queue.Queued:
 		e.abandon(errOutdated)
 		if e.pending == 0 {
+			e.done = nil // an answer from before its turn is none: others of its key may have changed what it read
 			w.giveBack(e)
 			w.consider(e, time.Now())
 		}

@@ -40,3 +40,21 @@ func TestACallThatCameWhileTheNextWasRefusedBegins(t *testing.T) {
 		}
 	})
 }
+
+// A read that was run ahead, and then had to wait for its turn, is run anew when that comes: what it read before is outdated.
+func TestAReadThatHadToWaitIsRunAnew(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a, b := start(t, c.Add("a"), nil), start(t, c.Add("b"), nil)
+		s, here := &sink{}, &sink{}
+		a.submit(s, "writes", "hold", keyed)
+		expect(t, s.take(), "writes accepted")
+		b.submit(here, "reads", "echo", func(r *dispatch.Request) { keyed(r); r.ReadOnly = true })
+		expect(t, here.take(), "reads accepted")
+		close(a.work.gate("writes"))
+		time.Sleep(2 * time.Second)
+		expect(t, here.take(), "writes done", "reads done")
+		if n := b.work.runs["reads"]; n != 2 {
+			t.Errorf("it ran %d times", n)
+		}
+	})
+}
