@@ -8,6 +8,7 @@ import (
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
+	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/queue/dispatch"
 	"github.com/neolith/orchestrator/queue/dispatch/dispatchtest"
 )
@@ -56,5 +57,75 @@ func TestAReadThatHadToWaitIsRunAnew(t *testing.T) {
 		if n := b.work.runs["reads"]; n != 2 {
 			t.Errorf("it ran %d times", n)
 		}
+	})
+}
+
+// Who asks for a call where the log does not answer is refused, and the call goes on where it was accepted before.
+func TestACallThatWasAcceptedElsewhereIsNotTakenBack(t *testing.T) {
+	for _, lags := range []bool{false, true} {
+		in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+			a, b := start(t, c.Add("a"), nil), start(t, c.Add("b"), nil)
+			s, here := &sink{}, &sink{}
+			b.server.Hold(lags)
+			a.submit(s, "1", "hold", nil)
+			expect(t, s.take(), "1 accepted")
+			c.Lead("")
+			b.submit(here, "1", "hold", nil)
+			time.Sleep(12 * time.Second)
+			expect(t, here.take(), "1 refused: unavailable")
+			c.Lead("a")
+			time.Sleep(2 * time.Second)
+			b.server.Hold(false)
+			b.submit(here, "1", "hold", nil)
+			expect(t, here.take(), "1 known")
+			close(a.work.gate("1"))
+			expect(t, here.take(), "1 done")
+			expect(t, s.take(), "1 done")
+		})
+	}
+}
+
+// A call whose client is told that it was not taken is ended where it was, and who asks again has it made anew: the one is not ended for the other.
+func TestACallThatWasTakenUnawaresIsTakenBack(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		c.SetLatency(time.Millisecond)
+		b, a := start(t, c.Add("b"), nil), start(t, c.Add("a"), nil)
+		_ = b
+		s := &sink{}
+		c.LoseAnswers(1000)
+		a.submit(s, "taken", "hold", func(r *dispatch.Request) { r.Repeatable = false })
+		time.Sleep(12 * time.Second)
+		c.LoseAnswers(0)
+		time.Sleep(2 * time.Second)
+		expect(t, s.take(), "taken refused: unavailable", "taken cancelled")
+		if row := a.Find(request("taken", "").Key); row == nil || !row.Status.Over() || !row.Anew() {
+			t.Errorf("it is %+v", row)
+		}
+		// The call is not there when it is taken back, and asked for again in the same request, whose answer is lost.
+		c.Lead("")
+		a.submit(s, "again", "hold", nil)
+		time.Sleep(10 * time.Second)
+		for len(s.take()) == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		a.submit(s, "again", "hold", nil)
+		c.LoseAnswers(1)
+		c.Lead("a")
+		time.Sleep(2 * time.Second)
+		said := s.take()
+		if !slices.Equal(said, []string{"again accepted"}) {
+			if !slices.Equal(said, []string{"again refused: unavailable"}) {
+				t.Errorf("it said %q", said)
+			}
+			a.submit(s, "again", "hold", nil)
+			time.Sleep(time.Second)
+			expect(t, s.take(), "again accepted")
+		}
+		if row := a.Find(request("again", "").Key); row.Cancelling || row.Status != queue.Running {
+			t.Errorf("it is %+v", row)
+		}
+		close(a.work.gate("again"))
+		time.Sleep(time.Second)
+		expect(t, s.take(), "again done")
 	})
 }

@@ -20,10 +20,12 @@ type owner struct {
 	entries  map[queue.Key]*entry
 	byNumber map[uint64]*entry // of those that are committed: a call's key may change, its number does not
 	ended    tombs
-	lanes    map[string]*lane
-	ready    readyHeap // calls that may begin
-	wakes    wakeHeap  // calls to be looked at again at a time
-	room     int       // how many more may run
+	// takingBack are calls that are being ended as their submission had no answer.
+	takingBack map[queue.Key]struct{}
+	lanes      map[string]*lane
+	ready      readyHeap // calls that may begin
+	wakes      wakeHeap  // calls to be looked at again at a time
+	room       int       // how many more may run
 
 	streams map[queue.ClientKey]*stream
 	holding map[*stream]struct{} // those that hold results back until others are seen
@@ -54,6 +56,7 @@ func (w *owner) clear() {
 	w.entries, w.byNumber, w.lanes = map[queue.Key]*entry{}, map[uint64]*entry{}, map[string]*lane{}
 	w.ready, w.wakes, w.room, w.ending = nil, nil, w.o.MaxInFlight, 0
 	w.ended = tombs{index: map[queue.Key]uint64{}}
+	w.takingBack = map[queue.Key]struct{}{}
 }
 
 // Run works until ctx ends. Started again after a defect, it knows calls from the state alone.
