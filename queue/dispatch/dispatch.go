@@ -35,6 +35,8 @@ type Change struct {
 	// Rekeyed are clients' sessions that have another owner; their calls are among Calls.
 	Rekeyed map[queue.ClientKey]queue.ClientKey
 	View    View
+	// Back says that the view is from before what was known: the state was set back to a snapshot.
+	Back bool
 }
 
 // Feed is every change from where it began, in order. Next waits for one.

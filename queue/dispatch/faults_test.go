@@ -129,3 +129,39 @@ func TestACallThatWasTakenUnawaresIsTakenBack(t *testing.T) {
 		expect(t, s.take(), "again done")
 	})
 }
+
+// Where the state is set back to a snapshot, calls made since are lost, and their clients know it; those that were there go on.
+func TestTheStateIsSetBack(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a := start(t, c.Add("a"), nil)
+		s := &sink{}
+		a.submit(s, "before", "hold", nil)
+		a.submit(s, "ended since", "hold", nil)
+		expect(t, s.take(), "before accepted", "ended since accepted")
+		snapshot, err := a.server.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		close(a.work.gate("ended since"))
+		expect(t, s.take(), "ended since done")
+		a.submit(s, "since", "hold", keyed)
+		a.submit(s, "behind", "hold", keyed)
+		expect(t, s.take(), "since accepted", "behind accepted")
+		if err := c.Restore(snapshot); err != nil {
+			t.Fatal(err)
+		}
+		said := s.take()
+		slices.Sort(said)
+		expect(t, said, "behind SERVICE_UNAVAILABLE", "ended since done", "since SERVICE_UNAVAILABLE")
+		// The key is free.
+		a.submit(s, "next", "echo", keyed)
+		time.Sleep(time.Second)
+		expect(t, s.take(), "next accepted", "next done")
+		close(a.work.gate("before"))
+		time.Sleep(time.Second)
+		expect(t, s.take(), "before done")
+		if st := a.Stats(); st.Running != 0 || st.Waiting != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
