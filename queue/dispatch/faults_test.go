@@ -2,6 +2,7 @@
 package dispatch_test
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -163,5 +164,42 @@ func TestTheStateIsSetBack(t *testing.T) {
 		if st := a.Stats(); st.Running != 0 || st.Waiting != 0 {
 			t.Errorf("%+v", st)
 		}
+	})
+}
+
+// An Open of which nothing came holds nothing back, and has nothing told twice or left out.
+func TestAnOpenIsTakenBack(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a := start(t, c.Add("a"), nil)
+		s := &sink{}
+		open := func() dispatch.Opened {
+			t.Helper()
+			opened, err := a.Open(t.Context(), alice, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return opened
+		}
+		a.submit(s, "1", "echo", nil)
+		a.submit(s, "2", "hold", nil)
+		expect(t, s.take(), "1 accepted", "2 accepted", "1 done")
+		first := open()
+		open()
+		close(a.work.gate("2"))
+		synctest.Wait()
+		a.Resume(alice, first.Order)
+		expect(t, s.take())
+		a.Release(alice)
+		expect(t, s.take(), "2 done")
+		// One that is not waited for any more, while a result is held back that another one left.
+		c.SetLatency(100 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := a.Open(ctx, alice, s); err == nil {
+			t.Error("it was opened in no time")
+		}
+		a.submit(s, "3", "echo", nil)
+		time.Sleep(time.Second)
+		expect(t, s.take(), "3 accepted", "3 done")
 	})
 }
