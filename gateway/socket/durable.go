@@ -23,6 +23,7 @@ type Calls interface {
 	Submit(r dispatch.Request, s dispatch.Sink)
 	Open(ctx context.Context, client queue.ClientKey, s dispatch.Sink) (dispatch.Opened, error)
 	Resume(client queue.ClientKey, after uint64)
+	Release(client queue.ClientKey)
 	Lookup(ctx context.Context, key queue.Key) (*queue.Call, error)
 	Join(ctx context.Context, key queue.Key, s dispatch.Sink) (*queue.Call, error)
 	Forget(client queue.ClientKey, s dispatch.Sink)

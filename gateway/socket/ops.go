@@ -109,8 +109,12 @@ func (c *conn) welcome(who auth.Identity, cred auth.Credential, session string, 
 		}
 		ack := message{Op: "hello_ack", OK: yes(), SessionID: session, Resumed: known, Server: c.hub.o.Server}
 		after, ok := cl.attach(c, has, opened, ack.encode())
-		if opened != nil { // in any case: it holds results back
+		switch { // in any case: it holds results back
+		case opened == nil:
+		case ok:
 			cl.resume(after, has)
+		default:
+			cl.release()
 		}
 		if ok {
 			if known {

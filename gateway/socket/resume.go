@@ -74,6 +74,15 @@ func (c *client) resume(after uint64, has seen) {
 	c.hub.cluster.calls.Resume(key, after)
 }
 
+// release takes an open back whose connection was not attached: another one has the client, and its results are told to that as they come. c.mu is
+// not held.
+func (c *client) release() {
+	c.mu.Lock()
+	key := c.key
+	c.mu.Unlock()
+	c.hub.cluster.calls.Release(key)
+}
+
 // rekeyInCluster gives the client's calls to another owner, where the cluster knows it.
 func (c *client) rekeyInCluster(to queue.ClientKey, who auth.Identity) *failure {
 	c.mu.Lock()

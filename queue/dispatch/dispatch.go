@@ -35,6 +35,8 @@ type Change struct {
 	// Rekeyed are clients' sessions that have another owner; their calls are among Calls.
 	Rekeyed map[queue.ClientKey]queue.ClientKey
 	View    View
+	// Back says that the view is from before what was known: the state was set back to a snapshot.
+	Back bool
 }
 
 // Feed is every change from where it began, in order. Next waits for one.
@@ -254,7 +256,7 @@ type Opened struct {
 }
 
 // Open notes that a client is at this server now, and finds what it was promised elsewhere. Where it succeeds the client's results are held back
-// until Resume, which must be called.
+// until Resume or Release, one of which must be called.
 func (d *Dispatcher) Open(ctx context.Context, client queue.ClientKey, sink Sink) (Opened, error) {
 	type answer struct {
 		opened Opened
@@ -272,7 +274,7 @@ func (d *Dispatcher) Open(ctx context.Context, client queue.ClientKey, sink Sink
 				select {
 				case a := <-done:
 					if a.err == nil {
-						d.Resume(client, a.opened.Order)
+						d.Release(client)
 					}
 				case <-d.gone:
 				}
@@ -287,6 +289,11 @@ func (d *Dispatcher) Open(ctx context.Context, client queue.ClientKey, sink Sink
 // Resume has the sink told all results after an order, and those to come.
 func (d *Dispatcher) Resume(client queue.ClientKey, after uint64) {
 	d.inbox.post(func() { d.owner.resume(client, after) })
+}
+
+// Release takes an Open back of which nothing came: what it held back is told, and nothing beside.
+func (d *Dispatcher) Release(client queue.ClientKey) {
+	d.inbox.post(func() { d.owner.letGo(client) })
 }
 
 // Forget ends what Submit and Open began: the client has left this server for good.

@@ -24,6 +24,7 @@ type entry struct {
 
 	submitting bool          // the submission is not answered
 	first      uint32        // the attempt that the submission begins, as far as is known
+	known      bool          // the call was there before its submission
 	ahead      *queue.Call   // with submitting: it runs, and its submission is held back for its end
 	pending    int           // proposals about it that are on their way
 	mayRun     uint32        // the attempt that the log gave to this server, as it was told to this very process
@@ -73,6 +74,10 @@ func (w *owner) submit(r *Request, arguments queue.Blob, sink Sink) {
 		sink.Refused(r.RequestID, err)
 	}
 	w.streamOf(r.Client(), sink)
+	if _, ok := w.takingBack[r.Key]; ok { // what is made anew now may be ended for what is taken back, where the log hears that twice
+		refuse(fault.New(fault.Unavailable, "call %s is just being taken back; ask again", r.RequestID).WithRetry(time.Second))
+		return
+	}
 	if e := w.entries[r.Key]; e != nil {
 		switch {
 		case e.submitting:
@@ -102,6 +107,7 @@ func (w *owner) submit(r *Request, arguments queue.Blob, sink Sink) {
 	e.first = 1
 	if old := w.o.State.View().Call(r.Key); old != nil { // it is made anew, and its attempts are counted on
 		e.first = old.Attempt + 2
+		e.known = !old.Anew()
 	}
 	e.lane = w.laneOf(r.OrderKey)
 	begin := w.room > 0 && len(w.ready) == 0 && e.lane.free()
@@ -212,12 +218,25 @@ func (w *owner) submitted(e *entry, c Committed) {
 	}
 }
 
-// takeBack cancels a call whose client is told that it was not taken, where it may have been: the log gave no answer.
+// takeBack ends a call whose client is told that it was not taken, where it may have been: the log gave no answer. It ends only what this submission
+// made: what the client was promised before goes on.
 func (w *owner) takeBack(e *entry, why error) {
 	if !fault.Is(why, fault.Unavailable) {
 		return
 	}
-	w.proposeOne(w.o.Patience, cancelCommand(e.key), func(Committed, error) {})
+	if !e.known && (e.call == nil || e.call.Server == w.o.Server) {
+		attempts := []uint32{e.first, e.first - 1} // it was begun, or waits
+		if e.call != nil {
+			attempts = []uint32{e.call.Attempt}
+		}
+		var commands []*clusterv1.Command
+		for _, n := range attempts {
+			commands = append(commands, w.endCall(n, &queue.Outcome{Cancelled: true, Passing: true}, false)(e.key))
+		}
+		key, taking := e.key, w.takingBack
+		taking[key] = struct{}{}
+		w.propose(w.o.Patience, commands, func([]Committed, error) { delete(taking, key) })
+	}
 	if e.call != nil {
 		w.seen(e.call) // it is committed, and does not run
 	}
@@ -238,6 +257,7 @@ func (w *owner) reconcile(e *entry) {
 	case row.Status == queue.Queued:
 		e.abandon(errOutdated)
 		if e.pending == 0 {
+			e.done = nil // an answer from before its turn is none: others of its key may have changed what it read
 			w.giveBack(e)
 			w.consider(e, time.Now())
 		}
@@ -277,11 +297,15 @@ func (w *owner) begun(e *entry, c Committed, err error) {
 	}
 	if err != nil {
 		w.giveBack(e)
-		if e.lane != nil && e.lane.holder == e && e.failures == 0 {
-			e.lane.holder = nil
+		l := e.lane
+		if l != nil && l.holder == e && e.failures == 0 {
+			l.holder = nil
 		}
 		e.notBefore = time.Now().Add(refusedPause) // the feed may know more by then
 		w.reconcile(e)
+		if l != nil && l.holder == nil && len(l.waiting) > 0 { // one that came meanwhile is before it, and was held up by it
+			w.consider(l.waiting[0], time.Now())
+		}
 		return
 	}
 	e.mayRun = c.Call.Attempt

@@ -20,10 +20,12 @@ type owner struct {
 	entries  map[queue.Key]*entry
 	byNumber map[uint64]*entry // of those that are committed: a call's key may change, its number does not
 	ended    tombs
-	lanes    map[string]*lane
-	ready    readyHeap // calls that may begin
-	wakes    wakeHeap  // calls to be looked at again at a time
-	room     int       // how many more may run
+	// takingBack are calls that are being ended as their submission had no answer.
+	takingBack map[queue.Key]struct{}
+	lanes      map[string]*lane
+	ready      readyHeap // calls that may begin
+	wakes      wakeHeap  // calls to be looked at again at a time
+	room       int       // how many more may run
 
 	streams map[queue.ClientKey]*stream
 	holding map[*stream]struct{} // those that hold results back until others are seen
@@ -54,6 +56,7 @@ func (w *owner) clear() {
 	w.entries, w.byNumber, w.lanes = map[queue.Key]*entry{}, map[uint64]*entry{}, map[string]*lane{}
 	w.ready, w.wakes, w.room, w.ending = nil, nil, w.o.MaxInFlight, 0
 	w.ended = tombs{index: map[queue.Key]uint64{}}
+	w.takingBack = map[queue.Key]struct{}{}
 }
 
 // Run works until ctx ends. Started again after a defect, it knows calls from the state alone.
@@ -128,6 +131,9 @@ func (w *owner) startOver() {
 // apply takes what an entry of the log changed.
 func (w *owner) apply(c *Change) {
 	if c.View != nil {
+		if c.Back {
+			w.goBack(c.View)
+		}
 		w.reload(c.View)
 	}
 	for from, to := range c.Rekeyed {
@@ -156,6 +162,41 @@ func (w *owner) when(index uint64, do func()) {
 		return
 	}
 	w.later = append(w.later, atTime{index, do})
+}
+
+// goBack forgets what was said of calls since the snapshot that the state was set back to. What the state says of a call counts from here on, although it
+// is older than what was known; those that it does not know are lost, and who waits for one is told so.
+func (w *owner) goBack(v View) {
+	w.applied = v.Index()
+	w.ended = tombs{index: map[queue.Key]uint64{}}
+	for key, e := range w.entries {
+		row := v.Call(key)
+		switch {
+		case e.call == nil:
+		case e.submitting: // the answer is on its way
+			if w.byNumber[e.call.Number] == e {
+				delete(w.byNumber, e.call.Number)
+			}
+			e.call = nil
+		case row == nil:
+			lost := *e.call
+			w.drop(e, errOutdated)
+			if st := w.streams[key.Client()]; st != nil && st.sink != nil {
+				lost.Status, lost.Order = queue.Ended, 0
+				lost.Outcome = &queue.Outcome{
+					Code: queue.CodeUnavailable, Message: "the cluster was set back to a snapshot from before the call; ask again", RetryAfter: time.Second, Passing: true,
+				}
+				st.sink.Ended(Result{Call: &lost})
+			}
+		default:
+			if e.run != nil && e.run.attempt != row.Attempt {
+				e.abandon(errOutdated)
+				w.giveBack(e)
+			}
+			e.mayRun = 0
+			w.know(e, row)
+		}
+	}
 }
 
 // reload takes the whole state anew.

@@ -24,6 +24,8 @@ func (s StoreState) Subscribe() Feed { return &storeFeed{store: s.Store} }
 type storeFeed struct {
 	store *state.Store
 	sub   *state.Subscription
+	last  uint64 // the index of what was given last
+	back  bool   // the state was set back behind that
 }
 
 // Next implements Feed.
@@ -32,17 +34,22 @@ func (f *storeFeed) Next(ctx context.Context) (*Change, error) {
 		if f.sub == nil {
 			var v *state.View
 			f.sub, v = f.store.Subscribe()
-			return &Change{Index: v.Index(), View: v}, nil
+			back := f.back || v.Index() < f.last
+			f.last, f.back = v.Index(), false
+			return &Change{Index: v.Index(), View: v, Back: back}, nil
 		}
 		c, err := f.sub.Next(ctx)
 		switch {
 		case errors.Is(err, state.ErrLagged) || err == nil && c.Restored:
+			// The view that comes may be further by then: the index of the restore says whether it went back.
+			f.back = f.back || err == nil && c.Index < f.last
 			f.Close()
 			f.sub = nil
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("%w: %w", errFeedEnded, err)
 		}
+		f.last = c.Index
 		out := &Change{Index: c.Index, Calls: c.Calls}
 		for _, r := range c.Rekeyed {
 			if out.Rekeyed == nil {

@@ -28,7 +28,7 @@ type stream struct {
 	held   map[uint64]*Result  // results whose predecessors were not seen
 	holes  map[uint64]struct{} // orders that were passed over, and may come yet
 	out    []*Result           // to be handed on
-	paused int                 // Opens without their Resume
+	paused int                 // Opens without their Resume or Release
 	busy   bool                // the first of out is being fetched
 }
 
@@ -258,6 +258,14 @@ func (w *owner) resume(key queue.ClientKey, after uint64) {
 	slices.SortFunc(st.out, func(a, b *Result) int { return cmp.Compare(a.Call.Order, b.Call.Order) })
 	w.d.count.resumed.Add(uint64(len(st.out)))
 	w.pump(st)
+}
+
+// letGo takes an open back.
+func (w *owner) letGo(key queue.ClientKey) {
+	if st := w.streams[key]; st != nil {
+		st.paused = max(st.paused-1, 0)
+		w.pump(st)
+	}
 }
 
 // rekeyed brings streams along with their sessions.

@@ -3,6 +3,7 @@
 package dispatchtest
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"sync"
@@ -133,6 +134,30 @@ func (c *Cluster) Do(commands ...*clusterv1.Command) []state.Result {
 		}
 	}
 	return results
+}
+
+// Snapshot returns the state as a server has it.
+func (s *Server) Snapshot() ([]byte, error) {
+	var b bytes.Buffer
+	err := s.Store.View().Persist(&b)
+	return b.Bytes(), err
+}
+
+// Restore sets all servers back to a snapshot, as an operator does.
+func (c *Cluster) Restore(snapshot []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.servers {
+		var b bytes.Buffer
+		if err := s.Store.View().GoOn(bytes.NewReader(snapshot), &b); err != nil {
+			return err
+		}
+		if err := s.Store.Restore(&b); err != nil {
+			return err
+		}
+		s.at = len(c.entries)
+	}
+	return nil
 }
 
 // Leader implements dispatch.Node.
