@@ -35,7 +35,7 @@ func (a *applier) applyCall(c *clusterv1.Command) (r Result, ok bool) {
 	case *clusterv1.Command_TakeDelivery:
 		r.Duplicate, r.Err = a.takeDelivery(k.TakeDelivery)
 	case *clusterv1.Command_OpenClient:
-		r.Err = a.openClient(k.OpenClient)
+		r.Duplicate, r.Err = a.openClient(k.OpenClient)
 	case *clusterv1.Command_RekeyClient:
 		r.Duplicate, r.Count, r.Err = a.rekeyClient(k.RekeyClient)
 	case *clusterv1.Command_RetryCall:

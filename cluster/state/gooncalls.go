@@ -25,7 +25,9 @@ type callsGoingOn struct {
 
 func (g *goingOn) headCalls(h *clusterv1.SnapshotHeader) {
 	g.calls = callsGoingOn{time: h.GetTime(), ended: map[queue.ClientKey][]*queue.Call{}, seen: map[queue.ClientKey]bool{}}
-	h.CallNumber = max(h.GetCallNumber(), g.now.meta.call)
+	if h.CallNumber = max(h.GetCallNumber(), g.now.meta.call); h.CallNumber > 0 {
+		h.CallNumber += uint64(DefaultLimits().CallsPerClient) // as many orders may be given out below: new clients begin behind them
+	}
 	if h.GetCallNumber() > 0 || g.now.meta.stats.Clients > 0 {
 		h.Version = max(h.GetVersion(), rowsWithoutTalk)
 	}
