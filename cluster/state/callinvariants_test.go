@@ -40,7 +40,11 @@ func checkCalls(t fataler, v *View, want *Stats) {
 		}
 		last = c.Number
 		want.Calls[c.Status][c.Priority]++
-		want.CallBytes += c.StateBytes()
+		if c.Status == queue.Dead {
+			want.DeadCallBytes += c.StateBytes()
+		} else {
+			want.CallBytes += c.StateBytes()
+		}
 		checkCall(t, c, &row.Client)
 		st := callStandingOf(c, row.Delivered)
 		list(setCallsOn, c.Server, st.on)
@@ -221,7 +225,7 @@ func checkBounds(t fataler, v *View, l *Limits) {
 	t.Helper()
 	st := v.Stats()
 	if st.Calls.Live() > uint64(l.Calls) || st.Calls.Total() > uint64(l.KeptCalls) || st.Clients > uint64(l.Clients) ||
-		st.Calls.Of(queue.Dead) > uint64(l.DeadCalls) {
+		st.Calls.Of(queue.Dead) > uint64(l.DeadCalls) || st.DeadCallBytes > l.DeadCallBytes {
 		t.Fatalf("beyond its limits: %+v", st)
 	}
 	checkTalkBounds(t, v, l)

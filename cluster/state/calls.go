@@ -265,6 +265,11 @@ func (a *applier) retryCall(p *clusterv1.RetryCall) Result {
 	if err != nil {
 		return Result{Err: err}
 	}
+	spent, err := a.roomForBytes(c.StateBytes(), 0) // its bytes are among those of dead calls no more
+	if err != nil {
+		return Result{Err: err}
+	}
+	a.dropCalls(spent)
 	a.meta.call++
 	c.CreateTime = a.meta.time
 	a.event(Event{Type: "call.retried", Namespace: c.Namespace(), Message: fmt.Sprintf("call %s of %s was a dead letter and waits again", c.ID(), c.Tool)})

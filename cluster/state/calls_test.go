@@ -568,3 +568,40 @@ func TestOrdersNeverBeginAgain(t *testing.T) {
 		})
 	}
 }
+
+// Dead calls have room of their own: however many a client makes, others' calls are taken.
+func TestDeadCallsTakeNoRoomFromOthers(t *testing.T) {
+	m := newMachine(t, func(l *Limits) { l.CallBytes, l.DeadCallBytes = 1000, 700 })
+	die := func(request string) *queue.Call {
+		m.now += second
+		c := m.submit(request, begun, func(c *clusterv1.SubmitCall) { c.Arguments = inline(strings.Repeat("x", 200)) })
+		return m.ok(giveUp(m.ok(c).Call, "X")).Call
+	}
+	var dead []*queue.Call
+	for i := range 20 {
+		dead = append(dead, die(fmt.Sprint(i)))
+		checkInvariants(t, m.View())
+		checkBounds(t, m.View(), &m.limits)
+	}
+	each := dead[0].StateBytes()
+	kept := int(m.limits.DeadCallBytes / each)
+	if got := slices.Collect(m.View().DeadCalls("", "")); !slices.Equal(got, dead[20-kept:]) {
+		t.Errorf("kept %v", got)
+	}
+	if st := m.View().Stats(); st.DeadCallsDropped != uint64(20-kept) || st.CallBytes != 0 || st.DeadCallBytes != uint64(kept)*each {
+		t.Errorf("%+v", st)
+	}
+	if !slices.ContainsFunc(m.View().Events(0, 1000), func(e *Event) bool { return e.Type == "call.dropped" }) {
+		t.Error("no event tells of it")
+	}
+	full := m.ok(m.submit("large", func(c *clusterv1.SubmitCall) { c.Arguments = inline(strings.Repeat("x", 990)) })).Call
+	// One that is tried again needs room among those that live.
+	retry := &clusterv1.RetryCall{Key: pbconv.CallKeyToProto(dead[19].Key), ServerId: "s1", Deadline: m.now + second}
+	m.refused(fault.Exhausted, retry)
+	m.ok(&clusterv1.CancelCall{Key: pbconv.CallKeyToProto(full.Key)})
+	m.ok(retry)
+	if st := m.View().Stats(); st.DeadCallBytes != uint64(kept-1)*each {
+		t.Errorf("%+v", st)
+	}
+	checkInvariants(t, m.View())
+}
