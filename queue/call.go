@@ -103,7 +103,7 @@ type Call struct {
 	BeginTime   int64
 	EndTime     int64
 	Outcome     *Outcome // once it is over
-	Order       uint64   // among the results of its client, from 1; 0 before it is over
+	Order       uint64   // among the results of its client, where it goes up by one; 0 before it is over
 	LastError   string
 	Number      uint64 // in the order in which the cluster took calls
 	ModifyIndex uint64
@@ -122,7 +122,7 @@ func (c *Call) Namespace() string {
 type Client struct {
 	ClientKey
 	Server    string // where it was last
-	Order     uint64 // the last that was given to a result
-	Delivered uint64 // the last that the client took
+	Order     uint64 // the last that was given to a result; of a new session, what its results begin behind
+	Delivered uint64 // the last that the client took; of a new session its Order
 	Time      int64  // when it was last opened or called
 }

@@ -37,6 +37,14 @@ func (n CallCounts) Live() uint64 { return n.Of(queue.Queued) + n.Of(queue.Runni
 // Total is how many calls there are.
 func (n CallCounts) Total() uint64 { return n.Live() + n.Of(queue.Ended) + n.Of(queue.Dead) }
 
+// bytesOf is what the call's bytes count in: dead calls, which are kept for long, would else leave no room for others.
+func (s *Stats) bytesOf(c *queue.Call) *uint64 {
+	if c.Status == queue.Dead {
+		return &s.DeadCallBytes
+	}
+	return &s.CallBytes
+}
+
 // orderRow is the calls of one order key that are not over, by number.
 type orderRow struct {
 	key     string
@@ -70,7 +78,7 @@ func (a *applier) putCall(row *clientRow, old, c *queue.Call) {
 	if old != nil {
 		was = callStandingOf(old, row.Delivered)
 		a.meta.stats.Calls[old.Status][old.Priority]--
-		a.meta.stats.CallBytes -= old.StateBytes()
+		*a.meta.stats.bytesOf(old) -= old.StateBytes()
 		row.uncount(old)
 		a.leaveOrder(old)
 	}
@@ -78,7 +86,7 @@ func (a *applier) putCall(row *clientRow, old, c *queue.Call) {
 		c.ModifyIndex = a.meta.index
 		is = callStandingOf(c, row.Delivered)
 		a.meta.stats.Calls[c.Status][c.Priority]++
-		a.meta.stats.CallBytes += c.StateBytes()
+		*a.meta.stats.bytesOf(c) += c.StateBytes()
 		row.count(c)
 		a.enterOrder(c)
 		a.calls.add(c.Key, c)
@@ -186,22 +194,34 @@ func (a *applier) roomForCall(c, old *queue.Call) ([]*queue.Call, error) {
 			return full("%d calls are kept, the limit, and the results of none were given to its client", rows)
 		}
 	}
-	bytes := a.meta.stats.CallBytes + c.StateBytes()
-	if old != nil {
-		bytes -= old.StateBytes()
+	freed := uint64(0)
+	if old != nil && old.Status != queue.Dead {
+		freed = old.StateBytes()
+	}
+	more, err := a.roomForBytes(c.StateBytes(), freed)
+	if err != nil {
+		return nil, err
+	}
+	spent = append(spent, more...)
+	return slices.DeleteFunc(spent, func(s *queue.Call) bool { return old != nil && s.Key == old.Key }), nil
+}
+
+// roomForBytes says why a call with so many bytes, which takes the place of so many, would not be taken, or which calls that were given
+// must give way to it.
+func (a *applier) roomForBytes(more, freed uint64) ([]*queue.Call, error) {
+	bytes := a.meta.stats.CallBytes + more - freed
+	if bytes <= a.limits.CallBytes {
+		return nil, nil
+	}
+	spent := a.givenCalls(0, bytes-a.limits.CallBytes)
+	for _, g := range spent {
+		bytes -= min(g.StateBytes(), bytes)
 	}
 	if bytes > a.limits.CallBytes {
-		more := a.givenCalls(0, bytes-a.limits.CallBytes)
-		var freed uint64
-		for _, g := range more {
-			freed += g.StateBytes()
-		}
-		if bytes-min(freed, bytes) > a.limits.CallBytes {
-			return full("the calls that are kept have %d bytes of arguments and results, their limit is %d; wait until some have ended and were given", a.meta.stats.CallBytes, a.limits.CallBytes)
-		}
-		spent = append(spent, more...)
+		return nil, fault.New(fault.Exhausted, "call: the calls that are kept have %d bytes of arguments and results, their limit is %d; wait until some have ended and were given",
+			a.meta.stats.CallBytes, a.limits.CallBytes).WithRetry(a.limits.RetryAfter)
 	}
-	return slices.DeleteFunc(spent, func(s *queue.Call) bool { return old != nil && s.Key == old.Key }), nil
+	return spent, nil
 }
 
 // givenCalls returns the oldest calls whose results were given: so many, or as many as hold so many bytes.
@@ -247,22 +267,25 @@ func (a *applier) collectCalls(limit int) int {
 	return len(old) + a.collectClients(limit-len(old))
 }
 
-// boundDeadCalls lets the oldest dead calls go when there are too many, and says so.
+// boundDeadCalls lets the oldest dead calls go when there are too many, or they have too much, and says so.
 func (a *applier) boundDeadCalls() {
-	over := int(a.meta.stats.Calls.Of(queue.Dead)) - a.limits.DeadCalls
-	if over <= 0 {
+	number, bytes := a.meta.stats.Calls.Of(queue.Dead), a.meta.stats.DeadCallBytes
+	over := func() bool { return number > uint64(a.limits.DeadCalls) || bytes > a.limits.DeadCallBytes }
+	if !over() {
 		return
 	}
 	a.flush()
 	var old []*queue.Call
 	for c := range callsOf(a.base, setID{kind: setCallsDead}) {
-		if old = append(old, c); len(old) == over {
+		old = append(old, c)
+		number--
+		if bytes -= c.StateBytes(); !over() {
 			break
 		}
 	}
 	a.dropCalls(old)
 	a.meta.stats.DeadCallsDropped += uint64(len(old))
-	a.event(Event{Type: "call.dropped", Message: fmt.Sprintf("the %d oldest dead calls were dropped to keep within %d", len(old), a.limits.DeadCalls)})
+	a.event(Event{Type: "call.dropped", Message: fmt.Sprintf("the %d oldest dead calls were dropped to keep within %d calls and %d bytes", len(old), a.limits.DeadCalls, a.limits.DeadCallBytes)})
 }
 
 // callsOf yields the calls of a set that txn has, in the set's order.

@@ -35,7 +35,7 @@ func (a *applier) applyCall(c *clusterv1.Command) (r Result, ok bool) {
 	case *clusterv1.Command_TakeDelivery:
 		r.Duplicate, r.Err = a.takeDelivery(k.TakeDelivery)
 	case *clusterv1.Command_OpenClient:
-		r.Err = a.openClient(k.OpenClient)
+		r.Duplicate, r.Err = a.openClient(k.OpenClient)
 	case *clusterv1.Command_RekeyClient:
 		r.Duplicate, r.Count, r.Err = a.rekeyClient(k.RekeyClient)
 	case *clusterv1.Command_RetryCall:
@@ -265,6 +265,11 @@ func (a *applier) retryCall(p *clusterv1.RetryCall) Result {
 	if err != nil {
 		return Result{Err: err}
 	}
+	spent, err := a.roomForBytes(c.StateBytes(), 0) // its bytes are among those of dead calls no more
+	if err != nil {
+		return Result{Err: err}
+	}
+	a.dropCalls(spent)
 	a.meta.call++
 	c.CreateTime = a.meta.time
 	a.event(Event{Type: "call.retried", Namespace: c.Namespace(), Message: fmt.Sprintf("call %s of %s was a dead letter and waits again", c.ID(), c.Tool)})

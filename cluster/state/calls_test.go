@@ -314,9 +314,9 @@ func TestWhatIsFullIsRefused(t *testing.T) {
 	full(m.submit("much", bob, much(400)), "bytes of arguments and results")
 	// A result of 300 bytes finds room beyond the limit, and gives it back once it was given.
 	big := m.ok(m.submit("big", bob, begun)).Call
-	m.ok(endCall(big, strings.Repeat("r", 390)))
+	big = m.ok(endCall(big, strings.Repeat("r", 390))).Call
 	full(m.submit("more", bob), "bytes of arguments and results")
-	m.ok(take(big.Client(), 1))
+	m.ok(take(big.Client(), big.Order))
 	m.ok(m.submit("more", bob))
 	if m.View().Call(big.Key) != nil {
 		t.Error("what was given is still there")
@@ -520,4 +520,88 @@ func TestViewsOfCalls(t *testing.T) {
 	if m.View().Call(gone.Key) != nil || v.Call(gone.Key) != gone {
 		t.Error("the call is not gone, or gone from the view before")
 	}
+}
+
+// A client that was forgotten, while it was connected, goes on behind what it was given.
+func TestOrdersNeverBeginAgain(t *testing.T) {
+	for name, forget := range map[string]func(m *machine){
+		"it was away for long": func(m *machine) {
+			m.now += int64(m.limits.ClientKeep)
+			m.ok(&clusterv1.CollectGarbage{})
+			m.ok(&clusterv1.CollectGarbage{})
+		},
+		"there was no room": func(m *machine) {
+			m.now += int64(m.limits.ResultKeep)
+			m.ok(&clusterv1.CollectGarbage{})
+			for i := range 2 {
+				m.ok(&clusterv1.OpenClient{Owner: ann.Owner, Session: fmt.Sprint("other", i), ServerId: "s1"})
+			}
+			m.now += int64(m.limits.ResultKeep) // until another one gives way to it
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, func(l *Limits) { l.Clients = 2 })
+			m.run("0")
+			dead := m.ok(giveUp(m.ok(m.submit("1", begun)).Call, "X")).Call
+			dead = m.ok(&clusterv1.RetryCall{Key: pbconv.CallKeyToProto(dead.Key), ServerId: "s1", Deadline: m.now + second}).Call
+			last := m.ok(endCall(m.ok(beginCall(dead)).Call, "done")).Call.Order // a retry gives out an order more
+			m.ok(take(ann, last))
+			if forget(m); m.View().Client(ann) != nil {
+				t.Fatal("the client was not forgotten")
+			}
+			if m.ok(&clusterv1.OpenClient{Owner: ann.Owner, Session: ann.Session, ServerId: "s1"}).Duplicate {
+				t.Error("it was known")
+			}
+			if !m.ok(&clusterv1.OpenClient{Owner: ann.Owner, Session: ann.Session, ServerId: "s1"}).Duplicate {
+				t.Error("it was not known")
+			}
+			begin := m.View().Client(ann)
+			if begin.Order < last || begin.Delivered != begin.Order {
+				t.Errorf("it was given %d, and goes on as %+v", last, begin)
+			}
+			for i := range uint64(3) {
+				if c := m.run(fmt.Sprint("then", i)); c.Order != begin.Order+1+i {
+					t.Errorf("result %d has order %d, behind %d", i, c.Order, begin.Order)
+				}
+			}
+			checkInvariants(t, m.View())
+		})
+	}
+}
+
+// Dead calls have room of their own: however many a client makes, others' calls are taken.
+func TestDeadCallsTakeNoRoomFromOthers(t *testing.T) {
+	m := newMachine(t, func(l *Limits) { l.CallBytes, l.DeadCallBytes = 1000, 700 })
+	die := func(request string) *queue.Call {
+		m.now += second
+		c := m.submit(request, begun, func(c *clusterv1.SubmitCall) { c.Arguments = inline(strings.Repeat("x", 200)) })
+		return m.ok(giveUp(m.ok(c).Call, "X")).Call
+	}
+	var dead []*queue.Call
+	for i := range 20 {
+		dead = append(dead, die(fmt.Sprint(i)))
+		checkInvariants(t, m.View())
+		checkBounds(t, m.View(), &m.limits)
+	}
+	each := dead[0].StateBytes()
+	kept := int(m.limits.DeadCallBytes / each)
+	if got := slices.Collect(m.View().DeadCalls("", "")); !slices.Equal(got, dead[20-kept:]) {
+		t.Errorf("kept %v", got)
+	}
+	if st := m.View().Stats(); st.DeadCallsDropped != uint64(20-kept) || st.CallBytes != 0 || st.DeadCallBytes != uint64(kept)*each {
+		t.Errorf("%+v", st)
+	}
+	if !slices.ContainsFunc(m.View().Events(0, 1000), func(e *Event) bool { return e.Type == "call.dropped" }) {
+		t.Error("no event tells of it")
+	}
+	full := m.ok(m.submit("large", func(c *clusterv1.SubmitCall) { c.Arguments = inline(strings.Repeat("x", 990)) })).Call
+	// One that is tried again needs room among those that live.
+	retry := &clusterv1.RetryCall{Key: pbconv.CallKeyToProto(dead[19].Key), ServerId: "s1", Deadline: m.now + second}
+	m.refused(fault.Exhausted, retry)
+	m.ok(&clusterv1.CancelCall{Key: pbconv.CallKeyToProto(full.Key)})
+	m.ok(retry)
+	if st := m.View().Stats(); st.DeadCallBytes != uint64(kept-1)*each {
+		t.Errorf("%+v", st)
+	}
+	checkInvariants(t, m.View())
 }

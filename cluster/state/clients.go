@@ -111,7 +111,8 @@ func clientOfAge(key string) queue.ClientKey {
 	return queue.ClientKey{Owner: owner, Session: session}
 }
 
-// touchClient returns the row of a client that is there now, at a server when one is named: a new one when there is none.
+// touchClient returns the row of a client that is there now, at a server when one is named: a new one when there is none, whose orders
+// begin behind those that the client may have been given before it was forgotten.
 func (a *applier) touchClient(k queue.ClientKey, server string) (*clientRow, error) {
 	if a.clients.get(a.base, k) == nil {
 		if err := k.Validate(); err != nil {
@@ -125,7 +126,11 @@ func (a *applier) touchClient(k queue.ClientKey, server string) (*clientRow, err
 		}
 		// Its own copies of the names: every call of the client shares them.
 		k = queue.ClientKey{Owner: a.intern.str(k.Owner), Session: strings.Clone(k.Session)}
-		row := &clientRow{Client: queue.Client{ClientKey: k, Server: a.intern.str(server), Time: a.meta.time}}
+		// A client that was forgotten may be there still, and so may the stream of its results: its orders go on behind all that it can
+		// have been given. Each result took a number of a call, so none has come further than these.
+		row := &clientRow{Client: queue.Client{
+			ClientKey: k, Server: a.intern.str(server), Order: a.meta.call, Delivered: a.meta.call, Time: a.meta.time,
+		}}
 		a.meta.stats.Clients++
 		a.set(setClients, "", clientAge(&row.Client), "")
 		a.clients.add(k, row)
@@ -199,13 +204,15 @@ func (a *applier) collectClients(limit int) int {
 	return len(old)
 }
 
-// openClient notes where a client's session is.
-func (a *applier) openClient(p *clusterv1.OpenClient) error {
+// openClient notes where a client's session is; true when it was known.
+func (a *applier) openClient(p *clusterv1.OpenClient) (known bool, err error) {
 	if err := checkID("server", p.GetServerId()); err != nil {
-		return err
+		return false, err
 	}
-	_, err := a.touchClient(queue.ClientKey{Owner: p.GetOwner(), Session: p.GetSession()}, p.GetServerId())
-	return err
+	k := queue.ClientKey{Owner: p.GetOwner(), Session: p.GetSession()}
+	known = a.clients.get(a.base, k) != nil
+	_, err = a.touchClient(k, p.GetServerId())
+	return known, err
 }
 
 func noClient(k queue.ClientKey) error {

@@ -19,7 +19,8 @@ import (
 // results, and each session that has not ended with its epoch there, where that is the greater one. So a session that moved since is
 // not where the snapshot says: its node does not have that epoch, says so, and the session starts again from its checkpoint in the
 // snapshot, at an epoch that nobody had. Calls that ran wait for another attempt, or are given up where they may not be
-// repeated: nobody knows how far they came. Everything else stays as it is.
+// repeated: nobody knows how far they came. So are calls that wait in the snapshot, may not be repeated, and have begun since. Everything
+// else stays as it is.
 func (v *View) GoOn(snapshot io.Reader, to io.Writer) error {
 	g := &goingOn{now: v, w: newFrameWriter(to), sessions: newSessionReader(newInterner()), next: map[string]uint64{}, epochs: map[string]uint32{}}
 	if err := readSnapshot(snapshot, g); err != nil {

@@ -127,7 +127,7 @@ func TestCallsGoOnBehindWhatClientsWereGiven(t *testing.T) {
 	}
 	m.ok(take(ann, 3))
 	bob := func(c *clusterv1.SubmitCall) { c.Key.Session = "bob" }
-	m.run("bobs", bob)
+	bobs := m.run("bobs", bob).Order
 
 	s := goneOn(t, m.View(), before).View()
 	if s.Call(annsKey("later0")) != nil {
@@ -151,11 +151,11 @@ func TestCallsGoOnBehindWhatClientsWereGiven(t *testing.T) {
 	if c := s.Client(ann); c.Order != 6 || c.Delivered != 3 {
 		t.Errorf("ann goes on with %+v", c)
 	}
-	if c := s.Client(queue.ClientKey{Owner: ann.Owner, Session: "bob"}); c == nil || c.Order != 1 || c.Delivered != 1 {
+	if c := s.Client(queue.ClientKey{Owner: ann.Owner, Session: "bob"}); c == nil || c.Order != bobs || c.Delivered != bobs {
 		t.Errorf("bob, whom the snapshot does not know, goes on with %+v", c)
 	}
-	if s.meta.call != m.View().meta.call {
-		t.Errorf("calls go on behind number %d, want %d", s.meta.call, m.View().meta.call)
+	if s.meta.call <= m.View().meta.call {
+		t.Errorf("calls go on behind number %d, and %d was given out", s.meta.call, m.View().meta.call)
 	}
 }
 
@@ -169,6 +169,11 @@ func TestGoOnWithAnyCalls(t *testing.T) {
 			now := goneOn(t, s.View(), before).View()
 			if n := now.Stats().Calls.Of(queue.Running); n > 0 {
 				t.Fatalf("%d calls run", n)
+			}
+			for c := range now.Clients() {
+				if c.Order > now.meta.call {
+					t.Fatalf("client %+v was given more than %d: when it was forgotten its orders begin again", c, now.meta.call)
+				}
 			}
 			for c := range s.View().Clients() {
 				if got := now.Client(c.ClientKey); got == nil || got.Order < c.Order {
@@ -187,5 +192,78 @@ func TestGoOnRefusesWhatARestoreWould(t *testing.T) {
 	}
 	if err := New(smallLimits()).View().GoOn(bytes.NewReader(persisted(t, full(t).View())), &failingWriter{}); !errors.Is(err, errFull) || fault.Is(err, fault.Invalid) {
 		t.Errorf("a full disk: %v", err)
+	}
+}
+
+// What may not be repeated, waited when the snapshot was written, and has begun or ended since, is given up: it would run again.
+func TestGoOnRepeatsNothingThatHasBegunSince(t *testing.T) {
+	m := newMachine(t)
+	calls := map[string]*queue.Call{}
+	for _, request := range []string{"waits", "moved", "runs", "ended", "collected", "anew", "rekeyed"} {
+		calls[request] = m.ok(m.submit(request, once, func(c *clusterv1.SubmitCall) {
+			if c.Key.Session = request; request == "moved" {
+				c.ServerId = "s9"
+			}
+		})).Call
+	}
+	repeats := m.ok(m.submit("repeats")).Call
+	passed := m.ok(m.submit("passed", begun)).Call
+	passing := endCall(passed, "")
+	passing.Outcome = &clusterv1.Outcome{Code: "OVER_CAPACITY", Passing: true}
+	m.ok(passing)
+	before := persisted(t, m.View())
+
+	m.ok(endCall(m.ok(beginCall(calls["collected"])).Call, "done"))
+	m.ok(take(calls["collected"].Client(), 1e6))
+	m.now += int64(m.limits.ResultKeep)
+	m.ok(&clusterv1.CollectGarbage{})
+	m.ok(&clusterv1.AssignCalls{FromServerId: "s9", ToServerIds: []string{"s2"}}) // while it waited
+	m.ok(beginCall(calls["runs"]))
+	m.ok(endCall(m.ok(beginCall(calls["ended"])).Call, "done"))
+	end := endCall(m.ok(beginCall(calls["anew"])).Call, "")
+	end.Outcome = passing.Outcome
+	m.ok(end)
+	m.ok(m.submit("anew", once, func(c *clusterv1.SubmitCall) { c.Key.Session = "anew" }))
+	m.ok(beginCall(calls["rekeyed"]))
+	m.ok(&clusterv1.RekeyClient{Owner: ann.Owner, Session: "rekeyed", NewOwner: "token 2", Caller: &clusterv1.Caller{TokenId: "2", Role: "client", Namespace: "default"}})
+	m.ok(deferCall(m.ok(beginCall(repeats)).Call, m.now+second))
+	again := m.ok(beginCall(m.View().Call(repeats.Key))).Call // at attempt 2
+	m.ok(m.submit("passed", begun))
+
+	s := goneOn(t, m.View(), before).View()
+	type is struct {
+		status  queue.Status
+		attempt uint32
+	}
+	for request, want := range map[string]is{
+		"waits": {queue.Queued, 0}, "moved": {queue.Queued, 1}, "runs": {queue.Dead, 1}, "ended": {queue.Dead, 1},
+		"collected": {queue.Dead, 0}, "anew": {queue.Dead, 2}, "rekeyed": {queue.Dead, 0},
+	} {
+		c := s.Call(calls[request].Key)
+		if got := (is{c.Status, c.Attempt}); got != want {
+			t.Errorf("%s: %+v, want %+v", request, got, want)
+		}
+		if c.Status == queue.Dead && c.Outcome.Code != queue.CodeUnavailable {
+			t.Errorf("%s was given up with %+v", request, c.Outcome)
+		}
+	}
+	if c := s.Call(repeats.Key); c.Status != queue.Queued || c.Attempt <= again.Attempt {
+		t.Errorf("what may be repeated goes on as %+v, and attempt %d was given out", c, again.Attempt)
+	}
+	if c, was := s.Call(passed.Key), m.View().Call(passed.Key); c.Status != queue.Ended || c.Attempt < was.Attempt {
+		t.Errorf("what passed goes on as %+v, and attempt %d was given out", c, was.Attempt)
+	}
+	// A cluster that is new has begun nothing, nor has the state that was written.
+	written := New(smallLimits())
+	if err := written.Restore(bytes.NewReader(before)); err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range map[string]*View{"a new cluster": New(smallLimits()).View(), "the same state": written.View()} {
+		now := goneOn(t, v, before).View()
+		for request, c := range calls {
+			if got := now.Call(c.Key); got.Status != queue.Queued || got.Attempt != 0 {
+				t.Errorf("%s: %s goes on as %+v", name, request, got)
+			}
+		}
 	}
 }

@@ -25,7 +25,9 @@ type callsGoingOn struct {
 
 func (g *goingOn) headCalls(h *clusterv1.SnapshotHeader) {
 	g.calls = callsGoingOn{time: h.GetTime(), ended: map[queue.ClientKey][]*queue.Call{}, seen: map[queue.ClientKey]bool{}}
-	h.CallNumber = max(h.GetCallNumber(), g.now.meta.call)
+	if h.CallNumber = max(h.GetCallNumber(), g.now.meta.call); h.CallNumber > 0 {
+		h.CallNumber += uint64(DefaultLimits().CallsPerClient) // as many orders may be given out below: new clients begin behind them
+	}
 	if h.GetCallNumber() > 0 || g.now.meta.stats.Clients > 0 {
 		h.Version = max(h.GetVersion(), rowsWithoutTalk)
 	}
@@ -36,7 +38,14 @@ func (g *goingOn) call(r *clusterv1.CallRow) error {
 	if err != nil {
 		return err
 	}
+	now := g.now.Call(c.Key)
+	if c.Status == queue.Queued && !c.Repeatable && g.begunSince(c) {
+		c.Status = queue.Running // as far as anybody knows: it is given up
+	}
 	if c.Status != queue.Running {
+		if now != nil { // what is said about attempts that were given out since is not about those to come
+			r.Attempt = max(c.Attempt, attemptBehind(c, now))
+		}
 		g.w.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Call{Call: r}})
 		return nil
 	}
@@ -44,12 +53,34 @@ func (g *goingOn) call(r *clusterv1.CallRow) error {
 	if err != nil {
 		return fmt.Errorf("call %d: %w", c.Number, err)
 	}
+	if now != nil {
+		n.Attempt = max(n.Attempt, attemptBehind(n, now))
+	}
 	if n.Status.Over() {
 		g.calls.ended[n.Client()] = append(g.calls.ended[n.Client()], n)
 		return nil
 	}
 	g.w.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Call{Call: pbconv.CallToRow(n)}})
 	return nil
+}
+
+// begunSince reports whether a call that waits in the snapshot, and may not be repeated, may have begun since: it was taken in the present
+// state, too, and waits there no more. One that waits there has never begun, as it would not wait again.
+func (g *goingOn) begunSince(c *queue.Call) bool {
+	if c.Number > g.now.meta.call {
+		return false // the present state has not come so far
+	}
+	now := callByNumber(g.now.txn, c.Number) // by its key it may have another owner, or be made anew
+	return now == nil || now.Status != queue.Queued || now.Session != c.Session || now.RequestID != c.RequestID
+}
+
+// attemptBehind is the least attempt at which a call goes on, so that nothing said about its attempts in the present state is taken for
+// something about those to come.
+func attemptBehind(c, now *queue.Call) uint32 {
+	if c.Status == queue.Queued && now.Status != queue.Queued {
+		return now.Attempt + 1
+	}
+	return now.Attempt
 }
 
 func (g *goingOn) client(r *clusterv1.ClientRow) error {

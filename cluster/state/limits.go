@@ -30,15 +30,17 @@ type Limits struct {
 	DeadLetterBytes uint64
 
 	// Calls is how many calls may wait or run. KeptCalls is how many are kept in all, with results and dead ones, and CallsPerClient how
-	// many of one client's session, without dead ones. CallBytes bounds what they have in the state for a new call to be taken: the
+	// many of one client's session, without dead ones. CallBytes bounds what those have in the state for a new call to be taken: the
 	// results of those that were taken find room beyond it, at most Calls times queue.InlineBytes. Where there is no room,
 	// results that were given to their clients give way, the oldest first; others never do before their time.
 	Calls, KeptCalls, CallsPerClient int
 	CallBytes                        uint64
 	// Clients is how many clients' sessions are known; one without calls that was not here for ResultKeep gives way.
 	Clients int
-	// DeadCalls bounds dead calls; beyond, the oldest are dropped, which is counted and told by an event.
-	DeadCalls int
+	// DeadCalls and DeadCallBytes bound dead calls, which take no room from the others; beyond, the oldest are dropped, which is counted
+	// and told by an event.
+	DeadCalls     int
+	DeadCallBytes uint64
 	// Collection removes results that ended ResultKeep ago, dead calls after DeadKeep, and clients that have neither and were not here for
 	// ClientKeep.
 	ResultKeep, DeadKeep, ClientKeep time.Duration
@@ -97,6 +99,7 @@ func DefaultLimits() Limits {
 		CallBytes:             256 << 20,
 		Clients:               100_000,
 		DeadCalls:             10_000,
+		DeadCallBytes:         64 << 20,
 		ResultKeep:            10 * time.Minute,
 		DeadKeep:              24 * time.Hour,
 		ClientKeep:            time.Hour,

@@ -175,7 +175,8 @@ type Stats struct {
 	IdempotencyKeys    uint64
 	Events             uint64
 	Calls              CallCounts
-	CallBytes          uint64 // of arguments, results and messages that are in the state
+	CallBytes          uint64 // of arguments, results and messages that are in the state, without those of dead calls
+	DeadCallBytes      uint64 // those of dead calls
 	Clients            uint64
 	DeadCallsDropped   uint64 // ever, for want of room
 	Conversations      uint64

@@ -79,7 +79,7 @@ func (l *loader) putCall(row *clientRow, c *queue.Call, orders map[string]*order
 	c.Tool, c.Server, c.OrderKey = l.intern.str(c.Tool), l.intern.str(c.Server), l.intern.str(c.OrderKey)
 	c.Caller = queue.Caller{TokenID: l.intern.str(c.Caller.TokenID), Name: l.intern.str(c.Caller.Name), Role: l.intern.str(c.Caller.Role), Namespace: l.intern.str(c.Caller.Namespace)}
 	l.meta.stats.Calls[c.Status][c.Priority]++
-	l.meta.stats.CallBytes += c.StateBytes()
+	*l.meta.stats.bytesOf(c) += c.StateBytes()
 	row.count(c)
 	st := callStandingOf(c, row.Delivered)
 	for _, at := range []struct {

@@ -50,7 +50,7 @@ func (m callMetrics) Collect(ch chan<- prometheus.Metric) {
 		age = max(0, m.now().Sub(time.Unix(0, oldest)).Seconds())
 	}
 	t.gauge(descCallOldest, age)
-	t.gauge(descCallBytes, float64(st.CallBytes))
+	t.gauge(descCallBytes, float64(st.CallBytes+st.DeadCallBytes))
 	t.gauge(descCallClients, float64(st.Clients))
 	t.counter(descCallsDropped, int64(st.DeadCallsDropped))
 }

@@ -18,6 +18,7 @@ import (
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	"github.com/neolith/orchestrator/chunks"
+	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/queue/dispatch"
@@ -713,4 +714,40 @@ func eventually(t *testing.T, what string, f func() bool) {
 			t.Fatalf("never: %s", what)
 		}
 	}
+}
+
+// A client that is connected all the time, and makes no call for so long that the cluster forgets it, is answered as before.
+func TestAClientThatWasForgotten(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a := start(t, c.Add("a"), nil)
+		s, other := &sink{}, &sink{}
+		opened, err := a.Open(t.Context(), alice, s)
+		if err != nil || opened.Known {
+			t.Fatalf("opened %+v, %v", opened, err)
+		}
+		a.Resume(alice, opened.Delivered)
+		for _, id := range []string{"1", "2"} {
+			a.submit(s, id, "echo", nil)
+			expect(t, s.take(), id+" accepted", id+" done")
+		}
+		time.Sleep(state.DefaultLimits().ClientKeep)
+		for range 2 { // the results, then their client
+			c.Do(&clusterv1.Command{Kind: &clusterv1.Command_CollectGarbage{CollectGarbage: &clusterv1.CollectGarbage{}}})
+		}
+		if a.Client(alice) != nil {
+			t.Fatal("the client was not forgotten")
+		}
+		for _, id := range []string{"3", "4"} {
+			a.submit(s, id, "echo", nil)
+			expect(t, s.take(), id+" accepted", id+" done")
+		}
+		if !slices.IsSorted(s.orders) || len(slices.Compact(slices.Clone(s.orders))) != 4 {
+			t.Errorf("the orders are %v", s.orders)
+		}
+		// A client that is new begins somewhere, and was not known.
+		bob := queue.ClientKey{Owner: "token 2", Session: "bob"}
+		if opened, err = a.Open(t.Context(), bob, other); err != nil || opened.Known || opened.Order != opened.Delivered {
+			t.Errorf("opened %+v, %v", opened, err)
+		}
+	})
 }

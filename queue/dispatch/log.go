@@ -25,7 +25,7 @@ import (
 // Committed is the log's answer to one command.
 type Committed struct {
 	Call  *queue.Call // after the command; nil where it is not about one
-	Known bool        // of a submission: the call was there before
+	Known bool        // of a submission: the call was there before; of an open: the session was
 	Index uint64      // the state has it once it has applied so much
 	Again bool        // it was sent more than once: what it made may be from the first time
 	Err   error       // why it was refused

@@ -93,11 +93,15 @@ func (w *owner) release(st *stream) {
 		order := st.next + 1
 		if st.held[order] == nil {
 			order = slices.Min(slices.Collect(maps.Keys(st.held)))
-			if st.held[order].Call.ModifyIndex > w.applied {
+			begin := st.next
+			if c := w.o.State.View().Client(st.key); c != nil && c.Delivered > begin {
+				begin = c.Delivered // a session that is new, or that was forgotten, has its results begin there: nothing is missing before
+			}
+			if order > begin+1 && st.held[order].Call.ModifyIndex > w.applied {
 				w.holding[st] = struct{}{}
 				return
 			}
-			for o := st.next + 1; o < order && len(st.holes) < maxHoles; o++ {
+			for o := begin + 1; o < order && len(st.holes) < maxHoles; o++ {
 				if st.holes == nil {
 					st.holes = map[uint64]struct{}{}
 				}
@@ -218,7 +222,8 @@ func (w *owner) open(key queue.ClientKey, sink Sink, done func(Opened, error)) {
 					o.Unfinished = append(o.Unfinished, row)
 				}
 			}
-			o.Known = o.Known || o.Order > 0
+			// Whether an open that was sent twice has made the session itself is not known; it is taken for that then.
+			o.Known = o.Known || c.Known && !c.Again
 			done(o, nil)
 		})
 	})

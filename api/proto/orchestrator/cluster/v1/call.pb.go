@@ -1172,7 +1172,7 @@ type CallRow struct {
 	BeginTime  int64    `protobuf:"varint,16,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
 	EndTime    int64    `protobuf:"varint,17,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	Outcome    *Outcome `protobuf:"bytes,18,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// Of the results of its client's session, from 1; given when it ends.
+	// Among the results of its client's session, where it goes up by one; given when it ends.
 	Order uint64 `protobuf:"varint,19,opt,name=order,proto3" json:"order,omitempty"`
 	// Why the last attempt failed.
 	LastError string `protobuf:"bytes,20,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
