@@ -50,6 +50,8 @@ type client struct {
 
 	inCluster bool   // the cluster knows it, or is about to
 	given     uint64 // the last result that it was given of those that the cluster keeps
+	// fetchedOrders are results behind that which it has fetched over HTTP.
+	fetchedOrders map[uint64]struct{}
 }
 
 func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *client {
@@ -251,6 +253,7 @@ func (c *client) wrote(batch []frame) {
 		c.queue = nil // a long queue's array is not kept
 	}
 	if c.given > given {
+		c.joinFetched()
 		c.hub.cluster.calls.Delivered(c.key, c.given, false)
 	}
 	c.makeRoom()

@@ -305,10 +305,46 @@ func verdictOf(r *dispatch.Result) verdict {
 	return verdict{outputs: json.RawMessage(r.Outputs)}
 }
 
-// took notes that the client has its results up to an order, when this is the next one. c.mu is held.
+// maxFetched bounds the results of a client that are known to have been fetched before others: the rest may be given again.
+const maxFetched = 1024
+
+// took notes that the client fetched a result. What it was given counts up to the first that it was not given, so one that it fetched before others
+// counts once it has those, too. c.mu is held.
 func (c *client) took(order uint64) {
-	if order == c.given+1 {
-		c.given = order
-		c.hub.cluster.calls.Delivered(c.key, order, false)
+	if row := c.hub.cluster.calls.Client(c.key); row != nil { // it may have been given some by another server, or before it was forgotten here
+		c.given = max(c.given, row.Delivered)
+	}
+	if order <= c.given {
+		return
+	}
+	if c.fetchedOrders == nil {
+		c.fetchedOrders = map[uint64]struct{}{}
+	}
+	if len(c.fetchedOrders) < maxFetched || order == c.given+1 {
+		c.fetchedOrders[order] = struct{}{}
+	}
+	given := c.given
+	c.joinFetched()
+	if c.given > given {
+		c.hub.cluster.calls.Delivered(c.key, c.given, false)
+	}
+}
+
+// joinFetched counts what was fetched and joins up with what was given. c.mu is held.
+func (c *client) joinFetched() {
+	if len(c.fetchedOrders) == 0 {
+		return
+	}
+	for order := range c.fetchedOrders {
+		if order <= c.given {
+			delete(c.fetchedOrders, order)
+		}
+	}
+	for {
+		if _, ok := c.fetchedOrders[c.given+1]; !ok {
+			return
+		}
+		c.given++
+		delete(c.fetchedOrders, c.given)
 	}
 }

@@ -348,6 +348,41 @@ func TestDurableCallsOverHTTP(t *testing.T) {
 	p.quiet("nothing was missed")
 }
 
+// Results that are fetched over HTTP count as given: in whatever order, after they were forgotten here, and by a server that starts anew.
+func TestFetchedResultsCountAsGiven(t *testing.T) {
+	c := dispatchtest.New()
+	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
+	key := queue.ClientKey{Owner: "token a1", Session: "web"}
+	get := func(m *member, id string) {
+		t.Helper()
+		if status, r := m.ask(http.MethodGet, "/v1/results/"+id, "alice", nil, SessionHeader, "web"); status != http.StatusOK {
+			t.Errorf("result %s: %d %v", id, status, r)
+		}
+	}
+	delivered := func(n uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " are noted"), func() bool { row := b.calls.Client(key); return row != nil && row.Delivered == n })
+	}
+	for n := range 5 {
+		id := fmt.Sprint(n + 1)
+		if status, r := a.post("/v1/call_tool", "alice", "?wait_ms=0", map[string]any{
+			"session_id": "web", "request_id": id, "name": "hold", "arguments": map[string]string{"key": id},
+		}); status != http.StatusAccepted {
+			t.Fatalf("%d %v", status, r)
+		}
+		close(a.bench.gate(id))
+		eventually(t, id+" is over", func() bool { row := b.calls.Client(key); return row != nil && row.Order == uint64(n+1) })
+	}
+	get(a, "2")
+	get(a, "1")
+	delivered(2)
+	get(b, "4") // which does not know the client yet
+	get(b, "3")
+	delivered(4)
+	get(b, "5")
+	delivered(5)
+}
+
 func TestRotatingTokensInTheCluster(t *testing.T) {
 	c := dispatchtest.New()
 	a, b := join(t, c, "a", nil), join(t, c, "b", nil)

@@ -59,7 +59,7 @@ func (c *client) pickUp(o *dispatch.Opened, has seen, again []frame) (after uint
 			}
 		}
 	}
-	c.given = after
+	c.given, c.fetchedOrders = after, nil // it says itself what it has
 	return after
 }
 
@@ -140,7 +140,7 @@ func (d *replicated) result(w http.ResponseWriter, r *http.Request, a *asked) {
 	case row == nil:
 		reply(w, http.StatusNotFound, unknownCall(id))
 	case row.Status.Over():
-		d.ended(ctx, w, row)
+		d.ended(ctx, w, a, row)
 	default:
 		c, f := d.hub.sessionOf(a)
 		var k *call
@@ -155,7 +155,7 @@ func (d *replicated) result(w http.ResponseWriter, r *http.Request, a *asked) {
 		case row == nil:
 			reply(w, http.StatusNotFound, unknownCall(id))
 		case k == nil:
-			d.ended(ctx, w, row)
+			d.ended(ctx, w, a, row)
 		default:
 			d.hub.await(w, r, c, k, a.wait, false)
 		}
@@ -173,13 +173,18 @@ func (d *replicated) join(ctx context.Context, c *client, key queue.Key) (*call,
 	return c.adopt(row, nil), row, nil
 }
 
-// ended answers with the result of a call that is over.
-func (d *replicated) ended(ctx context.Context, w http.ResponseWriter, row *queue.Call) {
+// ended answers with the result of a call that is over. It counts as given.
+func (d *replicated) ended(ctx context.Context, w http.ResponseWriter, a *asked, row *queue.Call) {
 	res := dispatch.Result{Call: row}
 	res.Outputs, res.Err = d.calls.Outputs(ctx, row)
 	v := verdictOf(&res)
 	m := v.message(row.RequestID)
 	m.Order = row.Order
+	if c, f := d.hub.sessionOf(a); f == nil && res.Err == nil {
+		c.mu.Lock()
+		c.took(row.Order)
+		c.mu.Unlock()
+	}
 	reply(w, statusOfAnswer(&m), &m)
 }
 
