@@ -162,15 +162,41 @@ func (d *replicated) result(w http.ResponseWriter, r *http.Request, a *asked) {
 	}
 }
 
-// join has a client hear of a call that was made elsewhere; there is no call where it is over, and no row where there is none.
+// join has a client hear of a call that was made elsewhere; there is no call where it is over, and no row where there is none. The call is made known
+// first: its end is told as soon as the client is joined, and then only.
 func (d *replicated) join(ctx context.Context, c *client, key queue.Key) (*call, *queue.Call, error) {
-	row, err := d.calls.Join(ctx, key, c)
-	if err != nil || row == nil {
-		return nil, nil, err
-	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.adopt(row, nil), row, nil
+	had := c.calls[key.RequestID]
+	k := c.adopt(d.calls.Find(key), nil)
+	c.mu.Unlock()
+	row, err := d.calls.Join(ctx, key, c)
+	over := err != nil || row == nil || row.Status.Over()
+	switch {
+	case k != nil && k != had && over:
+		c.mu.Lock()
+		k.disown()
+		c.mu.Unlock()
+		return nil, row, err
+	case over:
+		return nil, row, err
+	case k == nil: // it has just come to be seen
+		return d.join(ctx, c, key)
+	}
+	return k, row, nil
+}
+
+// disown lets go of a call that was made known for nothing: it has ended before anybody here could hear of it. client.mu is held.
+func (k *call) disown() {
+	c := k.client
+	if k.result != nil {
+		return
+	}
+	k.result, k.again = &message{Op: "call_tool_res", RequestID: k.id}, true
+	if c.calls[k.id] == k {
+		delete(c.calls, k.id)
+	}
+	k.leave()
+	k.done.happen()
 }
 
 // ended answers with the result of a call that is over. It counts as given.

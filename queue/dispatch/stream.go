@@ -70,11 +70,11 @@ func (w *owner) finished(row *queue.Call, outputs []byte) {
 		return
 	}
 	if row.Order <= st.next {
-		if _, late := st.holes[row.Order]; !late {
-			return
-		}
+		_, late := st.holes[row.Order]
 		delete(st.holes, row.Order)
-		st.out = append(st.out, &Result{Call: row, Outputs: outputs})
+		// One that counts as given already, as one that was fetched elsewhere, is told outside of the order: who waits for it here waits for nothing
+		// else, and nobody else hears of it.
+		st.out = append(st.out, &Result{Call: row, Outputs: outputs, Kept: !late})
 		w.pump(st)
 		return
 	}
