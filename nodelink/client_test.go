@@ -76,6 +76,9 @@ func run(t *testing.T, s *fakeServers, change func(*ClientOptions), body func(c 
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Send(heartbeatFrame(1)); !errors.Is(err, ErrClosed) {
+		t.Errorf("before the first link, Send gave %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
@@ -209,9 +212,6 @@ func TestClientReconnects(t *testing.T) {
 		run(t, s, func(o *ClientOptions) {
 			o.OnDown = func(err error) { downs = append(downs, err) }
 		}, func(c *Client) {
-			if err := c.Send(heartbeatFrame(1)); !errors.Is(err, ErrClosed) {
-				t.Errorf("before the first link, Send gave %v", err)
-			}
 			events, stop := c.Subscribe(100)
 			defer stop()
 			time.Sleep(time.Minute)
