@@ -1,5 +1,5 @@
 // Messages from the send to the ack: durable when sent, delivered, durable when acked, and the sender told. Beside it what other durable
-// queues do with as many callers, in the same run; see bench/peers.
+// queues do with as many callers, in the same run; see bench/peers. The recorder is off: the peers keep no record either.
 
 package suite
 
@@ -68,7 +68,7 @@ func (b *Bench) Queue(ctx context.Context) ([]*measure.Figure, error) {
 }
 
 func (b *Bench) queueRun(ctx context.Context, rate, tail *measure.Figure) error {
-	return b.withCluster(ctx, testbed.ClusterOptions{Servers: 3}, func(c *testbed.Cluster) error {
+	return b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Settings: map[string]any{"recorder": map[string]string{"sink": "none"}}}, func(c *testbed.Cluster) error {
 		return helper(simnode.Role, func(nodes *testbed.Helper) error {
 			return helper(load.Role, func(h *testbed.Helper) error { return b.queueOnce(ctx, c, nodes, h, rate, tail) })
 		})
