@@ -56,14 +56,15 @@ func (s *sessionService) ReadLogs(req *apiv1.ReadLogsRequest, stream grpc.Server
 		if now != nil && now.Epoch != row.Epoch {
 			continue
 		}
-		// The stream ended and the state does not say yet what becomes of the session.
+		// The stream ended, or the node has not got the session yet or no more; the state does not say yet what becomes of it.
 		if err := s.ops.await(ctx, changed); err != nil {
 			return err
 		}
 	}
 }
 
-// copyLogs copies the lines that a session's node has, from a number on, and returns the number after the last.
+// copyLogs copies the lines that a session's node has, from a number on, and returns the number after the last. To who follows a session that
+// is on its way there is no error in that its node does not run it, not yet or no more.
 func (s *sessionService) copyLogs(ctx context.Context, row *session.Session, next uint64, since *timestamppb.Timestamp, follow bool,
 	out grpc.ServerStreamingServer[apiv1.ReadLogsResponse],
 ) (uint64, error) {
@@ -79,6 +80,9 @@ func (s *sessionService) copyLogs(ctx context.Context, row *session.Session, nex
 		if errors.Is(err, io.EOF) {
 			return next, nil
 		}
+		if follow && !row.Phase.Ended() && notHere(err) {
+			return next, nil
+		}
 		if err != nil {
 			return next, streamError("read logs", err)
 		}
@@ -91,6 +95,11 @@ func (s *sessionService) copyLogs(ctx context.Context, row *session.Session, nex
 			return next, err
 		}
 	}
+}
+
+// notHere reports whether a node said that it does not run the session, or does not run it yet; rather than that the link to it broke.
+func notHere(err error) bool {
+	return fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unavailable) && !errors.Is(err, nodelink.ErrClosed)
 }
 
 // streamError tells a client whose stream broke with the link that it may ask again.
