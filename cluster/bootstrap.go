@@ -56,7 +56,7 @@ func (n *Node) bootstrap(ctx context.Context) {
 		case <-time.After(formedPoll):
 		}
 	}
-	n.gossip.update(gossipUpdate, func(m *memberMeta) { m.Formed = true })
+	n.gossip.update(ctx, func(m *memberMeta) { m.Formed = true })
 }
 
 const (

@@ -67,12 +67,14 @@ type gossipMember struct {
 
 const (
 	gossipLeaveTimeout = 500 * time.Millisecond
-	// gossipTell is for how long news of this server spread before its goodbye takes their place: a few rounds of gossip.
+	// gossipTell is for how long news of this server spread before they are told anew, or its goodbye takes their place: a few rounds of gossip.
 	gossipTell = 500 * time.Millisecond
+	// gossipTells is how often it tells them at most. Memberlist may lose what is to be told where other news of the same length come in
+	// just then (hashicorp/memberlist#322), and by its silence says so.
+	gossipTells = 3
 	// gossipRejoin is how often a server that is alone looks for others, and gossipRejoinMissing how often one that misses some: they may
 	// have come back elsewhere, or belong to a part of the cluster that found itself without this one.
 	gossipRejoin, gossipRejoinMissing = 2 * time.Second, 4 * time.Second
-	gossipUpdate                      = time.Second
 	// gossipReclaim: a server that was found dead and comes back under a new address takes its name over after this time. One that left
 	// does so at once.
 	gossipReclaim = time.Second
@@ -223,22 +225,34 @@ func (g *gossip) changes() <-chan struct{} {
 
 // update changes what this server says of itself, and waits a little until that has spread. Who has left says nothing more: it would be taken
 // for one that is back.
-func (g *gossip) update(wait time.Duration, change func(*memberMeta)) {
+func (g *gossip) update(ctx context.Context, change func(*memberMeta)) {
 	g.saying.Lock()
 	defer g.saying.Unlock()
 	if !g.leaving.Load() {
-		g.say(wait, change)
+		g.say(ctx, change)
 	}
 }
 
 // say is update, for the last word too. saying is held.
-func (g *gossip) say(wait time.Duration, change func(*memberMeta)) {
+func (g *gossip) say(ctx context.Context, change func(*memberMeta)) {
 	g.mu.Lock()
 	change(&g.self)
 	g.mu.Unlock()
-	if err := g.list.UpdateNode(wait); err != nil {
+	for range gossipTells {
+		err := g.list.UpdateNode(atMost(ctx, gossipTell))
+		if err == nil || ctx.Err() != nil {
+			return
+		}
 		g.log.Debug("gossip own changes", "error", err)
 	}
+}
+
+// atMost is the time until ctx ends, up to d. It is never 0, which is for ever to memberlist.
+func atMost(ctx context.Context, d time.Duration) time.Duration {
+	if t, ok := ctx.Deadline(); ok {
+		d = max(min(d, time.Until(t)), time.Millisecond)
+	}
+	return d
 }
 
 // leave tells the others that this server goes, so that they need not find out. It is said once.
@@ -246,16 +260,10 @@ func (g *gossip) leave(ctx context.Context) {
 	if g.leaving.Swap(true) {
 		return
 	}
-	left := func(d time.Duration) time.Duration { // 0 would be for ever
-		if t, ok := ctx.Deadline(); ok {
-			d = max(min(d, time.Until(t)), time.Millisecond)
-		}
-		return d
-	}
 	g.saying.Lock() // behind what is being said
 	defer g.saying.Unlock()
-	g.say(left(gossipTell), func(m *memberMeta) { m.Leaving = true })
-	if err := g.list.Leave(left(gossipLeaveTimeout)); err != nil {
+	g.say(ctx, func(m *memberMeta) { m.Leaving = true })
+	if err := g.list.Leave(atMost(ctx, gossipLeaveTimeout)); err != nil {
 		g.log.Debug("leave gossip", "error", err)
 	}
 }

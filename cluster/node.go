@@ -180,7 +180,7 @@ func (n *Node) open() error {
 		}
 	}
 	if n.gossip != nil {
-		n.gossip.update(gossipUpdate, func(m *memberMeta) { m.Formed = has })
+		n.gossip.update(context.Background(), func(m *memberMeta) { m.Formed = has }) // nobody is joined yet, who would be waited for
 		n.pilot = n.newAutopilot()
 	}
 	n.verifier.ask = n.confirm
