@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/neolith/orchestrator/telemetry"
 )
 
 // histograms are the metrics that are observed as calls end; the others are read off the pools.
@@ -68,38 +70,32 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	counter := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
-	}
 	for _, s := range c.p.List() {
-		gauge(descSlots, float64(s.Idle), s.Name, "idle")
-		gauge(descSlots, float64(s.InUse), s.Name, "in_use")
-		gauge(descSlotsMax, float64(s.Max), s.Name)
-		gauge(descConnections, float64(s.Connections), s.Name)
-		gauge(descWaiting, float64(s.Waiting), s.Name)
-		gauge(descHealthy, truth(s.Healthy), s.Name)
-		counter(descCalls, float64(s.Answered), s.Name, "answered")
-		counter(descCalls, float64(s.Sent-s.Answered), s.Name, "failed")
-		counter(descLimited, float64(s.Limited), s.Name)
-		counter(descUnsure, float64(s.Unsure), s.Name)
-		counter(descElsewhere, float64(s.Elsewhere), s.Name)
-		counter(descFull, float64(s.Full), s.Name)
-		counter(descTokens, float64(s.InputTokens), s.Name, "in")
-		counter(descTokens, float64(s.OutputTokens), s.Name, "out")
-		counter(descCost, s.CostUSD, s.Name)
+		telemetry.Gauge(ch, descSlots, s.Idle, s.Name, "idle")
+		telemetry.Gauge(ch, descSlots, s.InUse, s.Name, "in_use")
+		telemetry.Gauge(ch, descSlotsMax, s.Max, s.Name)
+		telemetry.Gauge(ch, descConnections, s.Connections, s.Name)
+		telemetry.Gauge(ch, descWaiting, s.Waiting, s.Name)
+		telemetry.Gauge(ch, descHealthy, truth(s.Healthy), s.Name)
+		telemetry.Counter(ch, descCalls, s.Answered, s.Name, "answered")
+		telemetry.Counter(ch, descCalls, s.Sent-s.Answered, s.Name, "failed")
+		telemetry.Counter(ch, descLimited, s.Limited, s.Name)
+		telemetry.Counter(ch, descUnsure, s.Unsure, s.Name)
+		telemetry.Counter(ch, descElsewhere, s.Elsewhere, s.Name)
+		telemetry.Counter(ch, descFull, s.Full, s.Name)
+		telemetry.Counter(ch, descTokens, s.InputTokens, s.Name, "in")
+		telemetry.Counter(ch, descTokens, s.OutputTokens, s.Name, "out")
+		telemetry.Counter(ch, descCost, s.CostUSD, s.Name)
 		for _, e := range s.Endpoints {
 			open := map[string]float64{"open": 1, "half-open": 0.5}[e.Breaker]
-			gauge(descBreaker, open, s.Name, e.Name)
-			gauge(descBlocked, e.BlockedFor.Round(time.Millisecond).Seconds(), s.Name, e.Name)
+			telemetry.Gauge(ch, descBreaker, open, s.Name, e.Name)
+			telemetry.Gauge(ch, descBlocked, e.BlockedFor.Round(time.Millisecond).Seconds(), s.Name, e.Name)
 		}
 	}
 	c.p.budgets.mu.Lock()
 	refused := c.p.budgets.refused
 	c.p.budgets.mu.Unlock()
-	counter(descRefused, float64(refused))
+	telemetry.Counter(ch, descRefused, refused)
 }
 
 func truth(b bool) float64 {

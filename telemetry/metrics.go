@@ -35,3 +35,18 @@ func MetricsHandler(r *prometheus.Registry, log *slog.Logger) http.Handler {
 		Registry:            r,
 	})
 }
+
+// number is what a part counts in.
+type number interface {
+	~int | ~int64 | ~uint64 | ~float64
+}
+
+// Gauge tells what a collector read of something that goes up and down.
+func Gauge[N number](ch chan<- prometheus.Metric, d *prometheus.Desc, v N, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+}
+
+// Counter tells what a collector read of something that only goes up.
+func Counter[N number](ch chan<- prometheus.Metric, d *prometheus.Desc, v N, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}

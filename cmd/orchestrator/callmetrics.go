@@ -11,6 +11,7 @@ import (
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/queue"
 	"github.com/neolith/orchestrator/session"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
 var (
@@ -21,22 +22,12 @@ var (
 	descCallsDropped = desc("calls_dead_dropped_total", "Dead calls dropped for want of room.")
 )
 
-// callMetrics collects from the state.
-type callMetrics struct {
-	view func() *state.View
-	now  func() time.Time
-}
-
-// Describe implements prometheus.Collector.
-func (m callMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
-
-// Collect implements prometheus.Collector. It looks at the calls that have not ended, of which there are at most 10,000.
-func (m callMetrics) Collect(ch chan<- prometheus.Metric) {
-	t, v := samples{ch}, m.view()
+// collectCalls tells of the calls in the state. It looks at those that have not ended, of which there are at most 10,000.
+func collectCalls(ch chan<- prometheus.Metric, v *state.View, now time.Time) {
 	st := v.Stats()
 	for status := queue.Queued; status <= queue.Dead; status++ {
 		for p := session.Critical; p <= session.Low; p++ {
-			t.gauge(descCallRows, float64(st.Calls[status][p]), status.String(), p.String())
+			telemetry.Gauge(ch, descCallRows, st.Calls[status][p], status.String(), p.String())
 		}
 	}
 	oldest := int64(0)
@@ -47,10 +38,10 @@ func (m callMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	age := 0.0
 	if oldest != 0 {
-		age = max(0, m.now().Sub(time.Unix(0, oldest)).Seconds())
+		age = max(0, now.Sub(time.Unix(0, oldest)).Seconds())
 	}
-	t.gauge(descCallOldest, age)
-	t.gauge(descCallBytes, float64(st.CallBytes+st.DeadCallBytes))
-	t.gauge(descCallClients, float64(st.Clients))
-	t.counter(descCallsDropped, int64(st.DeadCallsDropped))
+	telemetry.Gauge(ch, descCallOldest, age)
+	telemetry.Gauge(ch, descCallBytes, st.CallBytes+st.DeadCallBytes)
+	telemetry.Gauge(ch, descCallClients, st.Clients)
+	telemetry.Counter(ch, descCallsDropped, st.DeadCallsDropped)
 }

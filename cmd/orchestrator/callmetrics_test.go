@@ -19,7 +19,7 @@ func TestCallMetrics(t *testing.T) {
 	r := newRecords(t)
 	at := func() int64 { return int64(r.index) } // the time of the entry before
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(callMetrics{r.store.View, func() time.Time { return time.Unix(0, 5e9) }})
+	registry.MustRegister(prometheus.CollectorFunc(func(ch chan<- prometheus.Metric) { collectCalls(ch, r.store.View(), time.Unix(0, 5e9)) }))
 	if text := metricstest.Text(t, registry); !strings.Contains(text, "orchestrator_calls_oldest_seconds 0\n") {
 		t.Errorf("without calls:\n%s", text)
 	}

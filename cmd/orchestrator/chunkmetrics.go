@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/neolith/orchestrator/chunks"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
 // Of each store, by name: directory, and bucket where there is one.
@@ -42,66 +43,46 @@ var (
 	descRepairTime    = desc("chunk_repair_last_timestamp_seconds", "When the last round ended, in seconds since 1970; 0 for none.")
 )
 
-// chunkMetrics collects from the stores and the upkeep.
-type chunkMetrics struct {
-	chunks *chunkStore
-	upkeep *upkeep
-}
-
-// Describe implements prometheus.Collector.
-func (m chunkMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
-
-// Collect implements prometheus.Collector.
-func (m chunkMetrics) Collect(ch chan<- prometheus.Metric) {
-	t := samples{ch}
-	bytes, count := m.chunks.local.Usage()
-	t.gauge(descChunkBytes, float64(bytes))
-	t.gauge(descChunkCount, float64(count))
-	st := m.upkeep.Stats()
-	t.store("directory", m.chunks.local.Counters(), &st.dir)
-	if m.chunks.bucket != nil {
-		t.store("bucket", m.chunks.bucket.Counters(), &st.bucket)
+// collect tells of the stores and of what is done for them.
+func (u *upkeep) collect(ch chan<- prometheus.Metric) {
+	bytes, count := u.chunks.local.Usage()
+	telemetry.Gauge(ch, descChunkBytes, bytes)
+	telemetry.Gauge(ch, descChunkCount, count)
+	st := u.Stats()
+	collectStore(ch, "directory", u.chunks.local.Counters(), &st.dir)
+	if u.chunks.bucket != nil {
+		collectStore(ch, "bucket", u.chunks.bucket.Counters(), &st.bucket)
 		return
 	}
 	r := &st.repair
-	t.counter(descRepairs, r.rounds)
-	t.counter(descRepairsFailed, r.failed)
-	t.counter(descRepairChecked, r.checked)
-	t.counter(descRepairCopied, r.copied)
-	t.counter(descRepairBytes, r.copiedBytes)
-	t.counter(descCopiesFailed, r.copiesFailed)
-	t.gauge(descRepairLost, float64(r.lost))
-	t.gauge(descRepairTime, stampSeconds(r.lastTime))
+	telemetry.Counter(ch, descRepairs, r.rounds)
+	telemetry.Counter(ch, descRepairsFailed, r.failed)
+	telemetry.Counter(ch, descRepairChecked, r.checked)
+	telemetry.Counter(ch, descRepairCopied, r.copied)
+	telemetry.Counter(ch, descRepairBytes, r.copiedBytes)
+	telemetry.Counter(ch, descCopiesFailed, r.copiesFailed)
+	telemetry.Gauge(ch, descRepairLost, r.lost)
+	telemetry.Gauge(ch, descRepairTime, stampSeconds(r.lastTime))
 }
 
-// samples is where metrics go.
-type samples struct{ ch chan<- prometheus.Metric }
-
-func (t samples) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	t.ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-}
-
-func (t samples) counter(d *prometheus.Desc, v int64, labels ...string) {
-	t.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-}
-
-func (t samples) store(name string, c *chunks.Counters, s *sweepStats) {
-	t.counter(descChunkGets, c.Gets.Load(), name)
-	t.counter(descChunkGetBytes, c.GetBytes.Load(), name)
-	t.counter(descChunkPuts, c.Puts.Load(), name)
-	t.counter(descChunkPutBytes, c.PutBytes.Load(), name)
-	t.counter(descChunkPresent, c.Present.Load(), name)
-	t.counter(descChunkRefused, c.Refused.Load(), name)
-	t.counter(descChunkNotFound, c.NotFound.Load(), name)
-	t.counter(descChunkDamaged, c.Damaged.Load(), name)
-	t.counter(descSweeps, s.sweeps, name)
-	t.counter(descSweepsFailed, s.failed, name)
-	t.gauge(descSweptLive, float64(s.last.Live), name)
-	t.gauge(descSweptYoung, float64(s.last.Young), name)
-	t.counter(descSweptGone, s.deleted, name)
-	t.counter(descSweptBytes, s.deletedBytes, name)
-	t.gauge(descSweepTime, stampSeconds(s.lastTime), name)
-	t.gauge(descSweepTook, s.lastTook.Seconds(), name)
+// collectStore tells of one store.
+func collectStore(ch chan<- prometheus.Metric, name string, c *chunks.Counters, s *sweepStats) {
+	telemetry.Counter(ch, descChunkGets, c.Gets.Load(), name)
+	telemetry.Counter(ch, descChunkGetBytes, c.GetBytes.Load(), name)
+	telemetry.Counter(ch, descChunkPuts, c.Puts.Load(), name)
+	telemetry.Counter(ch, descChunkPutBytes, c.PutBytes.Load(), name)
+	telemetry.Counter(ch, descChunkPresent, c.Present.Load(), name)
+	telemetry.Counter(ch, descChunkRefused, c.Refused.Load(), name)
+	telemetry.Counter(ch, descChunkNotFound, c.NotFound.Load(), name)
+	telemetry.Counter(ch, descChunkDamaged, c.Damaged.Load(), name)
+	telemetry.Counter(ch, descSweeps, s.sweeps, name)
+	telemetry.Counter(ch, descSweepsFailed, s.failed, name)
+	telemetry.Gauge(ch, descSweptLive, s.last.Live, name)
+	telemetry.Gauge(ch, descSweptYoung, s.last.Young, name)
+	telemetry.Counter(ch, descSweptGone, s.deleted, name)
+	telemetry.Counter(ch, descSweptBytes, s.deletedBytes, name)
+	telemetry.Gauge(ch, descSweepTime, stampSeconds(s.lastTime), name)
+	telemetry.Gauge(ch, descSweepTook, s.lastTook.Seconds(), name)
 }
 
 // stampSeconds is a time as Prometheus has it.

@@ -16,6 +16,7 @@ import (
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
 	"github.com/neolith/orchestrator/internal/supervise"
 	"github.com/neolith/orchestrator/provider"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
 // superviseParts makes the tree of a server's daemons, in the order of their start. The recorder is the first, for it ends last.
@@ -68,25 +69,19 @@ func residentBytes() uint64 {
 	return 0
 }
 
-// daemonMetrics describes the daemons for Prometheus.
-type daemonMetrics struct{ daemons *supervise.Tree }
-
 var (
 	daemonUpDesc       = desc("daemon_up", "1 where a daemon runs or has nothing more to do, 0 where it keeps failing.", "daemon")
 	daemonRestartsDesc = desc("daemon_restarts_total", "How often a daemon failed and was started again.", "daemon")
 )
 
-// Describe implements prometheus.Collector.
-func (m daemonMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
-
-// Collect implements prometheus.Collector.
-func (m daemonMetrics) Collect(ch chan<- prometheus.Metric) {
-	for _, d := range m.daemons.Statuses() {
-		up := 1.0
+// collectDaemons tells of the daemons.
+func (s *server) collectDaemons(ch chan<- prometheus.Metric) {
+	for _, d := range s.daemons.Statuses() {
+		up := 1
 		if d.State == supervise.Failing {
 			up = 0
 		}
-		ch <- prometheus.MustNewConstMetric(daemonUpDesc, prometheus.GaugeValue, up, d.Name)
-		ch <- prometheus.MustNewConstMetric(daemonRestartsDesc, prometheus.CounterValue, float64(d.Restarts), d.Name)
+		telemetry.Gauge(ch, daemonUpDesc, up, d.Name)
+		telemetry.Counter(ch, daemonRestartsDesc, d.Restarts, d.Name)
 	}
 }

@@ -5,8 +5,7 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/neolith/orchestrator/gateway/socket"
-	"github.com/neolith/orchestrator/queue/dispatch"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
 var (
@@ -31,30 +30,28 @@ var (
 	descClientBytesOut  = desc("client_sent_bytes_total", "Bytes of messages to clients.")
 )
 
-// gatewayMetrics collects from the client gateway.
-type gatewayMetrics struct{ hub *socket.Hub }
-
-// Describe implements prometheus.Collector.
-func (m gatewayMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
-
-// Collect implements prometheus.Collector.
-func (m gatewayMetrics) Collect(ch chan<- prometheus.Metric) {
-	t, st := samples{ch}, m.hub.Stats()
-	t.gauge(descClientConns, float64(st.Connections))
-	t.gauge(descClients, float64(st.Clients))
-	t.gauge(descClientInFlight, float64(st.InFlight))
-	t.gauge(descClientKept, float64(st.KeptBytes))
-	for _, c := range []struct {
-		desc  *prometheus.Desc
-		value uint64
-	}{
-		{descClientAccepted, st.Accepted}, {descClientRefused, st.Refused}, {descClientResumed, st.Resumed}, {descClientCalls, st.Calls},
-		{descClientJoined, st.Joined}, {descClientCached, st.Cached}, {descClientCancelled, st.Cancelled}, {descClientFull, st.OverCapacity},
-		{descClientMalformed, st.Malformed}, {descClientEvicted, st.Evicted}, {descClientTruncated, st.Truncated}, {descClientFramesIn, st.FramesReceived},
-		{descClientFramesOut, st.FramesSent}, {descClientBytesIn, st.Received}, {descClientBytesOut, st.Written},
-	} {
-		t.counter(c.desc, int64(c.value))
-	}
+// collectClients tells of the client gateway.
+func (s *server) collectClients(ch chan<- prometheus.Metric) {
+	st := s.gateway.Stats()
+	telemetry.Gauge(ch, descClientConns, st.Connections)
+	telemetry.Gauge(ch, descClients, st.Clients)
+	telemetry.Gauge(ch, descClientInFlight, st.InFlight)
+	telemetry.Gauge(ch, descClientKept, st.KeptBytes)
+	telemetry.Counter(ch, descClientAccepted, st.Accepted)
+	telemetry.Counter(ch, descClientRefused, st.Refused)
+	telemetry.Counter(ch, descClientResumed, st.Resumed)
+	telemetry.Counter(ch, descClientCalls, st.Calls)
+	telemetry.Counter(ch, descClientJoined, st.Joined)
+	telemetry.Counter(ch, descClientCached, st.Cached)
+	telemetry.Counter(ch, descClientCancelled, st.Cancelled)
+	telemetry.Counter(ch, descClientFull, st.OverCapacity)
+	telemetry.Counter(ch, descClientMalformed, st.Malformed)
+	telemetry.Counter(ch, descClientEvicted, st.Evicted)
+	telemetry.Counter(ch, descClientTruncated, st.Truncated)
+	telemetry.Counter(ch, descClientFramesIn, st.FramesReceived)
+	telemetry.Counter(ch, descClientFramesOut, st.FramesSent)
+	telemetry.Counter(ch, descClientBytesIn, st.Received)
+	telemetry.Counter(ch, descClientBytesOut, st.Written)
 }
 
 var (
@@ -75,29 +72,36 @@ var (
 	descCallsFetched   = desc("calls_fetched_total", "Results that were fetched from the chunk store.")
 )
 
-// dispatchMetrics collects from the queue of durable calls.
-type dispatchMetrics struct {
-	calls *dispatch.Dispatcher
-	log   *dispatch.ClusterLog
+// collectDispatch tells of the durable calls of this server.
+func (s *server) collectDispatch(ch chan<- prometheus.Metric) {
+	st := s.calls.Stats()
+	telemetry.Gauge(ch, descCallsWaiting, st.Waiting)
+	telemetry.Gauge(ch, descCallsRunning, st.Running)
+	telemetry.Gauge(ch, descCallsProposed, s.callLog.Queued())
+	telemetry.Counter(ch, descCallsSubmitted, st.Submitted)
+	telemetry.Counter(ch, descCallsKnown, st.Known)
+	telemetry.Counter(ch, descCallsRefused, st.Refused)
+	telemetry.Counter(ch, descCallsEnded, st.Ended)
+	telemetry.Counter(ch, descCallsDeferred, st.Deferred)
+	telemetry.Counter(ch, descCallsDead, st.Dead)
+	telemetry.Counter(ch, descCallsOutdated, st.Outdated)
+	telemetry.Counter(ch, descCallsOrphans, st.Orphans)
+	telemetry.Counter(ch, descCallsCancelled, st.Cancelled)
+	telemetry.Counter(ch, descCallsFast, st.Fast)
+	telemetry.Counter(ch, descCallsResumed, st.Resumed)
+	telemetry.Counter(ch, descCallsFetched, st.Fetched)
 }
 
-// Describe implements prometheus.Collector.
-func (m dispatchMetrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+var (
+	descMCPSessions      = desc("mcp_sessions", "Sessions of MCP, over HTTP and WebSockets.")
+	descMCPConns         = desc("mcp_connections", "WebSockets of MCP, which count among those of clients.")
+	descMCPSubscriptions = desc("mcp_subscriptions", "Logs that clients of MCP want to hear of.")
+)
 
-// Collect implements prometheus.Collector.
-func (m dispatchMetrics) Collect(ch chan<- prometheus.Metric) {
-	t, st := samples{ch}, m.calls.Stats()
-	t.gauge(descCallsWaiting, float64(st.Waiting))
-	t.gauge(descCallsRunning, float64(st.Running))
-	t.gauge(descCallsProposed, float64(m.log.Queued()))
-	for _, c := range []struct {
-		desc  *prometheus.Desc
-		value uint64
-	}{
-		{descCallsSubmitted, st.Submitted}, {descCallsKnown, st.Known}, {descCallsRefused, st.Refused}, {descCallsEnded, st.Ended},
-		{descCallsDeferred, st.Deferred}, {descCallsDead, st.Dead}, {descCallsOutdated, st.Outdated}, {descCallsOrphans, st.Orphans},
-		{descCallsCancelled, st.Cancelled}, {descCallsFast, st.Fast}, {descCallsResumed, st.Resumed}, {descCallsFetched, st.Fetched},
-	} {
-		t.counter(c.desc, int64(c.value))
-	}
+// collectMCP tells of the Model Context Protocol. The connections and calls of its clients are among those of all clients.
+func (s *server) collectMCP(ch chan<- prometheus.Metric) {
+	st := s.mcp.Stats()
+	telemetry.Gauge(ch, descMCPSessions, st.Sessions)
+	telemetry.Gauge(ch, descMCPConns, st.WebSockets)
+	telemetry.Gauge(ch, descMCPSubscriptions, st.Subscriptions)
 }

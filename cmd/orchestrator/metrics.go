@@ -9,30 +9,31 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/neolith/orchestrator/session"
+	"github.com/neolith/orchestrator/telemetry"
 )
 
-// metrics collects from the parts when it is asked, so that counting costs nothing in between.
-type metrics struct {
-	s     *server
-	calls *prometheus.HistogramVec
+// registerMetrics has the parts asked when the registry is, so that counting costs nothing in between.
+func (s *server) registerMetrics() {
+	for _, collect := range []prometheus.CollectorFunc{
+		s.collectLog, s.collectState, s.collectLinks, s.collectExchanges, s.upkeep.collect, s.collectClients, s.collectMCP, s.collectDispatch, s.collectDaemons,
+	} {
+		s.registry.MustRegister(collect)
+	}
+	if s.certs != nil {
+		s.registry.MustRegister(s.certs)
+	}
 }
 
-// newMetrics describes the parts in the server's registry.
-func newMetrics(s *server) *metrics {
-	r := s.registry
-	m := &metrics{s: s, calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+// callObserver tells how long gRPC calls take; call it as they end.
+func (s *server) callObserver() func(method string, code codes.Code, d time.Duration) {
+	calls := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "orchestrator_grpc_call_duration_seconds", Help: "Time of gRPC calls, streams included, by method and code.",
 		Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
-	}, []string{"method", "code"})}
-	r.MustRegister(m.calls, m, chunkMetrics{s.chunks, s.upkeep}, callMetrics{s.store.View, time.Now})
-	if s.certs != nil {
-		r.MustRegister(s.certs)
+	}, []string{"method", "code"})
+	s.registry.MustRegister(calls)
+	return func(method string, code codes.Code, d time.Duration) {
+		calls.WithLabelValues(method, code.String()).Observe(d.Seconds())
 	}
-	return m
-}
-
-func (m *metrics) observeCall(method string, code codes.Code, d time.Duration) {
-	m.calls.WithLabelValues(method, code.String()).Observe(d.Seconds())
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -76,79 +77,71 @@ var (
 	descExchangesDenied = desc("exchanges_refused_total", "Those that it refused because too many were under way.", "kind")
 )
 
-// Describe implements prometheus.Collector.
-func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
-		descLeader, descTerm, descApplied, descCommit, descEntries, descCommands, descProposeFull, descQueued, descWrites,
-		descWriteTime, descSessions, descNodes, descMessages, descMailBytes, descDead, descDeadDropped, descKeys, descLinks,
-		descRelayed, descFramesIn, descDropped, descOverflow, descHeartbeats, descFacts, descLost, descSent, descPlaced,
-		descTalks, descTalkBytes, descExchanges, descExchangesTotal, descExchangesDenied,
-	} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-	}
-	s := m.s
-	leads := 0.0
+// collectLog tells of raft, its disk, and what is proposed.
+func (s *server) collectLog(ch chan<- prometheus.Metric) {
+	leads := 0
 	if l, _ := s.node.Leader(); l.Self {
 		leads = 1
 	}
-	gauge(descLeader, leads)
-	gauge(descTerm, float64(s.node.Term()))
-	gauge(descApplied, float64(s.node.AppliedIndex()))
-	gauge(descCommit, float64(s.node.CommitIndex()))
+	telemetry.Gauge(ch, descLeader, leads)
+	telemetry.Gauge(ch, descTerm, s.node.Term())
+	telemetry.Gauge(ch, descApplied, s.node.AppliedIndex())
+	telemetry.Gauge(ch, descCommit, s.node.CommitIndex())
 	entries, commands, full, queued := s.node.ProposerStats()
-	counter(descEntries, entries)
-	counter(descCommands, commands)
-	counter(descProposeFull, full)
-	gauge(descQueued, float64(queued))
+	telemetry.Counter(ch, descEntries, entries)
+	telemetry.Counter(ch, descCommands, commands)
+	telemetry.Counter(ch, descProposeFull, full)
+	telemetry.Gauge(ch, descQueued, queued)
 	writes, took := s.node.LogStats()
-	counter(descWrites, writes)
-	ch <- prometheus.MustNewConstMetric(descWriteTime, prometheus.CounterValue, took.Seconds())
+	telemetry.Counter(ch, descWrites, writes)
+	telemetry.Counter(ch, descWriteTime, took.Seconds())
+}
 
+// collectState tells what is in the state: the same on every server that has applied the log.
+func (s *server) collectState(ch chan<- prometheus.Metric) {
 	v := s.store.View()
 	st := v.Stats()
 	for p := session.Pending; p <= session.Terminated; p++ {
-		gauge(descSessions, float64(st.Phases[p]), p.String())
+		telemetry.Gauge(ch, descSessions, st.Phases[p], p.String())
 	}
-	byStatus := map[string]float64{"HEALTHY": 0, "DEGRADED": 0, "UNHEALTHY": 0, "OFFLINE": 0}
+	byStatus := map[string]int{"HEALTHY": 0, "DEGRADED": 0, "UNHEALTHY": 0, "OFFLINE": 0}
 	for n := range v.Nodes() {
 		byStatus[n.Status.String()]++
 	}
 	for status, n := range byStatus {
-		gauge(descNodes, n, status)
+		telemetry.Gauge(ch, descNodes, n, status)
 	}
-	gauge(descMessages, float64(st.Messages))
-	gauge(descMailBytes, float64(st.MessageBytes))
-	gauge(descDead, float64(st.DeadLetters))
-	counter(descDeadDropped, st.DeadLettersDropped)
-	gauge(descKeys, float64(st.IdempotencyKeys))
-	gauge(descTalks, float64(st.Conversations))
-	gauge(descTalkBytes, float64(st.ConversationBytes))
+	telemetry.Gauge(ch, descMessages, st.Messages)
+	telemetry.Gauge(ch, descMailBytes, st.MessageBytes)
+	telemetry.Gauge(ch, descDead, st.DeadLetters)
+	telemetry.Counter(ch, descDeadDropped, st.DeadLettersDropped)
+	telemetry.Gauge(ch, descKeys, st.IdempotencyKeys)
+	telemetry.Gauge(ch, descTalks, st.Conversations)
+	telemetry.Gauge(ch, descTalkBytes, st.ConversationBytes)
+	collectCalls(ch, v, time.Now())
+}
 
+// collectLinks tells of nodes and what goes to them.
+func (s *server) collectLinks(ch chan<- prometheus.Metric) {
 	h := s.hub.Stats()
-	gauge(descLinks, float64(h.Links))
-	gauge(descRelayed, float64(h.RelayedLinks))
-	counter(descFramesIn, h.FramesIn)
-	counter(descDropped, h.Dropped)
-	counter(descOverflow, h.Overflowed)
+	telemetry.Gauge(ch, descLinks, h.Links)
+	telemetry.Gauge(ch, descRelayed, h.RelayedLinks)
+	telemetry.Counter(ch, descFramesIn, h.FramesIn)
+	telemetry.Counter(ch, descDropped, h.Dropped)
+	telemetry.Counter(ch, descOverflow, h.Overflowed)
 	l := s.leader.Stats()
-	counter(descHeartbeats, l.Heartbeats)
-	counter(descFacts, l.Facts)
-	counter(descLost, l.NodesLost)
-	counter(descSent, l.MessagesSent)
-	counter(descPlaced, l.Placed)
+	telemetry.Counter(ch, descHeartbeats, l.Heartbeats)
+	telemetry.Counter(ch, descFacts, l.Facts)
+	telemetry.Counter(ch, descLost, l.NodesLost)
+	telemetry.Counter(ch, descSent, l.MessagesSent)
+	telemetry.Counter(ch, descPlaced, l.Placed)
+}
+
+// collectExchanges tells of exports, imports and comparisons.
+func (s *server) collectExchanges(ch chan<- prometheus.Metric) {
 	for _, x := range s.ops.ExchangeStats() {
-		gauge(descExchanges, float64(x.UnderWay), x.Kind)
-		counter(descExchangesTotal, x.Admitted, x.Kind)
-		counter(descExchangesDenied, x.Refused, x.Kind)
+		telemetry.Gauge(ch, descExchanges, x.UnderWay, x.Kind)
+		telemetry.Counter(ch, descExchangesTotal, x.Admitted, x.Kind)
+		telemetry.Counter(ch, descExchangesDenied, x.Refused, x.Kind)
 	}
 }

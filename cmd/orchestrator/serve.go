@@ -87,7 +87,6 @@ type server struct {
 	mcp       *mcp.Handler
 	auth      *auth.Authenticator
 	registry  *prometheus.Registry
-	metrics   *metrics
 	listeners listeners
 	linkHTTP  *http.Server
 	userHTTP  *http.Server
@@ -239,15 +238,14 @@ func (s *server) build(ctx context.Context) error {
 		Daemons: s.daemonProtos, Providers: s.models, Record: s.record(),
 		Version: build.Version, PID: os.Getpid(), Now: time.Now, Logger: s.log,
 	})
-	s.metrics = newMetrics(s)
 	s.api = gateway.NewServer(s.ops, gateway.ServerOptions{
-		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.metrics.observeCall,
+		Hub: s.hub, TLS: tlsc.grpc, PeerSecret: s.secret, Open: !cfg.Auth.Tokens, Observe: s.callObserver(),
 	})
 	if err := s.openGateway(build.Version); err != nil {
 		return err
 	}
 	s.superviseParts()
-	s.registry.MustRegister(gatewayMetrics{s.gateway}, mcpMetrics{s.mcp}, dispatchMetrics{s.calls, s.callLog}, daemonMetrics{s.daemons})
+	s.registerMetrics()
 	s.linkHTTP, s.userHTTP = s.httpServers(tlsc.http)
 	return nil
 }

@@ -196,7 +196,7 @@ func TestAServerThatWasAwayGetsWhatItMissed(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(chunkMetrics{store, u})
+	registry.MustRegister(prometheus.CollectorFunc(u.collect))
 	metricstest.Lint(t, registry)
 	for name, want := range map[string]float64{"orchestrator_chunk_repair_copies_total": float64(len(got)), "orchestrator_chunk_repair_lost_chunks": 0,
 		"orchestrator_chunk_directory_chunks": float64(len(ids(t, a.Store))), "orchestrator_chunk_repair_rounds_total": 1} {
