@@ -27,7 +27,7 @@ func newHistograms() *histograms {
 }
 
 func (h *histograms) register(r prometheus.Registerer, p *Pools) error {
-	for _, c := range []prometheus.Collector{h.call, h.firstByte, collector{p}} {
+	for _, c := range []prometheus.Collector{h.call, h.firstByte, prometheus.CollectorFunc(p.collect)} {
 		if err := r.Register(c); err != nil {
 			return err
 		}
@@ -57,20 +57,9 @@ var (
 	descRefused     = desc("budget_refused_total", "Calls that a tenant's budget refused.")
 )
 
-// collector reads metrics off the pools. Tenants are no label: there may be any number of them.
-type collector struct{ p *Pools }
-
-// Describe implements prometheus.Collector.
-func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descSlots, descSlotsMax, descConnections, descWaiting, descHealthy, descCalls, descLimited, descUnsure, descElsewhere,
-		descFull, descTokens, descCost, descBreaker, descBlocked, descRefused} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c collector) Collect(ch chan<- prometheus.Metric) {
-	for _, s := range c.p.List() {
+// collect reads metrics off the pools. Tenants are no label: there may be any number of them.
+func (p *Pools) collect(ch chan<- prometheus.Metric) {
+	for _, s := range p.List() {
 		telemetry.Gauge(ch, descSlots, s.Idle, s.Name, "idle")
 		telemetry.Gauge(ch, descSlots, s.InUse, s.Name, "in_use")
 		telemetry.Gauge(ch, descSlotsMax, s.Max, s.Name)
@@ -92,9 +81,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			telemetry.Gauge(ch, descBlocked, e.BlockedFor.Round(time.Millisecond).Seconds(), s.Name, e.Name)
 		}
 	}
-	c.p.budgets.mu.Lock()
-	refused := c.p.budgets.refused
-	c.p.budgets.mu.Unlock()
+	p.budgets.mu.Lock()
+	refused := p.budgets.refused
+	p.budgets.mu.Unlock()
 	telemetry.Counter(ch, descRefused, refused)
 }
 
