@@ -32,23 +32,12 @@ func crowdSettings() map[string]any {
 }
 
 // Clients measures idle clients.
-func (b *Bench) Clients(ctx context.Context) ([]*measure.Figure, error) {
-	var out []*measure.Figure
-	for _, plain := range []bool{true, false} {
-		name := measure.Amount(float64(b.o.Clients), "") + " clients, TLS"
-		if plain {
-			name = measure.Amount(float64(b.o.Clients), "") + " clients, plain text"
-		}
-		if !b.wanted(name) {
-			continue
-		}
+func (b *Bench) Clients(ctx context.Context) (out []*measure.Figure, err error) {
+	for name, plain := range b.crowds("clients", b.o.Clients) {
 		memory := &measure.Figure{Part: "clients", Name: name + ": server memory each", Unit: "KB"}
 		accept := &measure.Figure{Part: "clients", Name: name + ": accepted", Unit: "/s"}
-		for run := range b.o.Runs {
-			b.logf("clients: run %d of %d, plain text: %v", run+1, b.o.Runs, plain)
-			if err := b.clientsRun(ctx, plain, memory, accept); err != nil {
-				return nil, err
-			}
+		if err := b.crowd("clients", plain, func() error { return b.clientsRun(ctx, plain, memory, accept) }); err != nil {
+			return nil, err
 		}
 		memory.WantAtMost(maxKBPerClient)
 		accept.WantAtLeast(acceptPerSecond)
@@ -61,20 +50,14 @@ func (b *Bench) clientsRun(ctx context.Context, plain bool, memory, accept *meas
 	o := testbed.ClusterOptions{Servers: 1, Plain: plain, Settings: crowdSettings(), Env: instrumented}
 	return b.withCluster(ctx, o, func(c *testbed.Cluster) error {
 		return helper(clientload.Role, func(h *testbed.Helper) error {
-			server := c.Servers()[0]
-			before, err := settledRSS(ctx, server)
-			if err != nil {
-				return err
-			}
-			access, err := c.Access(ctx)
-			if err != nil {
-				return err
-			}
 			var s measure.Summary
-			if err := h.Ask(ctx, "idle", clientload.IdleArgs{Access: access, Count: b.o.Clients, Dialers: clientDialers}, &s); err != nil {
-				return err
-			}
-			after, err := settledRSS(ctx, server)
+			each, err := b.memoryEach(ctx, c.Servers()[0], b.o.Clients, "clients connected", memory, func() error {
+				access, err := c.Access(ctx)
+				if err != nil {
+					return err
+				}
+				return h.Ask(ctx, "idle", clientload.IdleArgs{Access: access, Count: b.o.Clients, Dialers: clientDialers}, &s)
+			})
 			if err != nil {
 				return err
 			}
@@ -85,13 +68,7 @@ func (b *Bench) clientsRun(ctx context.Context, plain bool, memory, accept *meas
 			if lost > 0 {
 				return fmt.Errorf("%d clients were disconnected", lost)
 			}
-			if err := b.heapProfile(ctx, server, memory.Name); err != nil {
-				return err
-			}
-			each := float64(after-before) / float64(b.o.Clients) / bytesInAKB
-			memory.Runs = append(memory.Runs, each)
 			accept.AddRun(s.PerSecond, s.P99)
-			memory.Note = fmt.Sprintf("resident memory %d MB before, %d MB with all clients connected, each after a collection, in the last run", before/1e6, after/1e6)
 			accept.Note = fmt.Sprintf("from the dial to the hello_ack, %d at once, dialled by one process", clientDialers)
 			b.logf("  %.1f KB each; accepted %s", each, brief(s))
 			return nil

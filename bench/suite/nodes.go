@@ -6,7 +6,6 @@ package suite
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/neolith/orchestrator/bench/measure"
@@ -25,30 +24,16 @@ const (
 	maxKBPerNode    = 20
 	linkTimeout     = 5 * time.Minute
 	linkPerSecond   = 1000
-	bytesInAKB      = 1000
 	percentOfACores = 100
 )
 
 // Nodes measures linked nodes.
-func (b *Bench) Nodes(ctx context.Context) ([]*measure.Figure, error) {
-	var out []*measure.Figure
-	for _, plain := range []bool{true, false} {
-		name := fmt.Sprintf("%s nodes", measure.Amount(float64(b.o.Nodes), ""))
-		if plain {
-			name += ", plain text"
-		} else {
-			name += ", TLS"
-		}
-		if !b.wanted(name) {
-			continue
-		}
+func (b *Bench) Nodes(ctx context.Context) (out []*measure.Figure, err error) {
+	for name, plain := range b.crowds("nodes", b.o.Nodes) {
 		cpu := &measure.Figure{Part: "nodes", Name: name + ": processor at rest", Unit: "% core"}
 		memory := &measure.Figure{Part: "nodes", Name: name + ": server memory each", Unit: "KB"}
-		for run := range b.o.Runs {
-			b.logf("nodes: run %d of %d, plain text: %v", run+1, b.o.Runs, plain)
-			if err := b.nodesRun(ctx, plain, cpu, memory); err != nil {
-				return nil, err
-			}
+		if err := b.crowd("nodes", plain, func() error { return b.nodesRun(ctx, plain, cpu, memory) }); err != nil {
+			return nil, err
 		}
 		cpu.WantBelow(maxRestCores)
 		memory.WantAtMost(maxKBPerNode)
@@ -67,46 +52,42 @@ func (b *Bench) nodesRun(ctx context.Context, plain bool, cpu, memory *measure.F
 	o := testbed.ClusterOptions{Servers: 1, Plain: plain, Settings: restSettings(), Env: instrumented}
 	return b.withCluster(ctx, o, func(c *testbed.Cluster) error {
 		return helper(simnode.Role, func(h *testbed.Helper) error {
-			server := c.Servers()[0]
-			before, err := settledRSS(ctx, server)
+			var rest float64
+			var beats int64
+			each, err := b.memoryEach(ctx, c.Servers()[0], b.o.Nodes, "nodes linked", memory, func() (err error) {
+				if err := b.link(ctx, c, h); err != nil {
+					return err
+				}
+				rest, beats, err = b.rest(ctx, c, h, cpu.Name)
+				return err
+			})
 			if err != nil {
 				return err
 			}
-			access, err := c.Access(ctx)
-			if err != nil {
-				return err
-			}
-			var linked simnode.Counts
-			start := time.Now()
-			err = h.Ask(ctx, "start", simnode.StartArgs{
-				Access: access, Count: b.o.Nodes, Prefix: "sim", Within: time.Duration(b.o.Nodes) * time.Second / linkPerSecond, Timeout: linkTimeout, Spread: restHeartbeat,
-			}, &linked)
-			if err != nil {
-				return err
-			}
-			b.logf("  %d nodes linked after %.1f s", linked.Linked, time.Since(start).Seconds())
-			if err := pause(ctx, settleTime); err != nil {
-				return err
-			}
-			rest, beats, err := b.rest(ctx, c, h, cpu.Name)
-			if err != nil {
-				return err
-			}
-			after, err := settledRSS(ctx, server)
-			if err != nil {
-				return err
-			}
-			if err := b.heapProfile(ctx, server, memory.Name); err != nil {
-				return err
-			}
-			each := float64(after-before) / float64(b.o.Nodes) / bytesInAKB
-			cpu.Runs, memory.Runs = append(cpu.Runs, rest), append(memory.Runs, each)
+			cpu.Runs = append(cpu.Runs, rest)
 			cpu.Note = fmt.Sprintf("%d heartbeats were answered in %s of the last run", beats, restTime)
-			memory.Note = fmt.Sprintf("resident memory %d MB before, %d MB with all nodes linked, each after a collection, in the last run", before/1e6, after/1e6)
 			b.logf("  at rest %.1f %% of a core, %d heartbeats answered; %.1f KB a node", rest, beats, each)
 			return nil
 		})
 	})
+}
+
+// link has all nodes link, and waits until they are at rest.
+func (b *Bench) link(ctx context.Context, c *testbed.Cluster, h *testbed.Helper) error {
+	access, err := c.Access(ctx)
+	if err != nil {
+		return err
+	}
+	var linked simnode.Counts
+	start := time.Now()
+	err = h.Ask(ctx, "start", simnode.StartArgs{
+		Access: access, Count: b.o.Nodes, Prefix: "sim", Within: time.Duration(b.o.Nodes) * time.Second / linkPerSecond, Timeout: linkTimeout, Spread: restHeartbeat,
+	}, &linked)
+	if err != nil {
+		return err
+	}
+	b.logf("  %d nodes linked after %.1f s", linked.Linked, time.Since(start).Seconds())
+	return pause(ctx, settleTime)
 }
 
 // rest is the server's use of a processor at rest, in percent of one, and the heartbeats that it answered meanwhile.
@@ -128,23 +109,6 @@ func (b *Bench) rest(ctx context.Context, c *testbed.Cluster, h *testbed.Helper,
 		return 0, 0, fmt.Errorf("%d links were lost", last.LinksLost)
 	}
 	return percent, last.Acked - first.Acked, nil
-}
-
-// settledRSS is a server's resident memory once it has given back what it can.
-func settledRSS(ctx context.Context, s *testbed.Server) (int64, error) {
-	for range 2 { // what finalizers held is free after the second time
-		if err := s.FreeMemory(ctx); err != nil {
-			return 0, err
-		}
-	}
-	return measure.RSS(s.PID())
-}
-
-func (b *Bench) heapProfile(ctx context.Context, s *testbed.Server, name string) error {
-	if b.o.Profiles == "" {
-		return nil
-	}
-	return s.Profile(ctx, filepath.Join(b.o.Profiles, "nodes-heap-"+slug(name)+".pprof"), 0)
 }
 
 // pause waits, unless ctx ends first.
