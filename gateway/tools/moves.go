@@ -28,6 +28,11 @@ func onSession(wait string, more map[string]*Schema) *Schema {
 const undoTime = 5 * time.Second
 
 func migrateTool() Tool {
+	type arguments struct {
+		target
+		Target string `json:"target"`
+		Mode   string `json:"mode"`
+	}
 	return Tool{
 		Name: "session_migrate", Destructive: true,
 		Description: "Move a session to another node while it works. Nothing is lost; it answers nothing for the blackout, which the answer tells. Returns the session as JSON, with migration.",
@@ -35,15 +40,7 @@ func migrateTool() Tool {
 			"target": text("the node to move to; chosen when left out", session.MaxNameBytes),
 			"mode":   oneOf("live copies while it works, cold does not; live by default", "live", "cold"),
 		}),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[struct {
-				target
-				Target string `json:"target"`
-				Mode   string `json:"mode"`
-			}](c)
-			if err != nil {
-				return nil, err
-			}
+		run: onOne(func(ctx context.Context, api api, c *Call, a arguments) (*apiv1.MigrateSessionResponse, error) {
 			c.progress("the session is being moved")
 			r, err := api.sessions.MigrateSession(ctx, &apiv1.MigrateSessionRequest{
 				Namespace: a.Namespace, Id: a.ID, Target: a.Target, Mode: a.Mode, IdempotencyKey: a.key(c), Wait: a.waits(),
@@ -54,11 +51,8 @@ func migrateTool() Tool {
 				defer cancel()
 				_, _ = api.sessions.CancelMigration(undo, &apiv1.CancelMigrationRequest{Namespace: a.Namespace, Id: a.ID}) // it may have ended
 			}
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+			return r, err
+		}),
 	}
 }
 
@@ -67,21 +61,19 @@ func checkpointTool() Tool {
 		Name:        "session_checkpoint",
 		Description: "Save a session's state at the end of its turn, so that it can be restored, forked or moved from there. Returns the session as JSON, with checkpoint.",
 		Schema:      onSession("wait until it is saved", nil),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[target](c)
-			if err != nil {
-				return nil, err
-			}
-			r, err := api.sessions.CheckpointSession(ctx, &apiv1.CheckpointSessionRequest{Namespace: a.Namespace, Id: a.ID, IdempotencyKey: a.key(c), Wait: a.waits()})
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+		run: onOne(func(ctx context.Context, api api, c *Call, a target) (*apiv1.CheckpointSessionResponse, error) {
+			return api.sessions.CheckpointSession(ctx, &apiv1.CheckpointSessionRequest{Namespace: a.Namespace, Id: a.ID, IdempotencyKey: a.key(c), Wait: a.waits()})
+		}),
 	}
 }
 
 func forkTool() Tool {
+	type arguments struct {
+		target
+		Sequence uint64 `json:"sequence"`
+		Name     string `json:"name"`
+		Strategy string `json:"strategy"`
+	}
 	return Tool{
 		Name:        "session_fork",
 		Description: "Start a new session from a checkpoint of another one; the other goes on. Returns the new session as JSON.",
@@ -90,46 +82,26 @@ func forkTool() Tool {
 			"name":     text("the new session's name", session.MaxNameBytes),
 			"strategy": text("how its node is chosen", session.MaxNameBytes),
 		}),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[struct {
-				target
-				Sequence uint64 `json:"sequence"`
-				Name     string `json:"name"`
-				Strategy string `json:"strategy"`
-			}](c)
-			if err != nil {
-				return nil, err
-			}
-			r, err := api.sessions.ForkSession(ctx, &apiv1.ForkSessionRequest{
+		run: onOne(func(ctx context.Context, api api, c *Call, a arguments) (*apiv1.ForkSessionResponse, error) {
+			return api.sessions.ForkSession(ctx, &apiv1.ForkSessionRequest{
 				Namespace: a.Namespace, Id: a.ID, Sequence: a.Sequence, Name: a.Name, Strategy: a.Strategy, IdempotencyKey: a.key(c), Wait: a.waits(),
 			})
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+		}),
 	}
 }
 
 func pauseTool() Tool {
+	type arguments struct {
+		target
+		Reason string `json:"reason"`
+	}
 	return Tool{
 		Name: "session_pause", Destructive: true,
 		Description: "Save a session's state and stop it, so that it holds no node. A message or session_resume has it go on. Returns the session as JSON.",
 		Schema:      onSession("wait until it is paused", map[string]*Schema{"reason": text("why, for the history", 1024)}),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[struct {
-				target
-				Reason string `json:"reason"`
-			}](c)
-			if err != nil {
-				return nil, err
-			}
-			r, err := api.sessions.PauseSession(ctx, &apiv1.PauseSessionRequest{Namespace: a.Namespace, Id: a.ID, Reason: a.Reason, IdempotencyKey: a.key(c), Wait: a.waits()})
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+		run: onOne(func(ctx context.Context, api api, c *Call, a arguments) (*apiv1.PauseSessionResponse, error) {
+			return api.sessions.PauseSession(ctx, &apiv1.PauseSessionRequest{Namespace: a.Namespace, Id: a.ID, Reason: a.Reason, IdempotencyKey: a.key(c), Wait: a.waits()})
+		}),
 	}
 }
 
@@ -138,16 +110,8 @@ func resumeTool() Tool {
 		Name:        "session_resume",
 		Description: "Have a paused session go on from where it stopped. Returns the session as JSON.",
 		Schema:      onSession("wait until it runs", nil),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[target](c)
-			if err != nil {
-				return nil, err
-			}
-			r, err := api.sessions.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Namespace: a.Namespace, Id: a.ID, IdempotencyKey: a.key(c), Wait: a.waits()})
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+		run: onOne(func(ctx context.Context, api api, c *Call, a target) (*apiv1.ResumeSessionResponse, error) {
+			return api.sessions.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Namespace: a.Namespace, Id: a.ID, IdempotencyKey: a.key(c), Wait: a.waits()})
+		}),
 	}
 }

@@ -142,21 +142,13 @@ func spawnTool() Tool {
 			"strategy":         word("how its node is chosen"),
 			"wait":             flag("wait until it runs", false), "idempotency_key": keySchema(),
 		}),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[spawnArguments](c)
-			if err != nil {
-				return nil, err
-			}
+		run: onOne(func(ctx context.Context, api api, c *Call, a spawnArguments) (*apiv1.SpawnSessionResponse, error) {
 			spec, err := a.spec()
 			if err != nil {
 				return nil, err
 			}
-			r, err := api.sessions.SpawnSession(ctx, &apiv1.SpawnSessionRequest{Spec: spec, IdempotencyKey: cmp.Or(a.Key, c.ID), Wait: a.Wait})
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+			return api.sessions.SpawnSession(ctx, &apiv1.SpawnSessionRequest{Spec: spec, IdempotencyKey: cmp.Or(a.Key, c.ID), Wait: a.Wait})
+		}),
 	}
 }
 
@@ -165,17 +157,9 @@ func getTool() Tool {
 		Name: "session_get", ReadOnly: true,
 		Description: "Look at one session: its phase, node, epoch, checkpoint, lag and mailbox, as JSON.",
 		Schema:      object([]string{"id"}, map[string]*Schema{"id": idSchema(), "namespace": namespaceSchema()}),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[target](c)
-			if err != nil {
-				return nil, err
-			}
-			r, err := api.sessions.GetSession(ctx, &apiv1.GetSessionRequest{Namespace: a.Namespace, Id: a.ID})
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+		run: onOne(func(ctx context.Context, api api, c *Call, a target) (*apiv1.GetSessionResponse, error) {
+			return api.sessions.GetSession(ctx, &apiv1.GetSessionRequest{Namespace: a.Namespace, Id: a.ID})
+		}),
 	}
 }
 
@@ -273,6 +257,11 @@ func sendTool() Tool {
 }
 
 func terminateTool() Tool {
+	type arguments struct {
+		target
+		Reason string `json:"reason"`
+		Grace  string `json:"grace"`
+	}
 	return Tool{
 		Name: "session_terminate", Destructive: true,
 		Description: "End a session: SIGTERM, and after its grace its whole process tree is killed. Returns the session as JSON.",
@@ -280,15 +269,7 @@ func terminateTool() Tool {
 			"id": idSchema(), "namespace": namespaceSchema(), "reason": text("why, for the history", 1024),
 			"grace": duration("how long it has; its own grace when left out"), "idempotency_key": keySchema(),
 		}),
-		run: func(ctx context.Context, api api, c *Call) ([]Output, error) {
-			a, err := decode[struct {
-				target
-				Reason string `json:"reason"`
-				Grace  string `json:"grace"`
-			}](c)
-			if err != nil {
-				return nil, err
-			}
+		run: onOne(func(ctx context.Context, api api, c *Call, a arguments) (*apiv1.TerminateSessionResponse, error) {
 			req := &apiv1.TerminateSessionRequest{Namespace: a.Namespace, Id: a.ID, Reason: a.Reason, IdempotencyKey: a.key(c)}
 			grace, err := span("grace", a.Grace)
 			if err != nil {
@@ -297,11 +278,7 @@ func terminateTool() Tool {
 			if a.Grace != "" {
 				req.Grace = durationpb.New(grace)
 			}
-			r, err := api.sessions.TerminateSession(ctx, req)
-			if err != nil {
-				return nil, err
-			}
-			return answer(r.GetSession())
-		},
+			return api.sessions.TerminateSession(ctx, req)
+		}),
 	}
 }

@@ -174,6 +174,21 @@ func decode[A any](c *Call) (A, error) {
 	return a, nil
 }
 
+// onOne is what most tools do: they read their arguments, ask, and answer with the session that comes back.
+func onOne[A any, R interface{ GetSession() *apiv1.Session }](ask func(ctx context.Context, api api, c *Call, arguments A) (R, error)) func(context.Context, api, *Call) ([]Output, error) {
+	return func(ctx context.Context, api api, c *Call) ([]Output, error) {
+		a, err := decode[A](c)
+		if err != nil {
+			return nil, err
+		}
+		r, err := ask(ctx, api, c, a)
+		if err != nil {
+			return nil, err
+		}
+		return answer(r.GetSession())
+	}
+}
+
 // span reads a duration that the schema accepts; 0 for none.
 func span(field, s string) (time.Duration, error) {
 	if s == "" {
