@@ -167,6 +167,11 @@ func (a *app) command(use, short string, args cobra.PositionalArgs, h how, do fu
 	return &cobra.Command{Use: use, Short: short, Args: args, ValidArgsFunction: cobra.NoFileCompletions, RunE: a.runner(h, do)}
 }
 
+// keyFlag adds --idempotency-key; a repetition with the same key does what same says.
+func keyFlag(c *cobra.Command, key *string, same string) {
+	c.Flags().StringVar(key, "idempotency-key", "", "a repetition with the same key "+same)
+}
+
 // runner is what runs a command.
 func (a *app) runner(h how, do func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {

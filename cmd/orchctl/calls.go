@@ -164,6 +164,6 @@ func (a *app) queueCancelCommand() *cobra.Command {
 		}
 		return a.printDone(r, r.GetCall().GetId(), "call/"+r.GetCall().GetId()+": "+callStatus(r.GetCall()))
 	})
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key has no further effect")
+	keyFlag(c, &key, "has no further effect")
 	return c
 }

@@ -195,7 +195,7 @@ func (a *app) deleteCheckpointCommand() *cobra.Command {
 		}
 		return err
 	})
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same request; for one checkpoint")
+	keyFlag(c, &key, "is the same request; for one checkpoint")
 	c.ValidArgsFunction = a.completeSessions
 	return c
 }

@@ -9,10 +9,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
-	"github.com/neolith/orchestrator/internal/fault"
 )
 
 func (a *app) clusterCommand() *cobra.Command {
@@ -94,28 +92,6 @@ func (a *app) membersCommand() *cobra.Command {
 	return c
 }
 
-// keep returns the first items that match, up to the limit.
-func keep[T any](items []T, limit int, match func(T) bool) (out []T) {
-	for _, item := range items {
-		if match(item) && (limit == 0 || len(out) < limit) {
-			out = append(out, item)
-		}
-	}
-	return out
-}
-
-// show prints a list whose items are fetched into answer, once or again and again.
-func show[T proto.Message](ctx context.Context, a *app, k kind[T], l *listFlags, fetch func() ([]T, error), answer proto.Message) error {
-	if l.watch {
-		return poll(ctx, a, k, fetch)
-	}
-	items, err := fetch()
-	if err != nil {
-		return err
-	}
-	return printList(a, k, items, answer)
-}
-
 // findMember returns the id of the member that an id, a unique prefix of one, or an address means.
 func (a *app) findMember(ctx context.Context, ref string) (string, error) {
 	cl, err := a.connect(ctx)
@@ -136,18 +112,6 @@ func (a *app) findMember(ctx context.Context, ref string) (string, error) {
 		}
 	}
 	return unique("member", "cluster members", ref, ids)
-}
-
-// unique is the only id that a prefix means.
-func unique(noun, list, ref string, ids []string) (string, error) {
-	switch len(ids) {
-	case 1:
-		return ids[0], nil
-	case 0:
-		return "", fault.New(fault.NotFound, "there is no %s %q; 'orchctl %s' shows those there are", noun, ref, list)
-	default:
-		return "", fault.New(fault.Invalid, "%q may mean %s; give more of it", ref, strings.Join(ids, " or "))
-	}
 }
 
 func (a *app) joinCommand() *cobra.Command {

@@ -130,7 +130,7 @@ func (a *app) conversationsDeleteCommand() *cobra.Command {
 		return a.printDone(r, "conversation/"+args[0], "conversation/"+args[0]+" deleted")
 	})
 	a.ownerFlag(c, &owner)
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key has no further effect")
+	keyFlag(c, &key, "has no further effect")
 	c.ValidArgsFunction = a.completeConversations
 	return c
 }

@@ -233,7 +233,7 @@ func (a *app) dlqRetryCommand() *cobra.Command {
 		}
 		return a.printDone(r, id, fmt.Sprintf("session/%s: %d dead letter(s) back in the mailbox", id, r.GetRetried()))
 	})
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key has no further effect")
+	keyFlag(c, &key, "has no further effect")
 	c.ValidArgsFunction = a.completeSessions
 	return c
 }
@@ -266,7 +266,7 @@ func (a *app) dlqPurgeCommand() *cobra.Command {
 		}
 		return a.printDone(r, first(id, a.namespace()), fmt.Sprintf("%d dead letter(s) deleted", r.GetPurged()))
 	})
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key has no further effect")
+	keyFlag(c, &key, "has no further effect")
 	c.Flags().BoolVar(&all, "all", false, "all dead letters of the namespace, messages and calls")
 	c.ValidArgsFunction = a.completeSessions
 	return c

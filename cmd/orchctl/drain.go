@@ -45,7 +45,7 @@ The exit code is 0 when nothing is left, 4 when the drain was refused, and 1 whe
 	fl.BoolVar(&f.force, "force", false, "pause what has no place elsewhere, and what is left at the deadline")
 	fl.DurationVar(&f.deadline, "deadline", 0, "how long it may take (default 10m)")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it is over and print its figures (default on a terminal)")
-	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same drain")
+	keyFlag(c, &f.key, "is the same drain")
 	c.ValidArgsFunction = a.completeNodes
 	c.RunE = a.runner(streams, func(ctx context.Context, args []string) error {
 		if !fl.Changed("wait") {

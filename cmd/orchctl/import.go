@@ -64,7 +64,7 @@ checked, the cluster's answer included, and what the file holds is shown.`
 	fl.StringSliceVar(&f.signers, "signer", nil, "trust this signer: a fingerprint (SHA256:…), or a file with a public key")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "check everything, show what it holds, and make nothing")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed")
-	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
+	keyFlag(c, &f.key, "is the same session")
 	c.ValidArgsFunction = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault)
 	return c
 }

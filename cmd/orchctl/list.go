@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +43,18 @@ func (l *listFlags) check() error {
 	return nil
 }
 
+func (a *app) allFlag(c *cobra.Command, all *bool) {
+	c.Flags().BoolVarP(all, "all-namespaces", "A", false, "of every namespace that the token may see")
+}
+
+// scope is the namespace to look into; empty for all.
+func (a *app) scope(all bool) string {
+	if all {
+		return ""
+	}
+	return a.namespace()
+}
+
 // pages collects items page by page, up to the limit; next is where more would begin.
 func pages[T any](limit int, fetch func(size int32, token string) ([]T, string, error)) (items []T, next string, err error) {
 	for {
@@ -67,6 +81,35 @@ func (a *app) cutNote(shown int, next string, total int64) {
 		a.note(fmt.Sprintf("%d of %d shown; --limit 0 shows all", shown, total))
 	default:
 		a.note(fmt.Sprintf("the first %d shown; --limit 0 shows all", shown))
+	}
+}
+
+// keep returns the first items that match, up to the limit.
+func keep[T any](items []T, limit int, match func(T) bool) (out []T) {
+	for _, item := range items {
+		if match(item) && (limit == 0 || len(out) < limit) {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+// show prints a list whose items are fetched into answer, once or again and again.
+func show[T proto.Message](ctx context.Context, a *app, k kind[T], l *listFlags, fetch func() ([]T, error), answer proto.Message) error {
+	if l.watch {
+		return poll(ctx, a, k, fetch)
+	}
+	items, err := fetch()
+	if err != nil {
+		return err
+	}
+	return printList(a, k, items, answer)
+}
+
+// noteMissing names the servers that did not answer.
+func (a *app) noteMissing(missing map[string]string) {
+	for _, id := range slices.Sorted(maps.Keys(missing)) {
+		a.note(fmt.Sprintf("%s did not answer: %s", id, missing[id]))
 	}
 }
 
@@ -176,4 +219,16 @@ func (ts terms) match(values map[string]string) bool {
 		}
 	}
 	return true
+}
+
+// unique is the only id that a prefix means.
+func unique(noun, list, ref string, ids []string) (string, error) {
+	switch len(ids) {
+	case 1:
+		return ids[0], nil
+	case 0:
+		return "", fault.New(fault.NotFound, "there is no %s %q; 'orchctl %s' shows those there are", noun, ref, list)
+	default:
+		return "", fault.New(fault.Invalid, "%q may mean %s; give more of it", ref, strings.Join(ids, " or "))
+	}
 }

@@ -50,7 +50,7 @@ why not in 'orchctl sessions get'.`
 	fl.StringVar(&f.mode, "mode", modeLive, "live: copied while it works; cold: it stands still meanwhile")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it is done and print its figures (default on a terminal)")
 	fl.BoolVar(&f.cancel, "cancel", false, "cancel the move that is under way: the session stays where it is")
-	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same move")
+	keyFlag(c, &f.key, "is the same move")
 	a.complete(c, "mode", modeLive+"\tcopied while it works", modeCold+"\tit stands still meanwhile")
 	_ = c.RegisterFlagCompletionFunc("to", a.completeTargets) // it only refuses unknown flags
 	c.ValidArgsFunction = a.completeSessions

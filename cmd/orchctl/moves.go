@@ -33,7 +33,7 @@ type verbFlags struct {
 func (a *app) verb(use, short, wait string, f *verbFlags, do func(ctx context.Context, s *apiv1.Session) error) *cobra.Command {
 	c := a.command(use+" SESSION...", short, atLeast(1), brief, nil)
 	c.Flags().BoolVar(&f.wait, "wait", false, wait)
-	c.Flags().StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same request; for one session")
+	keyFlag(c, &f.key, "is the same request; for one session")
 	c.ValidArgsFunction = a.completeSessions
 	c.RunE = a.runner(brief, func(ctx context.Context, args []string) (err error) {
 		if f.key != "" && len(args) > 1 {
@@ -221,7 +221,7 @@ output. No byte is copied. The other session goes on as it is. Several forks are
 	fl.IntVar(&count, "count", 1, "how many")
 	fl.StringVar(&strategy, "strategy", "", "the placement strategy of the new sessions (default: that of the other one, and "+spreadStrategy+" with --count above 1)")
 	fl.StringVar(&from, "from", "", "the checkpoint: its sequence, a time, or how long ago (default: the last one)")
-	fl.StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same fork")
+	keyFlag(c, &key, "is the same fork")
 	fl.BoolVar(&wait, "wait", false, "wait until they run")
 	_ = c.RegisterFlagCompletionFunc("from", a.completeCheckpoints) // it only refuses unknown flags
 	c.ValidArgsFunction = a.completeSessions
@@ -298,7 +298,7 @@ epoch. What it did since is undone; messages that it has answered since stay ans
 checkpoint becomes the head of the chain once more; later ones are kept, so that a rewind can be taken back by another.`
 	fl := c.Flags()
 	fl.StringVar(&to, "to", "", "the checkpoint: its sequence, a time, or how long ago (default: the last one)")
-	fl.StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same rewind")
+	keyFlag(c, &key, "is the same rewind")
 	fl.BoolVar(&wait, "wait", false, "wait until it runs")
 	_ = c.RegisterFlagCompletionFunc("to", a.completeCheckpoints) // it only refuses unknown flags
 	c.ValidArgsFunction = a.completeSessions

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -76,13 +74,6 @@ func (a *app) listProvidersCommand() *cobra.Command {
 	})
 	l.add(c, "terms joined by commas: server=ID, name=NAME, healthy=false, breaker=open; != negates")
 	return c
-}
-
-// noteMissing names the servers that did not answer.
-func (a *app) noteMissing(missing map[string]string) {
-	for _, id := range slices.Sorted(maps.Keys(missing)) {
-		a.note(fmt.Sprintf("%s did not answer: %s", id, missing[id]))
-	}
 }
 
 func (a *app) modelKind() kind[*apiv1.Model] {

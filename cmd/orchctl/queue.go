@@ -44,18 +44,6 @@ func (a *app) queueStatsCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) allFlag(c *cobra.Command, all *bool) {
-	c.Flags().BoolVarP(all, "all-namespaces", "A", false, "of every namespace that the token may see")
-}
-
-// scope is the namespace to look into; empty for all.
-func (a *app) scope(all bool) string {
-	if all {
-		return ""
-	}
-	return a.namespace()
-}
-
 func (a *app) messageKind() kind[*apiv1.Message] {
 	return kind[*apiv1.Message]{
 		noun:    "messages",

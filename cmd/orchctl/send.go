@@ -52,7 +52,7 @@ func (a *app) sendCommand() *cobra.Command {
 
 "-" reads the message from standard input, to its end; one line break at the end is not part of it.`
 	c.Flags().StringVar(&priority, "priority", session.Normal.String(), "critical, high, normal or low")
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same message")
+	keyFlag(c, &key, "is the same message")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until the turn has ended and print its result")
 	c.Flags().DurationVar(&deadline, "deadline", 0, "the time after which it becomes a dead letter instead of being delivered")
 	a.complete(c, "priority", "critical", "high", "normal", "low")

@@ -283,7 +283,7 @@ func (a *app) terminateCommand() *cobra.Command {
 	c := a.command("terminate SESSION...", "End sessions: SIGTERM, grace, then the whole process tree is killed", atLeast(1), brief, nil)
 	c.Flags().DurationVar(&grace, "grace", 0, "time between SIGTERM and SIGKILL, instead of the session's own")
 	c.Flags().StringVar(&reason, "reason", "", "why, for the history")
-	c.Flags().StringVar(&key, "idempotency-key", "", "a repetition with the same key is the same termination; for one session")
+	keyFlag(c, &key, "is the same termination; for one session")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until nothing of them runs any more")
 	c.ValidArgsFunction = a.completeSessions
 	run := func(ctx context.Context, args []string) (err error) {

@@ -64,7 +64,7 @@ func (a *app) spawnCommand() *cobra.Command {
 	fl.DurationVar(&f.keepFor, "keep-checkpoints-for", 0, "how long checkpoints are kept, the newest one always; 0 for as long as there are not too many")
 	fl.StringVar(&f.state, "state", "", "what a checkpoint keeps beside messages: files, or memory for the process's memory, too, where nodes can (default files)")
 	fl.DurationVar(&f.pauseAfter, "pause-after", 0, "pause it when no turn was under way and no message waited for so long; a message wakes it; 0 for never")
-	fl.StringVar(&f.key, "idempotency-key", "", "a repetition with the same key is the same session")
+	keyFlag(c, &f.key, "is the same session")
 	fl.StringVar(&f.strategy, "strategy", "", "the placement strategy, instead of the cluster's")
 	fl.BoolVar(&f.wait, "wait", false, "wait until it runs or has ended; exit code 1 when it failed, or was ended by somebody")
 	fl.BoolVar(&f.attach, "attach", false, "join its terminal once it runs")
