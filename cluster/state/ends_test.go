@@ -109,30 +109,34 @@ func TestARestoredSessionMayRestartAgain(t *testing.T) {
 	}
 }
 
+// failed is a session that has ended: two of its four turns are in its checkpoint, and a message was never answered.
+func failed(t *testing.T, limits ...func(*Limits)) *machine {
+	m := newMachine(t, limits...)
+	m.node("a")
+	m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.CheckpointEvery = "5m" }))
+	m.ok(m.facts("a", started("s", 1)))
+	m.turns("a", 1, 2)
+	m.save("a", 1, 0)
+	m.turns("a", 1, 2)
+	m.ok(send("s", "never answered"))
+	m.ok(m.facts("a", exited("s", 1, 3, 0)))
+	checkInvariants(t, m.View())
+	return m
+}
+
+// restored rewinds the session, and compares the turn that it goes on from and the messages that come again.
+func (m *machine) restored(sequence, turns uint64, want ...uint64) {
+	m.t.Helper()
+	m.ok(&clusterv1.RewindSession{SessionId: "s", Sequence: sequence})
+	s := m.phase(session.Pending, "", m.session("s").Epoch)
+	if got := m.queued("s"); !slices.Equal(got, want) || s.Turns != turns || s.LagTurns() != 0 {
+		m.t.Errorf("messages %v come again at turn %d, lag %d; want %v at %d", got, s.Turns, s.LagTurns(), want, turns)
+	}
+}
+
 func TestAnEndedSessionIsRestoredWithWhatItsCheckpointHasNotSeen(t *testing.T) {
-	end := func(t *testing.T, limits ...func(*Limits)) *machine {
-		m := newMachine(t, limits...)
-		m.node("a")
-		m.ok(spawn("s", "id-a", func(s *apiv1.SessionSpec) { s.CheckpointEvery = "5m" }))
-		m.ok(m.facts("a", started("s", 1)))
-		m.turns("a", 1, 2)
-		m.save("a", 1, 0)
-		m.turns("a", 1, 2)
-		m.ok(send("s", "never answered"))
-		m.ok(m.facts("a", exited("s", 1, 3, 0)))
-		checkInvariants(t, m.View())
-		return m
-	}
-	restored := func(m *machine, sequence uint64, turns uint64, want ...uint64) {
-		t.Helper()
-		m.ok(&clusterv1.RewindSession{SessionId: "s", Sequence: sequence})
-		s := m.phase(session.Pending, "", m.session("s").Epoch)
-		if got := m.queued("s"); !slices.Equal(got, want) || s.Turns != turns || s.LagTurns() != 0 {
-			t.Errorf("messages %v come again at turn %d, lag %d; want %v at %d", got, s.Turns, s.LagTurns(), want, turns)
-		}
-	}
 	t.Run("from its head", func(t *testing.T) {
-		m := end(t)
+		m := failed(t)
 		s, mb := m.session("s"), m.View().Mailbox("s")
 		if s.Phase != session.Failed || s.LagTurns() != 2 || mb.Kept != 2 || mb.Acked != 4 || mb.Dead != 1 {
 			t.Fatalf("%s with a lag of %d turns, %+v", s.Phase, s.LagTurns(), mb)
@@ -140,7 +144,7 @@ func TestAnEndedSessionIsRestoredWithWhatItsCheckpointHasNotSeen(t *testing.T) {
 		if err := m.Restore(bytes.NewReader(persisted(t, m.View()))); err != nil {
 			t.Fatal(err)
 		}
-		restored(m, 0, 2, 3, 4)
+		m.restored(0, 2, 3, 4)
 		if mb := m.View().Mailbox("s"); mb.Acked != 2 || mb.Kept != 0 || m.View().Result("s", 3) != nil {
 			t.Errorf("%+v", mb)
 		}
@@ -151,10 +155,10 @@ func TestAnEndedSessionIsRestoredWithWhatItsCheckpointHasNotSeen(t *testing.T) {
 		m.ok(m.facts("a", started("s", 2), turn("s", 2, 3, "again")))
 		m.save("a", 2, 0)
 		m.ok(m.facts("a", exited("s", 2, 3, 0))) // the fourth was not answered this time
-		restored(m, 0, 3)
+		m.restored(0, 3)
 	})
 	t.Run("from an earlier one", func(t *testing.T) {
-		m := end(t)
+		m := failed(t)
 		m.ok(&clusterv1.RewindSession{SessionId: "s"})
 		m.ok(&clusterv1.PlaceSession{SessionId: "s", Epoch: 1, NodeId: "id-a"})
 		m.ok(m.facts("a", started("s", 2), turn("s", 2, 3, "")))
@@ -167,7 +171,7 @@ func TestAnEndedSessionIsRestoredWithWhatItsCheckpointHasNotSeen(t *testing.T) {
 		m.phase(session.Pending, "", 2)
 	})
 	t.Run("collected", func(t *testing.T) {
-		m := end(t)
+		m := failed(t)
 		if got := m.View().Stats().MessageBytes; got != 2 {
 			t.Fatalf("%d bytes are kept", got)
 		}
@@ -190,10 +194,10 @@ func TestAnEndedSessionIsRestoredWithWhatItsCheckpointHasNotSeen(t *testing.T) {
 		}
 	})
 	t.Run("no room", func(t *testing.T) {
-		m := end(t, func(l *Limits) { l.MessageBytes = 20 }) // what waited is counted when it ends
+		m := failed(t, func(l *Limits) { l.MessageBytes = 20 }) // what waited is counted when it ends
 		if mb := m.View().Mailbox("s"); mb.Kept != 0 {
 			t.Errorf("%+v", mb)
 		}
-		restored(m, 0, 2)
+		m.restored(0, 2)
 	})
 }

@@ -19,80 +19,118 @@ type fataler interface {
 // checkInvariants recounts everything that is counted as it changes.
 func checkInvariants(t fataler, v *View) {
 	t.Helper()
-	var want Stats
-	names := map[[2]string]string{}
-	type held struct {
-		sessions    uint32
-		cpu, memory int64
-	}
-	nodes := map[string]held{}
-	moving := map[string]uint32{} // to the node
-	pending, ended, aging := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	r := &recount{nodes: map[string]held{}, moving: map[string]uint32{}, names: map[[2]string]string{}, pending: map[string]bool{}, ended: map[string]bool{}, aging: map[string]bool{}}
 	for s := range v.Sessions("") {
-		want.Phases[s.Phase]++
-		if s.Spec.Name != "" && !s.Phase.Ended() {
-			key := [2]string{s.Spec.Namespace, s.Spec.Name}
-			if other, ok := names[key]; ok {
-				t.Fatalf("sessions %s and %s both have the name %v", other, s.ID, key)
-			}
-			names[key] = s.ID
-			if got := v.SessionByName(key[0], key[1]); got != s {
-				t.Fatalf("by name %v: %v", key, got)
-			}
-		}
-		if s.Phase.Ended() && s.Spec.Name != "" {
-			last := v.LastSessionByName(s.Spec.Namespace, s.Spec.Name)
-			if last == nil || last.Spec.Name != s.Spec.Name || last.EndTime < s.EndTime {
-				t.Fatalf("last by name %s: %v, and %s ended at %d", s.Spec.Name, last, s.ID, s.EndTime)
-			}
-		}
-		if s.Phase.HoldsNode() {
-			h := nodes[s.NodeID]
-			nodes[s.NodeID] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}
-		}
-		if s.Phase == session.Migrating {
-			if !s.Migration.Under() || s.Migration.Source != s.NodeID {
-				t.Fatalf("session %s is moving with %+v", s.ID, s.Migration)
-			}
-			h := nodes[s.Migration.Target]
-			nodes[s.Migration.Target] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}
-			moving[s.Migration.Target]++
-		} else if s.Phase != session.Restoring && s.Migration.Under() && s.Phase != session.Terminating && s.Phase != session.Pending {
-			t.Fatalf("session %s is %s and its move is under way: %+v", s.ID, s.Phase, s.Migration)
-		}
+		r.session(t, v, s)
 		checkSaved(t, s)
-		if s.KeptUntil() != 0 {
-			aging[s.ID] = true
-		}
-		if s.Phase == session.Pending {
-			pending[s.ID] = true
-		}
-		if s.Phase.Ended() != (s.EndTime != 0) {
-			t.Fatalf("session %s is %s with end time %d", s.ID, s.Phase, s.EndTime)
-		}
-		if s.Phase.Ended() {
-			ended[s.ID] = true
-			if s.Exit == nil || s.Exit.Cause == "" {
-				t.Fatalf("session %s ended without a cause", s.ID)
-			}
-		}
-		if n := len(s.History); n == 0 || n > session.HistoryMax || s.History[n-1].Phase != s.Phase {
-			t.Fatalf("session %s is %s with history %v", s.ID, s.Phase, s.History)
-		}
-		checkMailbox(t, v, s, &want)
+		checkMailbox(t, v, s, &r.want)
 	}
-	for d := range v.DeadLetters("", "", LetterKey{}) {
-		want.DeadLetters++
-		want.DeadLetterBytes += uint64(len(d.Text))
-		if got := v.DeadLetter(LetterKey{d.SessionID, d.Sequence}); got != d {
-			t.Fatalf("dead letter %s/%d is not found by its key", d.SessionID, d.Sequence)
+	checkOrder(t, "pending", v.Pending(), r.pending, func(a, b *session.Session) bool {
+		return a.Spec.Priority < b.Spec.Priority || a.Spec.Priority == b.Spec.Priority && a.CreateIndex <= b.CreateIndex
+	})
+	checkOrder(t, "aging", v.sessionsOf(setID{kind: setAging}), r.aging, func(a, b *session.Session) bool { return a.KeptUntil() <= b.KeptUntil() })
+	checkOrder(t, "ended", v.Ended(), r.ended, func(a, b *session.Session) bool { return a.EndTime <= b.EndTime })
+	r.checkNodes(t, v)
+	checkDeadLetters(t, v, &r.want)
+	r.want.Tokens = uint64(len(slices.Collect(v.Tokens())))
+	checkEvents(t, v, &r.want)
+	checkCalls(t, v, &r.want)
+	checkConversations(t, v, &r.want)
+	checkKeys(t, v, &r.want)
+	r.want.DeadLettersDropped = v.Stats().DeadLettersDropped
+	if got := v.Stats(); got != r.want {
+		t.Fatalf("counts\n%+v, recounted\n%+v", got, r.want)
+	}
+}
+
+// recount is what the sessions' rows add up to.
+type recount struct {
+	want                  Stats
+	nodes                 map[string]held   // by node
+	moving                map[string]uint32 // sessions on their way to a node
+	names                 map[[2]string]string
+	pending, ended, aging map[string]bool // sessions
+}
+
+// held is what sessions hold of a node.
+type held struct {
+	sessions    uint32
+	cpu, memory int64
+}
+
+func (r *recount) hold(node string, s *session.Session) {
+	h := r.nodes[node]
+	r.nodes[node] = held{h.sessions + 1, h.cpu + s.Spec.CPUMilli, h.memory + s.Spec.MemoryBytes}
+}
+
+// session adds one up, and looks at what its own row says.
+func (r *recount) session(t fataler, v *View, s *session.Session) {
+	t.Helper()
+	r.want.Phases[s.Phase]++
+	r.name(t, v, s)
+	if s.Phase.HoldsNode() {
+		r.hold(s.NodeID, s)
+	}
+	if s.Phase == session.Migrating {
+		if !s.Migration.Under() || s.Migration.Source != s.NodeID {
+			t.Fatalf("session %s is moving with %+v", s.ID, s.Migration)
+		}
+		r.hold(s.Migration.Target, s)
+		r.moving[s.Migration.Target]++
+	} else if s.Phase != session.Restoring && s.Migration.Under() && s.Phase != session.Terminating && s.Phase != session.Pending {
+		t.Fatalf("session %s is %s and its move is under way: %+v", s.ID, s.Phase, s.Migration)
+	}
+	if s.KeptUntil() != 0 {
+		r.aging[s.ID] = true
+	}
+	if s.Phase == session.Pending {
+		r.pending[s.ID] = true
+	}
+	if s.Phase.Ended() != (s.EndTime != 0) {
+		t.Fatalf("session %s is %s with end time %d", s.ID, s.Phase, s.EndTime)
+	}
+	if s.Phase.Ended() {
+		r.ended[s.ID] = true
+		if s.Exit == nil || s.Exit.Cause == "" {
+			t.Fatalf("session %s ended without a cause", s.ID)
 		}
 	}
+	if n := len(s.History); n == 0 || n > session.HistoryMax || s.History[n-1].Phase != s.Phase {
+		t.Fatalf("session %s is %s with history %v", s.ID, s.Phase, s.History)
+	}
+}
+
+// name looks for the session by its name.
+func (r *recount) name(t fataler, v *View, s *session.Session) {
+	t.Helper()
+	if s.Spec.Name == "" {
+		return
+	}
+	key := [2]string{s.Spec.Namespace, s.Spec.Name}
+	if s.Phase.Ended() {
+		last := v.LastSessionByName(key[0], key[1])
+		if last == nil || last.Spec.Name != s.Spec.Name || last.EndTime < s.EndTime {
+			t.Fatalf("last by name %s: %v, and %s ended at %d", s.Spec.Name, last, s.ID, s.EndTime)
+		}
+		return
+	}
+	if other, ok := r.names[key]; ok {
+		t.Fatalf("sessions %s and %s both have the name %v", other, s.ID, key)
+	}
+	r.names[key] = s.ID
+	if got := v.SessionByName(key[0], key[1]); got != s {
+		t.Fatalf("by name %v: %v", key, got)
+	}
+}
+
+// checkNodes compares what nodes count with what sessions hold of them.
+func (r *recount) checkNodes(t fataler, v *View) {
+	t.Helper()
 	var byName []string
 	for n := range v.Nodes() {
-		want.Nodes++
-		if got := (held{n.Sessions, n.ReservedCPUMilli, n.ReservedMemoryBytes}); got != nodes[n.ID] {
-			t.Fatalf("node %s counts %+v, recounted %+v", n.Name, got, nodes[n.ID])
+		r.want.Nodes++
+		if got := (held{n.Sessions, n.ReservedCPUMilli, n.ReservedMemoryBytes}); got != r.nodes[n.ID] {
+			t.Fatalf("node %s counts %+v, recounted %+v", n.Name, got, r.nodes[n.ID])
 		}
 		var on uint32
 		for s := range v.SessionsOnNode(n.ID) {
@@ -100,37 +138,41 @@ func checkInvariants(t fataler, v *View) {
 				t.Fatalf("session %s is listed on node %s", s.ID, n.ID)
 			}
 		}
-		if on+moving[n.ID] != n.Sessions || n.Lost && on > 0 {
+		if on+r.moving[n.ID] != n.Sessions || n.Lost && on > 0 {
 			t.Fatalf("node %s (lost %v) lists %d sessions and counts %d", n.Name, n.Lost, on, n.Sessions)
 		}
 		checkDrain(t, n)
-		delete(nodes, n.ID)
+		delete(r.nodes, n.ID)
 		if byName = append(byName, n.Name); v.NodeByName(n.Name) != n {
 			t.Fatalf("node %s is not found by its name", n.Name)
 		}
 	}
+	if len(r.nodes) > 0 {
+		t.Fatalf("sessions hold nodes that are not there: %v", r.nodes)
+	}
 	slices.Sort(byName)
+	var listed []string
 	for n := range v.NodesByName("") {
-		if len(byName) == 0 || n.Name != byName[0] {
-			t.Fatalf("by name, node %s comes out of turn", n.Name)
+		listed = append(listed, n.Name)
+	}
+	if !slices.Equal(listed, byName) {
+		t.Fatalf("by name, nodes are %v, want %v", listed, byName)
+	}
+}
+
+func checkDeadLetters(t fataler, v *View, want *Stats) {
+	t.Helper()
+	for d := range v.DeadLetters("", "", LetterKey{}) {
+		want.DeadLetters++
+		want.DeadLetterBytes += uint64(len(d.Text))
+		if got := v.DeadLetter(LetterKey{d.SessionID, d.Sequence}); got != d {
+			t.Fatalf("dead letter %s/%d is not found by its key", d.SessionID, d.Sequence)
 		}
-		byName = byName[1:]
 	}
-	if len(byName) > 0 {
-		t.Fatalf("by name, these nodes are missing: %v", byName)
-	}
-	if len(nodes) > 0 {
-		t.Fatalf("sessions hold nodes that are not there: %v", nodes)
-	}
-	checkOrder(t, "pending", v.Pending(), pending, func(a, b *session.Session) bool {
-		return a.Spec.Priority < b.Spec.Priority || a.Spec.Priority == b.Spec.Priority && a.CreateIndex <= b.CreateIndex
-	})
-	checkOrder(t, "aging", v.sessionsOf(setID{kind: setAging}), aging, func(a, b *session.Session) bool { return a.KeptUntil() <= b.KeptUntil() })
-	checkOrder(t, "ended", v.Ended(), ended, func(a, b *session.Session) bool { return a.EndTime <= b.EndTime })
-	want.Tokens = uint64(len(slices.Collect(v.Tokens())))
-	checkEvents(t, v, &want)
-	checkCalls(t, v, &want)
-	checkConversations(t, v, &want)
+}
+
+func checkKeys(t fataler, v *View, want *Stats) {
+	t.Helper()
 	named := map[idempotencyKey]bool{}
 	var last int64
 	for r := range v.meta.keys.all() {
@@ -139,10 +181,6 @@ func checkInvariants(t fataler, v *View) {
 			t.Fatalf("idempotency key %+v is there twice, or out of order", r)
 		}
 		named[r.idempotencyKey], last = true, r.time
-	}
-	want.DeadLettersDropped = v.Stats().DeadLettersDropped
-	if got := v.Stats(); got != want {
-		t.Fatalf("counts\n%+v, recounted\n%+v", got, want)
 	}
 }
 

@@ -182,113 +182,113 @@ func TestAFullMailboxAsksForACheckpoint(t *testing.T) {
 	m.ok(send("s", "x"))
 }
 
-func TestMigration(t *testing.T) {
-	migrate := func(m *machine) uint64 {
-		m.turns("a", 1, 2)
-		return m.ok(&clusterv1.MigrateSession{SessionId: "s", Epoch: 1, NodeId: "id-b", Actor: "ann"}).Session.Move
+// migrating is a session with two turns behind it that is on its way from a to b.
+func migrating(t *testing.T) (m *machine, move uint64) {
+	m = saving(t)
+	m.turns("a", 1, 2)
+	return m, m.ok(&clusterv1.MigrateSession{SessionId: "s", Epoch: 1, NodeId: "id-b", Actor: "ann"}).Session.Move
+}
+
+// departs has the session go from a, checkpointed.
+func (m *machine) departs(move uint64) {
+	m.save("a", 1, move)
+	end := exited("s", 1, 1, 0)
+	end.GetExited().OutputLine = m.session("s").OutputLine
+	m.ok(m.facts("a", end))
+}
+
+// copied has a tell of a round of copying, and returns its manifest.
+func (m *machine) copied(move uint64, round byte) []byte {
+	manifest := make([]byte, 32)
+	manifest[0] = round
+	m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: move, Round: uint32(round), Manifest: manifest, BytesSent: 5}}}))
+	return manifest
+}
+
+// prepared has a node tell that it has a copy ready, or why not.
+func (m *machine) prepared(node string, manifest []byte, why string) {
+	m.ok(m.facts(node, &nodev1.Fact{SessionId: "s", Epoch: 2, Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{Manifest: manifest, Error: why}}}))
+}
+
+func TestAMigrationArrives(t *testing.T) {
+	m, move := migrating(t)
+	m.phase(session.Migrating, "a", 1)
+	manifest := m.copied(move, 1)
+	if m.prepared("c", manifest, ""); m.session("s").Migration.Prepared {
+		t.Error("another node than the target is ready")
 	}
-	leave := func(m *machine, move uint64) {
-		m.save("a", 1, move)
-		end := exited("s", 1, 1, 0)
-		end.GetExited().OutputLine = m.session("s").OutputLine
-		m.ok(m.facts("a", end))
+	if m.prepared("b", manifest, ""); !m.session("s").Migration.Prepared || m.session("s").Migration.Copied[0] != 1 || m.session("s").Migration.BytesSent != 5 {
+		t.Errorf("the move is %+v", m.session("s").Migration)
 	}
-	t.Run("its target cannot make it ready", func(t *testing.T) {
-		m := saving(t)
-		move := migrate(m)
-		copied := func(first byte) []byte {
-			manifest := make([]byte, 32)
-			manifest[0] = first
-			m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: move, Round: uint32(first), Manifest: manifest}}}))
-			return manifest
-		}
-		ready := func(manifest []byte, why string) {
-			m.ok(m.facts("b", &nodev1.Fact{SessionId: "s", Epoch: 2, Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{Manifest: manifest, Error: why}}}))
-		}
-		first := copied(1)
-		if ready(first, ""); !m.session("s").Migration.Prepared {
-			t.Error("what is ready is not the newest copy")
-		}
-		second := copied(2)
-		if m.session("s").Migration.Prepared {
-			t.Error("a newer copy is ready before its target says so")
-		}
-		ready(first, "no space left on device") // of a copy that nobody wants any more
-		m.phase(session.Migrating, "a", 1)
-		ready(second, "no space left on device")
-		s := m.phase(session.Running, "a", 1)
-		if s.Migration.State != session.MigrationFailed || !strings.Contains(s.Migration.Error, "could not make it ready: no space left") {
-			t.Errorf("the move is %+v", s.Migration)
-		}
-		if n := m.View().Node("id-b"); n.Sessions != 0 {
-			t.Errorf("its place there is held by %d", n.Sessions)
-		}
-	})
-	t.Run("arrives", func(t *testing.T) {
-		m := saving(t)
-		move := migrate(m)
-		m.phase(session.Migrating, "a", 1)
-		manifest := make([]byte, 32)
-		manifest[0] = 7
-		m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Copied{Copied: &nodev1.Copied{Move: move, Round: 1, Manifest: manifest, BytesSent: 5}}}))
-		ready := func(node string) {
-			m.ok(m.facts(node, &nodev1.Fact{SessionId: "s", Epoch: 2, Kind: &nodev1.Fact_Prepared{Prepared: &nodev1.Prepared{Manifest: manifest}}}))
-		}
-		if ready("c"); m.session("s").Migration.Prepared {
-			t.Error("another node than the target is ready")
-		}
-		if ready("b"); !m.session("s").Migration.Prepared || m.session("s").Migration.Copied[0] != 7 || m.session("s").Migration.BytesSent != 5 {
-			t.Errorf("the move is %+v", m.session("s").Migration)
-		}
-		if n := m.View().Node("id-b"); n.Sessions != 1 {
-			t.Errorf("the target reserves %d places", n.Sessions)
-		}
-		m.ok(send("s", "meanwhile"))
-		leave(m, move)
-		s := m.phase(session.Restoring, "b", 2)
-		if s.Exit != nil || s.LostLine != 0 || m.View().Node("id-a").Sessions != 0 {
-			t.Errorf("exit %v, lost line %d", s.Exit, s.LostLine)
-		}
-		m.ok(m.facts("b", started("s", 2)))
-		s = m.phase(session.Running, "b", 2)
-		if g := s.Migration; g.State != session.MigrationDone || g.Epoch != 2 || g.Rounds != 2 || g.EndTime == 0 {
-			t.Errorf("the move is %+v", g)
-		}
-		if got := m.queued("s"); !slices.Equal(got, []uint64{3}) {
-			t.Errorf("messages %v wait", got)
-		}
-	})
+	if n := m.View().Node("id-b"); n.Sessions != 1 {
+		t.Errorf("the target reserves %d places", n.Sessions)
+	}
+	m.ok(send("s", "meanwhile"))
+	m.departs(move)
+	s := m.phase(session.Restoring, "b", 2)
+	if s.Exit != nil || s.LostLine != 0 || m.View().Node("id-a").Sessions != 0 {
+		t.Errorf("exit %v, lost line %d", s.Exit, s.LostLine)
+	}
+	m.ok(m.facts("b", started("s", 2)))
+	s = m.phase(session.Running, "b", 2)
+	if g := s.Migration; g.State != session.MigrationDone || g.Epoch != 2 || g.Rounds != 2 || g.EndTime == 0 {
+		t.Errorf("the move is %+v", g)
+	}
+	if got := m.queued("s"); !slices.Equal(got, []uint64{3}) {
+		t.Errorf("messages %v wait", got)
+	}
+}
+
+func TestAMigrationWhoseTargetCannotMakeItReady(t *testing.T) {
+	m, move := migrating(t)
+	first := m.copied(move, 1)
+	if m.prepared("b", first, ""); !m.session("s").Migration.Prepared {
+		t.Error("what is ready is not the newest copy")
+	}
+	second := m.copied(move, 2)
+	if m.session("s").Migration.Prepared {
+		t.Error("a newer copy is ready before its target says so")
+	}
+	m.prepared("b", first, "no space left on device") // of a copy that nobody wants any more
+	m.phase(session.Migrating, "a", 1)
+	m.prepared("b", second, "no space left on device")
+	s := m.phase(session.Running, "a", 1)
+	if s.Migration.State != session.MigrationFailed || !strings.Contains(s.Migration.Error, "could not make it ready: no space left") {
+		t.Errorf("the move is %+v", s.Migration)
+	}
+	if n := m.View().Node("id-b"); n.Sessions != 0 {
+		t.Errorf("its place there is held by %d", n.Sessions)
+	}
+}
+
+func TestMigrationsThatEndBefore(t *testing.T) {
 	t.Run("cancelled", func(t *testing.T) {
-		m := saving(t)
-		move := migrate(m)
+		m, move := migrating(t)
 		m.ok(&clusterv1.CancelMigration{SessionId: "s", Actor: "bob"})
 		s := m.phase(session.Running, "a", 1)
 		if s.Migration.State != session.MigrationCancelled || m.View().Node("id-b").Sessions != 0 {
 			t.Errorf("%+v", s.Migration)
 		}
-		leave(m, move) // the node had done it before it heard: the session's process has ended without an order
+		m.departs(move) // the node had done it before it heard: the session's process has ended without an order
 		m.phase(session.Pending, "", 1)
 		if got := m.queued("s"); len(got) != 0 {
 			t.Errorf("messages %v come again", got)
 		}
 	})
 	t.Run("no checkpoint", func(t *testing.T) {
-		m := saving(t)
-		move := migrate(m)
+		m, move := migrating(t)
 		m.ok(m.facts("a", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_CheckpointFailed{CheckpointFailed: &nodev1.CheckpointFailed{Cause: "the store is full", Move: move}}}))
 		if s := m.phase(session.Running, "a", 1); s.Migration.State != session.MigrationFailed || s.Migration.Error == "" {
 			t.Errorf("%+v", s.Migration)
 		}
 	})
 	t.Run("the target is lost", func(t *testing.T) {
-		m := saving(t)
-		migrate(m)
+		m, _ := migrating(t)
 		m.ok(&clusterv1.LoseNode{NodeId: "id-b", Incarnation: 1})
 		m.phase(session.Running, "a", 1)
 	})
 	t.Run("the target is lost late", func(t *testing.T) {
-		m := saving(t)
-		move := migrate(m)
+		m, move := migrating(t)
 		m.save("a", 1, move)
 		m.ok(&clusterv1.LoseNode{NodeId: "id-b", Incarnation: 1})
 		m.phase(session.Migrating, "a", 1)
@@ -300,19 +300,19 @@ func TestMigration(t *testing.T) {
 		m.phase(session.Running, "c", 2)
 	})
 	t.Run("the source is lost", func(t *testing.T) {
-		m := saving(t)
-		move := migrate(m)
+		m, move := migrating(t)
 		m.save("a", 1, move)
 		m.ok(&clusterv1.LoseNode{NodeId: "id-a", Incarnation: 1})
 		m.phase(session.Restoring, "b", 2)
 	})
-	t.Run("refused", func(t *testing.T) {
-		m := saving(t)
-		m.refused(fault.FailedPrecondition, &clusterv1.MigrateSession{SessionId: "s", Epoch: 1, NodeId: "id-a"})
-		m.refused(fault.Aborted, &clusterv1.MigrateSession{SessionId: "s", Epoch: 2, NodeId: "id-b"})
-		m.refused(fault.NotFound, &clusterv1.MigrateSession{SessionId: "z", Epoch: 1, NodeId: "id-b"})
-		m.refused(fault.FailedPrecondition, &clusterv1.CancelMigration{SessionId: "s"})
-	})
+}
+
+func TestMigrationsRefused(t *testing.T) {
+	m := saving(t)
+	m.refused(fault.FailedPrecondition, &clusterv1.MigrateSession{SessionId: "s", Epoch: 1, NodeId: "id-a"})
+	m.refused(fault.Aborted, &clusterv1.MigrateSession{SessionId: "s", Epoch: 2, NodeId: "id-b"})
+	m.refused(fault.NotFound, &clusterv1.MigrateSession{SessionId: "z", Epoch: 1, NodeId: "id-b"})
+	m.refused(fault.FailedPrecondition, &clusterv1.CancelMigration{SessionId: "s"})
 }
 
 func TestARestoreThatFailsIsTriedElsewhere(t *testing.T) {
