@@ -2,6 +2,7 @@
 package gateway
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,9 @@ func (a *alone) wait(id string) {
 	a.do(&clusterv1.Command{Kind: &clusterv1.Command_SpawnSession{SpawnSession: &clusterv1.SpawnSession{SessionId: id, Spec: pbconv.SpecToProto(spec)}}})
 }
 
+// failed is how a call failed.
+func failed[R any](_ R, err error) error { return err }
+
 // TestMovesRefused: each verb says what stands in its way, before anything is committed.
 func TestMovesRefused(t *testing.T) {
 	a := startAlone(t)
@@ -111,32 +115,7 @@ func TestMovesRefused(t *testing.T) {
 	ctx := a.as(a.admin)
 	before := a.ops.State.View().Session("works").ModifyIndex
 	migrate := func(id, target, mode string) error {
-		_, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: id, Target: target, Mode: mode})
-		return err
-	}
-	checkpoint := func(id string) error {
-		_, err := c.CheckpointSession(ctx, &apiv1.CheckpointSessionRequest{Id: id})
-		return err
-	}
-	cancel := func(id string) error {
-		_, err := c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: id})
-		return err
-	}
-	pause := func(id string) error {
-		_, err := c.PauseSession(ctx, &apiv1.PauseSessionRequest{Id: id})
-		return err
-	}
-	resume := func(id string) error {
-		_, err := c.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Id: id})
-		return err
-	}
-	fork := func(id, name string, sequence uint64) error {
-		_, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: id, Name: name, Sequence: sequence})
-		return err
-	}
-	rewind := func(id string) error {
-		_, err := c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: id, Wait: true})
-		return err
+		return failed(c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: id, Target: target, Mode: mode}))
 	}
 	alone := migrate("works", "", "")
 	a.addNode("two")
@@ -156,14 +135,14 @@ func TestMovesRefused(t *testing.T) {
 		{migrate("waits", "", ""), codes.FailedPrecondition, "is on no node yet"},
 		{migrate("ended", "", ""), codes.FailedPrecondition, "`orchctl sessions restore`"},
 		{migrate("nobody", "", ""), codes.NotFound, "there is none"},
-		{cancel("works"), codes.FailedPrecondition, "is not moving; there is nothing to cancel"},
-		{checkpoint("ended"), codes.FailedPrecondition, "only what runs can be checkpointed"},
-		{pause("ended"), codes.FailedPrecondition, "nothing to pause"},
-		{resume("ended"), codes.FailedPrecondition, "not paused"},
-		{resume("works"), codes.OK, ""}, // it runs, as is wanted
-		{fork("works", "", 0), codes.FailedPrecondition, "has no checkpoint yet; make one with"},
-		{fork("ended", "", 0), codes.FailedPrecondition, "has no checkpoint to go on from; spawn it again"},
-		{rewind("works"), codes.FailedPrecondition, "has no checkpoint yet"},
+		{failed(c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: "works"})), codes.FailedPrecondition, "is not moving; there is nothing to cancel"},
+		{failed(c.CheckpointSession(ctx, &apiv1.CheckpointSessionRequest{Id: "ended"})), codes.FailedPrecondition, "only what runs can be checkpointed"},
+		{failed(c.PauseSession(ctx, &apiv1.PauseSessionRequest{Id: "ended"})), codes.FailedPrecondition, "nothing to pause"},
+		{failed(c.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Id: "ended"})), codes.FailedPrecondition, "not paused"},
+		{failed(c.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Id: "works"})), codes.OK, ""}, // it runs, as is wanted
+		{failed(c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "works"})), codes.FailedPrecondition, "has no checkpoint yet; make one with"},
+		{failed(c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "ended"})), codes.FailedPrecondition, "has no checkpoint to go on from; spawn it again"},
+		{failed(c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: "works", Wait: true})), codes.FailedPrecondition, "has no checkpoint yet"},
 	} {
 		if status.Code(tc.err) != tc.code || tc.want != "" && !strings.Contains(tc.err.Error(), tc.want) {
 			t.Errorf("%d: %v, want %s %q", i, tc.err, tc.code, tc.want)
@@ -308,42 +287,48 @@ func asked(call func() (*apiv1.Session, error)) func(*testing.T) *apiv1.Session 
 	}
 }
 
-// TestMovesWaitForWhatTheyCameTo: each verb that waits is answered when the nodes have told the last of it, and its repetition
-// under the same key, with the effect already there, has none of its own.
-func TestMovesWaitForWhatTheyCameTo(t *testing.T) {
+// of is the session of an answer.
+func of[R interface{ GetSession() *apiv1.Session }](r R, err error) (*apiv1.Session, error) {
+	return r.GetSession(), err
+}
+
+// works is a server with two nodes, on the first of which the session s runs, and a client. Each verb that waits is answered when the nodes have
+// told the last of it, and its repetition under the same key, with the effect already there, has none of its own.
+func works(t *testing.T) (*alone, apiv1.SessionServiceClient, context.Context) {
 	a := startAlone(t)
 	a.addNode("one")
 	a.addNode("two")
 	a.run("s", "one")
-	c := apiv1.NewSessionServiceClient(a.conn)
-	ctx := a.as(a.admin)
-	moving := func(s *session.Session) bool { return s.Move != 0 }
+	return a, apiv1.NewSessionServiceClient(a.conn), a.as(a.admin)
+}
 
-	checkpoint := &apiv1.CheckpointSessionRequest{Id: "s", Wait: true, IdempotencyKey: "c"}
-	checkpointing := func() (*apiv1.Session, error) {
-		r, err := c.CheckpointSession(ctx, checkpoint)
-		return r.GetSession(), err
+func moving(s *session.Session) bool { return s.Move != 0 }
+
+func TestACheckpointIsWaitedFor(t *testing.T) {
+	a, c, ctx := works(t)
+	checkpoint := func() (*apiv1.Session, error) {
+		return of(c.CheckpointSession(ctx, &apiv1.CheckpointSessionRequest{Id: "s", Wait: true, IdempotencyKey: "c"}))
 	}
-	got := asked(checkpointing)
+	got := asked(checkpoint)
 	a.until("s", func(s *session.Session) bool { return s.CheckpointRequest == 1 })
 	a.checkpointed("one", "s", 0)
 	if s := got(t); s.GetCheckpoint().GetSequence() != 1 || s.GetCheckpoint().GetBytesReused() != 990 {
 		t.Errorf("checkpoint: %v", s)
 	}
-	if s := asked(checkpointing)(t); s.GetCheckpoint().GetSequence() != 1 || a.ops.State.View().Session("s").CheckpointRequest != 1 {
+	if s := asked(checkpoint)(t); s.GetCheckpoint().GetSequence() != 1 || a.ops.State.View().Session("s").CheckpointRequest != 1 {
 		t.Errorf("again: %v", s)
 	}
+}
 
-	migrate := &apiv1.MigrateSessionRequest{Id: "s", Target: "two", Wait: true, IdempotencyKey: "m"}
-	migrating := func() (*apiv1.Session, error) {
-		r, err := c.MigrateSession(ctx, migrate)
-		return r.GetSession(), err
+func TestAMoveIsWaitedFor(t *testing.T) {
+	a, c, ctx := works(t)
+	migrate := func() (*apiv1.Session, error) {
+		return of(c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s", Target: "two", Wait: true, IdempotencyKey: "m"}))
 	}
-	got = asked(migrating)
+	got := asked(migrate)
 	move := a.until("s", moving).Move
 	joined := asked(func() (*apiv1.Session, error) { // who asks for what is under way has it
-		r, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s", Wait: true})
-		return r.GetSession(), err
+		return of(c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s", Wait: true}))
 	})
 	if _, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s", Target: "one"}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "is moving to two") {
 		t.Errorf("elsewhere meanwhile: %v", err)
@@ -356,71 +341,86 @@ func TestMovesWaitForWhatTheyCameTo(t *testing.T) {
 			t.Errorf("migrate: %v", s)
 		}
 	}
-	if s := asked(migrating)(t); s.GetEpoch() != 2 || s.GetPhase() != apiv1.Session_RUNNING {
+	if s := asked(migrate)(t); s.GetEpoch() != 2 || s.GetPhase() != apiv1.Session_RUNNING {
 		t.Errorf("again, on its target already: %v", s)
 	}
 	if _, err := c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: "s"}); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("cancel what is done: %v", err)
 	}
+}
+
+func TestAMoveIsCancelled(t *testing.T) {
+	_, c, ctx := works(t)
 	if _, err := c.MigrateSession(ctx, &apiv1.MigrateSessionRequest{Id: "s"}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second finds it cancelled
-		if r, err := c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: "s"}); err != nil || r.GetSession().GetPhase() != apiv1.Session_RUNNING || r.GetSession().GetMigration().GetState() != apiv1.Session_Migration_CANCELLED {
-			t.Errorf("cancel: %v %v", r, err)
+		s, err := of(c.CancelMigration(ctx, &apiv1.CancelMigrationRequest{Id: "s"}))
+		if err != nil || s.GetPhase() != apiv1.Session_RUNNING || s.GetMigration().GetState() != apiv1.Session_Migration_CANCELLED {
+			t.Errorf("cancel: %v %v", s, err)
 		}
 	}
+}
 
-	got = asked(func() (*apiv1.Session, error) {
-		r, err := c.PauseSession(ctx, &apiv1.PauseSessionRequest{Id: "s", Wait: true})
-		return r.GetSession(), err
+func TestPauseAndResumeAreWaitedFor(t *testing.T) {
+	a, c, ctx := works(t)
+	got := asked(func() (*apiv1.Session, error) {
+		return of(c.PauseSession(ctx, &apiv1.PauseSessionRequest{Id: "s", Wait: true}))
 	})
-	a.checkpointed("two", "s", a.until("s", moving).Move)
-	if s := got(t); s.GetPhase() != apiv1.Session_PAUSED || s.GetCheckpoint().GetSequence() != 3 {
+	a.checkpointed("one", "s", a.until("s", moving).Move)
+	if s := got(t); s.GetPhase() != apiv1.Session_PAUSED || s.GetCheckpoint().GetSequence() != 1 {
 		t.Errorf("pause: %v", s)
 	}
 	got = asked(func() (*apiv1.Session, error) {
-		r, err := c.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Id: "s", Wait: true})
-		return r.GetSession(), err
+		return of(c.ResumeSession(ctx, &apiv1.ResumeSessionRequest{Id: "s", Wait: true}))
 	})
 	a.started("s")
-	if s := got(t); s.GetPhase() != apiv1.Session_RUNNING || s.GetEpoch() != 3 {
+	if s := got(t); s.GetPhase() != apiv1.Session_RUNNING || s.GetEpoch() != 2 {
 		t.Errorf("resume: %v", s)
 	}
+}
 
+func TestAForkIsMadeOnce(t *testing.T) {
+	a, c, ctx := works(t)
+	a.checkpointed("one", "s", 0)
 	fork := &apiv1.ForkSessionRequest{Id: "s", Name: "branch", Sequence: 1, IdempotencyKey: "f"}
-	first, err := c.ForkSession(ctx, fork)
-	if err != nil || first.GetSession().GetName() != "branch" || first.GetSession().GetCheckpoint() == nil {
+	first, err := of(c.ForkSession(ctx, fork))
+	if err != nil || first.GetName() != "branch" || first.GetCheckpoint() == nil {
 		t.Fatalf("fork: %v %v", first, err)
 	}
-	if again, err := c.ForkSession(ctx, fork); err != nil || again.GetSession().GetId() != first.GetSession().GetId() {
+	if again, err := of(c.ForkSession(ctx, fork)); err != nil || again.GetId() != first.GetId() {
 		t.Errorf("the same fork: %v %v", again, err)
 	}
 	fork.Strategy = "bin-pack"
 	if _, err := c.ForkSession(ctx, fork); status.Code(err) != codes.AlreadyExists {
 		t.Errorf("another fork under the key of the first: %v", err)
 	}
-	if r, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "bin-pack"}); err != nil || r.GetSession().GetSpec().GetStrategy() != "bin-pack" {
-		t.Errorf("fork with a strategy: %v %v", r, err)
+	if s, err := of(c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "bin-pack"})); err != nil || s.GetSpec().GetStrategy() != "bin-pack" {
+		t.Errorf("fork with a strategy: %v %v", s, err)
 	}
 	if _, err := c.ForkSession(ctx, &apiv1.ForkSessionRequest{Id: "s", Strategy: "darts"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "use least-connections") {
 		t.Errorf("fork with a strategy that is none: %v", err)
 	}
-	rewinding := func() (*apiv1.Session, error) {
-		r, err := c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: "s", Sequence: 1, Wait: true, IdempotencyKey: "r"})
-		return r.GetSession(), err
+}
+
+func TestARewindIsWaitedFor(t *testing.T) {
+	a, c, ctx := works(t)
+	a.checkpointed("one", "s", 0)
+	a.checkpointed("one", "s", 0)
+	rewind := func() (*apiv1.Session, error) {
+		return of(c.RewindSession(ctx, &apiv1.RewindSessionRequest{Id: "s", Sequence: 1, Wait: true, IdempotencyKey: "r"}))
 	}
-	got = asked(rewinding)
-	s := a.until("s", func(s *session.Session) bool { return s.RewindTo != 0 })
-	a.facts(strings.TrimPrefix(s.NodeID, "id-"), &nodev1.Fact{SessionId: "s", Epoch: 3, Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{Exit: &apiv1.Session_Exit{Cause: session.CauseFailed}}}})
+	got := asked(rewind)
+	a.until("s", func(s *session.Session) bool { return s.RewindTo != 0 })
+	a.facts("one", &nodev1.Fact{SessionId: "s", Epoch: 1, Kind: &nodev1.Fact_Exited{Exited: &nodev1.Exited{Exit: &apiv1.Session_Exit{Cause: session.CauseFailed}}}})
 	a.started("s")
-	if s := got(t); s.GetPhase() != apiv1.Session_RUNNING || s.GetEpoch() != 4 {
+	if s := got(t); s.GetPhase() != apiv1.Session_RUNNING || s.GetEpoch() != 2 {
 		t.Errorf("rewind: %v", s)
 	}
-	if s := asked(rewinding)(t); s.GetEpoch() != 4 {
+	if s := asked(rewind)(t); s.GetEpoch() != 2 {
 		t.Errorf("the same rewind: %v", s)
 	}
-	if r, err := c.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Id: "s"}); err != nil || len(r.GetCheckpoints()) != 4 {
+	if r, err := c.ListCheckpoints(ctx, &apiv1.ListCheckpointsRequest{Id: "s"}); err != nil || len(r.GetCheckpoints()) != 3 { // the first is the head once more
 		t.Errorf("checkpoints: %v %v", r, err)
 	}
 }

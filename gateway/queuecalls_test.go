@@ -182,13 +182,17 @@ func TestAnIDOfSeveralCalls(t *testing.T) {
 	}
 }
 
-func TestDeadCallsAreDeadLetters(t *testing.T) {
-	c := startCalls(t)
-	var dead []*queue.Call
+// startDeadCalls is with four dead calls, the first two and the last of them in the default namespace, and one that lives.
+func startDeadCalls(t *testing.T) (c *calls, dead []*queue.Call, live *queue.Call) {
+	c = startCalls(t)
 	for i, ns := range []string{"default", "", "other", "default"} {
 		dead = append(dead, c.take(fmt.Sprint("r", i), ns, true))
 	}
-	live := c.take("live", "default", false)
+	return c, dead, c.take("live", "default", false)
+}
+
+func TestDeadCallsAreDeadLetters(t *testing.T) {
+	c, dead, live := startDeadCalls(t)
 	admin := c.as(c.admin)
 	list := func(size int32) (found []*apiv1.Call) {
 		t.Helper()
@@ -215,7 +219,12 @@ func TestDeadCallsAreDeadLetters(t *testing.T) {
 	if _, err := c.api.GetDeadLetter(admin, &apiv1.GetDeadLetterRequest{CallId: live.ID()}); status.Code(err) != codes.FailedPrecondition {
 		t.Error(err)
 	}
-	// Another chance, once.
+}
+
+// TestADeadCallGetsAnotherChance, once, at a server that is there.
+func TestADeadCallGetsAnotherChance(t *testing.T) {
+	c, dead, live := startDeadCalls(t)
+	admin := c.as(c.admin)
 	retry := &apiv1.RetryDeadLettersRequest{CallId: dead[0].ID(), IdempotencyKey: "again"}
 	for range 2 {
 		if r, err := c.api.RetryDeadLetters(admin, retry); err != nil || r.GetRetried() != 1 {
@@ -232,7 +241,18 @@ func TestDeadCallsAreDeadLetters(t *testing.T) {
 	if _, err := c.api.RetryDeadLetters(c.as(c.token(auth.Client, "")), retry); status.Code(err) != codes.PermissionDenied {
 		t.Error(err)
 	}
-	// One is purged, then all of the namespace.
+	if _, err := c.api.RetryDeadLetters(admin, &apiv1.RetryDeadLettersRequest{CallId: dead[2].ID()}); err != nil {
+		t.Error(err)
+	}
+	if pbconv.CallToRow(c.ops.State.View().Call(dead[2].Key)).GetServerId() == "s1" {
+		t.Error("it waits for a server that there is none of")
+	}
+}
+
+// TestDeadCallsArePurged: one, then all of the namespace.
+func TestDeadCallsArePurged(t *testing.T) {
+	c, dead, live := startDeadCalls(t)
+	admin := c.as(c.admin)
 	purge := &apiv1.PurgeDeadLettersRequest{CallId: dead[1].ID(), IdempotencyKey: "purge"}
 	for range 2 {
 		if r, err := c.api.PurgeDeadLetters(admin, purge); err != nil || r.GetPurged() != 1 {
@@ -247,19 +267,11 @@ func TestDeadCallsAreDeadLetters(t *testing.T) {
 	}
 	all := &apiv1.PurgeDeadLettersRequest{IdempotencyKey: "all"}
 	for range 2 {
-		if r, err := c.api.PurgeDeadLetters(admin, all); err != nil || r.GetPurged() != 1 {
+		if r, err := c.api.PurgeDeadLetters(admin, all); err != nil || r.GetPurged() != 2 {
 			t.Errorf("%v, %v", r, err)
 		}
 	}
 	if st := c.ops.State.View().Stats().Calls; st.Of(queue.Dead) != 1 || c.ops.State.View().Call(dead[2].Key) == nil {
 		t.Errorf("%+v", st)
-	}
-	// A retry goes to a server that is there.
-	other := dead[2]
-	if _, err := c.api.RetryDeadLetters(admin, &apiv1.RetryDeadLettersRequest{CallId: other.ID()}); err != nil {
-		t.Error(err)
-	}
-	if pbconv.CallToRow(c.ops.State.View().Call(other.Key)).GetServerId() == "s1" {
-		t.Error("it waits for a server that there is none of")
 	}
 }

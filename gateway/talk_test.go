@@ -364,91 +364,114 @@ func TestAnAnswerIsKeptInTheEnd(t *testing.T) {
 	}
 }
 
-// TestWhoSeesConversations: everybody its own, admins all of their namespaces.
-func TestWhoSeesConversations(t *testing.T) {
+// talkers are clients of two namespaces that have conversations of the same names, and who else may be curious.
+type talkers struct {
+	*alone // a follower
+	models apiv1.ProviderServiceClient
+
+	ann, bob, films, viewer string // tokens
+	owner                   string // whose bob's are
+}
+
+func startTalkers(t *testing.T) *talkers {
 	servers := startServers(t, 2)
 	a, follower := servers[0], servers[1]
 	follower.asksModels()
-	ann, bob, eve := a.token(auth.Client, "films"), a.token(auth.Client, "films"), a.token(auth.Client, "books")
-	films, viewer := a.token(auth.Admin, "films"), a.token(auth.Viewer, "films")
-	for _, c := range []struct{ token, id string }{{ann, "shared"}, {ann, "anns"}, {bob, "shared"}, {eve, "shared"}} {
-		if _, _, err := follower.chats(follower.as(c.token), spoken(c.id, c.id)); err != nil {
+	k := &talkers{
+		alone: follower, models: apiv1.NewProviderServiceClient(follower.conn),
+		ann: a.token(auth.Client, "films"), bob: a.token(auth.Client, "films"),
+		films: a.token(auth.Admin, "films"), viewer: a.token(auth.Viewer, "films"),
+	}
+	for _, c := range []struct{ token, id string }{{k.ann, "shared"}, {k.ann, "anns"}, {k.bob, "shared"}, {a.token(auth.Client, "books"), "shared"}} {
+		if _, _, err := k.chats(k.as(c.token), spoken(c.id, c.id)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	models := apiv1.NewProviderServiceClient(follower.conn)
-	list := func(token string, req *apiv1.ListConversationsRequest) (ids []string) {
-		t.Helper()
-		for {
-			r, err := models.ListConversations(follower.as(token), req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, c := range r.GetConversations() {
-				ids = append(ids, c.GetNamespace()+"/"+c.GetId())
-				if len(c.GetMessages()) > 0 || c.GetMessageCount() != 2 || c.GetCaller() != "client:client" {
-					t.Errorf("%v", c)
-				}
-			}
-			if req.PageToken = r.GetNextPageToken(); req.PageToken == "" {
-				slices.Sort(ids)
-				return ids
+	k.owner = k.got(k.as(k.bob), "shared").GetOwner()
+	return k
+}
+
+// list is what somebody sees, page by page.
+func (k *talkers) list(token string, req *apiv1.ListConversationsRequest) (ids []string) {
+	k.t.Helper()
+	for {
+		r, err := k.models.ListConversations(k.as(token), req)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		for _, c := range r.GetConversations() {
+			ids = append(ids, c.GetNamespace()+"/"+c.GetId())
+			if len(c.GetMessages()) > 0 || c.GetMessageCount() != 2 || c.GetCaller() != "client:client" {
+				k.t.Errorf("%v", c)
 			}
 		}
+		if req.PageToken = r.GetNextPageToken(); req.PageToken == "" {
+			slices.Sort(ids)
+			return ids
+		}
 	}
-	owner := follower.got(follower.as(bob), "shared").GetOwner()
+}
+
+// TestWhoSeesConversations: everybody its own, admins all of their namespaces.
+func TestWhoSeesConversations(t *testing.T) {
+	k := startTalkers(t)
 	for name, c := range map[string]struct {
 		got  []string
 		want string
 	}{
-		"ann":              {list(ann, &apiv1.ListConversationsRequest{}), "films/anns films/shared"},
-		"bob":              {list(bob, &apiv1.ListConversationsRequest{Namespace: "films"}), "films/shared"},
-		"an admin":         {list(films, &apiv1.ListConversationsRequest{PageSize: 1}), "films/anns films/shared films/shared"},
-		"of one":           {list(films, &apiv1.ListConversationsRequest{Owner: owner}), "films/shared"},
-		"the cluster's":    {list(a.admin, &apiv1.ListConversationsRequest{}), "books/shared films/anns films/shared films/shared"},
-		"of one, of all":   {list(a.admin, &apiv1.ListConversationsRequest{Owner: owner, PageSize: 1}), "films/shared"},
-		"in one namespace": {list(a.admin, &apiv1.ListConversationsRequest{Namespace: "books"}), "books/shared"},
+		"ann":              {k.list(k.ann, &apiv1.ListConversationsRequest{}), "films/anns films/shared"},
+		"bob":              {k.list(k.bob, &apiv1.ListConversationsRequest{Namespace: "films"}), "films/shared"},
+		"an admin":         {k.list(k.films, &apiv1.ListConversationsRequest{PageSize: 1}), "films/anns films/shared films/shared"},
+		"of one":           {k.list(k.films, &apiv1.ListConversationsRequest{Owner: k.owner}), "films/shared"},
+		"the cluster's":    {k.list(k.admin, &apiv1.ListConversationsRequest{}), "books/shared films/anns films/shared films/shared"},
+		"of one, of all":   {k.list(k.admin, &apiv1.ListConversationsRequest{Owner: k.owner, PageSize: 1}), "films/shared"},
+		"in one namespace": {k.list(k.admin, &apiv1.ListConversationsRequest{Namespace: "books"}), "books/shared"},
 	} {
 		if strings.Join(c.got, " ") != c.want {
 			t.Errorf("%s sees %q, want %q", name, c.got, c.want)
 		}
 	}
+}
+
+// TestWhoMayTouchConversations: reading and deleting one's own, and another's.
+func TestWhoMayTouchConversations(t *testing.T) {
+	k := startTalkers(t)
 	get := func(token, namespace, id, owner string) codes.Code {
-		_, err := models.GetConversation(follower.as(token), &apiv1.GetConversationRequest{Namespace: namespace, Id: id, Owner: owner})
+		_, err := k.models.GetConversation(k.as(token), &apiv1.GetConversationRequest{Namespace: namespace, Id: id, Owner: owner})
 		return status.Code(err)
 	}
 	remove := func(token, id, owner, key string) codes.Code {
-		_, err := models.DeleteConversation(follower.as(token), &apiv1.DeleteConversationRequest{Id: id, Owner: owner, IdempotencyKey: key})
+		_, err := k.models.DeleteConversation(k.as(token), &apiv1.DeleteConversationRequest{Id: id, Owner: owner, IdempotencyKey: key})
 		return status.Code(err)
 	}
-	_, listed := models.ListConversations(follower.as(ann), &apiv1.ListConversationsRequest{Owner: owner})
-	_, token := models.ListConversations(follower.as(ann), &apiv1.ListConversationsRequest{PageToken: "?"})
-	_, look := models.ListConversations(follower.as(viewer), &apiv1.ListConversationsRequest{})
+	_, listed := k.models.ListConversations(k.as(k.ann), &apiv1.ListConversationsRequest{Owner: k.owner})
+	_, token := k.models.ListConversations(k.as(k.ann), &apiv1.ListConversationsRequest{PageToken: "?"})
+	_, look := k.models.ListConversations(k.as(k.viewer), &apiv1.ListConversationsRequest{})
 	for name, c := range map[string][2]codes.Code{
-		"her own":                    {get(ann, "", "anns", ""), codes.OK},
-		"another's":                  {get(bob, "", "anns", ""), codes.NotFound},
-		"another's by owner":         {get(ann, "", "shared", owner), codes.PermissionDenied},
+		"her own":                    {get(k.ann, "", "anns", ""), codes.OK},
+		"another's":                  {get(k.bob, "", "anns", ""), codes.NotFound},
+		"another's by owner":         {get(k.ann, "", "shared", k.owner), codes.PermissionDenied},
 		"a list of another's":        {status.Code(listed), codes.PermissionDenied},
 		"an odd page":                {status.Code(token), codes.InvalidArgument},
 		"a viewer":                   {status.Code(look), codes.PermissionDenied},
-		"of another namespace":       {get(films, "books", "shared", ""), codes.PermissionDenied},
-		"an admin":                   {get(films, "", "anns", ""), codes.OK},
-		"an admin, of several":       {get(films, "", "shared", ""), codes.InvalidArgument},
-		"an admin, by owner":         {get(films, "", "shared", owner), codes.OK},
-		"no id":                      {get(ann, "", "", ""), codes.InvalidArgument},
-		"none":                       {get(ann, "", "none", ""), codes.NotFound},
-		"deleting another's":         {remove(bob, "anns", "", ""), codes.NotFound},
-		"deleting another's, named":  {remove(ann, "shared", owner, ""), codes.PermissionDenied},
-		"deleting by an admin":       {remove(films, "shared", owner, ""), codes.OK},
-		"what was deleted":           {get(bob, "", "shared", ""), codes.NotFound},
-		"what others have of a name": {get(ann, "", "shared", ""), codes.OK},
+		"of another namespace":       {get(k.films, "books", "shared", ""), codes.PermissionDenied},
+		"an admin":                   {get(k.films, "", "anns", ""), codes.OK},
+		"an admin, of several":       {get(k.films, "", "shared", ""), codes.InvalidArgument},
+		"an admin, by owner":         {get(k.films, "", "shared", k.owner), codes.OK},
+		"no id":                      {get(k.ann, "", "", ""), codes.InvalidArgument},
+		"none":                       {get(k.ann, "", "none", ""), codes.NotFound},
+		"deleting another's":         {remove(k.bob, "anns", "", ""), codes.NotFound},
+		"deleting another's, named":  {remove(k.ann, "shared", k.owner, ""), codes.PermissionDenied},
+		"deleting by an admin":       {remove(k.films, "shared", k.owner, ""), codes.OK},
+		"what was deleted":           {get(k.bob, "", "shared", ""), codes.NotFound},
+		"what others have of a name": {get(k.ann, "", "shared", ""), codes.OK},
 	} { // they are asked for in the order in which they are written
 		if c[0] != c[1] {
 			t.Errorf("%s: %s, want %s", name, c[0], c[1])
 		}
 	}
 	for i, want := range []codes.Code{codes.OK, codes.OK, codes.NotFound} { // a deletion, its repetition, and another one
-		if got := remove(ann, "anns", "", []string{"k", "k", ""}[i]); got != want {
+		if got := remove(k.ann, "anns", "", []string{"k", "k", ""}[i]); got != want {
 			t.Errorf("deletion %d: %s, want %s", i, got, want)
 		}
 	}
