@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -87,93 +88,117 @@ func (s *small) talk(id string) (end func() int) {
 
 func TestDrain(t *testing.T) {
 	t.Parallel()
-	const sessions = 6
 	watch := newObserver(t)
-	s := startSmall(t, 3, 5*time.Second)
-	s.cordon("node-2", true)
-	s.cordon("node-3", true)
-	var ids []string
-	var ends []func() int
-	for i := range sessions {
-		row := s.spawn(&apiv1.SessionSpec{Name: fmt.Sprint("watched-", i), Command: watch.keeping()})
-		ids, ends = append(ids, row.GetId()), append(ends, s.talk(row.GetId()))
+	d := &drained{small: startSmall(t, 3, 5*time.Second)}
+	d.cordon("node-2", true)
+	d.cordon("node-3", true)
+	for i := range 6 {
+		row := d.spawn(&apiv1.SessionSpec{Name: fmt.Sprint("watched-", i), Command: watch.keeping()})
+		d.ids, d.ends = append(d.ids, row.GetId()), append(d.ends, d.talk(row.GetId()))
 	}
-
-	// There is no room: it is refused, and all of them work on where they are.
-	_, err := s.c.Nodes.DrainNode(t.Context(), &apiv1.DrainNodeRequest{Id: "node-1"})
-	if !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), "6 of its 6 sessions have no place elsewhere") || !strings.Contains(err.Error(), "2 cordoned") {
-		t.Fatalf("without room: %v", err)
-	}
-	if n := s.node("node-1"); !n.GetSchedulable() || n.GetDrain() != nil {
-		t.Fatalf("a refused drain has begun: %v", n)
-	}
-
-	// An uncordon cancels it: what moves goes on, and the rest stays.
-	s.cordon("node-2", false)
-	if _, err := s.c.Nodes.DrainNode(t.Context(), &apiv1.DrainNodeRequest{Id: "node-1"}); err != nil {
-		t.Fatal(err)
-	}
-	s.until("some are on their way", func(context.Context) bool { return s.node("node-2").GetSessions() > 0 })
-	if d := s.cordon("node-1", false).GetDrain(); d.GetState() != apiv1.Drain_CANCELLED || d.GetTotal() != sessions {
-		t.Fatalf("uncordoned: %v", d)
-	}
-	s.until("all work again", func(context.Context) bool {
-		for _, id := range ids {
-			if s.session(id).GetPhase() != apiv1.Session_RUNNING {
-				return false
-			}
-		}
-		return true
-	})
-	stayed := s.node("node-1").GetSessions()
-	if stayed == 0 {
-		t.Error("nothing stayed, though the drain was cancelled")
-	}
-
-	// To its end.
-	s.cordon("node-3", false)
-	n := s.drain("node-1", false)
-	if d := n.GetDrain(); d.GetState() != apiv1.Drain_DRAINED || d.GetMoved() != stayed || d.GetPaused() != 0 || n.GetSessions() != 0 || n.GetSchedulable() {
-		t.Fatalf("drained: %v", n)
-	}
-	t.Logf("%d sessions moved in %s, the longest blackout %.0f ms", stayed, n.GetDrain().GetEndTime().AsTime().Sub(n.GetDrain().GetStartTime().AsTime()), n.GetDrain().GetLongestBlackoutMs())
-	for i, end := range ends {
-		total := end()
-		row := s.session(ids[i])
-		if row.GetPhase() != apiv1.Session_RUNNING || row.GetNode() == "node-1" {
-			t.Errorf("%s is %s on %s", row.GetName(), row.GetPhase(), row.GetNode())
-		}
-		text, notices := s.lines(ids[i])
-		if len(text) != total || notices != 0 {
-			t.Errorf("%s: %d lines and %d notices of %d answers", row.GetName(), len(text), notices, total)
-		}
-	}
-
-	// With force what has no place is paused; a message has it go on, where there is room by then.
-	s.cordon("node-3", true)
-	held := s.node("node-2").GetSessions()
-	if held == 0 {
-		t.Fatal("node-2 holds nothing to pause")
-	}
-	n = s.drain("node-2", true)
-	if d := n.GetDrain(); d.GetState() != apiv1.Drain_DRAINED || d.GetPaused() != held || d.GetMoved() != 0 || n.GetSessions() != 0 {
-		t.Fatalf("with force: %v", n)
-	}
-	s.cordon("node-2", false)
-	woken := 0
-	for _, id := range ids {
-		if s.session(id).GetPhase() == apiv1.Session_PAUSED {
-			before := s.session(id).GetMailbox().GetAcked()
-			if got := s.count(id); got != int(before)+1 {
-				t.Errorf("woken, it counts %d after %d", got, before)
-			}
-			woken++
-		}
-	}
-	if woken != int(held) {
-		t.Errorf("%d were woken of %d", woken, held)
-	}
+	d.refusedWithoutRoom()
+	d.cordon("node-2", false)
+	stayed := d.cancelled()
+	d.cordon("node-3", false)
+	d.toItsEnd(stayed)
+	d.cordon("node-3", true)
+	paused := d.withForce()
+	d.cordon("node-2", false)
+	d.wake(paused)
 	watch.check(t)
+}
+
+// drained is the cluster of TestDrain: sessions on node-1 that are talked to.
+type drained struct {
+	*small
+	ids  []string
+	ends []func() int
+}
+
+// refusedWithoutRoom drains node-1 where there is no room: all of them work on where they are.
+func (d *drained) refusedWithoutRoom() {
+	d.t.Helper()
+	_, err := d.c.Nodes.DrainNode(d.t.Context(), &apiv1.DrainNodeRequest{Id: "node-1"})
+	if !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), "6 of its 6 sessions have no place elsewhere") || !strings.Contains(err.Error(), "2 cordoned") {
+		d.t.Fatalf("without room: %v", err)
+	}
+	if n := d.node("node-1"); !n.GetSchedulable() || n.GetDrain() != nil {
+		d.t.Fatalf("a refused drain has begun: %v", n)
+	}
+}
+
+// cancelled uncordons node-1 in the middle of its drain: what moves goes on, and the rest stays.
+func (d *drained) cancelled() (stayed uint32) {
+	d.t.Helper()
+	if _, err := d.c.Nodes.DrainNode(d.t.Context(), &apiv1.DrainNodeRequest{Id: "node-1"}); err != nil {
+		d.t.Fatal(err)
+	}
+	d.until("some are on their way", func(context.Context) bool { return d.node("node-2").GetSessions() > 0 })
+	if got := d.cordon("node-1", false).GetDrain(); got.GetState() != apiv1.Drain_CANCELLED || int(got.GetTotal()) != len(d.ids) {
+		d.t.Fatalf("uncordoned: %v", got)
+	}
+	d.until("all work again", func(context.Context) bool {
+		return !slices.ContainsFunc(d.ids, func(id string) bool { return d.session(id).GetPhase() != apiv1.Session_RUNNING })
+	})
+	if stayed = d.node("node-1").GetSessions(); stayed == 0 {
+		d.t.Error("nothing stayed, though the drain was cancelled")
+	}
+	return stayed
+}
+
+// toItsEnd drains node-1 of those that stayed: nothing that was said to any of them is lost, or answered twice.
+func (d *drained) toItsEnd(stayed uint32) {
+	d.t.Helper()
+	n := d.drain("node-1", false)
+	got := n.GetDrain()
+	if got.GetState() != apiv1.Drain_DRAINED || got.GetMoved() != stayed || got.GetPaused() != 0 || n.GetSessions() != 0 || n.GetSchedulable() {
+		d.t.Fatalf("drained: %v", n)
+	}
+	d.t.Logf("%d sessions moved in %s, the longest blackout %.0f ms", stayed, got.GetEndTime().AsTime().Sub(got.GetStartTime().AsTime()), got.GetLongestBlackoutMs())
+	for i, end := range d.ends {
+		total := end()
+		row := d.session(d.ids[i])
+		if row.GetPhase() != apiv1.Session_RUNNING || row.GetNode() == "node-1" {
+			d.t.Errorf("%s is %s on %s", row.GetName(), row.GetPhase(), row.GetNode())
+		}
+		text, notices := d.lines(d.ids[i])
+		if len(text) != total || notices != 0 {
+			d.t.Errorf("%s: %d lines and %d notices of %d answers", row.GetName(), len(text), notices, total)
+		}
+	}
+}
+
+// withForce drains node-2 where there is no room: what has no place is paused.
+func (d *drained) withForce() (paused uint32) {
+	d.t.Helper()
+	held := d.node("node-2").GetSessions()
+	if held == 0 {
+		d.t.Fatal("node-2 holds nothing to pause")
+	}
+	n := d.drain("node-2", true)
+	if got := n.GetDrain(); got.GetState() != apiv1.Drain_DRAINED || got.GetPaused() != held || got.GetMoved() != 0 || n.GetSessions() != 0 {
+		d.t.Fatalf("with force: %v", n)
+	}
+	return held
+}
+
+// wake has those that are paused go on, each by a message.
+func (d *drained) wake(paused uint32) {
+	d.t.Helper()
+	woken := uint32(0)
+	for _, id := range d.ids {
+		row := d.session(id)
+		if row.GetPhase() != apiv1.Session_PAUSED {
+			continue
+		}
+		if before := row.GetMailbox().GetAcked(); d.count(id) != int(before)+1 {
+			d.t.Errorf("%s was woken and did not count on from %d", row.GetName(), before)
+		}
+		woken++
+	}
+	if woken != paused {
+		d.t.Errorf("%d were woken of %d", woken, paused)
+	}
 }
 
 // TestIdlePause: a session that nobody talks to is paused, and woken by a message.
