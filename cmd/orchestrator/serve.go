@@ -311,7 +311,8 @@ func readGossipKey(file string) ([]byte, error) {
 	return key, nil
 }
 
-// peerSecret is what servers know each other by where there is no TLS.
+// peerSecret is what servers know each other by where there is no TLS. It is drawn from the gossip key, which it does not give away to who
+// overhears it. Without a key it is the same everywhere, and proves nothing.
 func peerSecret(gossipKey []byte) string {
 	m := hmac.New(sha256.New, gossipKey)
 	m.Write([]byte("orchestrator peer"))
