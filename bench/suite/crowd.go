@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"os"
 	"path/filepath"
 
 	"github.com/neolith/orchestrator/bench/measure"
@@ -54,7 +55,10 @@ func (b *Bench) memoryEach(ctx context.Context, s *testbed.Server, count int, th
 		return 0, err
 	}
 	if b.o.Profiles != "" {
-		if err := s.Profile(ctx, filepath.Join(b.o.Profiles, "nodes-heap-"+slug(memory.Name)+".pprof"), 0); err != nil {
+		if err := os.MkdirAll(b.o.Profiles, 0o755); err != nil {
+			return 0, err
+		}
+		if err := s.Profile(ctx, filepath.Join(b.o.Profiles, "heap-"+slug(memory.Name)+".pprof"), 0); err != nil {
 			return 0, err
 		}
 	}
