@@ -27,12 +27,14 @@ type rig struct {
 	c   *clienttest.Cluster
 	env []string
 	now time.Time
+	// patience is how long a command works before it shows progress.
+	patience time.Duration
 }
 
 // newRig is a cluster with a node, whose clock stands still at a round time.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, c: clienttest.New(), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	r := &rig{t: t, c: clienttest.New(), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), patience: 50 * time.Millisecond}
 	r.c.Now = func() time.Time { return r.now }
 	r.c.AddNode("node-1")
 	s := r.c.Serve(t, nil)
@@ -53,7 +55,7 @@ func (r *rig) runIn(line string, stdin io.Reader) result {
 	var out, errs bytes.Buffer
 	a := newApp(r.env, stdin, &out, &errs)
 	a.now = func() time.Time { return r.now.Add(5 * time.Minute) }
-	a.refresh, a.patience = 10*time.Millisecond, 50*time.Millisecond
+	a.refresh, a.patience = 10*time.Millisecond, r.patience
 	code := a.execute(words(line))
 	return result{code, out.String(), errs.String()}
 }

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/neolith/orchestrator/auth"
 	"github.com/neolith/orchestrator/gateway/socket"
@@ -145,7 +146,7 @@ func TestWhereTheGatewayIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, env: []string{"HOME=" + t.TempDir()}}
+	r := &rig{t: t, env: []string{"HOME=" + t.TempDir()}, patience: time.Hour}
 	beside := "127.0.0.1:" + strconv.Itoa(n-gatewayStep)
 	r.must("context set dev --addr " + beside + " --token orch_secret --use")
 	r.must("tools list")
