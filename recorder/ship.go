@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	batchRecordsMax = 1000
+	batchRecordsMax = 4000
 	batchBytesMax   = 4 << 20
 
 	// A sink that fails is tried again after retryFirst, doubling up to retryLast.
@@ -26,8 +26,9 @@ const (
 	// writeTimeMax bounds one write to the sink, whatever the sink itself does about it.
 	writeTimeMax = 2 * time.Minute
 
-	// While the spool is almost empty the shipper sends restRate records a second, one batch every restLeast; the fuller the spool, the more, and from
-	// a fill of restFill on as many as the sink takes.
+	// While the spool is almost empty the shipper is busy for one part in restShare of the time, or for as long as restRate records a second take,
+	// one batch every restLeast; the fuller the spool, the longer, and from a fill of restFill on all the time.
+	restShare          = 12
 	restRate, restFill = 5200, 0.25
 	restLeast          = 50 * time.Millisecond
 
@@ -79,7 +80,8 @@ func (r *Recorder) ship(ctx context.Context) error {
 func (r *Recorder) rest(ctx context.Context, begun time.Time, records int) bool {
 	fill := float64(r.spool.Size()) / float64(r.cfg.Spool.MaxBytes)
 	calm := max(1-fill/restFill, 0)
-	every := max(time.Duration(float64(records)/restRate*float64(time.Second)), restLeast)
+	every := min(time.Duration(float64(records)/restRate*float64(time.Second)), restShare*time.Since(begun))
+	every = max(every, restLeast)
 	wait := time.Until(begun.Add(time.Duration(calm * float64(every))))
 	if wait <= 0 {
 		return ctx.Err() == nil

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 // Sink keeps interactions. Package sinktest holds what is promised here.
 type Sink interface {
 	// Write keeps all of a batch, or none of it and says why; interactions whose id it has are left as they are. It returns how many were new.
+	// Whoever records something again gives it the same time: a sink need not look for an id elsewhere.
 	// Invalid means that trying again is of no use: something in the batch can never be kept.
 	Write(ctx context.Context, batch []Interaction) (added int, err error)
 	// List returns a page of what a query asks for, and the cursor of the next one, empty behind the last.
@@ -104,7 +104,7 @@ func (q *Query) SQL(mark func(n int) string, stamp func(time.Time) any) (text st
 	if q.OldestFirst {
 		order, than = "ASC", ">"
 	}
-	at, id, ok, err := q.after()
+	at, id, ok, err := q.After()
 	if err != nil {
 		return "", nil, err
 	}
@@ -117,8 +117,8 @@ func (q *Query) SQL(mark func(n int) string, stamp func(time.Time) any) (text st
 	return text + fmt.Sprintf(" ORDER BY time %s, id %s LIMIT %d", order, order, q.Page()+1), args, nil
 }
 
-// after returns the last interaction of the page before; false for a first page, and Invalid for what is no cursor.
-func (q *Query) after() (at time.Time, id string, ok bool, err error) {
+// After returns the last interaction of the page before; false for a first page, and Invalid for what is no cursor.
+func (q *Query) After() (at time.Time, id string, ok bool, err error) {
 	if q.Cursor == "" {
 		return time.Time{}, "", false, nil
 	}
@@ -129,6 +129,19 @@ func (q *Query) after() (at time.Time, id string, ok bool, err error) {
 		return time.Time{}, "", false, fault.New(fault.Invalid, "recorder: %.64q is not a cursor; give the one that the page before came with", q.Cursor).WithField("cursor")
 	}
 	return time.UnixMicro(n).UTC(), id, true, nil
+}
+
+// Fits reports whether a query asks for an interaction, whatever its cursor and limit are: for sinks without SQL.
+func (q *Query) Fits(i *Interaction) bool {
+	for _, f := range [...]struct{ want, have string }{
+		{q.Namespace, i.Namespace}, {q.Session, i.Session}, {string(q.Kind), string(i.Kind)}, {string(q.Status), string(i.Status)}, {q.Principal, i.Principal},
+		{q.Client, i.Client}, {q.RequestID, i.RequestID}, {q.Tool, i.Tool}, {q.Provider, i.Provider}, {q.Model, i.Model},
+	} {
+		if f.want != "" && f.want != f.have {
+			return false
+		}
+	}
+	return (q.Since.IsZero() || !i.Time.Before(q.Since)) && (q.Until.IsZero() || i.Time.Before(q.Until))
 }
 
 // Enough is told of each row that a sink reads, and reports when further ones would not be in the page: payloads may be large.
@@ -163,8 +176,7 @@ func Cursor(at time.Time, id string) string {
 // not.
 func Export(ctx context.Context, from Sink, q Query, w io.Writer) (n int, err error) {
 	buf := bufio.NewWriterSize(w, 64<<10)
-	enc := json.NewEncoder(buf)
-	enc.SetEscapeHTML(false)
+	var line []byte
 	limit := q.Limit
 	for {
 		q.Limit = PageMax
@@ -176,7 +188,8 @@ func Export(ctx context.Context, from Sink, q Query, w io.Writer) (n int, err er
 			return n, err
 		}
 		for i := range page {
-			if err := enc.Encode(&page[i]); err != nil {
+			line = append(page[i].AppendJSON(line[:0]), '\n')
+			if _, err := buf.Write(line); err != nil {
 				return n, fmt.Errorf("recorder: export: %w", err)
 			}
 			n++

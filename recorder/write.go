@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/neolith/orchestrator/internal/fault"
-	"github.com/neolith/orchestrator/recorder/spool"
 )
 
 // gatherTime is how long the writer waits for more after something came, so that it is not woken for each.
@@ -104,10 +103,7 @@ func (r *Recorder) appendAll() (full bool, err error) {
 			if len(batch) == 0 {
 				return false, nil
 			}
-			for i := range batch {
-				bytes := batch[i].bytes()
-				r.inHand = append(r.inHand, encoded{r.prepare(&batch[i]), bytes})
-			}
+			r.encode(batch)
 			r.giveBack(batch)
 		}
 		records := make([][]byte, len(r.inHand))
@@ -122,6 +118,21 @@ func (r *Recorder) appendAll() (full bool, err error) {
 		if err != nil {
 			return false, err
 		}
+	}
+}
+
+// encode takes a queue in hand, in one piece of memory.
+func (r *Recorder) encode(batch []Interaction) {
+	room := int64(0)
+	for i := range batch {
+		room += batch[i].bytes()
+	}
+	r.inHand = make([]encoded, len(batch))
+	b := make([]byte, 0, room)
+	for i := range batch {
+		from, bytes := len(b), batch[i].bytes()
+		b = r.prepare(b, &batch[i])
+		r.inHand[i] = encoded{b[from:len(b):len(b)], bytes}
 	}
 }
 
@@ -215,13 +226,13 @@ func (r *Recorder) noteAlarm() {
 	}
 }
 
-// prepare takes secrets out of an interaction, cuts and encodes it.
-func (r *Recorder) prepare(i *Interaction) []byte {
+// prepare takes secrets out of an interaction, cuts it, and appends it to b.
+func (r *Recorder) prepare(b []byte, i *Interaction) []byte {
 	if err := contained("redact", func() error { r.clean(i); return nil }); err != nil {
 		r.log.Error("an interaction could not be redacted, and is kept without its texts", "id", i.ID, "error", err)
 		*i = Interaction{ID: i.ID, Time: i.Time, Kind: i.Kind, Namespace: "unknown", Status: i.Status, Error: "could not be redacted"}
 	}
-	for _, cut := range []bool{i.RequestTruncated, i.ResponseTruncated} {
+	for _, cut := range [...]bool{i.RequestTruncated, i.ResponseTruncated} {
 		if cut {
 			r.m.truncated.Inc()
 		}
@@ -229,24 +240,27 @@ func (r *Recorder) prepare(i *Interaction) []byte {
 	if i.Redactions > 0 {
 		r.m.redacted.Add(float64(i.Redactions))
 	}
-	return encode(make([]byte, 0, min(i.bytes(), spool.RecordBytesMax)), i)
+	return encode(b, i)
 }
 
 // clean takes secrets out and cuts to the bounds. Namespace, session and client are names that the house gave; they are only cut.
 func (r *Recorder) clean(i *Interaction) {
 	payload := int(r.cfg.MaxPayloadBytes)
-	for _, f := range []struct {
+	for _, f := range [...]struct {
 		text     *string
 		bytesMax int
 	}{
 		{&i.Request, payload}, {&i.Response, payload}, {&i.Error, errorBytesMax}, {&i.RequestID, fieldBytesMax}, {&i.Principal, fieldBytesMax},
 		{&i.Tool, fieldBytesMax}, {&i.Provider, fieldBytesMax}, {&i.Model, fieldBytesMax}, {&i.Code, fieldBytesMax},
 	} {
+		if *f.text == "" {
+			continue
+		}
 		clean, n := r.redact.Text(*f.text, f.bytesMax)
 		*f.text = clean
 		i.Redactions += n
 	}
-	for _, name := range []*string{&i.Namespace, &i.Session, &i.Client} {
+	for _, name := range [...]*string{&i.Namespace, &i.Session, &i.Client} {
 		*name = r.redact.Printable(*name, fieldBytesMax)
 	}
 }

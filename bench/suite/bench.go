@@ -213,9 +213,12 @@ func (m *cpuMeter) now() (sum time.Duration) {
 	return sum
 }
 
+// spent is the processor time since the meter was made.
+func (m *cpuMeter) spent() time.Duration { return m.now() - m.used }
+
 // cores is how many processors were kept busy since the meter was made.
 func (m *cpuMeter) cores() float64 {
-	return (m.now() - m.used).Seconds() / time.Since(m.begin).Seconds()
+	return m.spent().Seconds() / time.Since(m.begin).Seconds()
 }
 
 // failedNote tells of operations that failed; empty when none did.

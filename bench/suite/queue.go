@@ -1,5 +1,6 @@
 // Messages from the send to the ack: durable when sent, delivered, durable when acked, and the sender told. Beside it what other durable
-// queues do with as many callers, in the same run; see bench/peers. The recorder is off: the peers keep no record either.
+// queues do with as many callers, in the same run; see bench/peers. Beside the peers, which keep no record, the recorder is off; what it costs
+// is measured with a second cluster in the same run.
 
 package suite
 
@@ -12,11 +13,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/neolith/orchestrator/bench/load"
 	"github.com/neolith/orchestrator/bench/measure"
 	"github.com/neolith/orchestrator/bench/simnode"
 	"github.com/neolith/orchestrator/bench/testbed"
+	"github.com/neolith/orchestrator/recorder"
 )
 
 const (
@@ -27,6 +30,8 @@ const (
 	// modestCallers are few enough that nothing waits for a processor for long, so that the latency is that of the way.
 	modestCallers = 64
 	peersProgram  = "peers"
+	withoutRecord = "the same without the record"
+	recordedShare = 0.95
 )
 
 // queuePeer is another durable queue.
@@ -41,12 +46,22 @@ var queuePeers = []queuePeer{
 func (b *Bench) Queue(ctx context.Context) ([]*measure.Figure, error) {
 	rate := &measure.Figure{Part: "queue", Name: "256 callers: sent, delivered, acked", Unit: "/s"}
 	tail := &measure.Figure{Part: "queue", Name: "64 callers: p99 from the send to the ack", Unit: "ms"}
+	recorded := &measure.Figure{Part: "queue", Name: "256 callers, recorded", Unit: "/s", RawName: withoutRecord}
+	processor := &measure.Figure{Part: "queue", Name: "256 callers, recorded: processor time a message", Unit: "µs", RawName: withoutRecord}
 	peers := map[string]*measure.Figure{}
 	for run := range b.o.Runs {
 		b.logf("queue: run %d of %d", run+1, b.o.Runs)
-		if err := b.queueRun(ctx, rate, tail); err != nil {
-			return nil, err
+		var runs [2]queueRun // without the record, and with it
+		for i, sink := range []string{recorder.SinkNone, recorder.SinkSQLite} {
+			if err := b.queueRun(ctx, sink, &runs[i]); err != nil {
+				return nil, err
+			}
 		}
+		runs[0].report(rate, tail)
+		off, on := runs[0].many, runs[1].many
+		recorded.AddRun(on.summary.PerSecond, on.summary.P99)
+		recorded.AddRaw(off.summary.PerSecond, off.summary.P99)
+		processor.Runs, processor.Raw = append(processor.Runs, on.micros), append(processor.Raw, off.micros)
 		for _, p := range queuePeers {
 			if err := b.queuePeer(ctx, p, peers); err != nil {
 				return nil, fmt.Errorf("%s: %w", p.name, err)
@@ -55,8 +70,10 @@ func (b *Bench) Queue(ctx context.Context) ([]*measure.Figure, error) {
 	}
 	rate.WantAtLeast(queueRate)
 	tail.WantAtMost(queueP99)
+	recorded.WantRatio(recordedShare)
+	recorded.Note = "each message and each answer is a record in the leader's SQLite"
 	rate.Note = "three servers, every commit synced on two; both the message and the end of its turn are commits; the caller is told of the end" + rate.Note
-	out := []*measure.Figure{rate, tail}
+	out := []*measure.Figure{rate, tail, recorded, processor}
 	for _, p := range queuePeers {
 		for _, f := range []*measure.Figure{peers[p.name], peers[p.name+": p99"]} {
 			if f != nil {
@@ -67,15 +84,39 @@ func (b *Bench) Queue(ctx context.Context) ([]*measure.Figure, error) {
 	return out, nil
 }
 
-func (b *Bench) queueRun(ctx context.Context, rate, tail *measure.Figure) error {
-	return b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Settings: map[string]any{"recorder": map[string]string{"sink": "none"}}}, func(c *testbed.Cluster) error {
+// queueRun is one cluster's run, with its record or without.
+type queueRun struct{ few, many queueLoad }
+
+// queueLoad is what one number of callers reached.
+type queueLoad struct {
+	summary measure.Summary
+	// micros is the processor time of servers and nodes, in microseconds a message, until they are at rest again: what the record sends to
+	// its database goes on for a while.
+	micros float64
+}
+
+// report adds the figures of a run without the record.
+func (r *queueRun) report(rate, tail *measure.Figure) {
+	few, many := &r.few, &r.many
+	tail.Runs = append(tail.Runs, few.summary.P99)
+	tail.Note = fmt.Sprintf("%s a second in the last run, p50 %.1f ms", measure.Amount(few.summary.PerSecond, ""), few.summary.P50)
+	rate.AddRun(many.summary.PerSecond, many.summary.P99)
+	rate.Note = fmt.Sprintf("; %.0f µs of processor time a message in servers and nodes, %.0f µs in the generator, in the last run", many.micros, perOperation(many.summary.CPU, many.summary))
+	if n := failedNote(many.summary); n != "" {
+		rate.Note += "; " + n
+	}
+}
+
+func (b *Bench) queueRun(ctx context.Context, sink string, r *queueRun) error {
+	settings := map[string]any{"recorder": map[string]string{"sink": sink}}
+	return b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Settings: settings}, func(c *testbed.Cluster) error {
 		return helper(simnode.Role, func(nodes *testbed.Helper) error {
-			return helper(load.Role, func(h *testbed.Helper) error { return b.queueOnce(ctx, c, nodes, h, rate, tail) })
+			return helper(load.Role, func(h *testbed.Helper) error { return b.queueOnce(ctx, c, nodes, h, sink, r) })
 		})
 	})
 }
 
-func (b *Bench) queueOnce(ctx context.Context, c *testbed.Cluster, nodes, h *testbed.Helper, rate, tail *measure.Figure) error {
+func (b *Bench) queueOnce(ctx context.Context, c *testbed.Cluster, nodes, h *testbed.Helper, sink string, r *queueRun) error {
 	access, err := c.Access(ctx)
 	if err != nil {
 		return err
@@ -93,31 +134,55 @@ func (b *Bench) queueOnce(ctx context.Context, c *testbed.Cluster, nodes, h *tes
 	if spawned.Summary.Errors > 0 {
 		return fmt.Errorf("spawn: %s", spawned.Summary.FirstError)
 	}
-	for _, callers := range []int{modestCallers, queueSessions} {
-		args := load.SendArgs{Sessions: spawned.IDs, Callers: callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: load.Ask, Profile: b.profile(fmt.Sprintf("queue-%d-generator", callers))}
-		var s measure.Summary
-		var m *cpuMeter
-		err := b.profiled(ctx, c, fmt.Sprintf("queue-%d", callers), b.o.Warm+b.o.Length, func() error {
-			m = meter(append(serverPIDs(c), nodes.PID()))
-			return h.Ask(ctx, "send", args, &s)
-		})
+	for _, l := range []struct {
+		callers int
+		into    *queueLoad
+	}{{modestCallers, &r.few}, {queueSessions, &r.many}} {
+		name := fmt.Sprintf("queue-%d-%s", l.callers, sink)
+		args := load.SendArgs{Sessions: spawned.IDs, Callers: l.callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: load.Ask, Profile: b.profile(name + "-generator")}
+		pids := append(serverPIDs(c), nodes.PID())
+		if err := b.atRest(ctx, pids); err != nil {
+			return err
+		}
+		m := meter(pids)
+		s := &l.into.summary
+		err := b.profiled(ctx, c, name, b.o.Warm+b.o.Length, func() error { return h.Ask(ctx, "send", args, s) })
 		if err != nil {
 			return err
 		}
-		micros := perOperation(m.cores(), s)
-		b.logf("  %d callers: %s; %.0f µs of processor time a message in servers and nodes, %.0f µs in the generator", callers, brief(s), micros, perOperation(s.CPU, s))
-		if callers == modestCallers {
-			tail.Runs = append(tail.Runs, s.P99)
-			tail.Note = fmt.Sprintf("%s a second in the last run, p50 %.1f ms", measure.Amount(s.PerSecond, ""), s.P50)
-			continue
+		messages := max(s.PerSecond*(b.o.Warm+b.o.Length).Seconds(), 1)
+		during := m.spent()
+		if err := b.atRest(ctx, pids); err != nil {
+			return err
 		}
-		rate.AddRun(s.PerSecond, s.P99)
-		rate.Note = fmt.Sprintf("; %.0f µs of processor time a message in servers and nodes, %.0f µs in the generator, in the last run", micros, perOperation(s.CPU, s))
-		if n := failedNote(s); n != "" {
-			rate.Note += "; " + n
-		}
+		l.into.micros = m.spent().Seconds() * 1e6 / messages
+		b.logf("  recorder %s, %d callers: %s; %.0f µs of processor time a message in servers and nodes, %.0f µs of them while messages were sent, %.0f µs in the generator",
+			sink, l.callers, brief(*s), l.into.micros, during.Seconds()*1e6/messages, perOperation(s.CPU, *s))
 	}
 	return nil
+}
+
+const (
+	restWindow = 250 * time.Millisecond
+	restCores  = 0.1 // that processes at rest use together, with their heartbeats
+	restMax    = time.Minute
+)
+
+// atRest waits until processes have nothing more to do.
+func (b *Bench) atRest(ctx context.Context, pids []int) error {
+	ctx, cancel := context.WithTimeout(ctx, restMax)
+	defer cancel()
+	for {
+		m := meter(pids)
+		select {
+		case <-time.After(restWindow):
+		case <-ctx.Done():
+			return fmt.Errorf("the cluster does not come to rest: %w", ctx.Err())
+		}
+		if m.cores() <= restCores {
+			return nil
+		}
+	}
 }
 
 // errNoPeer tells that a peer is not on this machine.

@@ -8,7 +8,7 @@
 // What is in the log every server knows, and the leader records it. An id is made of what the log holds (a message's session, number and time), so
 // two servers that record the same thing record it under one id: a database keeps it once, and where each server has a database of its own, the
 // list shows it once. That makes a change of leaders simple. Each server that does not lead remembers the last things that it would have recorded,
-// bounded in number and bytes; the one that comes to lead records these first, and then goes on. So what its predecessor had read from the log
+// bounded in number and bytes, as the log has them; the one that comes to lead records these first, and then goes on. So what its predecessor had read from the log
 // and not made durable, some milliseconds' worth, is recorded by the successor, without the two knowing of each other. A server that is killed and
 // starts again replays its log, and remembers likewise. What both had is repeated, and there once.
 //

@@ -15,6 +15,7 @@ import (
 
 	"github.com/neolith/orchestrator/cluster/state"
 	"github.com/neolith/orchestrator/recorder"
+	"github.com/neolith/orchestrator/session"
 )
 
 const (
@@ -22,6 +23,12 @@ const (
 	// becomes durable.
 	recentMax      = 8192
 	recentBytesMax = 16 << 20
+	// gatherTime is how long the feed lets the log go on after it has read all: to be woken for each entry costs more than to read it.
+	gatherTime = 10 * time.Millisecond
+	// settleEvery is after how many changes messages are settled where the log does not pause.
+	settleEvery = 64
+	// namesMax bounds the namespaces of sessions that are remembered.
+	namesMax = 16 << 10
 	// senderTime is how long a message waits for its sender: what the log has, the feed may read before whoever sent it hears of it.
 	senderTime = 100 * time.Millisecond
 	// sendersMax bounds the senders that are remembered for the feed, and the messages that wait for theirs.
@@ -44,6 +51,7 @@ type FeedOptions struct {
 type Feed struct {
 	o      FeedOptions
 	sub    *state.Subscription
+	ended  context.Context // has ended: with it a subscription gives what is there, and does not wait
 	missed prometheus.Counter
 
 	mu      sync.Mutex
@@ -51,16 +59,56 @@ type Feed struct {
 	noted   []messageKey // those of senders, the oldest first
 
 	// Of Run.
-	waiting []recorder.Interaction // messages whose sender is not known yet, the oldest first
-	since   []time.Time            // from when each of them waits
-	view    *state.View            // to look up sessions in; nil when it is to be taken anew
-	recent  []recorder.Interaction
-	bytes   int
+	waiting   []waiting            // messages whose sender is not known yet, the oldest first
+	names     map[string]string    // namespaces of sessions, which do not change
+	room      recorder.Interaction // for the one that is handed over: it is too large to be made for each
+	unsettled int                  // changes since the last settling
+	busy      bool                 // something was read since the last pause
+	recent    []past               // while another server leads, the oldest first
+	rows      int                  // of recent
+	bytes     int                  // of recent
+}
+
+// waiting is a message that waits for its sender.
+type waiting struct {
+	row       *session.Message
+	namespace string
+	since     time.Time
+}
+
+// past is what a change has for the record; what is made of it is made when it is needed. Rows do not change.
+type past struct {
+	messages []*session.Message
+	results  []*session.Result
+	dead     []*session.DeadLetter
+	events   []*state.Event
+	removed  []*session.Session
+}
+
+// rows counts what a change holds on to, and bytes its texts.
+func (p *past) rows() int {
+	return len(p.messages) + len(p.results) + len(p.dead) + len(p.events) + len(p.removed)
+}
+
+func (p *past) bytes() (n int) {
+	for _, m := range p.messages {
+		n += len(m.Text)
+	}
+	for _, r := range p.results {
+		n += len(r.Text)
+	}
+	for _, d := range p.dead {
+		n += len(d.Text) + len(d.Cause)
+	}
+	for _, e := range p.events {
+		n += len(e.Message)
+	}
+	return n
 }
 
 // NewFeed makes a feed that knows all that changes from now on: made before the log is opened, it sees what that replays. Close ends it.
 func NewFeed(o FeedOptions) (*Feed, error) {
-	f := &Feed{o: o, senders: map[messageKey]string{}, missed: prometheus.NewCounter(prometheus.CounterOpts{
+	f := &Feed{o: o, senders: map[messageKey]string{}, names: map[string]string{}, missed: prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "orchestrator", Subsystem: "recorder", Name: "missed_changes_total", Help: "Changes of the log that were not recorded, because the record was full for too long.",
 	})}
 	if o.Registerer != nil {
@@ -68,6 +116,9 @@ func NewFeed(o FeedOptions) (*Feed, error) {
 			return nil, fmt.Errorf("record: register metrics: %w", err)
 		}
 	}
+	var end context.CancelFunc
+	f.ended, end = context.WithCancel(context.Background())
+	end()
 	f.sub, _ = o.State.Subscribe()
 	return f, nil
 }
@@ -117,49 +168,75 @@ func (f *Feed) Sent(session string, sequence uint64, who string) {
 }
 
 // sender returns who sent a message; empty where that is not known, or not yet.
-func (f *Feed) sender(i *recorder.Interaction) string {
-	n, err := strconv.ParseUint(i.RequestID, 10, 64)
-	if err != nil {
-		return ""
-	}
+func (f *Feed) sender(m *session.Message) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.senders[messageKey{i.Session, n}]
+	return f.senders[messageKey{m.SessionID, m.Sequence}]
 }
 
 // settle records the messages whose sender is known by now, or that have waited long enough; with all, every one. It returns when to come back, zero
 // when nothing waits.
 func (f *Feed) settle(all bool) (next time.Time) {
-	n := 0
+	f.unsettled = 0
+	if len(f.waiting) == 0 {
+		return next
+	}
+	n, now := 0, time.Now()
 	for ; n < len(f.waiting); n++ {
-		i := &f.waiting[n]
-		due := f.since[n].Add(senderTime)
-		if i.Principal = f.sender(i); i.Principal == "" && !all && n+sendersMax > len(f.waiting) && time.Until(due) > 0 {
+		w := &f.waiting[n]
+		due, who := w.since.Add(senderTime), f.sender(w.row)
+		if who == "" && !all && n+sendersMax > len(f.waiting) && due.After(now) {
 			next = due
 			break
 		}
-		f.record(*i)
+		f.message(w.row, w.namespace, who)
 	}
-	f.waiting, f.since = f.waiting[n:], f.since[n:]
-	if len(f.waiting) == 0 {
-		f.waiting, f.since = nil, nil
-	}
+	rest := copy(f.waiting, f.waiting[n:])
+	clear(f.waiting[rest:])
+	f.waiting = f.waiting[:rest]
 	return next
 }
 
-// next returns the next change; nil and no error when it is time to settle before that.
+// next returns the next change; nil and no error when it is time to look again, and the period's error when it has ended and nothing is left.
 func (f *Feed) next(period context.Context) (*state.Change, error) {
-	due := f.settle(false)
-	if due.IsZero() {
-		return f.sub.Next(period)
+	if f.unsettled++; f.unsettled > settleEvery {
+		f.settle(false)
 	}
-	until, cancel := context.WithDeadline(period, due)
-	defer cancel()
-	c, err := f.sub.Next(until)
-	if err != nil && until.Err() != nil && period.Err() == nil {
+	c, err := f.sub.Next(f.ended)
+	if !errors.Is(err, context.Canceled) {
+		f.busy = true
+		return c, err
+	}
+	due := f.settle(false)
+	if err := period.Err(); err != nil {
+		return nil, err
+	}
+	if f.busy {
+		f.busy = false
+		pause(period)
 		return nil, nil
 	}
+	until := period
+	if !due.IsZero() {
+		var cancel context.CancelFunc
+		until, cancel = context.WithDeadline(period, due)
+		defer cancel()
+	}
+	if c, err = f.sub.Next(until); err != nil && until.Err() != nil {
+		return nil, nil
+	}
+	f.busy = true
 	return c, err
+}
+
+// pause waits for gatherTime, or until the period ends.
+func pause(period context.Context) {
+	t := time.NewTimer(gatherTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-period.Done():
+	}
 }
 
 // follow follows the log for as long as it is known who leads; what was applied by then belongs to that time, also where it was not read yet.
@@ -170,7 +247,7 @@ func (f *Feed) follow(period context.Context, leads bool) error {
 	defer f.settle(true) // the rest goes without its senders
 	last := uint64(0)    // the last change of the period, once that has ended
 	for {
-		c, err := f.next(period) // which has what is there also when the period has ended
+		c, err := f.next(period)
 		switch {
 		case c == nil && err == nil:
 		case err == nil:
@@ -204,77 +281,101 @@ func (f *Feed) lagged(lost uint64, leads bool) {
 
 // catchUp records what was remembered while another server led.
 func (f *Feed) catchUp() {
-	for i := range f.recent {
-		f.record(f.recent[i])
+	for n := range f.recent { // of sessions that are gone since
+		f.learn(f.recent[n].removed)
 	}
-	f.recent, f.bytes = nil, 0
+	for n := range f.recent {
+		p := &f.recent[n]
+		for _, m := range p.messages {
+			if m.Attempts == 0 { // else it was here before
+				f.message(m, f.namespace(m.SessionID), "")
+			}
+		}
+		f.others(p)
+	}
+	f.recent, f.rows, f.bytes = nil, 0, 0
 }
 
 // take records a change, or remembers it.
 func (f *Feed) take(c *state.Change, leads bool) {
-	f.view = nil
-	f.each(c, func(i recorder.Interaction) {
-		switch {
-		case leads && i.Kind == recorder.Message:
-			f.waiting, f.since = append(f.waiting, i), append(f.since, time.Now())
-			return
-		case leads:
-			f.record(i)
-			return
+	if c.Restored {
+		clear(f.names)
+	}
+	p := past{c.Messages, c.Results, c.Dead, c.Events, c.RemovedSessions}
+	if !leads {
+		f.remember(p)
+		return
+	}
+	f.learn(p.removed) // as one may be that was terminated and collected since
+	now := time.Now()
+	for _, m := range p.messages {
+		if m.Attempts == 0 {
+			f.waiting = append(f.waiting, waiting{m, f.namespace(m.SessionID), now})
 		}
-		f.recent = append(f.recent, i)
-		f.bytes += size(&i)
-	})
+	}
+	f.others(&p)
+}
+
+// remember keeps what a change has, and lets go of the oldest that is too much.
+func (f *Feed) remember(p past) {
+	if p.rows() == 0 {
+		return
+	}
+	f.recent = append(f.recent, p)
+	f.rows += p.rows()
+	f.bytes += p.bytes()
 	drop := 0
-	for ; len(f.recent)-drop > recentMax || f.bytes > recentBytesMax; drop++ {
-		f.bytes -= size(&f.recent[drop])
-		f.recent[drop] = recorder.Interaction{}
+	for ; len(f.recent)-drop > 1 && (f.rows > recentMax || f.bytes > recentBytesMax); drop++ {
+		f.rows -= f.recent[drop].rows()
+		f.bytes -= f.recent[drop].bytes()
+		f.recent[drop] = past{}
 	}
 	f.recent = f.recent[drop:]
 }
 
-func size(i *recorder.Interaction) int { return len(i.Request) + len(i.Response) }
-
 // record waits for room even when the server is about to end; the recorder's Release ends that.
-func (f *Feed) record(i recorder.Interaction) {
-	_ = f.o.Recorder.Take(&i) // what it could not keep it has counted
+func (f *Feed) record() {
+	_ = f.o.Recorder.Take(&f.room) // what it could not keep it has counted
+	f.room = recorder.Interaction{}
 }
 
-// each makes interactions of a change, in their order.
-func (f *Feed) each(c *state.Change, yield func(recorder.Interaction)) {
-	for _, m := range c.Messages {
-		if m.Attempts > 0 { // it was here before
-			continue
-		}
-		yield(recorder.Interaction{
-			ID: id(m.SessionID, 'm', m.Sequence, m.CreateTime), Time: time.Unix(0, m.CreateTime), Kind: recorder.Message,
-			Namespace: f.namespace(c, m.SessionID), Session: m.SessionID, RequestID: strconv.FormatUint(m.Sequence, 10), Request: string(m.Text),
-		})
+// message records a message.
+func (f *Feed) message(m *session.Message, namespace, who string) {
+	f.room = recorder.Interaction{
+		ID: id(m.SessionID, 'm', m.Sequence, m.CreateTime), Time: time.Unix(0, m.CreateTime), Kind: recorder.Message,
+		Namespace: namespace, Session: m.SessionID, RequestID: strconv.FormatUint(m.Sequence, 10), Request: string(m.Text), Principal: who,
 	}
-	for _, r := range c.Results {
-		i := recorder.Interaction{
+	f.record()
+}
+
+// others records what a change has beside messages, in its order.
+func (f *Feed) others(p *past) {
+	for _, r := range p.results {
+		f.room = recorder.Interaction{
 			ID: id(r.SessionID, 'a', r.Sequence, r.EndTime), Time: time.Unix(0, r.EndTime), Kind: recorder.Answer,
-			Namespace: f.namespace(c, r.SessionID), Session: r.SessionID, RequestID: strconv.FormatUint(r.Sequence, 10), Response: string(r.Text),
+			Namespace: f.namespace(r.SessionID), Session: r.SessionID, RequestID: strconv.FormatUint(r.Sequence, 10), Response: string(r.Text),
 		}
 		if r.Truncated {
-			i.ResponseBytes = int64(len(r.Text)) + 1 // nobody knows how much there was
+			f.room.ResponseBytes = int64(len(r.Text)) + 1 // nobody knows how much there was
 		}
-		yield(i)
+		f.record()
 	}
-	for _, d := range c.Dead {
-		yield(recorder.Interaction{
+	for _, d := range p.dead {
+		f.room = recorder.Interaction{
 			ID: id(d.SessionID, 'd', d.Sequence, d.Time), Time: time.Unix(0, d.Time), Kind: recorder.Answer, Status: recorder.Failed, Code: "dead letter", Error: d.Cause,
 			Namespace: d.Namespace, Session: d.SessionID, RequestID: strconv.FormatUint(d.Sequence, 10),
-		})
+		}
+		f.record()
 	}
-	for _, e := range c.Events {
+	for _, e := range p.events {
 		if e.SessionID == "" {
 			continue
 		}
-		yield(recorder.Interaction{
+		f.room = recorder.Interaction{
 			ID: id(e.SessionID, 'e', e.Number, e.Time), Time: time.Unix(0, e.Time), Kind: recorder.SessionEvent,
 			Namespace: e.Namespace, Session: e.SessionID, Epoch: uint64(e.Epoch), Tool: e.Type, Response: e.Message,
-		})
+		}
+		f.record()
 	}
 }
 
@@ -286,18 +387,29 @@ func id(session string, kind byte, number uint64, at int64) string {
 	return string(strconv.AppendInt(b, at, 36))
 }
 
+// learn remembers the namespaces of sessions that are gone.
+func (f *Feed) learn(removed []*session.Session) {
+	for _, s := range removed {
+		f.name(s)
+	}
+}
+
+// name remembers a session's namespace.
+func (f *Feed) name(s *session.Session) {
+	if len(f.names) >= namesMax {
+		clear(f.names)
+	}
+	f.names[s.ID] = s.Spec.Namespace
+}
+
 // namespace looks up a session's namespace.
-func (f *Feed) namespace(c *state.Change, id string) string {
-	if f.view == nil {
-		f.view = f.o.State.View()
+func (f *Feed) namespace(id string) string {
+	if n, ok := f.names[id]; ok {
+		return n
 	}
-	if s := f.view.Session(id); s != nil {
+	if s := f.o.State.View().Session(id); s != nil {
+		f.name(s)
 		return s.Spec.Namespace
-	}
-	for _, s := range c.RemovedSessions {
-		if s.ID == id { // as one may be that was terminated and collected since
-			return s.Spec.Namespace
-		}
 	}
 	return unknownNamespace
 }

@@ -52,6 +52,9 @@ func Window(text string, bytesMax int) string { return text[:min(len(text), byte
 // Text returns at most bytesMax bytes of a text without its secrets, as valid UTF-8 without zero bytes, and how many secrets were taken
 // out of it. It cuts where a character begins.
 func (r *Redactor) Text(text string, bytesMax int) (clean string, secrets int) {
+	if text == "" {
+		return "", 0
+	}
 	text = printable(Window(text, bytesMax))
 	spans := r.spans(text)
 	keep := min(len(text), bytesMax)
@@ -95,6 +98,9 @@ func cut(text string, n int) string {
 func printable(text string) string {
 	if strings.IndexByte(text, 0) >= 0 {
 		text = strings.ReplaceAll(text, "\x00", "\uFFFD")
+	}
+	if utf8.ValidString(text) { // which takes eight bytes at a time
+		return text
 	}
 	return strings.ToValidUTF8(text, "\uFFFD")
 }

@@ -28,15 +28,21 @@ var begun, sameBeginning = func() (by [256][64]uint8, lists [][]int) {
 	return by, lists
 }()
 
-// looked are the bytes that may begin something, or stand between a key and its value.
-var looked = func() (set [256]bool) {
-	for _, c := range `:=>-\ebBA` {
-		set[c] = true
+// looked says for a byte which next bytes, of which the lowest six bits count, make it one that may begin something, or stand between a key and
+// its value. It tells off all but a few bytes of a text.
+var looked = func() (next [256]uint64) {
+	for _, c := range ":=>" {
+		next[c] = ^uint64(0)
+	}
+	for c, then := range map[byte]string{'\\': "u", '-': "-", 'e': "y", 'b': "eE", 'B': "eE", 'A': "KSRIGNBC"} {
+		for n := range len(then) {
+			next[c] |= 1 << (then[n] & 63)
+		}
 	}
 	for _, p := range prefixed {
-		set[p.prefix[0]] = true
+		next[p.prefix[0]] |= 1 << (p.prefix[1] & 63)
 	}
-	return set
+	return next
 }()
 
 const (
@@ -57,7 +63,11 @@ func builtIn(text string) []span {
 	s := &scanner{text: text}
 	var all []span
 	for i := range len(text) {
-		if !looked[text[i]] {
+		then := byte(0) // behind the last byte nothing follows, and nothing begins with it
+		if i+1 < len(text) {
+			then = text[i+1]
+		}
+		if looked[text[i]]>>(then&63)&1 == 0 {
 			continue
 		}
 		before := len(all)

@@ -19,7 +19,7 @@ type Batch struct {
 // and bytes. It returns the same ones again until they are confirmed.
 func (s *Spool) Next(recordsMax int, bytesMax int64) (Batch, error) {
 	b := Batch{End: s.position()}
-	bytes := int64(0)
+	bytes, w := int64(0), &window{}
 	for len(b.Records) < recordsMax && bytes < bytesMax {
 		g, ok := s.find(&b.End)
 		if !ok {
@@ -29,7 +29,7 @@ func (s *Spool) Next(recordsMax int, bytesMax int64) (Batch, error) {
 		if err != nil {
 			return b, err
 		}
-		h, data, err := s.read(f, g.ordinal, b.End.Offset, g.durable)
+		h, data, err := w.read(f, g.ordinal, b.End.Offset, g.durable)
 		if errors.Is(err, errTorn) { // there is no telling where the next record begins
 			b.Damaged += g.durable - b.End.Offset
 			b.End.Offset = g.durable
@@ -100,21 +100,47 @@ func (s *Spool) closeReading() {
 	}
 }
 
-// read returns a record's header and data, the latter the caller's to keep; errTorn when there is no whole record before the end.
-func (s *Spool) read(f file, ordinal uint64, at, end int64) (h, data []byte, err error) {
+// windowBytes is how much is read at once.
+const windowBytes = 256 << 10
+
+// window is a part of a segment that was read.
+type window struct {
+	ordinal uint64
+	at      int64
+	b       []byte
+}
+
+// read returns a record's header and data, which are parts of what was read with it; errTorn when there is no whole record before the end.
+func (w *window) read(f file, ordinal uint64, at, end int64) (h, data []byte, err error) {
 	if end-at < recordHeader {
 		return nil, nil, errTorn
 	}
-	h = make([]byte, recordHeader)
-	if err := readFull(f, h, at); err != nil {
+	if h, err = w.bytes(f, ordinal, at, recordHeader, end); err != nil {
 		return nil, nil, err
 	}
 	n, err := recordLength(h, ordinal)
 	if err != nil || at+recordHeader+n > end {
 		return nil, nil, errTorn
 	}
-	data = make([]byte, n)
-	return h, data, readFull(f, data, at+recordHeader)
+	data, err = w.bytes(f, ordinal, at+recordHeader, n, end)
+	return h, data, err
+}
+
+// bytes returns n bytes of a segment, and reads more than them, up to the end; a file that is shorter than it was is torn.
+func (w *window) bytes(f file, ordinal uint64, at, n, end int64) ([]byte, error) {
+	if from := at - w.at; w.ordinal == ordinal && from >= 0 && from+n <= int64(len(w.b)) {
+		return w.b[from : from+n : from+n], nil
+	}
+	b := make([]byte, min(max(n, windowBytes), end-at))
+	got, err := f.ReadAt(b, at)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("spool: read: %w", err)
+	}
+	if int64(got) < n {
+		return nil, errTorn
+	}
+	w.ordinal, w.at, w.b = ordinal, at, b[:got]
+	return b[:n:n], nil
 }
 
 // readFull fills b; a file that is shorter than it was is torn.

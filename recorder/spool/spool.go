@@ -164,8 +164,8 @@ func (s *Spool) inspect(g *segment, last bool) (bool, error) {
 // scan returns where the last whole record of a segment ends.
 func (s *Spool) scan(f file, g *segment) (int64, error) {
 	end, at := int64(segmentHeader), int64(segmentHeader)
-	for {
-		h, data, err := s.read(f, g.ordinal, at, g.size)
+	for w := (&window{}); ; {
+		h, data, err := w.read(f, g.ordinal, at, g.size)
 		if errors.Is(err, errTorn) {
 			return end, nil
 		}

@@ -3,12 +3,16 @@
 package sqlite
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/neolith/orchestrator/internal/fault"
 	"github.com/neolith/orchestrator/recorder"
@@ -118,4 +122,44 @@ func BenchmarkWrite(b *testing.B) {
 	s := open(b, filepath.Join(b.TempDir(), "x.db"))
 	defer s.Close()
 	sinktest.BenchmarkWrite(b, s)
+}
+
+// BenchmarkMessages is what a server under load records: messages and answers of many sessions in turns. Beside the time it reports the processor
+// time of one, user and system.
+func BenchmarkMessages(b *testing.B) {
+	s := open(b, filepath.Join(b.TempDir(), "x.db"))
+	defer s.Close()
+	const sessions = 256
+	batch, at, n := make([]recorder.Interaction, 4000), sinktest.Begin, 0
+	names := make([]string, sessions)
+	for k := range names {
+		names[k] = fmt.Sprintf("%08x-1234-7abc-9def-%012x", uint32(k)*2654435761, k)
+	}
+	before := processor(b)
+	for b.Loop() {
+		for k := range batch {
+			at = at.Add(50 * time.Microsecond)
+			session := names[n%sessions]
+			batch[k] = recorder.Interaction{ID: fmt.Sprintf("%s/m%d.%d", session, n/sessions, at.UnixMicro()), Time: at, Kind: recorder.Message, Namespace: "default",
+				Session: session, RequestID: strconv.Itoa(n / sessions), Principal: "token:admin", Status: recorder.OK, Request: strings.Repeat("x", 256), RequestBytes: 256}
+			if n%2 == 1 {
+				batch[k].Kind, batch[k].Request, batch[k].Response = recorder.Answer, "", "done"
+			}
+			n++
+		}
+		if _, err := s.Write(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64((processor(b)-before).Microseconds())/float64(n), "cpu-us/record")
+}
+
+// processor is the processor time of this process.
+func processor(tb testing.TB) time.Duration {
+	tb.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
