@@ -20,7 +20,8 @@ type applier struct {
 	meta   meta
 	w      *memdb.Txn // what is written; read only by flush
 	base   *memdb.Txn // the state as of the last flush
-	before *memdb.Txn // the state before the entry
+	before *View      // the state before the entry
+	trees  trees      // the rest of the state as of the last flush
 
 	sessions  overlay[string, session.Session]
 	mailboxes overlay[string, mailboxRow]
@@ -51,13 +52,13 @@ type applier struct {
 type nameKey struct{ namespace, name string }
 
 // newApplier returns the applier of an entry of about so many commands.
-func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.Txn, commands int) *applier {
+func newApplier(limits *Limits, intern *interner, keys keyIndex, w *memdb.Txn, before *View, t trees, commands int) *applier {
 	return &applier{
-		limits: limits, intern: intern, keys: keys, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
-		sessions:  newOverlay[string, session.Session](tableSessions, idBytes, commands),
-		mailboxes: newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
+		limits: limits, intern: intern, keys: keys, meta: *before.meta, w: w, base: before.txn, before: before, trees: t,
+		sessions:  overTree(t.sessions, commands),
+		mailboxes: overTree(t.mailboxes, commands),
 		dead:      newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
-		nodes:     newOverlay[string, Node](tableNodes, idBytes, commands),
+		nodes:     overTree(t.nodes, commands),
 		tokens:    newOverlay[string, Token](tableTokens, idBytes, commands),
 		calls:     newOverlay[queue.Key, queue.Call](tableCalls, callKeyBytes, commands),
 		clients:   newOverlay[queue.ClientKey, clientRow](tableClients, func(k queue.ClientKey) []byte { return clientKeyBytes(k, 0) }, commands),
@@ -235,7 +236,7 @@ func (a *applier) finish() *Change {
 	for _, id := range a.sessions.order {
 		if s := a.sessions.get(nil, id); s != nil {
 			c.Sessions = append(c.Sessions, s)
-		} else if was := first[session.Session](a.before, tableSessions, byID, idBytes(id)); was != nil {
+		} else if was := a.before.Session(id); was != nil {
 			c.RemovedSessions = append(c.RemovedSessions, was)
 		}
 	}
