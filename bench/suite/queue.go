@@ -96,28 +96,51 @@ func (b *Bench) queueOnce(ctx context.Context, c *testbed.Cluster, nodes, h *tes
 	for _, callers := range []int{modestCallers, queueSessions} {
 		args := load.SendArgs{Sessions: spawned.IDs, Callers: callers, Bytes: messageBytes, Warm: b.o.Warm, Length: b.o.Length, Form: load.Ask, Profile: b.profile(fmt.Sprintf("queue-%d-generator", callers))}
 		var s measure.Summary
-		var m *cpuMeter
-		err := b.profiled(ctx, c, fmt.Sprintf("queue-%d", callers), b.o.Warm+b.o.Length, func() error {
-			m = meter(append(serverPIDs(c), nodes.PID()))
-			return h.Ask(ctx, "send", args, &s)
+		var m, n *cpuMeter
+		before, err := applied(ctx, c)
+		if err != nil {
+			return err
+		}
+		err = b.profiled(ctx, c, fmt.Sprintf("queue-%d", callers), b.o.Warm+b.o.Length, func() error {
+			m, n = meter(serverPIDs(c)), meter([]int{nodes.PID()})
+			return b.nodesProfiled(ctx, nodes, fmt.Sprintf("queue-%d-nodes", callers), func() error { return h.Ask(ctx, "send", args, &s) })
 		})
 		if err != nil {
 			return err
 		}
-		micros := perOperation(m.cores(), s)
-		b.logf("  %d callers: %s; %.0f µs of processor time a message in servers and nodes, %.0f µs in the generator", callers, brief(s), micros, perOperation(s.CPU, s))
+		servers, sim := m.cores(), n.cores()
+		after, err := applied(ctx, c)
+		if err != nil {
+			return err
+		}
+		used := fmt.Sprintf("processor time a message: %.0f µs in the three servers, %.0f µs in the nodes, %.0f µs in the generator; %.1f messages an entry of the log",
+			perOperation(servers, s), perOperation(sim, s), perOperation(s.CPU, s), s.PerSecond*(b.o.Warm+b.o.Length).Seconds()/float64(max(after-before, 1)))
+		b.logf("  %d callers: %s; %s", callers, brief(s), used)
 		if callers == modestCallers {
 			tail.Runs = append(tail.Runs, s.P99)
 			tail.Note = fmt.Sprintf("%s a second in the last run, p50 %.1f ms", measure.Amount(s.PerSecond, ""), s.P50)
 			continue
 		}
 		rate.AddRun(s.PerSecond, s.P99)
-		rate.Note = fmt.Sprintf("; %.0f µs of processor time a message in servers and nodes, %.0f µs in the generator, in the last run", micros, perOperation(s.CPU, s))
-		if n := failedNote(s); n != "" {
-			rate.Note += "; " + n
+		rate.Note = "; " + used + ", in the last run"
+		if failed := failedNote(s); failed != "" {
+			rate.Note += "; " + failed
 		}
 	}
 	return nil
+}
+
+// nodesProfiled runs f, and meanwhile profiles the simulated nodes, when profiles are wanted.
+func (b *Bench) nodesProfiled(ctx context.Context, nodes *testbed.Helper, name string, f func() error) error {
+	file := b.profile(name)
+	if file == "" {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- nodes.Ask(ctx, "profile", simnode.ProfileArgs{File: file, Length: b.o.Warm + b.o.Length}, nil)
+	}()
+	return errors.Join(f(), <-done)
 }
 
 // errNoPeer tells that a peer is not on this machine.
