@@ -77,7 +77,7 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 			s.Reason = a.reason(why) // why no node fits, from the first answer on
 		}
 	}
-	a.sessions.add(s.ID, s)
+	a.sessions.put(s.ID, s)
 	a.account(nil, s)
 	key.owner = s.Spec.Namespace // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, 0)

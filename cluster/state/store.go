@@ -36,7 +36,8 @@ type Result struct {
 type Store struct {
 	limits Limits
 	db     atomic.Pointer[memdb.MemDB]
-	trees  trees                // of the goroutine that applies
+	trees  trees // of the goroutine that applies, as is room
+	room   room
 	view   atomic.Pointer[View] // of what db holds
 	intern *interner            // of the goroutine that applies, as is keys
 	keys   keyIndex
@@ -75,7 +76,7 @@ func (s *Store) Index() uint64 { return s.View().Index() }
 func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	results := make([]Result, len(b.GetCommands()))
 	db := s.db.Load()
-	a := newApplier(&s.limits, s.intern, s.keys, db.Txn(true), s.View(), s.trees, len(results))
+	a := newApplier(&s.limits, s.intern, s.keys, db.Txn(true), s.View(), s.trees, s.room, len(results))
 	if index <= a.meta.index {
 		a.w.Abort()
 		for i := range results {
@@ -89,6 +90,7 @@ func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 		results[i] = a.apply(c)
 	}
 	change := a.finish()
+	s.room.reuse(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.w.Commit()
