@@ -124,7 +124,7 @@ func BenchmarkTurn64(b *testing.B) {
 			next[i]++
 			node := v.Node(fmt.Sprint("id-node-", i%1000))
 			f, g := handed(id, 1, next[i]), turn(id, 1, next[i], "a result of some thirty-two bytes.")
-			f.Index, g.Index = node.FactIndex+uint64(n)*2+1, node.FactIndex+uint64(n)*2+2
+			f.Index, g.Index = node.FactIndex+1, node.FactIndex+2
 			ends.Commands = append(ends.Commands, cmd(&clusterv1.ApplyFacts{NodeId: node.ID, Incarnation: 1, Facts: []*nodev1.Fact{f, g}}))
 			n++
 		}

@@ -211,7 +211,6 @@ func (l *loader) message(m *session.Message) error {
 	if l.mailOf == nil || l.mailOf.SessionID != m.SessionID {
 		if l.mailOf == nil {
 			l.flushParts()
-			l.commit()
 		}
 		l.mailOf = l.trees.mailboxes.get(m.SessionID)
 	}
