@@ -147,15 +147,15 @@ func (r *reign) pullMessages() {
 	view := r.opts.State.View()
 	for id := range r.toDeliver {
 		delete(r.toDeliver, id)
+		if box := view.Mailbox(id); box.Queued+box.Delivered == 0 {
+			continue
+		}
 		s := view.Session(id)
 		if s == nil || !takesMessages(s) {
 			continue
 		}
 		n := r.nodes[s.NodeID]
 		if n == nil || !n.synced {
-			continue
-		}
-		if box := view.Mailbox(id); box == nil || box.Queued+box.Delivered == 0 {
 			continue
 		}
 		if batch := r.nextMessages(view, s); len(batch) > 0 {

@@ -301,8 +301,8 @@ func (r *reign) observeSession(s *session.Session) {
 	if s.Epoch > 1 && (s.Phase == session.Starting || s.Phase.Ended() || s.Phase == session.Running && s.StartTime == s.History[len(s.History)-1].Time) {
 		r.forgetElsewhere(s) // one that is restored still needs its source until it runs
 	}
-	if s.Phase == session.Running {
-		r.toDeliver[s.ID] = true
+	if s.Phase == session.Running && s.History[len(s.History)-1].Index == s.ModifyIndex {
+		r.toDeliver[s.ID] = true // it runs, or does again; at the end of a turn there is nothing to give it that it was not given
 	}
 }
 

@@ -32,7 +32,7 @@ const (
 	closeGrace       = 3 * time.Second  // for what waits to be written, and the other side's close to come back
 	readBufferBytes  = 512              // a larger frame is read past the buffer
 	writeBufferBytes = 16 << 10         // pooled; in use only while a frame is written
-	compressMinBytes = 4 << 10          // smaller frames are not worth compressing
+	compressMinBytes = 16 << 10         // smaller frames are not worth compressing
 	keepBufferBytes  = 64 << 10         // larger receive buffers are not kept
 	maxCloseReason   = 123              // bytes that fit into a close frame
 )

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
+	"runtime/pprof"
 	"sync"
 	"time"
 
@@ -46,7 +48,32 @@ func Serve() testbed.Handlers {
 		"start":  testbed.Handle(f.start),
 		"counts": testbed.Handle(func(context.Context, struct{}) (Counts, error) { return f.counts.get(), nil }),
 		"stop":   testbed.Handle(f.stop),
+
+		"profile": testbed.Handle(profile),
 	}
+}
+
+// ProfileArgs say how long the nodes' own processor time is profiled, and into which file.
+type ProfileArgs struct {
+	File   string
+	Length time.Duration
+}
+
+func profile(ctx context.Context, a ProfileArgs) (struct{}, error) {
+	f, err := os.Create(a.File)
+	if err != nil {
+		return struct{}{}, err
+	}
+	defer f.Close()
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return struct{}{}, err
+	}
+	defer pprof.StopCPUProfile()
+	select {
+	case <-time.After(a.Length):
+	case <-ctx.Done():
+	}
+	return struct{}{}, nil
 }
 
 // start starts the nodes and waits until all are linked.

@@ -144,20 +144,31 @@ func (b *Bench) queueOnce(ctx context.Context, c *testbed.Cluster, nodes, h *tes
 		if err := b.atRest(ctx, pids); err != nil {
 			return err
 		}
-		m := meter(pids)
+		before, err := applied(ctx, c)
+		if err != nil {
+			return err
+		}
+		servers, sim := meter(serverPIDs(c)), meter([]int{nodes.PID()})
 		s := &l.into.summary
-		err := b.profiled(ctx, c, name, b.o.Warm+b.o.Length, func() error { return h.Ask(ctx, "send", args, s) })
+		err = b.profiled(ctx, c, name, b.o.Warm+b.o.Length, func() error {
+			return b.nodesProfiled(ctx, nodes, name+"-nodes", func() error { return h.Ask(ctx, "send", args, s) })
+		})
 		if err != nil {
 			return err
 		}
 		messages := max(s.PerSecond*(b.o.Warm+b.o.Length).Seconds(), 1)
-		during := m.spent()
+		during := servers.spent() + sim.spent()
+		after, err := applied(ctx, c)
+		if err != nil {
+			return err
+		}
 		if err := b.atRest(ctx, pids); err != nil {
 			return err
 		}
-		l.into.micros = m.spent().Seconds() * 1e6 / messages
-		b.logf("  recorder %s, %d callers: %s; %.0f µs of processor time a message in servers and nodes, %.0f µs of them while messages were sent, %.0f µs in the generator",
-			sink, l.callers, brief(*s), l.into.micros, during.Seconds()*1e6/messages, perOperation(s.CPU, *s))
+		inServers, inNodes := servers.spent().Seconds()*1e6/messages, sim.spent().Seconds()*1e6/messages
+		l.into.micros = inServers + inNodes
+		b.logf("  recorder %s, %d callers: %s; processor time a message: %.0f µs in the three servers and %.0f µs in the nodes, %.0f µs of both while messages were sent, %.0f µs in the generator; %.1f messages an entry of the log",
+			sink, l.callers, brief(*s), inServers, inNodes, during.Seconds()*1e6/messages, perOperation(s.CPU, *s), messages/float64(max(after-before, 1)))
 	}
 	return nil
 }
@@ -183,6 +194,19 @@ func (b *Bench) atRest(ctx context.Context, pids []int) error {
 			return nil
 		}
 	}
+}
+
+// nodesProfiled runs f, and meanwhile profiles the simulated nodes, when profiles are wanted.
+func (b *Bench) nodesProfiled(ctx context.Context, nodes *testbed.Helper, name string, f func() error) error {
+	file := b.profile(name)
+	if file == "" {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- nodes.Ask(ctx, "profile", simnode.ProfileArgs{File: file, Length: b.o.Warm + b.o.Length}, nil)
+	}()
+	return errors.Join(f(), <-done)
 }
 
 // errNoPeer tells that a peer is not on this machine.

@@ -20,7 +20,8 @@ type applier struct {
 	meta   meta
 	w      *memdb.Txn // what is written; read only by flush
 	base   *memdb.Txn // the state as of the last flush
-	before *memdb.Txn // the state before the entry
+	before *View      // the state before the entry
+	trees  trees      // the rest of the state as of the last flush
 
 	sessions  overlay[string, session.Session]
 	mailboxes overlay[string, mailboxRow]
@@ -51,13 +52,13 @@ type applier struct {
 type nameKey struct{ namespace, name string }
 
 // newApplier returns the applier of an entry of about so many commands.
-func newApplier(limits *Limits, intern *interner, keys keyIndex, w, base *memdb.Txn, commands int) *applier {
+func newApplier(limits *Limits, intern *interner, keys keyIndex, w *memdb.Txn, before *View, t trees, r room, commands int) *applier {
 	return &applier{
-		limits: limits, intern: intern, keys: keys, meta: *first[meta](base, tableMeta, byID, []byte{1}), w: w, base: base, before: base,
-		sessions:  newOverlay[string, session.Session](tableSessions, idBytes, commands),
-		mailboxes: newOverlay[string, mailboxRow](tableMailboxes, idBytes, commands),
+		limits: limits, intern: intern, keys: keys, meta: *before.meta, w: w, base: before.txn, before: before, trees: t,
+		sessions:  overTree(t.sessions, r.sessions, commands),
+		mailboxes: overTree(t.mailboxes, r.mailboxes, commands),
 		dead:      newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
-		nodes:     newOverlay[string, Node](tableNodes, idBytes, commands),
+		nodes:     overTree(t.nodes, r.nodes, commands),
 		tokens:    newOverlay[string, Token](tableTokens, idBytes, commands),
 		calls:     newOverlay[queue.Key, queue.Call](tableCalls, callKeyBytes, commands),
 		clients:   newOverlay[queue.ClientKey, clientRow](tableClients, func(k queue.ClientKey) []byte { return clientKeyBytes(k, 0) }, commands),
@@ -232,18 +233,19 @@ func (a *applier) finish() *Change {
 	m := a.meta
 	must(a.w.Insert(tableMeta, &m))
 	c := &Change{Index: a.meta.index, Time: a.meta.time, Events: a.events, Results: a.results, Rekeyed: a.rekeyed}
-	for _, id := range a.sessions.order {
-		if s := a.sessions.get(nil, id); s != nil {
-			c.Sessions = append(c.Sessions, s)
-		} else if was := first[session.Session](a.before, tableSessions, byID, idBytes(id)); was != nil {
+	c.Sessions = make([]*session.Session, 0, len(a.sessions.cells))
+	for _, s := range a.sessions.cells {
+		if s.row != nil {
+			c.Sessions = append(c.Sessions, s.row)
+		} else if was := a.before.Session(s.key); was != nil {
 			c.RemovedSessions = append(c.RemovedSessions, was)
 		}
 	}
-	for _, id := range a.nodes.order {
-		if n := a.nodes.get(nil, id); n != nil {
-			c.Nodes = append(c.Nodes, n)
+	for _, n := range a.nodes.cells {
+		if n.row != nil {
+			c.Nodes = append(c.Nodes, n.row)
 		} else {
-			c.RemovedNodes = append(c.RemovedNodes, id)
+			c.RemovedNodes = append(c.RemovedNodes, n.key)
 		}
 	}
 	if a.undone {
@@ -259,19 +261,19 @@ func (a *applier) finish() *Change {
 			c.Messages = append(c.Messages, m)
 		}
 	}
-	for _, k := range a.dead.order {
-		if d := a.dead.get(nil, k); d != nil {
-			c.Dead = append(c.Dead, d.letter)
+	for _, l := range a.dead.cells {
+		if k := l.key; l.row != nil {
+			c.Dead = append(c.Dead, l.row.letter)
 		} else if d := a.buried[k]; d != nil && a.mailboxes.get(a.base, k.SessionID).find(k.Sequence) == nil {
 			c.Dead = append(c.Dead, d) // buried and purged at once: its message is gone all the same
 		}
 	}
-	for _, k := range a.calls.order {
-		if call := a.calls.get(nil, k); call != nil {
-			c.Calls = append(c.Calls, call)
+	for _, call := range a.calls.cells {
+		if call.row != nil {
+			c.Calls = append(c.Calls, call.row)
 		}
 	}
-	c.TokensChanged = len(a.tokens.order) > 0
+	c.TokensChanged = len(a.tokens.cells) > 0
 	return c
 }
 

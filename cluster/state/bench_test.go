@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
 	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
@@ -122,7 +124,7 @@ func BenchmarkTurn64(b *testing.B) {
 			next[i]++
 			node := v.Node(fmt.Sprint("id-node-", i%1000))
 			f, g := handed(id, 1, next[i]), turn(id, 1, next[i], "a result of some thirty-two bytes.")
-			f.Index, g.Index = node.FactIndex+uint64(n)*2+1, node.FactIndex+uint64(n)*2+2
+			f.Index, g.Index = node.FactIndex+1, node.FactIndex+2
 			ends.Commands = append(ends.Commands, cmd(&clusterv1.ApplyFacts{NodeId: node.ID, Incarnation: 1, Facts: []*nodev1.Fact{f, g}}))
 			n++
 		}
@@ -271,4 +273,70 @@ func BenchmarkView(b *testing.B) {
 			s.View().SessionByName("default", "ledger-77")
 		}
 	})
+}
+
+// BenchmarkQueue is what one server does for messages from the send to the ack: 256 sessions on eight nodes, 75 messages an entry, each
+// entry decoded from the log.
+func BenchmarkQueue(b *testing.B) {
+	s := New(DefaultLimits())
+	const sessions, nodes, mail = 256, 8, 75
+	setUp := &clusterv1.Batch{Time: 1e18}
+	for n := range nodes {
+		setUp.Commands = append(setUp.Commands, cmd(register(fmt.Sprint("node-", n), 1)))
+	}
+	facts, next, text := make([]uint64, nodes), make([]uint64, sessions), make([]byte, 256)
+	for i := range sessions {
+		setUp.Commands = append(setUp.Commands, cmd(spawn(sessionID(i), fmt.Sprint("id-node-", i%nodes))))
+	}
+	apply := func(batch *clusterv1.Batch) {
+		data, err := proto.Marshal(batch)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		var got clusterv1.Batch
+		if err := proto.Unmarshal(data, &got); err != nil {
+			b.Fatal(err)
+		}
+		results := s.Apply(s.Index()+1, &got)
+		b.StopTimer()
+		check(b, results)
+	}
+	ends := func(from, to int, fact func(id string, i int) *nodev1.Fact) *clusterv1.Batch {
+		batch := &clusterv1.Batch{Time: 2e18 + int64(s.Index())*1e6}
+		for n := range nodes {
+			c := &clusterv1.ApplyFacts{NodeId: fmt.Sprint("id-node-", n), Incarnation: 1}
+			for at := from; at < to; at++ {
+				if i := at % sessions; i%nodes == n {
+					f := fact(sessionID(i), i)
+					facts[n]++
+					f.Index = facts[n]
+					c.Facts = append(c.Facts, f)
+				}
+			}
+			batch.Commands = append(batch.Commands, cmd(c))
+		}
+		return batch
+	}
+	b.StopTimer()
+	apply(setUp)
+	apply(ends(0, sessions, func(id string, _ int) *nodev1.Fact { return started(id, 1) }))
+	b.ReportAllocs()
+	b.ResetTimer()
+	at := 0
+	for range b.N {
+		sends := &clusterv1.Batch{Time: 2e18 + int64(s.Index())*1e6}
+		for n := at; n < at+mail; n++ {
+			c := send(sessionID(n%sessions), string(text))
+			c.IdempotencyKey = fmt.Sprintf("%026d", n)
+			sends.Commands = append(sends.Commands, cmd(c))
+		}
+		apply(sends)
+		apply(ends(at, at+mail, func(id string, i int) *nodev1.Fact {
+			next[i]++
+			return turn(id, 1, next[i], string(text[:16]))
+		}))
+		at += mail
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*mail), "ns/message")
 }

@@ -89,7 +89,7 @@ func (a *applier) putCall(row *clientRow, old, c *queue.Call) {
 		*a.meta.stats.bytesOf(c) += c.StateBytes()
 		row.count(c)
 		a.enterOrder(c)
-		a.calls.add(c.Key, c)
+		a.calls.put(c.Key, c)
 	} else {
 		a.calls.put(old.Key, nil)
 	}

@@ -37,9 +37,9 @@ func (a *applier) checkpointSession(c *clusterv1.CheckpointSession) Result {
 }
 
 // keepAcked keeps a message whose turn has ended until a checkpoint has seen it.
-func (a *applier) keepAcked(s *session.Session, mb *mailboxRow, m *session.Message) {
+func (a *applier) keepAcked(s *session.Session, mb *mailboxRow, m *session.Message, attempts uint32) {
 	k := *m
-	k.Delivered, k.DeliveredEpoch, k.Turn = false, 0, s.Turns
+	k.Attempts, k.Delivered, k.DeliveredEpoch, k.Turn = attempts, false, 0, s.Turns
 	mb.keep(&k)
 	mb.Kept++
 	mb.Bytes += uint64(len(k.Text))

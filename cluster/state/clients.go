@@ -133,7 +133,7 @@ func (a *applier) touchClient(k queue.ClientKey, server string) (*clientRow, err
 		}}
 		a.meta.stats.Clients++
 		a.set(setClients, "", clientAge(&row.Client), "")
-		a.clients.add(k, row)
+		a.clients.put(k, row)
 		return row, nil
 	}
 	row := a.ownClient(k)
@@ -266,14 +266,14 @@ func (a *applier) rekeyClient(p *clusterv1.RekeyClient) (again bool, moved uint3
 	row := *old
 	row.Owner = a.intern.str(to.Owner)
 	a.dropClient(old)
-	a.clients.add(to, &row)
+	a.clients.put(to, &row)
 	a.set(setClients, "", clientAge(&row.Client), "")
 	a.meta.stats.Clients++
 	prefixed(a.base, tableCalls, clientKeyBytes(from, 0), func(c *queue.Call) bool {
 		n := *c
 		n.Owner, n.Caller, n.ModifyIndex = row.Owner, caller, a.meta.index
 		a.calls.put(c.Key, nil)
-		a.calls.add(n.Key, &n) // counts and sets are by number, which stays
+		a.calls.put(n.Key, &n) // counts and sets are by number, which stays
 		moved++
 		return true
 	})

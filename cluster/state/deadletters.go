@@ -22,7 +22,7 @@ func (a *applier) bury(s *session.Session, messages []*session.Message, cause st
 		a.meta.stats.DeadLetterBytes += uint64(len(m.Text))
 		d := &session.DeadLetter{Message: *m, Namespace: s.Spec.Namespace, Cause: cause, Time: a.meta.time}
 		d.Delivered, d.DeliveredEpoch = false, 0
-		a.dead.add(letterKey(d), &deadRow{d, a.meta.dead})
+		a.dead.put(letterKey(d), &deadRow{d, a.meta.dead})
 		if a.buried == nil {
 			a.buried = make(map[LetterKey]*session.DeadLetter)
 		}

@@ -23,7 +23,8 @@
 //
 // # How it lies in memory
 //
-// Rows live in hashicorp/go-memdb, one index per table: an entry of such an index costs some 400 bytes, as each node of
+// Sessions, mailboxes and nodes, which nearly every command touches, lie in B-trees that views share (tree.go), at 32 bytes an entry. All
+// other rows live in hashicorp/go-memdb, one index per table: an entry of such an index costs some 400 bytes, as each node of
 // its radix tree carries a channel. What needs a second order (names, the sessions of a node, those that wait, those
 // that ended) is kept in sorted chunks of up to 32 keys, one row each (sets.go), at some 60 bytes a key. The watch
 // channels of memdb are switched off, for the feed says more: what changed, not only that something did.
@@ -31,6 +32,6 @@
 // What comes and goes at the highest rates has no entry of its own: messages hang off their mailbox's row (mailbox.go),
 // and idempotency keys lie in a queue with an index beside it (keys.go).
 //
-//	command ─► applier ─► overlay of changed rows ─► one memdb transaction ─► View
+//	command ─► applier ─► overlay of changed rows ─► trees, one memdb transaction ─► View
 //	                 └──► Change ─► feed (bounded) ─► Subscription
 package state

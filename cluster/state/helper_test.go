@@ -148,7 +148,7 @@ func (m *machine) content() []byte {
 	v := m.View()
 	z := *v.meta
 	z.index, z.time = 0, 0
-	return persisted(m.t, &View{txn: v.txn, meta: &z})
+	return persisted(m.t, &View{txn: v.txn, meta: &z, trees: v.trees})
 }
 
 func persisted(t testing.TB, v *View) []byte {

@@ -138,7 +138,7 @@ func (a *applier) messagesOf(id string) []*session.Message {
 }
 
 // handOver marks a message as handed to the session's process.
-func (a *applier) handOver(mb *mailboxRow, s *session.Session, m *session.Message) *session.Message {
+func (a *applier) handOver(mb *mailboxRow, s *session.Session, m *session.Message) {
 	a.left = true
 	d := *m
 	d.Delivered, d.DeliveredEpoch = true, s.Epoch
@@ -147,7 +147,6 @@ func (a *applier) handOver(mb *mailboxRow, s *session.Session, m *session.Messag
 	mb.Delivered++
 	mb.take(m)
 	mb.put(&d)
-	return &d
 }
 
 // delivered is told that a message was written to the process.
@@ -176,14 +175,14 @@ func (a *applier) turnEnded(old *session.Session, t *nodev1.TurnEnded) {
 	if s.UnsavedSince == 0 {
 		s.UnsavedSince = a.meta.time // also where no checkpoint will be made: then all of it is at stake
 	}
-	mb := a.openMailbox(old.ID)
+	mb, attempts := a.openMailbox(old.ID), m.Attempts
 	if !m.Delivered {
-		m = a.handOver(mb, old, m) // the fact of the delivery did not come
+		attempts++ // the fact of the delivery did not come
 	}
 	a.unlist(mb, m)
 	mb.Acked++
 	if s.Saves() || s.Captured != nil { // the first checkpoint, once it is stored, will not have seen this turn
-		a.keepAcked(&s, mb, m)
+		a.keepAcked(&s, mb, m, attempts)
 	}
 	a.save(old, &s)
 	mb.LastAckTime = a.meta.time
@@ -192,10 +191,13 @@ func (a *applier) turnEnded(old *session.Session, t *nodev1.TurnEnded) {
 		text, truncated = text[:session.MaxResultBytes:session.MaxResultBytes], true
 	}
 	a.keepResult(mb, &session.Result{
-		SessionID: old.ID, Sequence: m.Sequence, Text: text, Truncated: truncated, EndTime: a.meta.time, Attempts: m.Attempts,
+		SessionID: old.ID, Sequence: m.Sequence, Text: text, Truncated: truncated, EndTime: a.meta.time, Attempts: attempts,
 	})
 	a.mailboxes.put(old.ID, mb)
 }
+
+// spareResults is how many results a mailbox's array has room for, beyond those that it holds: so many that are gone it may hold on to.
+const spareResults = 8
 
 // keepResult appends a result and lets the oldest go.
 func (a *applier) keepResult(mb *mailboxRow, r *session.Result) {
@@ -205,10 +207,10 @@ func (a *applier) keepResult(mb *mailboxRow, r *session.Result) {
 		bytes -= len(keep[0].Text)
 		keep = keep[1:]
 	}
-	results := make([]*session.Result, len(keep), len(keep)+1)
-	copy(results, keep)
-	results = append(results, r)
-	mb.results, mb.resultBytes = results, bytes
+	if len(keep) == cap(keep) {
+		keep = append(make([]*session.Result, 0, len(keep)+spareResults), keep...)
+	}
+	mb.results, mb.resultBytes = append(keep, r), bytes // no view sees more of the array than there was
 	a.results = append(a.results, r)
 }
 

@@ -259,7 +259,7 @@ func (a *applier) forkSession(c *clusterv1.ForkSession) Result {
 		why += " by " + c.GetActor()
 	}
 	a.enter(s, session.Pending, why)
-	a.sessions.add(s.ID, s)
+	a.sessions.put(s.ID, s)
 	a.account(nil, s)
 	key.owner = s.Spec.Namespace
 	a.remember(key, c.GetRequestHash(), s.ID, 0)

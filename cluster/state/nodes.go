@@ -55,7 +55,7 @@ func (a *applier) registerNode(c *clusterv1.RegisterNode) (*Node, error) {
 	}
 	if old == nil {
 		a.meta.stats.Nodes++
-		a.nodes.add(n.ID, &n)
+		a.nodes.put(n.ID, &n)
 	} else {
 		a.nodes.put(n.ID, &n)
 	}

@@ -20,7 +20,7 @@ const restoreRows = 4096
 // Restore replaces the state by a snapshot's, or changes nothing. Damaged snapshots and those of newer versions are
 // refused. Subscribers are told by a Change with Restored.
 func (s *Store) Restore(r io.Reader) error {
-	l := &loader{db: newDB(), intern: s.intern, keys: keyIndex{}, sessions: newSessionReader(s.intern)}
+	l := &loader{db: newDB(), trees: newTrees(), intern: s.intern, keys: keyIndex{}, sessions: newSessionReader(s.intern)}
 	if err := readSnapshot(r, l); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
@@ -30,6 +30,7 @@ func (s *Store) Restore(r io.Reader) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys = l.keys
+	s.trees = l.trees
 	s.publish(l.db)
 	s.feed.publish(&Change{Index: l.meta.index, Time: l.meta.time, Restored: true})
 	return nil
@@ -38,6 +39,7 @@ func (s *Store) Restore(r io.Reader) error {
 // loader builds tables from rows.
 type loader struct {
 	db       *memdb.MemDB
+	trees    trees
 	intern   *interner
 	sessions *sessionReader
 	keys     keyIndex
@@ -86,7 +88,7 @@ func (l *loader) set(kind setKind, owner, key, value string) {
 // flushParts writes the rows that were waiting for more of them.
 func (l *loader) flushParts() {
 	if l.mailbox != nil {
-		l.insert(tableMailboxes, l.mailbox)
+		l.trees.mailboxes.put(l.mailbox.SessionID, l.mailbox)
 		l.mailbox = nil
 	}
 	if l.events != nil {
@@ -128,7 +130,7 @@ func (l *loader) row(row *clusterv1.SnapshotRow, _ int) error {
 		l.meta.stats.Nodes++
 		n := nodeFromRow(k.Node, l.intern)
 		l.set(setNodeNames, "", n.Name, n.ID)
-		l.insert(tableNodes, n)
+		l.trees.nodes.put(n.ID, n)
 	case *clusterv1.SnapshotRow_Token:
 		l.meta.stats.Tokens++
 		l.insert(tableTokens, tokenFromRow(k.Token, l.intern))
@@ -187,7 +189,10 @@ func (l *loader) session(b []byte, _ int) error {
 	if st.endedName != "" {
 		l.set(setEndedNames, s.Spec.Namespace, st.endedName, s.ID)
 	}
-	l.insert(tableSessions, s)
+	l.trees.sessions.put(s.ID, s)
+	if len(l.ops) >= restoreRows {
+		l.commit()
+	}
 	return nil
 }
 
@@ -206,9 +211,8 @@ func (l *loader) message(m *session.Message) error {
 	if l.mailOf == nil || l.mailOf.SessionID != m.SessionID {
 		if l.mailOf == nil {
 			l.flushParts()
-			l.commit()
 		}
-		l.mailOf = first[mailboxRow](l.db.Txn(false), tableMailboxes, byID, idBytes(m.SessionID))
+		l.mailOf = l.trees.mailboxes.get(m.SessionID)
 	}
 	if l.mailOf == nil || m.Priority < session.Critical || m.Priority > session.Low || l.mailOf.find(m.Sequence) != nil {
 		return fmt.Errorf("message %d of session %q has priority %d, comes twice, or belongs to no mailbox", m.Sequence, m.SessionID, m.Priority)

@@ -77,7 +77,7 @@ func (a *applier) spawnSession(c *clusterv1.SpawnSession) Result {
 			s.Reason = a.reason(why) // why no node fits, from the first answer on
 		}
 	}
-	a.sessions.add(s.ID, s)
+	a.sessions.put(s.ID, s)
 	a.account(nil, s)
 	key.owner = s.Spec.Namespace // the one that is shared
 	a.remember(key, c.GetRequestHash(), s.ID, 0)
@@ -93,7 +93,7 @@ func (a *applier) checkSpawn(c *clusterv1.SpawnSession, spec *session.Spec) erro
 	}
 	if spec.State == session.StateMemory {
 		a.flush() // nodes may be among what is pending
-		return fault.New(fault.FailedPrecondition, "spawn: %s", NoMemory(func(yield func(*Node) bool) { prefixed(a.base, tableNodes, nil, yield) }))
+		return fault.New(fault.FailedPrecondition, "spawn: %s", NoMemory(func(yield func(*Node) bool) { a.trees.nodes.prefixed("", yield) }))
 	}
 	if a.sessions.get(a.base, c.GetSessionId()) != nil {
 		return fault.New(fault.AlreadyExists, "spawn: session %s exists", c.GetSessionId())

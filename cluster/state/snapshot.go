@@ -141,12 +141,12 @@ func (v *View) Persist(w io.Writer) error {
 // persistSessions writes sessions, mailboxes with results, and messages.
 func (v *View) persistSessions(f *frameWriter) {
 	sessions := newSessionWriter()
-	prefixed(v.txn, tableSessions, nil, func(s *session.Session) bool {
+	v.sessions.prefixed("", func(s *session.Session) bool {
 		f.frame(func(b []byte) ([]byte, error) { return sessions.append(b, s) })
 		f.rows++
 		return f.err == nil
 	})
-	prefixed(v.txn, tableMailboxes, nil, func(m *mailboxRow) bool {
+	v.mailboxes.prefixed("", func(m *mailboxRow) bool {
 		ok := f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Mailbox{Mailbox: mailboxToRow(m)}})
 		for _, r := range m.results {
 			ok = f.row(&clusterv1.SnapshotRow{Row: &clusterv1.SnapshotRow_Result{Result: resultToRow(r)}})

@@ -36,6 +36,8 @@ type Result struct {
 type Store struct {
 	limits Limits
 	db     atomic.Pointer[memdb.MemDB]
+	trees  trees // of the goroutine that applies, as is room
+	room   room
 	view   atomic.Pointer[View] // of what db holds
 	intern *interner            // of the goroutine that applies, as is keys
 	keys   keyIndex
@@ -47,7 +49,7 @@ type Store struct {
 
 // New returns an empty state. Limits must be the same on every server; see DefaultLimits.
 func New(limits Limits) *Store {
-	s := &Store{limits: limits, intern: newInterner(), keys: keyIndex{}}
+	s := &Store{limits: limits, intern: newInterner(), keys: keyIndex{}, trees: newTrees()}
 	s.feed.limits(limits.FeedChanges, limits.FeedBytes)
 	db := newDB()
 	txn := db.Txn(true)
@@ -60,7 +62,7 @@ func New(limits Limits) *Store {
 // publish makes the tables those that readers see.
 func (s *Store) publish(db *memdb.MemDB) {
 	s.db.Store(db)
-	s.view.Store(newView(db.Txn(false)))
+	s.view.Store(newView(db.Txn(false), s.trees.view()))
 }
 
 // View returns the state as it is now.
@@ -74,7 +76,7 @@ func (s *Store) Index() uint64 { return s.View().Index() }
 func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 	results := make([]Result, len(b.GetCommands()))
 	db := s.db.Load()
-	a := newApplier(&s.limits, s.intern, s.keys, db.Txn(true), db.Txn(false), len(results))
+	a := newApplier(&s.limits, s.intern, s.keys, db.Txn(true), s.View(), s.trees, s.room, len(results))
 	if index <= a.meta.index {
 		a.w.Abort()
 		for i := range results {
@@ -88,6 +90,7 @@ func (s *Store) Apply(index uint64, b *clusterv1.Batch) []Result {
 		results[i] = a.apply(c)
 	}
 	change := a.finish()
+	s.room.reuse(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.w.Commit()

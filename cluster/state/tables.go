@@ -14,21 +14,39 @@ import (
 
 // The tables.
 const (
-	tableMeta      = "meta"
-	tableSessions  = "sessions"
-	tableMailboxes = "mailboxes"
-	tableDead      = "dead-letters"
-	tableNodes     = "nodes"
-	tableTokens    = "tokens"
-	tableEvents    = "events"
-	tableSets      = "sets"
-	tableCalls     = "calls"
-	tableClients   = "clients"
-	tableOrders    = "order-keys"
+	tableMeta    = "meta"
+	tableDead    = "dead-letters"
+	tableTokens  = "tokens"
+	tableEvents  = "events"
+	tableSets    = "sets"
+	tableCalls   = "calls"
+	tableClients = "clients"
+	tableOrders  = "order-keys"
 
 	tableConversations = "conversations"
 	tableTalkers       = "conversation-owners"
 )
+
+// The names of trees, which are no tables of memdb.
+const (
+	tableSessions  = "sessions"
+	tableMailboxes = "mailboxes"
+	tableNodes     = "nodes"
+)
+
+// trees are the tables that are not in memdb, by id.
+type trees struct {
+	sessions  tree[session.Session]
+	mailboxes tree[mailboxRow]
+	nodes     tree[Node]
+}
+
+func newTrees() trees {
+	return trees{newTree[session.Session](), newTree[mailboxRow](), newTree[Node]()}
+}
+
+// view returns the trees as they are now, for good.
+func (t trees) view() trees { return trees{t.sessions.view(), t.mailboxes.view(), t.nodes.view()} }
 
 // The indexes; every table has the first, dead letters and calls have the second too.
 const (
@@ -117,12 +135,9 @@ func two[T any](name string, key func(*T) []byte, second string, key2 func(*T) [
 // newDB returns empty tables.
 func newDB() *memdb.MemDB {
 	db, err := memdb.NewMemDB(&memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
-		tableMeta:      one(tableMeta, func(*meta) []byte { return []byte{1} }),
-		tableSessions:  one(tableSessions, func(s *session.Session) []byte { return idBytes(s.ID) }),
-		tableMailboxes: one(tableMailboxes, func(m *mailboxRow) []byte { return idBytes(m.SessionID) }),
+		tableMeta: one(tableMeta, func(*meta) []byte { return []byte{1} }),
 		tableDead: two(tableDead, func(d *deadRow) []byte { return letterKey(d.letter).bytes() },
 			byNumber, func(d *deadRow) []byte { return numberBytes(d.number) }),
-		tableNodes:  one(tableNodes, func(n *Node) []byte { return idBytes(n.ID) }),
 		tableTokens: one(tableTokens, func(t *Token) []byte { return idBytes(t.ID) }),
 		tableEvents: one(tableEvents, func(r *eventsRow) []byte { return numberBytes(r.index) }),
 		tableSets:   one(tableSets, func(c *chunk) []byte { return c.bytes() }),

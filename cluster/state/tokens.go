@@ -33,7 +33,7 @@ func (a *applier) createToken(c *clusterv1.CreateToken) (*Token, bool, error) {
 		Hash: c.GetHash(), CreateTime: a.meta.time, ExpireTime: c.GetExpireTime(),
 	}
 	a.meta.stats.Tokens++
-	a.tokens.add(t.ID, t)
+	a.tokens.put(t.ID, t)
 	a.event(Event{Type: "token.created", Namespace: t.Namespace, Message: "token " + t.ID + " (" + t.Name + ") with role " + t.Role})
 	return t, false, nil
 }

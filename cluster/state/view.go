@@ -15,10 +15,11 @@ import (
 type View struct {
 	txn  *memdb.Txn
 	meta *meta
+	trees
 }
 
-func newView(txn *memdb.Txn) *View {
-	return &View{txn: txn, meta: first[meta](txn, tableMeta, byID, []byte{1})}
+func newView(txn *memdb.Txn, t trees) *View {
+	return &View{txn: txn, meta: first[meta](txn, tableMeta, byID, []byte{1}), trees: t}
 }
 
 // Index returns the index of the last entry that this view holds.
@@ -40,9 +41,7 @@ func (v *View) PhaseCounts() PhaseCounts { return v.meta.stats.Phases }
 func (v *View) Stats() Stats { return v.meta.stats }
 
 // Session returns the session with the id.
-func (v *View) Session(id string) *session.Session {
-	return first[session.Session](v.txn, tableSessions, byID, idBytes(id))
-}
+func (v *View) Session(id string) *session.Session { return v.sessions.get(id) }
 
 // SessionByName returns the session that has the name and has not ended.
 func (v *View) SessionByName(namespace, name string) *session.Session {
@@ -74,7 +73,7 @@ func (v *View) SessionsByPrefix(prefix string, limit int) []*session.Session {
 	if limit <= 0 {
 		return nil
 	}
-	prefixed(v.txn, tableSessions, idBytes(prefix), func(s *session.Session) bool {
+	v.sessions.prefixed(prefix, func(s *session.Session) bool {
 		found = append(found, s)
 		return len(found) < limit
 	})
@@ -84,7 +83,7 @@ func (v *View) SessionsByPrefix(prefix string, limit int) []*session.Session {
 // Sessions yields the sessions with larger ids than afterID, by id.
 func (v *View) Sessions(afterID string) iter.Seq[*session.Session] {
 	return func(yield func(*session.Session) bool) {
-		from(v.txn, tableSessions, byID, idBytes(afterID), func(s *session.Session) bool {
+		v.sessions.from(afterID, func(s *session.Session) bool {
 			return s.ID == afterID || yield(s)
 		})
 	}
@@ -136,9 +135,7 @@ func (v *View) Mailbox(sessionID string) *session.Mailbox {
 	return &session.Mailbox{SessionID: sessionID, NextSequence: 1}
 }
 
-func (v *View) mailbox(sessionID string) *mailboxRow {
-	return first[mailboxRow](v.txn, tableMailboxes, byID, idBytes(sessionID))
-}
+func (v *View) mailbox(sessionID string) *mailboxRow { return v.mailboxes.get(sessionID) }
 
 // Messages yields a session's messages that have not ended, in the order of delivery: by priority, then by sequence.
 func (v *View) Messages(sessionID string) iter.Seq[*session.Message] {
@@ -148,7 +145,7 @@ func (v *View) Messages(sessionID string) iter.Seq[*session.Message] {
 // AllMessages yields the messages of all sessions that have not ended, by session, then in the order of delivery.
 func (v *View) AllMessages() iter.Seq[*session.Message] {
 	return func(yield func(*session.Message) bool) {
-		prefixed(v.txn, tableMailboxes, nil, func(mb *mailboxRow) bool {
+		v.mailboxes.prefixed("", func(mb *mailboxRow) bool {
 			for m := range mb.all() {
 				if !yield(m) {
 					return false
@@ -171,7 +168,7 @@ func (v *View) kept(sessionID string) []*session.Message {
 // others in the order of delivery.
 func (v *View) keptAndAll() iter.Seq[*session.Message] {
 	return func(yield func(*session.Message) bool) {
-		prefixed(v.txn, tableMailboxes, nil, func(mb *mailboxRow) bool {
+		v.mailboxes.prefixed("", func(mb *mailboxRow) bool {
 			if mb.mail == nil {
 				return true
 			}
@@ -247,7 +244,7 @@ func (v *View) DeadLetters(namespace, sessionID string, after LetterKey) iter.Se
 }
 
 // Node returns the node with the id.
-func (v *View) Node(id string) *Node { return first[Node](v.txn, tableNodes, byID, idBytes(id)) }
+func (v *View) Node(id string) *Node { return v.nodes.get(id) }
 
 // NodeByName returns the node with the name.
 func (v *View) NodeByName(name string) *Node {
@@ -264,7 +261,7 @@ func (v *View) NodesByPrefix(prefix string, limit int) []*Node {
 	if limit <= 0 {
 		return nil
 	}
-	prefixed(v.txn, tableNodes, idBytes(prefix), func(n *Node) bool {
+	v.nodes.prefixed(prefix, func(n *Node) bool {
 		found = append(found, n)
 		return len(found) < limit
 	})
@@ -284,7 +281,7 @@ func (v *View) NodesByName(after string) iter.Seq[*Node] {
 
 // Nodes yields all nodes, by id.
 func (v *View) Nodes() iter.Seq[*Node] {
-	return func(yield func(*Node) bool) { prefixed(v.txn, tableNodes, nil, yield) }
+	return func(yield func(*Node) bool) { v.nodes.prefixed("", yield) }
 }
 
 // Remembers reports whether a request with the key was applied and is still remembered. It looks at every key.
