@@ -83,7 +83,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{
 		cfg: cfg, session: cfg.SessionID, prefix: rand.Text()[:16], proxy: proxy,
-		events: events{state: Connecting, subs: map[*subscriber]struct{}{}},
+		events: events{state: Connecting},
 		inbox:  make(chan event, inboxEvents), owner: make(chan struct{}),
 	}
 	if c.session == "" {
