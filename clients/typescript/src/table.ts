@@ -94,7 +94,7 @@ export class CallTable {
     this.#unavailable = 0;
     const lost = [...this.#calls.values()].filter((c) => c.state === 'lost');
     if (!whole) for (const call of lost) call.streamIntact = false;
-    if (link.transport === 'websocket') this.#sayCancels(link);
+    this.#sayCancels(link);
     const again = () => {
       if (this.#link !== link) return;
       for (const call of lost) if (call.state === 'lost') this.#enqueue(call);
@@ -305,7 +305,7 @@ export class CallTable {
 
   #abort(call: Call, reason: unknown): void {
     const { requestId } = call.wish;
-    const { asked, wish } = call;
+    const { asked, acked, wish } = call;
     if (!this.#settle(call)) return;
     call.reject(reason);
     const link = this.#link;
@@ -316,7 +316,7 @@ export class CallTable {
         this.#settings.logger.warn('a cancel could not be kept until there is a connection; its call runs until its deadline');
       }
       this.#abandoned.set(requestId, wish.deadline);
-      if (link?.transport === 'websocket') link.cancel(requestId);
+      link?.cancel({ requestId, until: wish.deadline, arrived: acked });
     }
   }
 
@@ -324,7 +324,7 @@ export class CallTable {
   #sayCancels(link: Link): void {
     for (const [requestId, until] of this.#abandoned) {
       if (until <= now()) this.#abandoned.delete(requestId);
-      else link.cancel(requestId);
+      else link.cancel({ requestId, until, arrived: true });
     }
   }
 
@@ -342,7 +342,7 @@ export class CallTable {
     clearTimeout(call.deadlineTimer);
     call.stopListening();
     this.#calls.delete(call.wish.requestId);
-    if (this.#link?.transport === 'http') this.#link.cancel(call.wish.requestId); // nobody waits any more
+    this.#link?.forget(call.wish.requestId);
     this.#remember(call.wish.requestId);
     queueMicrotask(() => this.#pump());
     return true;
