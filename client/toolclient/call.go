@@ -150,8 +150,10 @@ type Pending struct {
 	// The owner's, over HTTP.
 	poll       func()      // ends the request for its result; nil when there is none
 	cancelling func()      // ends the request that cancels it; nil when there is none
-	cancels    int         // how often that was to be repeated
-	again      *timer      // for the next one
+	viaHTTP    bool        // it was asked for so last; a WebSocket says nothing of its end
+	stray      time.Time   // until when a request that was left may still arrive
+	cancels    int         // how often it was to be cancelled again
+	again      *timer      // for the next time
 	unwanted   atomic.Bool // cancelled is set; who asks for its result must not make it anew
 
 	mu    sync.Mutex

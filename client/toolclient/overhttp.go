@@ -34,7 +34,7 @@ type (
 func (o *owner) askHTTP(k *Pending) {
 	r := o.route
 	ctx, cancel := context.WithDeadline(o.c.life, k.deadline)
-	k.poll = cancel
+	k.poll, k.viaHTTP = cancel, true
 	o.pace.asked(k)
 	k.pause = o.timers.after(refusedWithin, func() { o.pace.taken(k); o.pump() })
 	o.c.count.overHTTP.Add(1)
@@ -89,8 +89,32 @@ func (o *owner) cancelHTTP(k *Pending) {
 	})
 }
 
-// handle takes the answer to a cancel. Requests overtake one another: a call that the server does not know while it is being
-// asked for may only not have arrived, and would run for nobody if it were not cancelled again.
+// sayCancel has a call cancelled, in whichever way there is.
+func (o *owner) sayCancel(k *Pending) {
+	switch {
+	case o.conn != nil:
+		o.write(request{Op: "cancel", RequestID: k.id})
+		if k.viaHTTP { // that it is not in flight any more is all that is said here
+			o.cancelAgain(k, 0)
+		}
+	case o.route != nil:
+		o.cancelHTTP(k)
+	}
+}
+
+// cancelAgain says it again after a pause, which doubles.
+func (o *owner) cancelAgain(k *Pending, notBefore time.Duration) {
+	pause := max(cancelAgainFirst<<min(k.cancels, 4), notBefore)
+	k.cancels++
+	o.timers.stop(k.again)
+	k.again = o.timers.after(pause, func() { o.sayCancel(k) })
+}
+
+// mayArrive reports whether a call that no server knows may only be on its way there. Requests overtake one another: it would run for
+// nobody if it were not cancelled again.
+func (k *Pending) mayArrive() bool { return k.poll != nil || time.Now().Before(k.stray) }
+
+// handle takes the answer to a cancel.
 func (e cancelAnswered) handle(o *owner) {
 	k := e.k
 	if o.calls[k.id] != k {
@@ -109,14 +133,12 @@ func (e cancelAnswered) handle(o *owner) {
 	}
 	f := e.m.failure()
 	switch {
-	case f == nil || f.Code == codeNotFound && k.poll == nil:
+	case f == nil || f.Code == codeNotFound:
 		o.outcome(k, e.m)
 	case f.Code == codeUnauthorized: // with another token it may be
 		o.routeLost(f)
-	case f.Code == codeNotFound || f.passing() || f.Code == codeTimeout:
-		pause := max(cancelAgainFirst<<min(k.cancels, 4), f.RetryAfter)
-		k.cancels++
-		k.again = o.timers.after(pause, func() { o.cancelHTTP(k) })
+	case f.passing() || f.Code == codeTimeout:
+		o.cancelAgain(k, f.RetryAfter)
 	default:
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; the server does not cancel it, so it may go on: %w", k.name, k.cancelled, f))
 	}
@@ -135,7 +157,7 @@ func (o *owner) leaveHTTP(k *Pending) {
 		return
 	}
 	k.poll()
-	k.poll = nil
+	k.poll, k.stray = nil, time.Now().Add(strayWithin)
 	o.timers.stop(k.pause)
 	o.pace.forget(k)
 }
@@ -204,6 +226,9 @@ func (o *owner) routeLost(err error) {
 	o.emit(Event{State: Reconnecting, Address: e.name, Attempt: o.outages, Delay: delay, Err: err})
 	o.schedule(delay)
 }
+
+// strayWithin is how long a request may still be on its way when nobody waits for its answer any more.
+const strayWithin = time.Second
 
 // cancelAgainFirst is the pause before a server is asked to cancel for a second time; it doubles, up to sixteen times that.
 const cancelAgainFirst = 25 * time.Millisecond

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/neolith/orchestrator/gateway/socket"
 	"github.com/neolith/orchestrator/gateway/tools"
@@ -394,4 +398,77 @@ func TestListingAtAServerThatDies(t *testing.T) {
 			t.Errorf("given up: %v", err)
 		}
 	})
+}
+
+// However connections break, in both ways: a call whose caller was told that it was cancelled runs no more.
+func TestWhatIsCancelledDoesNotRunOn(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		seed := rapid.Uint64().Draw(rt, "seed")
+		calls := rapid.IntRange(1, 30).Draw(rt, "calls")
+		most := rapid.Int64Range(1500, 20_000).Draw(rt, "bytes of a connection, at most")
+		fallback := rapid.SampledFrom([]int{-1, 1, 3}).Draw(rt, "fallback after")
+		noWS := rapid.Bool().Draw(rt, "no WebSocket")
+		wrong := ""
+		synctest.Test(t, func(t *testing.T) { wrong = runsOn(t, seed, calls, most, fallback, noWS && fallback > 0) })
+		if wrong != "" {
+			rt.Fatal(wrong)
+		}
+	})
+}
+
+func runsOn(t *testing.T, seed uint64, calls int, most int64, fallback int, noWS bool) (wrong string) {
+	chance := rand.New(rand.NewPCG(seed, 0))
+	n := newNetwork(t, "a")
+	defer n.stopAll()
+	defer time.Sleep(time.Second) // until no request is on its way
+	a := n.hosts["a"]
+	a.noWS.Store(noWS)
+	var mu sync.Mutex
+	delays := rand.New(rand.NewPCG(seed, 3))
+	a.through = func(w http.ResponseWriter, r *http.Request, next http.Handler) { // requests overtake one another
+		mu.Lock()
+		d := time.Duration(delays.Int64N(int64(50 * time.Millisecond)))
+		mu.Unlock()
+		time.Sleep(d)
+		next.ServeHTTP(w, r)
+	}
+	n.budget = func() int64 { return chance.Int64N(most) } // under its lock
+	c := n.client(func(c *Config) {
+		c.Rand = rand.New(rand.NewPCG(seed, 1)).Float64
+		c.FallbackAfter, c.CancelPatience = fallback, 24*time.Hour
+		c.Backoff = Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond, Attempts: 1 << 30}
+		c.Breaker = Breaker{Failures: 1000}
+	}, "a")
+	defer c.Close()
+	pauses := rand.New(rand.NewPCG(seed, 2))
+	var all []*Pending
+	for i := range calls {
+		k, err := c.Start(t.Context(), "hold", args("key", fmt.Sprint(i)), WithDeadline(time.Now().Add(24*time.Hour)))
+		if err != nil {
+			return err.Error()
+		}
+		all = append(all, k)
+		time.Sleep(time.Duration(pauses.Int64N(int64(100 * time.Millisecond))))
+		all[pauses.IntN(len(all))].Cancel()
+	}
+	for _, k := range all {
+		k.Cancel()
+	}
+	time.Sleep(2 * time.Second)
+	n.mu.Lock()
+	n.budget = func() int64 { return -1 }
+	n.mu.Unlock()
+	for i, k := range all {
+		if _, err := k.Wait(t.Context()); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "may go on") {
+			return fmt.Sprintf("call %d: %v", i, err)
+		}
+	}
+	synctest.Wait()
+	for i := range all {
+		key := fmt.Sprint(i)
+		if n.ledger.ran(key) > 0 && !errors.Is(n.ledger.why(key), tools.ErrCancelled) {
+			return fmt.Sprintf("call %d runs on, %v", i, n.ledger.why(key))
+		}
+	}
+	return ""
 }

@@ -180,11 +180,8 @@ func (e cancelCall) handle(o *owner) {
 	k.giveUp = o.timers.after(o.cfg.CancelPatience, func() {
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; no server confirmed it within %s, so it may go on", k.name, e.cause, o.cfg.CancelPatience))
 	})
-	switch { // where it is neither, it is asked for again when all has come that was kept, and cancelled then
-	case o.conn != nil && (k.phase == waiting || k.on != nil):
-		o.write(request{Op: "cancel", RequestID: k.id})
-	case o.route != nil:
-		o.cancelHTTP(k)
+	if o.conn == nil || k.phase == waiting || k.on != nil { // otherwise it is asked for again when all has come that was kept, and cancelled then
+		o.sayCancel(k)
 	}
 }
 
@@ -327,6 +324,8 @@ func (o *owner) outcome(k *Pending, m *message) {
 	f := m.failure()
 	switch {
 	case m.Op == "cancelled" && k.cancelled == nil && f != nil: // late, of an earlier call of the id
+	case m.Op == "cancelled" && k.cancelled != nil && f != nil && f.Code == codeNotFound && k.mayArrive():
+		o.cancelAgain(k, 0)
 	case m.Op == "cancelled" && k.cancelled != nil && f != nil:
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; the server has nothing of it in flight", k.name, k.cancelled))
 	case m.Op == "cancelled" && k.cancelled != nil:
@@ -428,9 +427,10 @@ func (o *owner) ask(k *Pending) {
 	case o.conn != nil:
 		k.on = o.conn
 		if k.cancelled != nil {
-			o.write(request{Op: "cancel", RequestID: k.id})
+			o.sayCancel(k)
 			return
 		}
+		k.viaHTTP = false
 		o.pace.asked(k)
 		k.bytes = o.write(k.request(time.Until(k.deadline), ""))
 	case o.route != nil:
@@ -491,6 +491,7 @@ func (o *owner) finish(k *Pending, r *Result, err error) {
 	o.timers.stop(k.timeout)
 	o.timers.stop(k.pause)
 	o.timers.stop(k.giveUp)
+	o.timers.stop(k.again)
 	o.leaveHTTP(k)
 	if k.phase == asked {
 		o.asked--
