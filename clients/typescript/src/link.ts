@@ -39,7 +39,7 @@ export interface Cancel {
   requestId: string;
   /** When the call ends by itself, on the clock of `now`. */
   until: number;
-  /** The server has said that it has the call, or had the time to hear of it. Else it may still be on its way there. */
+  /** A server has said that it has the call. Else it may still be on its way there. */
   arrived: boolean;
 }
 
