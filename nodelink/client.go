@@ -143,7 +143,7 @@ func (c *Client) Server() string {
 
 // Subscribe returns events from now on, and a function that ends the subscription. A subscriber that lets its buffer
 // fill misses events. The channel is closed when Run returns.
-func (c *Client) Subscribe(buffer int) (<-chan Event, func()) { return c.events.subscribe(buffer) }
+func (c *Client) Subscribe(buffer int) (<-chan Event, func()) { return c.events.Subscribe(buffer) }
 
 // LateAnswers counts answers that came after their request had been given up.
 func (c *Client) LateAnswers() uint64 {

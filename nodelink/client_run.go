@@ -74,7 +74,7 @@ func (c *Client) finish() {
 	c.mu.Lock()
 	c.closed, c.state, c.waiting = true, Disconnected, nil
 	c.mu.Unlock()
-	c.events.close()
+	c.events.Close()
 }
 
 // link is one link from dial to end. It returns how long a leader had the node, 0 when none took it in.

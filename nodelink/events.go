@@ -7,6 +7,7 @@ import (
 	"time"
 
 	nodev1 "github.com/neolith/orchestrator/api/proto/orchestrator/node/v1"
+	"github.com/neolith/orchestrator/internal/fanout"
 )
 
 // State is where a node's link is in its life.
@@ -57,78 +58,23 @@ type Event struct {
 	Missed    uint64        // events that this subscriber was too slow for, just before this one
 }
 
-// broadcaster hands events to subscribers. A slow one misses events, and is told how many; it never holds up the link.
+// broadcaster hands events to subscribers, and knows which it has told. A slow subscriber never holds up the link.
 type broadcaster struct {
-	mu     sync.Mutex
-	subs   map[*subscriber]struct{}
-	closed bool
-	// spawned facts are told once, though they are sent again until acked
+	fanout.Fanout[Event]
+	mu sync.Mutex
+	// Facts are told once, though they are sent again until they are acked.
 	incarnation, lastFact uint64
 }
 
-type subscriber struct {
-	ch     chan Event
-	missed uint64
-}
-
-func (b *broadcaster) subscribe(buffer int) (<-chan Event, func()) {
-	s := &subscriber{ch: make(chan Event, max(buffer, 1))}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		close(s.ch)
-		return s.ch, func() {}
-	}
-	if b.subs == nil {
-		b.subs = make(map[*subscriber]struct{})
-	}
-	b.subs[s] = struct{}{}
-	return s.ch, func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if _, ok := b.subs[s]; ok {
-			delete(b.subs, s)
-			close(s.ch)
-		}
-	}
-}
-
 func (b *broadcaster) emit(e Event) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.emitLocked(e)
-}
-
-func (b *broadcaster) emitLocked(e Event) {
-	if len(b.subs) == 0 {
-		return
-	}
 	e.Time = time.Now()
-	for s := range b.subs {
-		e.Missed = s.missed
-		select {
-		case s.ch <- e:
-			s.missed = 0
-		default:
-			s.missed++
-		}
-	}
-}
-
-func (b *broadcaster) close() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	for s := range b.subs {
-		delete(b.subs, s)
-		close(s.ch)
-	}
+	b.Emit(func(missed uint64) Event { e.Missed = missed; return e })
 }
 
 // sent tells what a frame to the leader reports about sessions.
 func (b *broadcaster) sent(server string, f *nodev1.Frame) {
 	tell := func(t EventType, session string) {
-		b.emitLocked(Event{Type: t, Server: server, SessionID: session, Frame: f})
+		b.emit(Event{Type: t, Server: server, SessionID: session, Frame: f})
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

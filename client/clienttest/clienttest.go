@@ -58,10 +58,12 @@ type Cluster struct {
 	events   []*apiv1.Event
 	// clientCalls are those that a test has added.
 	clientCalls []*apiv1.Call
-	snapshot    []byte
-	restored    []byte
-	calls       map[string]int
-	faults      map[string][]Fault
+	// recorded are those that a test has added.
+	recorded []*apiv1.Interaction
+	snapshot []byte
+	restored []byte
+	calls    map[string]int
+	faults   map[string][]Fault
 }
 
 // sessionState is a session with what belongs to it.
@@ -131,7 +133,7 @@ func (c *Cluster) ServeOn(t testing.TB, address string, cfg *tls.Config) *Server
 	apiv1.RegisterTokenServiceServer(s.grpc, &tokens{c: c})
 	apiv1.RegisterEventServiceServer(s.grpc, &events{c: c})
 	apiv1.RegisterProviderServiceServer(s.grpc, &providers{talks: newConversations(c.Now())})
-	apiv1.RegisterRecorderServiceServer(s.grpc, record{})
+	apiv1.RegisterRecorderServiceServer(s.grpc, record{c: c})
 	served := make(chan struct{})
 	go func() { defer close(served); _ = s.grpc.Serve(l) }() // it ends with Stop, which is no error
 	t.Cleanup(func() { s.Stop(); <-served })

@@ -5,6 +5,7 @@ package clienttest
 import (
 	"context"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +16,23 @@ import (
 
 type record struct {
 	apiv1.UnimplementedRecorderServiceServer
+	c *Cluster
+}
+
+// Record adds an interaction to those that are there from the beginning.
+func (c *Cluster) Record(i *apiv1.Interaction) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recorded = append(c.recorded, i)
+}
+
+// all are all interactions, oldest first.
+func (r record) all() []*apiv1.Interaction {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	all := append(interactions(), r.c.recorded...)
+	slices.SortStableFunc(all, func(a, b *apiv1.Interaction) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
+	return all
 }
 
 // interactions are oldest first.
@@ -52,21 +70,25 @@ func fits(i *apiv1.Interaction, q *apiv1.InteractionQuery) bool {
 		(q.GetSince() == nil || !at.Before(q.GetSince().AsTime())) && (q.GetUntil() == nil || at.Before(q.GetUntil().AsTime()))
 }
 
-func (record) ListInteractions(_ context.Context, req *apiv1.ListInteractionsRequest) (*apiv1.ListInteractionsResponse, error) {
-	out := &apiv1.ListInteractionsResponse{Missing: map[string]string{"server-3": "connection refused"}}
-	for _, i := range slices.Backward(interactions()) {
+// ListInteractions gives the latest first. A page's token says how many were before it.
+func (r record) ListInteractions(_ context.Context, req *apiv1.ListInteractionsRequest) (*apiv1.ListInteractionsResponse, error) {
+	var found []*apiv1.Interaction
+	for _, i := range slices.Backward(r.all()) {
 		if fits(i, req.GetQuery()) {
-			out.Interactions = append(out.Interactions, i)
+			found = append(found, i)
 		}
 	}
-	if n := int(req.GetPageSize()); n < len(out.GetInteractions()) {
-		out.Interactions, out.NextPageToken = out.GetInteractions()[:n], "more"
+	from, _ := strconv.Atoi(req.GetPageToken()) // 0 for the first page
+	to := min(from+int(req.GetPageSize()), len(found))
+	out := &apiv1.ListInteractionsResponse{Interactions: found[min(from, to):to], Missing: map[string]string{"server-3": "connection refused"}}
+	if to < len(found) {
+		out.NextPageToken = strconv.Itoa(to)
 	}
 	return out, nil
 }
 
-func (record) ExportInteractions(req *apiv1.ExportInteractionsRequest, stream grpc.ServerStreamingServer[apiv1.ExportInteractionsResponse]) error {
-	for _, i := range interactions() { // one at a time
+func (r record) ExportInteractions(req *apiv1.ExportInteractionsRequest, stream grpc.ServerStreamingServer[apiv1.ExportInteractionsResponse]) error {
+	for _, i := range r.all() { // one at a time
 		if !fits(i, req.GetQuery()) {
 			continue
 		}

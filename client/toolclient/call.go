@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/neolith/orchestrator/internal/fault"
@@ -133,18 +134,27 @@ type Pending struct {
 	n         uint64 // in which order calls were made
 	phase     phase
 	on        *conn // where it was asked for; nil when over HTTP, or lost
-	poll      func()
-	bytes     int  // of its last message
-	open      bool // it was asked for, and not answered in any way
-	tries     int  // how often it was asked for
-	refusals  int  // in a row
+	bytes     int   // of its last message
+	open      bool  // it was asked for, and not answered in any way
+	tries     int   // how often it was asked for
+	refusals  int   // in a row
 	code      string
 	timeout   *timer // for its deadline
 	pause     *timer // while it is delayed
 	cancelled error  // why its caller does not want it any more
+	giveUp    *timer // for the server's word that it was cancelled
 	streamed  bool   // chunks came
 	anew      bool   // the next chunk begins the stream again
 	truncated bool
+
+	// The owner's, over HTTP.
+	poll       func()      // ends the request for its result; nil when there is none
+	cancelling func()      // ends the request that cancels it; nil when there is none
+	viaHTTP    bool        // it was asked for so last; a WebSocket says nothing of its end
+	stray      time.Time   // until when a request that was left may still arrive
+	cancels    int         // how often it was to be cancelled again
+	again      *timer      // for the next time
+	unwanted   atomic.Bool // cancelled is set; who asks for its result must not make it anew
 
 	mu    sync.Mutex
 	notes []note

@@ -83,7 +83,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{
 		cfg: cfg, session: cfg.SessionID, prefix: rand.Text()[:16], proxy: proxy,
-		events: events{state: Connecting, subs: map[*subscriber]struct{}{}},
+		events: events{state: Connecting},
 		inbox:  make(chan event, inboxEvents), owner: make(chan struct{}),
 	}
 	if c.session == "" {
@@ -146,7 +146,7 @@ func (c *Client) Start(ctx context.Context, name string, arguments any, opts ...
 	return k, nil
 }
 
-// ListTools returns the tools that can be called. It needs a WebSocket: where only HTTP gets through it fails with kind Unavailable.
+// ListTools returns the tools that can be called, over a WebSocket or HTTP.
 func (c *Client) ListTools(ctx context.Context) ([]Tool, error) {
 	m, err := c.query(ctx, request{Op: "list_tools"}, "")
 	if err != nil {
@@ -155,7 +155,7 @@ func (c *Client) ListTools(ctx context.Context) ([]Tool, error) {
 	return m.Tools, nil
 }
 
-// Health tells how the server does that the client is connected to. It needs a WebSocket, as ListTools does.
+// Health tells how the server does that the client is connected to. It needs a WebSocket: where only HTTP gets through it fails with kind Unavailable.
 func (c *Client) Health(ctx context.Context) (*Health, error) {
 	m, err := c.query(ctx, request{Op: "health"}, "")
 	if err != nil {

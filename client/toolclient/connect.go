@@ -126,8 +126,8 @@ func (e attempted) handle(o *owner) {
 		o.cfg.Logger.Warn("client gateway: no WebSocket gets through; calls go over HTTP meanwhile", "address", e.e.name, "err", o.lastErr)
 		o.emit(Event{State: Fallback, Address: e.e.name, Attempt: o.failures, Err: o.lastErr})
 		o.schedule(o.pauseFor(o.failures))
-		if len(o.queries) > 0 {
-			o.hurry(0)
+		for _, q := range o.queries {
+			o.askQuery(q)
 		}
 		o.askAgain()
 	default:
@@ -162,7 +162,9 @@ func (o *owner) attemptFailed(e attempted) {
 	switch {
 	case o.route != nil:
 		for _, q := range o.queries {
-			o.answerQuery(q, nil, fault.New(fault.Unavailable, "%s: needs a WebSocket, and only HTTP gets through; try again later: %w", q.request.Op, e.err))
+			if !q.overHTTP() {
+				o.answerQuery(q, nil, fault.New(fault.Unavailable, "%s: needs a WebSocket, and only HTTP gets through; try again later: %w", q.request.Op, e.err))
+			}
 		}
 	case o.refusals >= len(o.ring.all): // all of them: one may only not have heard of the token yet
 		o.failAll(fault.New(fault.Unauthenticated, "%w", e.err))
@@ -279,6 +281,9 @@ func (o *owner) connected(e attempted) {
 		for _, call := range o.calls {
 			o.leaveHTTP(call)
 		}
+		for _, q := range o.queries {
+			o.leaveQuery(q)
+		}
 	}
 	if !same { // how busy the former one was says nothing about it
 		o.pace = newPace(o.cfg.MaxInFlight)
@@ -378,26 +383,6 @@ func (o *owner) tooLarge(k *conn, why error) {
 	if largest != nil {
 		o.finish(largest, nil, fault.New(fault.Invalid, "%s: its %d bytes are more than the server takes in one message (gateway.max_frame_bytes): %w", largest.name, largest.bytes, why))
 	}
-}
-
-// routeLost ends the way over HTTP.
-func (o *owner) routeLost(err error) {
-	if o.route == nil {
-		return
-	}
-	o.lastErr = err
-	e := o.route.e
-	if done, shut := e.byHTTP.allow(); shut == nil {
-		done(err)
-	}
-	o.route = nil
-	for _, call := range o.calls {
-		o.leaveHTTP(call)
-	}
-	o.outages++
-	delay := o.pauseFor(o.outages)
-	o.emit(Event{State: Reconnecting, Address: e.name, Attempt: o.outages, Delay: delay, Err: err})
-	o.schedule(delay)
 }
 
 func (o *owner) emit(e Event) { o.c.events.emit(e) }

@@ -22,9 +22,11 @@
 //   - The session is the same on every connection. What is in flight is asked for again by its request_id, which has no second
 //     effect, whichever server is asked; results that come twice are handed out once.
 //   - OVER_CAPACITY and SERVICE_UNAVAILABLE are waited out within the call's deadline, and a server that is full is asked less often.
-//   - A context that is cancelled cancels the call at the server.
+//   - A context that is cancelled cancels the call at the server, whichever way it went and goes by then.
 //
-// Owner: one goroutine (owner.go) has the calls, the connection and the clock to itself. Everything else sends it events and
+// Over HTTP there is all of this but streams, progress, Health and RotateToken: calls, cancelling, ListTools, and the same errors.
+//
+// Owner: one goroutine (owner.go; overhttp.go for the fallback) has the calls, the connection and the clock to itself. Everything else sends it events and
 // never shares its state: the connection's reader, the attempts to connect, the HTTP requests, and the callers.
 //
 //	callers ──► inbox ──► owner ──► conn: queue ──► writer ──► socket

@@ -5,6 +5,8 @@ package toolclient
 import (
 	"sync"
 	"time"
+
+	"github.com/neolith/orchestrator/internal/fanout"
 )
 
 // State is how a Client reaches the cluster.
@@ -31,16 +33,11 @@ type Event struct {
 	Missed  uint64        // events that this subscriber was too slow for, just before this one
 }
 
-// events are the state and its subscribers. A slow one misses events, and is told how many; it never holds up the client.
+// events are the state and who is told of it. A slow subscriber never holds up the client.
 type events struct {
+	fanout.Fanout[Event]
 	mu    sync.Mutex
 	state State
-	subs  map[*subscriber]struct{}
-}
-
-type subscriber struct {
-	ch     chan Event
-	missed uint64
 }
 
 // State is how the cluster is reached at present.
@@ -51,42 +48,16 @@ func (c *Client) State() State {
 }
 
 // Subscribe returns what changes from now on, and a function that ends the subscription. The channel is closed when the Client is.
-func (c *Client) Subscribe(buffer int) (<-chan Event, func()) {
-	v := &c.events
-	s := &subscriber{ch: make(chan Event, max(buffer, 1))}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.state == Closed {
-		close(s.ch)
-		return s.ch, func() {}
-	}
-	v.subs[s] = struct{}{}
-	return s.ch, func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if _, ok := v.subs[s]; ok {
-			delete(v.subs, s)
-			close(s.ch)
-		}
-	}
-}
+func (c *Client) Subscribe(buffer int) (<-chan Event, func()) { return c.events.Subscribe(buffer) }
 
-// emit sets the state and tells all.
+// emit sets the state and tells all. Closed is the last that is told.
 func (v *events) emit(e Event) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.state, e.Time = e.State, time.Now()
-	for s := range v.subs {
-		e.Missed = s.missed
-		select {
-		case s.ch <- e:
-			s.missed = 0
-		default:
-			s.missed++
-		}
-		if e.State == Closed {
-			delete(v.subs, s)
-			close(s.ch)
-		}
+	v.state = e.State
+	v.mu.Unlock()
+	e.Time = time.Now()
+	v.Emit(func(missed uint64) Event { e.Missed = missed; return e })
+	if e.State == Closed {
+		v.Close()
 	}
 }

@@ -26,6 +26,14 @@ type route struct {
 // errElsewhere is a server that refuses to be asked at all.
 var errElsewhere = errors.New("the server sends its clients elsewhere")
 
+// elsewhere is errElsewhere when that is what the message says.
+func (m *message) elsewhere() error {
+	if f := m.failure(); m.Op == "error" && f != nil && f.Code == codeUnavailable {
+		return fmt.Errorf("%w: %w", errElsewhere, f)
+	}
+	return nil
+}
+
 // helloHTTP finds out whether a server answers over HTTP.
 func (c *Client) helloHTTP(ctx context.Context, e *endpoint, hello greeting) (*route, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.ConnectTimeout)
@@ -101,12 +109,15 @@ func (c *Client) ask(ctx context.Context, r *route, k *Pending) (*message, error
 		if err != nil {
 			return nil, err
 		}
+		if err := m.elsewhere(); err != nil {
+			return nil, err
+		}
 		f := m.failure()
 		switch {
-		case m.Op == "error" && f != nil && f.Code == codeUnavailable:
-			return nil, fmt.Errorf("%w: %w", errElsewhere, f)
 		case m.Op == "call_tool_ack":
 			made = true
+		case made && f != nil && f.Code == codeNotFound && k.unwanted.Load(): // it was cancelled, and those are not kept
+			return &message{Op: "cancelled", RequestID: k.id, Error: m.Error}, nil
 		case made && f != nil && f.Code == codeNotFound: // the call is not known there, or its result is that: making it again tells
 			made = false
 		case m.Op == "call_tool_res" || m.Op == "cancelled" || f != nil:
@@ -115,4 +126,33 @@ func (c *Client) ask(ctx context.Context, r *route, k *Pending) (*message, error
 			return nil, fmt.Errorf("a call was answered with %.40q", m.Op)
 		}
 	}
+}
+
+// cancel has a call ended, and waits until it has. An error is of the way.
+func (c *Client) cancel(ctx context.Context, r *route, id string) (*message, error) {
+	wait := min(c.cfg.CancelPatience, httpPoll)
+	ctx, cancel := context.WithTimeout(ctx, wait+c.cfg.ConnectTimeout)
+	defer cancel()
+	m, err := c.roundTrip(ctx, r, http.MethodPost, "/v1/cancel?wait_ms="+strconv.FormatInt(wait.Milliseconds(), 10), request{Op: "cancel", RequestID: id, SessionID: c.session})
+	return m.expected("cancelled", err)
+}
+
+// tools asks for the list of tools. An error is of the way.
+func (c *Client) tools(ctx context.Context, r *route) (*message, error) {
+	m, err := c.roundTrip(ctx, r, http.MethodGet, "/v1/tools", nil)
+	return m.expected("list_tools_res", err)
+}
+
+// expected returns the message where it is of an op, or a refusal that is not of the way.
+func (m *message) expected(op string, err error) (*message, error) {
+	if err != nil {
+		return nil, err
+	}
+	if err := m.elsewhere(); err != nil {
+		return nil, err
+	}
+	if m.Op != op && m.failure() == nil {
+		return nil, fmt.Errorf("it was answered with %.40q, not with %s", m.Op, op)
+	}
+	return m, nil
 }

@@ -206,6 +206,8 @@ type host struct {
 	noWS    atomic.Bool // refuses WebSockets, as some proxies do
 	dials   atomic.Int64
 	asked   atomic.Int64 // HTTP requests that are no WebSocket
+	// through, when set before clients come, is the way of those requests to the gateway.
+	through func(w http.ResponseWriter, r *http.Request, next http.Handler)
 
 	mu    sync.Mutex
 	conns []*wire
@@ -260,7 +262,14 @@ func (n *network) start(name string, change func(*socket.Options)) *host {
 	})
 	rest := http.NewServeMux()
 	h.hub.Handle(rest)
-	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { h.asked.Add(1); rest.ServeHTTP(w, r) })
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		h.asked.Add(1)
+		if h.through != nil {
+			h.through(w, r, rest)
+			return
+		}
+		rest.ServeHTTP(w, r)
+	})
 	n.serve(h, name, mux)
 	return h
 }

@@ -55,7 +55,8 @@ type query struct {
 	request request
 	token   string // to be used from then on
 	answer  chan answer
-	on      *conn // where it was asked; nil while it waits
+	on      *conn  // where it was asked; nil while it waits, or is asked over HTTP
+	poll    func() // ends its request over HTTP; nil when there is none
 }
 
 type answer struct {
@@ -87,12 +88,6 @@ type (
 	disconnected struct {
 		conn *conn
 		err  error
-	}
-	answered struct { // over HTTP
-		k     *Pending
-		route *route
-		m     *message
-		err   error
 	}
 )
 
@@ -177,18 +172,16 @@ func (e cancelCall) handle(o *owner) {
 		return
 	}
 	k.cancelled = e.cause
-	switch {
-	case k.tries == 0 || k.phase == delayed:
+	k.unwanted.Store(true)
+	if k.tries == 0 || k.phase == delayed {
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w before a server took it", k.name, e.cause))
-	case k.poll != nil:
-		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; it was asked over HTTP, where this client does not cancel, and goes on", k.name, e.cause))
-	default:
-		if k.phase == waiting || k.on != nil { // otherwise it is asked for again when all has come that was kept, and cancelled then
-			o.write(request{Op: "cancel", RequestID: k.id})
-		}
-		k.pause = o.timers.after(o.cfg.CancelPatience, func() {
-			o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; no server confirmed it within %s, so it may go on", k.name, e.cause, o.cfg.CancelPatience))
-		})
+		return
+	}
+	k.giveUp = o.timers.after(o.cfg.CancelPatience, func() {
+		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; no server confirmed it within %s, so it may go on", k.name, e.cause, o.cfg.CancelPatience))
+	})
+	if o.conn == nil || k.phase == waiting || k.on != nil { // otherwise it is asked for again when all has come that was kept, and cancelled then
+		o.sayCancel(k)
 	}
 }
 
@@ -209,12 +202,13 @@ func (e dropQuery) handle(o *owner) {
 	if e.q.request.Op == "rotate_token" && e.q.on != nil && o.queries[e.q.request.RequestID] == e.q {
 		return // its answer still counts
 	}
+	o.leaveQuery(e.q)
 	delete(o.queries, e.q.request.RequestID)
 }
 
 func (dropQuery) dropped() {}
 
-// askQuery asks where there is a WebSocket. Over HTTP this client asks nothing: the WebSocket is tried soon, and that decides.
+// askQuery asks over the WebSocket or, for what is served there, over HTTP. For the rest a WebSocket is tried soon, and that decides.
 func (o *owner) askQuery(q *query) {
 	switch {
 	case o.conn != nil:
@@ -224,6 +218,8 @@ func (o *owner) askQuery(q *query) {
 		}
 		q.on = o.conn
 		o.write(r)
+	case o.route != nil && q.overHTTP():
+		o.queryHTTP(q)
 	case o.route != nil:
 		o.hurry(0)
 	}
@@ -285,12 +281,17 @@ func (o *owner) answerTo(m *message) {
 	if q == nil || q.on != o.conn {
 		return
 	}
+	if q.token != "" && m.failure() == nil {
+		o.token, o.conn.token = &q.token, q.token
+	}
+	o.replyTo(q, m)
+}
+
+// replyTo hands a question's answer out, whichever way it came.
+func (o *owner) replyTo(q *query, m *message) {
 	if f := m.failure(); f != nil {
 		o.answerQuery(q, nil, fault.New(kinds[f.Code], "%s: %w", q.request.Op, f).WithRetry(f.RetryAfter))
 		return
-	}
-	if q.token != "" {
-		o.token, o.conn.token = &q.token, q.token
 	}
 	o.answerQuery(q, m, nil)
 }
@@ -323,6 +324,8 @@ func (o *owner) outcome(k *Pending, m *message) {
 	f := m.failure()
 	switch {
 	case m.Op == "cancelled" && k.cancelled == nil && f != nil: // late, of an earlier call of the id
+	case m.Op == "cancelled" && k.cancelled != nil && f != nil && f.Code == codeNotFound && k.mayArrive():
+		o.cancelAgain(k, 0)
 	case m.Op == "cancelled" && k.cancelled != nil && f != nil:
 		o.finish(k, nil, fault.New(fault.Aborted, "%s: %w; the server has nothing of it in flight", k.name, k.cancelled))
 	case m.Op == "cancelled" && k.cancelled != nil:
@@ -424,35 +427,20 @@ func (o *owner) ask(k *Pending) {
 	case o.conn != nil:
 		k.on = o.conn
 		if k.cancelled != nil {
-			o.write(request{Op: "cancel", RequestID: k.id})
+			o.sayCancel(k)
 			return
 		}
+		k.viaHTTP = false
 		o.pace.asked(k)
 		k.bytes = o.write(k.request(time.Until(k.deadline), ""))
-	case o.route != nil && k.cancelled == nil:
-		r := o.route
-		ctx, cancel := context.WithDeadline(o.c.life, k.deadline)
-		k.on, k.poll = nil, cancel
-		o.pace.asked(k)
-		k.pause = o.timers.after(refusedWithin, func() { o.pace.taken(k); o.pump() })
-		o.c.count.overHTTP.Add(1)
-		o.c.work.Go(func() {
-			defer cancel()
-			m, err := o.c.ask(ctx, r, k)
-			o.c.post(answered{k, r, m, err})
-		})
+	case o.route != nil:
+		k.on = nil
+		if k.cancelled != nil {
+			o.cancelHTTP(k)
+			return
+		}
+		o.askHTTP(k)
 	}
-}
-
-// leaveHTTP ends a call's HTTP request, if it has one. The call itself goes on.
-func (o *owner) leaveHTTP(k *Pending) {
-	if k.poll == nil {
-		return
-	}
-	k.poll()
-	k.poll = nil
-	o.timers.stop(k.pause)
-	o.pace.forget(k)
 }
 
 // askAgain asks again for calls that were asked for, in a way that is lost.
@@ -479,33 +467,6 @@ func (o *owner) mark() {
 	o.write(request{Op: "ping", RequestID: o.barrier})
 }
 
-func (e answered) handle(o *owner) {
-	k := e.k
-	if o.calls[k.id] != k || k.poll == nil || o.route != e.route {
-		if o.calls[k.id] == k && e.m != nil && e.m.failure() == nil { // it was on its way when the WebSocket came back
-			o.outcome(k, e.m)
-		}
-		return
-	}
-	if e.err != nil {
-		o.routeLost(e.err)
-		return
-	}
-	k.poll = nil
-	o.wentWell()
-	switch f := e.m.failure(); {
-	case f == nil:
-		o.pace.taken(k)
-	case f.Code == codeUnauthorized:
-		o.finish(k, nil, f.fault())
-		o.routeLost(f)
-		return
-	}
-	o.outcome(k, e.m)
-}
-
-func (answered) dropped() {}
-
 // expire ends a call whose time is over.
 func (o *owner) expire(k *Pending) {
 	if o.calls[k.id] != k {
@@ -529,6 +490,8 @@ func (o *owner) finish(k *Pending, r *Result, err error) {
 	delete(o.calls, k.id)
 	o.timers.stop(k.timeout)
 	o.timers.stop(k.pause)
+	o.timers.stop(k.giveUp)
+	o.timers.stop(k.again)
 	o.leaveHTTP(k)
 	if k.phase == asked {
 		o.asked--

@@ -132,13 +132,14 @@ const (
 	codeOverCapacity   = "OVER_CAPACITY"
 	codeUnavailable    = "SERVICE_UNAVAILABLE"
 	codeUnauthorized   = "UNAUTHORIZED"
+	codeTimeout        = "TIMEOUT"
 )
 
 // kinds says which fault a code is. What is not here is Internal.
 var kinds = map[string]fault.Kind{
 	codeInvalidRequest: fault.Invalid, "VALIDATION_ERROR": fault.Invalid, "PROTOCOL_ERROR": fault.Invalid,
 	codeUnauthorized: fault.PermissionDenied, codeNotFound: fault.NotFound, "TOOL_NOT_FOUND": fault.NotFound, "DUPLICATE": fault.AlreadyExists,
-	"TIMEOUT": fault.Timeout, codeOverCapacity: fault.Exhausted, codeUnavailable: fault.Unavailable,
+	codeTimeout: fault.Timeout, codeOverCapacity: fault.Exhausted, codeUnavailable: fault.Unavailable,
 	"TOOL_EXECUTION_ERROR": fault.FailedPrecondition, "PROVIDER_ERROR": fault.Unavailable,
 }
 

@@ -118,6 +118,9 @@ func (a *app) interactionKind() kind[*apiv1.Interaction] {
 			}
 		},
 		name: func(i *apiv1.Interaction) string { return "interaction/" + i.GetId() },
+		watched: map[string]int{
+			"KIND": len("session-event"), "STATUS": len("cancelled"), "SESSION": sessionIDLength, "CALLER": len("operator:some-name"), "WHAT": len("session_checkpoint"), "TOOK": len("123.45ms"),
+		},
 	}
 }
 
@@ -151,7 +154,7 @@ func excerpt(i *apiv1.Interaction) string {
 
 func (a *app) listInteractionsCommand() *cobra.Command {
 	var f interactionFlags
-	limit := interactionsLimit
+	limit, watch := interactionsLimit, false
 	c := a.command("list", "List what was recorded last, oldest first; of all namespaces unless -n names one", exactly(0), brief, func(ctx context.Context, _ []string) error {
 		if limit < 0 {
 			return fault.New(fault.Invalid, "--limit: %d is negative; 0 is for all", limit)
@@ -160,9 +163,15 @@ func (a *app) listInteractionsCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if watch && q.GetUntil() != nil {
+			return fault.New(fault.Invalid, "--until: what is watched has no end; leave out --until, or --watch")
+		}
 		cl, err := a.connect(ctx)
 		if err != nil {
 			return err
+		}
+		if watch {
+			return a.watchInteractions(ctx, newRecordWatch(q, limit, cl.Record.ListInteractions))
 		}
 		answer := &apiv1.ListInteractionsResponse{}
 		items, next, err := pages(limit, func(size int32, token string) ([]*apiv1.Interaction, string, error) {
@@ -187,11 +196,16 @@ func (a *app) listInteractionsCommand() *cobra.Command {
 		return printList(a, a.interactionKind(), items, answer)
 	})
 	c.Long = `List what was recorded: calls of tools and models, messages to sessions and their answers, and what happened to sessions. Secrets were taken out
-before anything was kept. Needs a token of role operator.`
+before anything was kept. Needs a token of role operator.
+
+With --watch it shows the last of them and goes on with what is recorded, one line each, until it is interrupted. A call is recorded when it
+ends, so it may come after others that began later; one that took longer than 15 seconds comes within 20, and one longer than 15 minutes is only in the list.`
 	c.Example = `  orchctl interactions list --session ledger --since 1h
-  orchctl interactions list --kind tool-call --tool session_send --filter status=failed -o wide`
+  orchctl interactions list --kind tool-call --tool session_send --filter status=failed -o wide
+  orchctl interactions list --watch --kind model-call -o json | jq .costUsd`
 	f.add(a, c)
 	c.Flags().IntVar(&limit, "limit", interactionsLimit, "show at most this many of the latest; 0 for all")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what is recorded")
 	return c
 }
 

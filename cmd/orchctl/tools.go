@@ -181,11 +181,10 @@ func (a *app) fillArguments(ctx context.Context, cl *toolclient.Client, f *toolC
 	}
 	var known properties
 	list, err := cl.ListTools(ctx)
-	switch i := slices.IndexFunc(list, func(t toolclient.Tool) bool { return t.Name == f.tool }); {
-	case err != nil && fault.Is(err, fault.Unavailable) && cl.State() == toolclient.Fallback: // over HTTP the client does not list: types are guessed
-	case err != nil:
+	if err != nil {
 		return err
-	case i >= 0:
+	}
+	if i := slices.IndexFunc(list, func(t toolclient.Tool) bool { return t.Name == f.tool }); i >= 0 {
 		known = propertiesOf(&list[i])
 	}
 	seen := map[string]bool{}

@@ -3,14 +3,11 @@
 package e2e
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,9 +16,6 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
-
-	apiv1 "github.com/neolith/orchestrator/api/proto/orchestrator/v1"
-	"github.com/neolith/orchestrator/client"
 )
 
 // clientOf is a client of one server, by hand.
@@ -134,36 +128,14 @@ func (c *clientOf) call(tool string, arguments map[string]any) map[string]any {
 }
 
 func TestClientsAtAnyServer(t *testing.T) {
-	base := ports(t, 30)
-	at := func(server, port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(base+10*server+port)) }
-	data := filepath.Join(t.TempDir(), "dev")
-	start(t, "dev", "orchestrator", "dev", "--servers", "3", "--agents", "2", "--data", data, "--base-port", strconv.Itoa(base), "--no-context")
-	var token string
-	until(t, "the cluster has its token", func(context.Context) bool {
-		b, err := os.ReadFile(filepath.Join(data, "admin-token"))
-		token = strings.TrimSpace(string(b))
-		return err == nil && token != ""
-	})
-	trust, err := client.TLSFiles{CA: filepath.Join(data, "ca", "ca.pem")}.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	api, err := client.New(client.Config{Addresses: []string{at(0, 2), at(1, 2), at(2, 2)}, Token: token, TLS: trust, Timeout: 30 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer api.Close()
-	until(t, "both nodes are linked", func(ctx context.Context) bool {
-		r, err := api.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
-		return err == nil && len(r.GetNodes()) == 2
-	})
+	d := startDev(t, 2)
 	o := newObserver(t)
 	command := make([]any, 0, 4)
 	for _, word := range o.keeping() {
 		command = append(command, word)
 	}
 	for server := range 3 { // one of them leads, the others do not
-		c := connect(t, at(server, 4), trust, token, fmt.Sprint("story-", server))
+		c := connect(t, d.at(server, 4), d.trust, d.token, fmt.Sprint("story-", server))
 		name := fmt.Sprint("spoken-to-", server)
 		s := c.call("session_spawn", map[string]any{"name": name, "command": command, "wait": true})
 		if s["phase"] != "RUNNING" {
@@ -184,7 +156,7 @@ func TestClientsAtAnyServer(t *testing.T) {
 		if got := c.ask("third", "session_send", map[string]any{"id": id, "message": "x"}); got["result"] != "3" {
 			t.Fatalf("after the move: %v", got)
 		}
-		other := connect(t, at((server+1)%3, 4), trust, token, fmt.Sprint("story-", server))
+		other := connect(t, d.at((server+1)%3, 4), d.trust, d.token, fmt.Sprint("story-", server))
 		if got := other.ask("third", "session_send", map[string]any{"id": id, "message": "x"}); got["result"] != "3" {
 			t.Fatalf("sent again at another server: %v", got)
 		}
@@ -197,11 +169,11 @@ func TestClientsAtAnyServer(t *testing.T) {
 		_ = other.ws.Close()
 		_ = c.ws.Close()
 	}
-	streams(t, connect(t, at(1, 4), trust, token, "streams"))
+	streams(t, connect(t, d.at(1, 4), d.trust, d.token, "streams"))
 	for server := range 3 {
-		speaksMCP(t, at(server, 4), trust, token)
+		speaksMCP(t, d.at(server, 4), d.trust, d.token)
 	}
-	c := connect(t, at(0, 4), trust, token, "looks")
+	c := connect(t, d.at(0, 4), d.trust, d.token, "looks")
 	if nodes := c.call("node_list", nil)["nodes"].([]any); len(nodes) != 2 {
 		t.Errorf("nodes: %v", nodes)
 	}

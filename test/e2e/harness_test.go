@@ -325,8 +325,10 @@ func startSmallWith(t *testing.T, agents int, lease time.Duration, settings map[
 }
 
 // linked is how many nodes are linked and not lost, however busy they are.
-func (s *small) linked(ctx context.Context) int {
-	r, err := s.c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{})
+func (s *small) linked(ctx context.Context) int { return linked(ctx, s.c) }
+
+func linked(ctx context.Context, c *client.Client) int {
+	r, err := c.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{})
 	if err != nil {
 		return -1
 	}

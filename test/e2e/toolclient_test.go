@@ -5,8 +5,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -24,31 +22,10 @@ import (
 )
 
 func TestCallsGoOnWhileServersAreKilled(t *testing.T) {
-	base := ports(t, 30)
-	at := func(server, port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(base+10*server+port)) }
-	data := filepath.Join(t.TempDir(), "dev")
-	start(t, "dev", "orchestrator", "dev", "--servers", "3", "--agents", "1", "--data", data, "--base-port", strconv.Itoa(base), "--no-context", "--restart")
-	var token string
-	until(t, "the cluster has its token", func(context.Context) bool {
-		b, err := os.ReadFile(filepath.Join(data, "admin-token"))
-		token = strings.TrimSpace(string(b))
-		return err == nil && token != ""
-	})
-	trust, err := client.TLSFiles{CA: filepath.Join(data, "ca", "ca.pem")}.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	api, err := client.New(client.Config{Addresses: []string{at(0, 2), at(1, 2), at(2, 2)}, Token: token, TLS: trust, Timeout: 30 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer api.Close()
-	until(t, "the node is linked", func(ctx context.Context) bool {
-		r, err := api.Nodes.ListNodes(ctx, &apiv1.ListNodesRequest{Filter: "status=HEALTHY"})
-		return err == nil && len(r.GetNodes()) == 1
-	})
+	d := startDev(t, 1, "--restart")
+	api := d.api
 	c, err := toolclient.New(toolclient.Config{
-		Addresses: []string{at(0, 4), at(1, 4), at(2, 4)}, Token: toolclient.StaticToken(token), TLS: trust,
+		Addresses: d.all(4), Token: toolclient.StaticToken(d.token), TLS: d.trust,
 		Backoff: toolclient.Backoff{Min: 100 * time.Millisecond},
 	})
 	if err != nil {
@@ -137,8 +114,8 @@ func TestCallsGoOnWhileServersAreKilled(t *testing.T) {
 	// A person finds the gateway beside the API's address.
 	byHand := exec.Command(filepath.Join(programs, "orchctl"), "tools", "call", "session_send", "--arg", "id=counts", "--arg", "message=x", "-o", "json")
 	byHand.Env = []string{
-		"HOME=" + t.TempDir(), "ORCHCTL_ADDR=" + strings.Join([]string{at(0, 2), at(1, 2), at(2, 2)}, ","),
-		"ORCHCTL_TOKEN_FILE=" + filepath.Join(data, "admin-token"), "ORCHCTL_TLS_CA=" + filepath.Join(data, "ca", "ca.pem"),
+		"HOME=" + t.TempDir(), "ORCHCTL_ADDR=" + strings.Join(d.all(2), ","),
+		"ORCHCTL_TOKEN_FILE=" + filepath.Join(d.data, "admin-token"), "ORCHCTL_TLS_CA=" + filepath.Join(d.data, "ca", "ca.pem"),
 	}
 	if out, err := byHand.CombinedOutput(); err != nil || !strings.Contains(string(out), fmt.Sprintf(`"result": "%d"`, len(counted)+1)) {
 		t.Errorf("by hand: %v\n%s", err, out)

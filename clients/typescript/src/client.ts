@@ -78,7 +78,6 @@ export class OrchestratorClient {
   readonly #emitter: Emitter<ClientEvents>;
   readonly #connector: Connector;
   readonly #table: CallTable;
-  #tools: ToolInfo[] | undefined; // as they were listed last
   #renewing: Promise<boolean> | undefined;
 
   /** Throws `INVALID_REQUEST` for options that cannot work. It connects with the first call, or by {@link connect}. */
@@ -183,15 +182,11 @@ export class OrchestratorClient {
     return new CallStream(requestId, this.#settings.maxBufferedChars, begin, options.signal);
   }
 
-  /** The tools that there are. Over HTTP, where this client does not list them, those that were listed last. */
+  /** The tools that there are. */
   async listTools(): Promise<ToolInfo[]> {
-    try {
-      const m = await this.#ask('list_tools');
-      if (m.op === 'list_tools_res' && m.tools !== undefined) this.#tools = m.tools;
-    } catch (err) {
-      if (this.#tools === undefined || this.state !== 'fallback') throw err;
-    }
-    return structuredClone(this.#tools ?? []);
+    const m = await this.#ask('list_tools');
+    if (m.op !== 'list_tools_res' || m.tools === undefined) throw new OrchestratorError('PROTOCOL_ERROR', `the server answered list_tools with ${m.op}`);
+    return m.tools;
   }
 
   /** How the server does that this client is connected to. */

@@ -2,8 +2,9 @@
 
 import type { Address } from './addresses.js';
 import type { Call } from './call.js';
+import { now, pause } from './clock.js';
 import { OrchestratorError, textOf } from './errors.js';
-import { type AskOp, type Link, LinkEnded, type LinkEnd, type LinkEvents, type Resume } from './link.js';
+import { type AskOp, type Cancel, type Link, LinkEnded, type LinkEnd, type LinkEvents, type Resume } from './link.js';
 import { type AnswerMessage, type EndMessage, type Health, read, type ServerMessage } from './messages.js';
 import type { Settings } from './options.js';
 
@@ -13,6 +14,17 @@ const pollMs = 25_000;
 const minPollMs = 1_000;
 /** How much longer than that a request may take. */
 const patienceMs = 10_000;
+/** How long a server may take to end a call that is cancelled, before it is asked again. */
+const cancelWaitMs = 2_000;
+/** The first pause before a cancel is repeated, and the longest; they double. */
+const cancelPauseMs = 25;
+const maxCancelPauseMs = 1_000;
+/** How long a call may be on its way to the server behind the request that cancels it. */
+const overtakenMs = 2_000;
+/** Cancels that are under way at once: pages have few connections to a server. */
+const maxCancels = 4;
+/** How long a client that is closed lets cancels that it has begun come to an end. */
+const closeGraceMs = 1_000;
 const sessionHeader = 'Orchestrator-Session-Id';
 
 /** What a request came to. */
@@ -33,6 +45,9 @@ export class HttpLink implements Link {
   readonly #life = new AbortController();
   readonly #calls = new Map<string, AbortController>();
   readonly #running = new Set<Promise<void>>();
+  readonly #cancels: Cancel[] = []; // that wait
+  #cancelling = 0; // that are under way
+  readonly #farewell = new AbortController(); // ends them
 
   constructor(address: Address, token: string, settings: Settings, resume: Resume, events: LinkEvents) {
     this.address = address;
@@ -149,9 +164,51 @@ export class HttpLink implements Link {
     }
   }
 
-  /** Stops waiting. This client does not cancel over HTTP: who has a WebSocket again does it there. */
-  cancel(requestId: string): void {
+  forget(requestId: string): void {
     this.#calls.get(requestId)?.abort();
+  }
+
+  cancel(cancel: Cancel): void {
+    this.#cancels.push(cancel);
+    this.#cancelNext();
+  }
+
+  #cancelNext(): void {
+    while (!this.#farewell.signal.aborted && this.#cancelling < maxCancels) {
+      const next = this.#cancels.shift();
+      if (next === undefined) return;
+      this.#cancelling++;
+      const work = this.#cancel(next).finally(() => {
+        this.#cancelling--;
+        this.#cancelNext();
+      });
+      this.#track(work);
+    }
+  }
+
+  /**
+   * Cancels a call until it has ended. Requests overtake one another: a call that the server does not know may only not have arrived, and would run
+   * for nobody. When the link is lost first, it is said again on the next; one that is closed says it once.
+   */
+  async #cancel({ requestId, until, arrived }: Cancel): Promise<void> {
+    const body = JSON.stringify({ op: 'cancel', request_id: requestId, session_id: this.#resume.sessionId });
+    const patience = arrived ? 0 : now() + overtakenMs;
+    const { signal } = this.#farewell;
+    for (let delay = cancelPauseMs; !signal.aborted && now() < until; delay = Math.min(2 * delay, maxCancelPauseMs)) {
+      const asked = this.#exchange('cancelled', 'POST', `/v1/cancel?wait_ms=${cancelWaitMs}`, body, cancelWaitMs + patienceMs, signal);
+      const error = await asked.then(() => undefined, (err: unknown) => err);
+      if (error === undefined) return this.#events.onCallMessage({ op: 'cancelled', requestId });
+      if (error instanceof LinkEnded) return;
+      if (!(error instanceof OrchestratorError)) throw error;
+      const { code, message } = error;
+      const again = code === 'OVER_CAPACITY' || code === 'SERVICE_UNAVAILABLE' || code === 'TIMEOUT' || (code === 'NOT_FOUND' && now() < patience);
+      if (!again) {
+        if (code !== 'NOT_FOUND') this.#settings.logger.warn('a call could not be cancelled, and may go on', { address: this.address.name, code });
+        return this.#events.onCallMessage({ op: 'cancelled', requestId, error: { code, message } });
+      }
+      await pause(Math.max(delay, error.retryAfterMs ?? 0), this.#life.signal);
+      if (this.#ended) return;
+    }
   }
 
   async ask(op: AskOp, fields: Record<string, string>, timeoutMs: number): Promise<AnswerMessage> {
@@ -164,8 +221,40 @@ export class HttpLink implements Link {
       case 'ping':
         return { op: 'pong' };
       case 'list_tools':
-        throw new OrchestratorError('SERVICE_UNAVAILABLE', 'this client does not list tools over HTTP; ask again when there is a WebSocket');
+        return await this.#exchange('list_tools_res', 'GET', '/v1/tools', undefined, Math.min(timeoutMs, patienceMs), this.#life.signal);
     }
+  }
+
+  /**
+   * Makes a request that is answered by an op, at once or nearly so. A refusal rejects as it does over a WebSocket; where it says that this server, or this token, will not
+   * do, or where the answer is none, the link ends.
+   */
+  async #exchange<O extends ServerMessage['op']>(
+    op: O,
+    method: string,
+    path: string,
+    body: string | undefined,
+    timeoutMs: number,
+    signal: AbortSignal,
+  ): Promise<ServerMessage & { op: O }> {
+    let answer: Answer;
+    try {
+      answer = await this.#request(method, path, body, timeoutMs, signal);
+    } catch (err) {
+      if (err instanceof Unreadable && !this.#ended) throw new OrchestratorError('PROTOCOL_ERROR', `the server's ${op} is malformed: ${err.message}`);
+      this.#end({ kind: 'lost', message: textOf(err) });
+      throw new LinkEnded();
+    }
+    if (this.#ended) throw new LinkEnded();
+    const { status, message } = answer;
+    const error = message !== undefined && 'error' in message && typeof message.error === 'object' ? message.error : undefined;
+    const stopping = message?.op === 'error' && error?.code === 'SERVICE_UNAVAILABLE';
+    if (error !== undefined && !stopping && error.code !== 'UNAUTHORIZED') {
+      throw new OrchestratorError(error.code, error.message, { retryAfterMs: error.retryAfterMs, field: error.field });
+    }
+    if (error === undefined && message?.op === op) return message as ServerMessage & { op: O };
+    this.#end(refusalOf(status, message));
+    throw new LinkEnded();
   }
 
   /** Over HTTP each request shows its token: whether the new one is good is asked here, and the client makes a link with it. */
@@ -202,6 +291,7 @@ export class HttpLink implements Link {
   #end(end: LinkEnd): void {
     if (this.#ended) return;
     this.#stop();
+    this.#farewell.abort();
     this.#events.onEnd(end);
   }
 
@@ -214,7 +304,10 @@ export class HttpLink implements Link {
 
   async close(): Promise<void> {
     this.#stop();
-    await Promise.allSettled(this.#running);
+    const grace = setTimeout(() => this.#farewell.abort(), closeGraceMs);
+    while (this.#running.size > 0) await Promise.allSettled(this.#running);
+    clearTimeout(grace);
+    this.#farewell.abort();
   }
 }
 

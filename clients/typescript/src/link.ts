@@ -34,6 +34,15 @@ export interface LinkEvents {
 /** What can be asked beside calls. */
 export type AskOp = 'ping' | 'list_tools' | 'health' | 'rotate_token';
 
+/** That a call is not wanted any more. */
+export interface Cancel {
+  requestId: string;
+  /** When the call ends by itself, on the clock of `now`. */
+  until: number;
+  /** A server has said that it has the call. Else it may still be on its way there. */
+  arrived: boolean;
+}
+
 /** A connection to one server. */
 export interface Link {
   readonly transport: Transport;
@@ -42,8 +51,10 @@ export interface Link {
   ready(): boolean;
   /** Asks for a call; what comes of it comes by the events. */
   send(call: Call): void;
-  /** Asks that a call be cancelled. Over HTTP it only stops waiting. */
-  cancel(requestId: string): void;
+  /** What comes of a call is not waited for any more. */
+  forget(requestId: string): void;
+  /** Has a call cancelled; `cancelled` comes by the events when that is known. */
+  cancel(cancel: Cancel): void;
   /** Asks one of the other ops. Rejects with {@link LinkEnded} when the link ends, and with an OrchestratorError when it is refused, or not answered in time. */
   ask(op: AskOp, fields: Record<string, string>, timeoutMs: number): Promise<AnswerMessage>;
   /** Ends it. Resolves when it has ended. */

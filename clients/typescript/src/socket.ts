@@ -4,7 +4,7 @@ import type { Address } from './addresses.js';
 import type { Call } from './call.js';
 import { now, type Timer } from './clock.js';
 import { OrchestratorError, textOf } from './errors.js';
-import { type AskOp, type Link, LinkEnded, type LinkEnd, type LinkEvents, type Resume } from './link.js';
+import { type AskOp, type Cancel, type Link, LinkEnded, type LinkEnd, type LinkEvents, type Resume } from './link.js';
 import { type AnswerMessage, type CallMessage, type HelloAck, type HelloRefusal, read, type ServerMessage } from './messages.js';
 import type { Settings } from './options.js';
 import type { WebSocketLike } from './websocket.js';
@@ -221,7 +221,11 @@ export class SocketLink implements Link {
     this.#write(call.encode());
   }
 
-  cancel(requestId: string): void {
+  forget(): void {
+    // What comes is sorted out by who hears it.
+  }
+
+  cancel({ requestId }: Cancel): void {
     this.#write(JSON.stringify({ op: 'cancel', request_id: requestId }));
   }
 

@@ -3,7 +3,7 @@
 import { Call, CallResult, type CallWish } from './call.js';
 import { now, type Timer } from './clock.js';
 import { OrchestratorError } from './errors.js';
-import type { Link } from './link.js';
+import type { Cancel, Link } from './link.js';
 import type { CallMessage, EndMessage, WireError } from './messages.js';
 import { priorities, type Settings } from './options.js';
 
@@ -46,7 +46,7 @@ export class CallTable {
   #unavailable = 0; // refusals in a row
   #readyTimer: Timer | undefined;
   readonly #settled = new Set<string>();
-  readonly #abandoned = new Map<string, number>(); // cancels to be said, and until when it matters
+  readonly #abandoned = new Map<string, Cancel>(); // cancels that are not known to have been heard
 
   constructor(settings: Settings, events: TableEvents) {
     this.#settings = settings;
@@ -64,7 +64,7 @@ export class CallTable {
     const { requestId } = wish;
     const refuse = (code: string, message: string, retryAfterMs?: number) => Promise.reject(new OrchestratorError(code, message, { requestId, retryAfterMs }));
     if (this.#calls.has(requestId)) return refuse('DUPLICATE', 'requestId: a call of this name is in flight; give each call one of its own');
-    if ((this.#abandoned.get(requestId) ?? 0) > now()) return refuse('DUPLICATE', 'requestId: a call of this name is being cancelled; give each call one of its own');
+    if ((this.#abandoned.get(requestId)?.until ?? 0) > now()) return refuse('DUPLICATE', 'requestId: a call of this name is being cancelled; give each call one of its own');
     if (this.#calls.size >= this.#settings.maxQueuedCalls + this.#settings.maxInFlight) {
       return refuse('OVER_CAPACITY', `${this.#calls.size} calls wait already; wait for some of them, or raise maxQueuedCalls`, 1_000);
     }
@@ -94,7 +94,7 @@ export class CallTable {
     this.#unavailable = 0;
     const lost = [...this.#calls.values()].filter((c) => c.state === 'lost');
     if (!whole) for (const call of lost) call.streamIntact = false;
-    if (link.transport === 'websocket') this.#sayCancels(link);
+    this.#sayCancels(link);
     const again = () => {
       if (this.#link !== link) return;
       for (const call of lost) if (call.state === 'lost') this.#enqueue(call);
@@ -305,7 +305,7 @@ export class CallTable {
 
   #abort(call: Call, reason: unknown): void {
     const { requestId } = call.wish;
-    const { asked, wish } = call;
+    const { asked, acked, wish } = call;
     if (!this.#settle(call)) return;
     call.reject(reason);
     const link = this.#link;
@@ -315,16 +315,17 @@ export class CallTable {
         if (!oldest.done) this.#abandoned.delete(oldest.value);
         this.#settings.logger.warn('a cancel could not be kept until there is a connection; its call runs until its deadline');
       }
-      this.#abandoned.set(requestId, wish.deadline);
-      if (link?.transport === 'websocket') link.cancel(requestId);
+      const cancel = { requestId, until: wish.deadline, arrived: acked };
+      this.#abandoned.set(requestId, cancel);
+      link?.cancel(cancel);
     }
   }
 
   /** Says the cancels that could not be said before. */
   #sayCancels(link: Link): void {
-    for (const [requestId, until] of this.#abandoned) {
-      if (until <= now()) this.#abandoned.delete(requestId);
-      else link.cancel(requestId);
+    for (const [requestId, cancel] of this.#abandoned) {
+      if (cancel.until <= now()) this.#abandoned.delete(requestId);
+      else link.cancel(cancel);
     }
   }
 
@@ -342,7 +343,7 @@ export class CallTable {
     clearTimeout(call.deadlineTimer);
     call.stopListening();
     this.#calls.delete(call.wish.requestId);
-    if (this.#link?.transport === 'http') this.#link.cancel(call.wish.requestId); // nobody waits any more
+    this.#link?.forget(call.wish.requestId);
     this.#remember(call.wish.requestId);
     queueMicrotask(() => this.#pump());
     return true;

@@ -95,6 +95,9 @@ export class FakeSession {
   }
 }
 
+/** The tools of all servers. */
+const fakeTools = [{ name: 'echo', description: 'says it again', inputSchema: {} }];
+
 /** What all servers know. */
 export class FakeCluster {
   /** How often each call had an effect. */
@@ -117,6 +120,8 @@ export class FakeServer {
   /** While it is set, it does nothing, as one that was sent SIGSTOP: what it hears waits. */
   stopped = false;
   #backlog: [FakeSocket, Frame][] = [];
+  /** Takes a request instead of the server, with its path and message; what it does not answer goes on. */
+  door: ((path: string, frame: Frame) => { status: number; body: unknown } | Promise<unknown> | undefined) | undefined;
   /** Takes a message instead of the server. */
   script: ((socket: FakeSocket, frame: Frame) => boolean | void) | undefined;
   /** Answers a call: undefined for one that goes on until `finish`. */
@@ -174,7 +179,7 @@ export class FakeServer {
       case 'ping':
         return socket.say({ op: 'pong', request_id: f['request_id'] });
       case 'list_tools':
-        return socket.say({ op: 'list_tools_res', request_id: f['request_id'], tools: [{ name: 'echo', description: 'says it again', inputSchema: {} }] });
+        return socket.say({ op: 'list_tools_res', request_id: f['request_id'], tools: fakeTools });
       case 'health':
         return socket.say({ op: 'health_res', request_id: f['request_id'], health: { status: 'ok', server: this.name, connections: 1, in_flight: 0 } });
       case 'rotate_token':
@@ -219,8 +224,19 @@ export class FakeServer {
     if (this.tokens !== undefined && !this.tokens.includes(token)) return { status: 401, body: { op: 'error', error: { code: 'UNAUTHORIZED', message: 'no' } } };
     const session = init.headers['Orchestrator-Session-Id'] ?? '';
     const f = init.body === undefined ? {} : (JSON.parse(init.body) as Frame);
+    const instead = await this.door?.(url.pathname, f);
+    if (instead !== undefined) return instead as { status: number; body: unknown };
     if (url.pathname === '/v1/hello') return { status: 200, body: { op: 'hello_ack', ok: true, session_id: session, resumed: this.sessions.has(session) } };
+    if (url.pathname === '/v1/tools') return { status: 200, body: { op: 'list_tools_res', tools: fakeTools } };
     const s = this.session(session);
+    if (url.pathname === '/v1/cancel') {
+      const known = s.calls.get(f['request_id']);
+      if (known === undefined || known.end !== undefined) return { status: 404, body: { op: 'cancelled', request_id: f['request_id'], error: { code: 'NOT_FOUND', message: 'no such call' } } };
+      known.end = { op: 'cancelled', request_id: f['request_id'] };
+      for (const waiter of known.waiters) waiter();
+      if (known.bySocket) s.answer(known.end);
+      return { status: 200, body: known.end };
+    }
     const id = url.pathname === '/v1/call_tool' ? (f['request_id'] as string) : decodeURIComponent(url.pathname.slice('/v1/results/'.length));
     let call = s.calls.get(id);
     if (call === undefined) {

@@ -182,6 +182,70 @@ describe('at a real cluster', { skip: noCluster, timeout: 180_000 }, () => {
     }
   });
 
+  /** The outcome of a call in the cluster, as far as it has one. */
+  const outcome = (requestId: string) => {
+    type Row = { requestId: string; status: string; outcome?: { cancelled?: boolean } };
+    const row = (cluster.orchctl<{ calls?: Row[] }>('queue', 'calls').calls ?? []).find((k) => k.requestId === requestId);
+    return row?.outcome?.cancelled === true ? 'cancelled' : row?.status;
+  };
+
+  it('where no WebSocket can be had at all, tools are listed, calls that are aborted stop, and errors are the same', async () => {
+    const proxy = await Proxy.start(cluster.addresses[0]!, cluster.ca);
+    try {
+      proxy.blocked = true;
+      const c = client({ addresses: [proxy.address], reconnectMinMs: 50, reconnectMaxMs: 500 });
+      const tools = await c.listTools();
+      assert.deepEqual([c.state, proxy.seen.includes('GET /v1/tools')], ['fallback', true]);
+      const direct = client({ addresses: [cluster.addresses[0]!] });
+      assert.deepEqual(tools, await direct.listTools());
+      const id = await spawn(c, { command: ['/bin/sh', '-c', 'sleep 1000'] });
+      for (const [name, args] of [['session_get', { id: 'nobody' }], ['no_such_tool', {}], ['session_send', { id }], ['session_spawn', { command: 7 }]] as const) {
+        const said = await Promise.all([c, direct].map((x) => x.call(name, args as never).then(() => 'done', ({ code, message, field }) => ({ code, message, field }))));
+        assert.deepEqual(said[0], said[1]);
+        assert.notEqual(said[0], 'done');
+      }
+      const abort = new AbortController();
+      const call = c.call('session_send', { id, message: 'nobody reads this' }, { requestId: 'by-http', signal: abort.signal });
+      await until('it runs', () => outcome('by-http') === 'RUNNING');
+      const reason = new Error('changed my mind');
+      abort.abort(reason);
+      await assert.rejects(call, reason);
+      await until('it is cancelled in the cluster', () => outcome('by-http') === 'cancelled');
+      assert.deepEqual([c.state, proxy.seen.includes('POST /v1/cancel')], ['fallback', true]);
+      await c.call('session_terminate', { id, grace: '0s' });
+      await Promise.all([c.close(), direct.close()]);
+    } finally {
+      await proxy.stop();
+    }
+  });
+
+  it('where WebSockets go in the middle of a call, its cancel finds the other way, and what is not cancelled its answer', async () => {
+    const proxy = await Proxy.start(cluster.addresses[1]!, cluster.ca);
+    try {
+      const c = client({ addresses: [proxy.address], reconnectMinMs: 50, reconnectMaxMs: 500, breaker: { openMs: 500 } });
+      const [id, counts] = await Promise.all([spawn(c, { command: ['/bin/sh', '-c', 'sleep 1000'] }), spawn(c, { command: counting('3') })]);
+      assert.equal(c.state, 'connected');
+      const [soon, later] = [new AbortController(), new AbortController()];
+      const calls = [soon, later].map(({ signal }, i) => assert.rejects(c.call('session_send', { id, message: 'x' }, { requestId: `middle-${i}`, signal }), { name: 'AbortError' }));
+      const stays = c.call('session_send', { id: counts, message: 'stays' });
+      await until('both run', () => outcome('middle-0') === 'RUNNING' && outcome('middle-1') === 'RUNNING');
+      proxy.blocked = true;
+      proxy.cut();
+      await until('it is noticed', () => c.state !== 'connected');
+      soon.abort(); // while nobody is reached
+      await until('HTTP serves', () => c.state === 'fallback');
+      later.abort();
+      await Promise.all(calls);
+      for (const call of ['middle-0', 'middle-1']) await until(`${call} is cancelled in the cluster`, () => outcome(call) === 'cancelled');
+      assert.equal((await c.listTools()).some((t) => t.name === 'session_send'), true);
+      assert.equal((await stays).json<Sent>().result, '1 stays');
+      await Promise.all([id, counts].map((s) => c.call('session_terminate', { id: s, grace: '0s' })));
+      await c.close();
+    } finally {
+      await proxy.stop();
+    }
+  });
+
   it('the example of the README runs, with the platform\'s own fetch and certificates by NODE_EXTRA_CA_CERTS', async () => {
     const script = fileURLToPath(new URL('../examples/quickstart.js', import.meta.url));
     const env = { ...process.env, NODE_EXTRA_CA_CERTS: cluster.caFile, GATEWAY: cluster.addresses.join(','), GATEWAY_TOKEN: cluster.token };

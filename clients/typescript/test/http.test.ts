@@ -131,38 +131,231 @@ describe('HTTP', () => {
     assert.equal(requests(), before, 'nobody asks for what nobody waits for');
   }));
 
-  it('a cancel is kept until there is a WebSocket', inWorld(1, async (w) => {
+  it('a call that is aborted is cancelled at its server', inWorld(1, async (w) => {
     const c = w.client();
     w.server.webSockets = 'refuse';
     w.server.tool = () => undefined;
+    const aborts = ['a', 'b'].map((requestId) => {
+      const abort = new AbortController();
+      return { requestId, abort, call: watch(c.call('t', {}, { requestId, signal: abort.signal })) };
+    });
+    await w.clock.advance(5_000);
+    assert.equal(c.state, 'fallback');
+    const end = (id: string) => w.server.session('session').calls.get(id)?.end?.['op'];
+    aborts[0]!.abort.abort();
+    await w.clock.settle();
+    assert.deepEqual([aborts[0]!.call.error?.name, end('a'), end('b')], ['AbortError', 'cancelled', undefined]);
+    await w.clock.advance(26_000); // the server has said that it has the other one
+    aborts[1]!.abort.abort();
+    await w.clock.settle();
+    assert.deepEqual([aborts[1]!.call.error?.name, end('b')], ['AbortError', 'cancelled']);
+    assert.deepEqual(w.told('unclaimed'), []);
+    const again = watch(c.call('t', {}, { requestId: 'a' }));
+    await w.clock.settle();
+    assert.equal(again.error?.code, 'CANCELLED', 'its name may be used again, and the server says what became of it');
+    w.server.webSockets = 'ok';
+    await w.clock.advance(31_000);
+    assert.equal(c.state, 'connected');
+    assert.deepEqual(w.server.socket.wrote.filter((f) => f['op'] === 'cancel'), [], 'there is nothing left to cancel');
+  }));
+
+  it('is closed when cancels have been said, or nobody hears them', inWorld(1, async (w) => {
+    for (const hears of [true, false]) {
+      const c = w.client({ sessionId: `hears-${hears}` });
+      w.server.webSockets = 'refuse';
+      w.server.tool = () => undefined;
+      w.server.door = (path) => (path === '/v1/cancel' && !hears ? new Promise(() => {}) : undefined);
+      const aborts = Array.from({ length: 6 }, () => new AbortController());
+      const calls = aborts.map(({ signal }, i) => watch(c.call('t', {}, { requestId: `call-${i}`, signal })));
+      await w.clock.advance(5_000);
+      for (const abort of aborts) abort.abort();
+      const closed = watch(c.close());
+      await w.clock.advance(900);
+      assert.equal(closed.done, hears);
+      await w.clock.advance(200);
+      assert(closed.done && calls.every((x) => x.error?.name === 'AbortError'));
+      const ended = [...w.server.session(`hears-${hears}`).calls.values()].filter((x) => x.end?.['op'] === 'cancelled');
+      assert.equal(ended.length, hears ? 6 : 0);
+    }
+  }));
+
+  it('a call that arrives behind its cancel does not run on', inWorld(1, async (w) => {
+    const c = w.client();
+    w.server.webSockets = 'refuse';
+    w.server.tool = () => undefined;
+    let arrive = () => {};
+    let cancels = 0;
+    w.server.door = (path) => {
+      if (path === '/v1/call_tool') return new Promise<undefined>((resolve) => void (arrive = () => resolve(undefined)));
+      if (path === '/v1/cancel' && ++cancels === 2) setTimeout(arrive, 1);
+      return undefined;
+    };
     const abort = new AbortController();
     const a = watch(c.call('t', {}, { requestId: 'a', signal: abort.signal }));
     await w.clock.advance(5_000);
-    assert.equal(c.state, 'fallback');
     abort.abort();
-    await w.clock.settle();
+    await w.clock.advance(1_000);
     assert.equal(a.error?.name, 'AbortError');
-    w.server.webSockets = 'ok';
-    await w.clock.advance(31_000);
-    assert.equal(w.server.session('session').calls.get('a')?.end?.['op'], 'cancelled');
+    assert.deepEqual([w.server.session('session').calls.get('a')?.end?.['op'], cancels], ['cancelled', 3]);
+    const b = watch(c.call('t', {}, { requestId: 'b', signal: AbortSignal.timeout(0) }));
+    w.server.door = (path) => (path === '/v1/cancel' && cancels++, undefined);
+    await w.clock.settle();
+    await w.clock.advance(5_000);
+    assert(b.done);
+    const so = cancels;
+    await w.clock.advance(60_000);
+    assert(so < 20 && cancels === so, 'one that never arrives is given up');
   }));
 
-  it('knows how its server does, and the tools that were listed before', inWorld(1, async (w) => {
+  it('what was begun by WebSocket is cancelled over HTTP, also when that was said before there was a way', inWorld(1, async (w) => {
     const c = w.client();
-    const tools = watch(c.listTools());
+    w.server.tool = () => undefined;
+    const [before, after] = [new AbortController(), new AbortController()];
+    const a = watch(c.call('t', {}, { requestId: 'a', signal: before.signal }));
+    const b = watch(c.call('t', {}, { requestId: 'b', signal: after.signal }));
+    const stays = watch(c.call('t', {}, { requestId: 'stays' }));
     await w.clock.settle();
-    assert.deepEqual(tools.value?.map((t) => t.name), ['echo']);
+    w.server.webSockets = 'refuse';
+    w.server.socket.drop(1006, '');
+    await w.clock.settle();
+    assert.equal(c.state, 'reconnecting');
+    before.abort();
+    await w.clock.advance(6_000);
+    assert.equal(c.state, 'fallback');
+    const { calls } = w.server.session('session');
+    assert.deepEqual([a.error?.name, calls.get('a')?.end?.['op'], calls.get('b')?.end], ['AbortError', 'cancelled', undefined]);
+    after.abort();
+    await w.clock.settle();
+    assert.deepEqual([b.error?.name, calls.get('b')?.end?.['op']], ['AbortError', 'cancelled']);
+    w.server.finish('stays');
+    await w.clock.settle();
+    assert(stays.value);
+  }));
+
+  it('a cancel is said again while the server is busy, has no leader, or the call does not end, and at the next when it stops', inWorld(2, async (w) => {
+    const c = w.client();
+    const refusals = [
+      { status: 429, body: { op: 'error', error: { code: 'OVER_CAPACITY', message: 'too fast', details: { retry_after_ms: 700 } } } },
+      { status: 503, body: { op: 'cancelled', request_id: 'a', error: { code: 'SERVICE_UNAVAILABLE', message: 'nobody leads' } } },
+      { status: 504, body: { op: 'cancelled', request_id: 'a', error: { code: 'TIMEOUT', message: 'it has not ended yet' } } },
+      { status: 503, body: { op: 'error', error: { code: 'SERVICE_UNAVAILABLE', message: 'server-1 is stopping' } } },
+      { status: 502, body: '<html>bad gateway</html>' },
+    ];
+    let cancels = 0;
+    for (const s of w.servers) {
+      s.webSockets = 'refuse';
+      s.tool = () => undefined;
+      s.door = (path) => (path === '/v1/cancel' ? refusals[cancels++] : undefined);
+    }
+    const abort = new AbortController();
+    const stays = watch(c.call('t', {}, { requestId: 'stays' }));
+    void watch(c.call('t', {}, { requestId: 'a', signal: abort.signal }));
+    await w.clock.advance(5_000);
+    const first = c.status().address;
+    abort.abort();
+    await w.clock.advance(600);
+    assert.equal(cancels, 1, 'it comes back when it was asked to');
+    await w.clock.advance(40_000);
+    assert(w.told('disconnected').some((d) => d.address === first && /stopping/.test(d.reason)));
+    assert.equal(c.status().address, first, 'the other one gave no answer of the protocol');
+    assert.equal(cancels, 6);
+    assert.deepEqual(w.servers.flatMap((s) => s.session('session').calls.get('a')?.end?.['op'] ?? []), ['cancelled']);
+    for (const s of w.servers) s.finish('stays');
+    await w.clock.advance(30_000);
+    assert(stays.value);
+  }));
+
+  it('few cancels are under way at once, and one that is refused is told of', inWorld(1, async (w) => {
+    const c = w.client();
+    w.server.webSockets = 'refuse';
+    w.server.tool = () => undefined;
+    let now = 0;
+    let most = 0;
+    let all = 0;
+    w.server.door = async (path, f) => {
+      if (path !== '/v1/cancel') return undefined;
+      all++;
+      most = Math.max(most, ++now);
+      await new Promise<void>((resolve) => void setTimeout(resolve, 100));
+      now--;
+      return f['request_id'] === 'call-0' ? { status: 400, body: { op: 'cancelled', request_id: 'call-0', error: { code: 'INVALID_REQUEST', message: 'no' } } } : undefined;
+    };
+    const aborts = Array.from({ length: 30 }, () => new AbortController());
+    const calls = aborts.map(({ signal }, i) => watch(c.call('t', {}, { requestId: `call-${i}`, signal })));
+    await w.clock.advance(5_000);
+    for (const abort of aborts) abort.abort();
+    await w.clock.advance(5_000);
+    assert(calls.every((x) => x.error?.name === 'AbortError'));
+    assert.deepEqual([most, all], [4, 30]);
+    const left = [...w.server.session('session').calls].filter(([, call]) => call.end === undefined).map(([id]) => id);
+    assert.deepEqual(left, ['call-0']);
+    assert(w.logged.some((line) => line.includes('could not be cancelled') && line.includes('INVALID_REQUEST')));
+  }));
+
+  it('lists the tools where no WebSocket can be had at all', inWorld(2, async (w) => {
+    const c = w.client();
+    for (const s of w.servers) s.webSockets = 'refuse';
+    const tools = watch(c.listTools());
+    await w.clock.advance(5_000);
+    assert.equal(c.state, 'fallback');
+    assert.deepEqual(tools.value, [{ name: 'echo', description: 'says it again', inputSchema: {} }]);
+    assert.deepEqual((await Promise.all([c.health(), w.clock.settle()]))[0].status, 'ok');
+    // A server that is busy is asked again when it says; what it says of others is told.
+    const says: { status: number; body: unknown }[] = [
+      { status: 429, body: { op: 'error', error: { code: 'OVER_CAPACITY', message: 'too fast', details: { retry_after_ms: 700 } } } },
+    ];
+    for (const s of w.servers) s.door = (path) => (path === '/v1/tools' ? says.shift() : undefined);
+    const busy = watch(c.listTools());
+    await w.clock.advance(600);
+    assert.equal(busy.done, false);
+    await w.clock.advance(200);
+    assert.equal(busy.value?.length, 1);
+    for (const [body, code, field] of [
+      [{ op: 'error', error: { code: 'INVALID_REQUEST', message: 'wait_ms: is not a whole number', details: { field: 'wait_ms' } } }, 'INVALID_REQUEST', 'wait_ms'],
+      [{ op: 'list_tools_res', tools: 7 }, 'PROTOCOL_ERROR', undefined],
+    ] as const) {
+      says.push({ status: 400, body });
+      const refused = watch(c.listTools());
+      await w.clock.settle();
+      assert.deepEqual([refused.error?.code, refused.error?.field], [code, field]);
+    }
+    // One that stops, or does not speak the protocol, is left for another.
+    for (const gone of [{ op: 'error', error: { code: 'SERVICE_UNAVAILABLE', message: 'stopping' } }, '<html>', { op: 'pong' }]) {
+      says.push({ status: 503, body: gone });
+      const elsewhere = watch(c.listTools());
+      await w.clock.advance(20_000);
+      assert.equal(elsewhere.value?.length, 1);
+    }
+    assert.equal(w.told('disconnected').length, 3);
+  }));
+
+  it('lists with the token of now, and says when none is good', inWorld(1, async (w) => {
+    let n = 1;
+    const c = w.client({ token: () => `orch_secret${n}` });
+    w.server.webSockets = 'refuse';
+    w.server.tokens = ['orch_secret1'];
+    const up = watch(c.connect());
+    await w.clock.advance(5_000);
+    assert(up.done && c.state === 'fallback');
+    n = 2;
+    w.server.tokens = ['orch_secret2'];
+    const tools = watch(c.listTools());
+    await w.clock.advance(5_000);
+    assert.equal(tools.value?.length, 1);
+    w.server.tokens = [];
+    const refused = watch(c.listTools());
+    await w.clock.advance(10_000);
+    assert.equal(refused.error?.code, 'UNAUTHORIZED');
+  }));
+
+  it('knows how its server does', inWorld(1, async (w) => {
+    const c = w.client();
     assert.deepEqual((await Promise.all([c.health(), w.clock.settle()]))[0], { status: 'ok', reason: undefined, server: 'server-1', connections: 1, inFlight: 0 });
     w.server.webSockets = 'refuse';
     w.server.socket.drop(1006, '');
     await w.clock.advance(5_000);
     assert.equal(c.state, 'fallback');
-    assert.deepEqual((await Promise.all([c.listTools(), w.clock.settle()]))[0], tools.value);
     assert.deepEqual((await Promise.all([c.health(), w.clock.settle()]))[0], { status: 'ok', server: 'server-1', reason: undefined });
-    const fresh = w.client({ sessionId: 'fresh' });
-    const none = watch(fresh.listTools());
-    await w.clock.advance(5_000);
-    assert.equal(none.error?.code, 'SERVICE_UNAVAILABLE');
   }));
 });
 
