@@ -197,3 +197,50 @@ func TestAnOpenIsTakenBack(t *testing.T) {
 		expect(t, s.take(), "3 accepted", "3 done")
 	})
 }
+
+// slowState is a state whose changes are told late.
+type slowState struct {
+	dispatch.State
+	slow chan struct{} // holds one while none are told
+}
+
+type slowFeed struct {
+	dispatch.Feed
+	slow chan struct{}
+}
+
+func (s slowState) Subscribe() dispatch.Feed { return slowFeed{s.State.Subscribe(), s.slow} }
+
+func (f slowFeed) Next(ctx context.Context) (*dispatch.Change, error) {
+	c, err := f.Feed.Next(ctx)
+	f.slow <- struct{}{}
+	<-f.slow
+	return c, err
+}
+
+// A result that comes just while its client does is given in its order: the state had it already when its change was not told yet.
+func TestAResultComesWhileItsClientDoes(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		slow := make(chan struct{}, 1)
+		a := start(t, c.Add("a"), nil)
+		b := start(t, c.Add("b"), func(o *dispatch.Options) { o.State = slowState{o.State, slow} })
+		s, here := &sink{}, &sink{}
+		a.submit(s, "1", "hold", nil)
+		synctest.Wait()
+		slow <- struct{}{}
+		opened := make(chan dispatch.Opened, 1)
+		go func() {
+			o, err := b.Open(t.Context(), alice, here)
+			if err != nil {
+				t.Error(err)
+			}
+			opened <- o
+		}()
+		time.Sleep(time.Millisecond)
+		close(a.work.gate("1"))
+		time.Sleep(time.Millisecond)
+		<-slow
+		b.Resume(alice, (<-opened).Delivered)
+		expect(t, here.take(), "1 done")
+	})
+}

@@ -28,7 +28,8 @@ type owner struct {
 	room       int       // how many more may run
 
 	streams map[queue.ClientKey]*stream
-	holding map[*stream]struct{} // those that hold results back until others are seen
+	rekeys  map[queue.ClientKey]*rekeying // by the key that they have still
+	holding map[*stream]struct{}          // those that hold results back until others are seen
 	toNote  map[queue.ClientKey]uint64
 	noteAt  time.Time // when they are noted; zero for none
 
@@ -46,7 +47,7 @@ type atTime struct {
 }
 
 func newOwner(d *Dispatcher) *owner {
-	w := &owner{d: d, o: &d.o, streams: map[queue.ClientKey]*stream{}, holding: map[*stream]struct{}{}, toNote: map[queue.ClientKey]uint64{}}
+	w := &owner{d: d, o: &d.o, streams: map[queue.ClientKey]*stream{}, holding: map[*stream]struct{}{}, toNote: map[queue.ClientKey]uint64{}, rekeys: map[queue.ClientKey]*rekeying{}}
 	w.clear()
 	return w
 }
@@ -121,6 +122,7 @@ func (w *owner) startOver() {
 			e.gone = true
 			w.d.count.refused.Add(1)
 			e.sink.Refused(e.key.RequestID, errStartedOver)
+			w.answered(e)
 		}
 		e.gone = true
 		e.abandon(errOutdated)
@@ -138,9 +140,16 @@ func (w *owner) apply(c *Change) {
 	}
 	for from, to := range c.Rekeyed {
 		w.rekeyed(from, to)
+		for _, row := range c.Calls {
+			if row.Client() == to {
+				w.renameSubmitted(from, row)
+			}
+		}
 	}
 	for _, row := range c.Calls {
-		w.seen(row)
+		if len(c.Rekeyed) == 0 || !w.toldBefore(row) {
+			w.seen(row)
+		}
 	}
 	w.applied = max(w.applied, c.Index)
 	w.ended.drop(w.applied)
@@ -397,6 +406,7 @@ func (w *owner) beginMore() {
 			}
 			w.takePlace(e)
 			e.pending++
+			e.mayRun = e.call.Attempt + 1 // which nobody else can begin: also where the answer is lost
 			batch = append(batch, e)
 			commands = append(commands, beginCommand(e.call))
 		}

@@ -211,7 +211,7 @@ type step struct {
 	Wait           time.Duration
 }
 
-var kinds = []string{"call", "call", "call", "call", "release", "release", "crash", "revive", "assign", "move", "cancel", "leaderless", "lead", "lose", "lag", "pass", "pass"}
+var kinds = []string{"call", "call", "call", "call", "release", "release", "crash", "revive", "assign", "move", "cancel", "leaderless", "lead", "lose", "lag", "rekey", "pass", "pass"}
 
 func drawSteps(t *rapid.T) []step {
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {

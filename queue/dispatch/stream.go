@@ -11,8 +11,6 @@ import (
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
-	"github.com/neolith/orchestrator/internal/fault"
-	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/queue"
 )
 
@@ -254,6 +252,7 @@ func (w *owner) resume(key queue.ClientKey, after uint64) {
 	there := map[uint64]bool{}
 	for _, r := range st.out {
 		there[r.Call.Order] = true
+		r.Kept = false // the client has said that it has no result behind that order, so this one is missed, not asked for
 	}
 	for row := range w.o.State.View().CallsOf(key) {
 		if row.Status.Over() && row.Order > after && row.Order <= st.next && !there[row.Order] {
@@ -271,41 +270,6 @@ func (w *owner) letGo(key queue.ClientKey) {
 		st.paused = max(st.paused-1, 0)
 		w.pump(st)
 	}
-}
-
-// rekeyed brings streams along with their sessions.
-func (w *owner) rekeyed(from, to queue.ClientKey) {
-	st := w.streams[from]
-	if st == nil {
-		return
-	}
-	delete(w.streams, from)
-	if up, ok := w.toNote[from]; ok {
-		delete(w.toNote, from)
-		w.toNote[to] = up
-	}
-	st.was = append(st.was, from) // runs that are under way know the session by it
-	st.key = to
-	w.streams[to] = st
-	w.d.setSink(to, st.sink)
-}
-
-// rekey gives a session to another owner.
-func (w *owner) rekey(from, to queue.ClientKey, caller queue.Caller, done func(error)) {
-	command := &clusterv1.Command{Kind: &clusterv1.Command_RekeyClient{RekeyClient: &clusterv1.RekeyClient{
-		Owner: from.Owner, Session: from.Session, NewOwner: to.Owner, Caller: pbconv.CallerToProto(caller),
-	}}}
-	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
-		switch {
-		case fault.Is(err, fault.NotFound): // it has made no call yet
-			w.rekeyed(from, to)
-			done(nil)
-		case err != nil:
-			done(err)
-		default:
-			w.when(c.Index, func() { done(nil) })
-		}
-	})
 }
 
 // delivered notes what a client was given, soon.
