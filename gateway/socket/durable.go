@@ -244,6 +244,16 @@ func (c *client) Chunk(ctx context.Context, id, text string) error {
 	return nil
 }
 
+// Room implements dispatch.Sink: a client that is away is told nothing that would wait for it.
+func (c *client) Room() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		return nil
+	}
+	return c.waitRoom()
+}
+
 // Ended implements dispatch.Sink.
 func (c *client) Ended(r dispatch.Result) {
 	v := verdictOf(&r)

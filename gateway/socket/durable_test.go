@@ -3,10 +3,12 @@ package socket
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -381,6 +383,51 @@ func TestFetchedResultsCountAsGiven(t *testing.T) {
 	delivered(4)
 	get(b, "5")
 	delivered(5)
+}
+
+// A client that comes back for more than it takes is given as much as there is room for, and the rest as it reads: in order, and once.
+func TestWhatWasMissedComesAsItIsTaken(t *testing.T) {
+	const results, bytes, frames = 400, 60 << 10, 8
+	c := dispatchtest.New()
+	m := join(t, c, "a", func(o *Options) {
+		o.Limits.QueueFrames, o.Limits.WriteTimeout = frames, time.Minute
+	})
+	outputs, err := json.Marshal([]map[string]string{{"type": "text", "text": strings.Repeat("x", bytes)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range results {
+		key := &clusterv1.CallKey{Owner: "token a1", Session: "story", RequestId: fmt.Sprint(i)}
+		for _, r := range c.Do(
+			&clusterv1.Command{Kind: &clusterv1.Command_SubmitCall{SubmitCall: &clusterv1.SubmitCall{
+				Key: key, Tool: "echo", Priority: 3, ServerId: "gone", Deadline: time.Now().Add(time.Hour).UnixNano(), Begin: true,
+			}}},
+			&clusterv1.Command{Kind: &clusterv1.Command_EndCall{EndCall: &clusterv1.EndCall{
+				Key: key, ServerId: "gone", Attempt: 1, Outcome: &clusterv1.Outcome{Outputs: &clusterv1.Blob{Inline: outputs, SizeBytes: uint64(len(outputs))}},
+			}}},
+		) {
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+		}
+	}
+	p, _ := m.back("alice", "story", map[string]any{"last_order": 0})
+	key := queue.Key{Owner: "token a1", Session: "story", RequestID: "0"}
+	eventually(t, "all are on their way", func() bool { return m.calls.Stats().Resumed == results })
+	for range 20 { // results move on until nothing more is taken
+		if _, err := m.calls.Lookup(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		if kept := m.hub.Stats().KeptBytes; kept > (frames+1)*(bytes+1024)+maxHistoryBytes {
+			t.Fatalf("%d bytes wait for a client that does not read", kept)
+		}
+	}
+	for i := range results {
+		if r := p.next(); r["request_id"] != fmt.Sprint(i) || r["order"] != float64(i+1) || len(text(r)) != bytes {
+			t.Fatalf("result %d: %v of order %v", i, r["request_id"], r["order"])
+		}
+	}
+	p.quiet("it has all")
 }
 
 func TestRotatingTokensInTheCluster(t *testing.T) {

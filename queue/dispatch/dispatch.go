@@ -87,7 +87,9 @@ type Sink interface {
 	Refused(requestID string, err error)
 	Progress(requestID, note string)
 	Chunk(ctx context.Context, requestID, text string) error
-	// Ended is told the results of the client's calls, in their order, wherever they were made and run.
+	// Room returns nil where another result may be told, else a channel that is closed once that is so, or once the client is not connected any more.
+	Room() <-chan struct{}
+	// Ended is told the results of the client's calls, in their order, wherever they were made and run; those that are not Kept only while there is room.
 	Ended(r Result)
 }
 

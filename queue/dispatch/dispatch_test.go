@@ -92,6 +92,14 @@ type sink struct {
 	said    []string
 	orders  []uint64
 	outputs map[string]string
+	full    chan struct{} // nil while it takes results
+}
+
+// stuff has it take no results until the channel is closed.
+func (s *sink) stuff(full chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = full
 }
 
 func (s *sink) say(format string, args ...any) {
@@ -111,6 +119,17 @@ func (s *sink) Refused(id string, err error) { s.say("%s refused: %s", id, fault
 func (s *sink) Progress(id, note string)     { s.say("%s: %s", id, note) }
 func (s *sink) Chunk(context.Context, string, string) error {
 	return nil
+}
+
+func (s *sink) Room() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.full:
+		s.full = nil
+	default:
+	}
+	return s.full
 }
 
 func (s *sink) Ended(r dispatch.Result) {

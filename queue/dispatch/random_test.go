@@ -105,6 +105,7 @@ type wanderer struct {
 	accepted map[string]bool
 	results  map[string]int // however they came
 	last     uint64
+	full     chan struct{} // while it takes no more results
 }
 
 // ear is one connection of a client; what comes on a former one is not heard.
@@ -121,9 +122,31 @@ func (e *ear) Refused(string, error)                       {}
 func (e *ear) Progress(string, string)                     {}
 func (e *ear) Chunk(context.Context, string, string) error { return nil }
 
+// Room is for one result in a while.
+func (e *ear) Room() <-chan struct{} {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	if e.w.full == nil {
+		return nil
+	}
+	return e.w.full
+}
+
 func (e *ear) Ended(r dispatch.Result) {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
+	if e.w.full == nil {
+		full := make(chan struct{})
+		e.w.full = full
+		time.AfterFunc(30*time.Millisecond, func() {
+			e.w.mu.Lock()
+			defer e.w.mu.Unlock()
+			e.w.full = nil
+			close(full)
+		})
+	} else if !r.Kept {
+		e.w.s.wrong = append(e.w.s.wrong, r.Call.RequestID+" came where there was no room")
+	}
 	if !e.mine() {
 		return
 	}

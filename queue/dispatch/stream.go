@@ -27,7 +27,7 @@ type stream struct {
 	holes  map[uint64]struct{} // orders that were passed over, and may come yet
 	out    []*Result           // to be handed on
 	paused int                 // Opens without their Resume or Release
-	busy   bool                // the first of out is being fetched
+	busy   bool                // the first of out is being fetched, or waits for room
 }
 
 // streamOf returns the stream of a client that is at this server.
@@ -115,9 +115,13 @@ func (w *owner) release(st *stream) {
 	w.pump(st)
 }
 
-// pump hands on what is ready.
+// pump hands on what is ready, as long as the client has room for it.
 func (w *owner) pump(st *stream) {
 	for len(st.out) > 0 && !st.busy && st.paused == 0 && st.sink != nil {
+		if room := st.sink.Room(); room != nil {
+			w.waitRoom(st, room)
+			return
+		}
 		r := st.out[0]
 		if o := r.Call.Outcome; r.Outputs == nil && r.Err == nil && o != nil {
 			if len(o.Outputs.Chunks) > 0 {
@@ -133,6 +137,32 @@ func (w *owner) pump(st *stream) {
 	if len(st.out) == 0 {
 		st.out = nil
 	}
+}
+
+// waitRoom goes on once the client has taken some of what it was told. Large results that wait are fetched when it is their turn: so what waits is in the
+// state anyway.
+func (w *owner) waitRoom(st *stream, room <-chan struct{}) {
+	for _, r := range st.out {
+		if o := r.Call.Outcome; o != nil && len(o.Outputs.Chunks) > 0 {
+			r.Outputs = nil
+		}
+	}
+	d := w.d
+	if !d.enter() {
+		return
+	}
+	st.busy = true
+	go func() {
+		defer d.work.Done()
+		select {
+		case <-room:
+		case <-d.life.Done():
+		}
+		d.inbox.post(func() {
+			st.busy = false
+			w.pump(st)
+		})
+	}()
 }
 
 // fetch gets a large result; what is behind it waits.
