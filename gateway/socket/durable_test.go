@@ -385,6 +385,49 @@ func TestFetchedResultsCountAsGiven(t *testing.T) {
 	delivered(5)
 }
 
+// What is fetched at another server than that of the session's connection counts, too, and is not given again on coming back.
+func TestFetchedElsewhereCountsAsGiven(t *testing.T) {
+	t.Parallel()
+	c := dispatchtest.New()
+	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
+	key := queue.ClientKey{Owner: "token a1", Session: "web"}
+	delivered := func(n uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " are noted"), func() bool { row := b.calls.Client(key); return row != nil && row.Delivered == n })
+	}
+	get := func(m *member, id string) {
+		t.Helper()
+		if status, r := m.ask(http.MethodGet, "/v1/results/"+id, "alice", nil, SessionHeader, "web"); status != http.StatusOK {
+			t.Errorf("result %s: %d %v", id, status, r)
+		}
+	}
+	p := a.hello("alice", "web")
+	for i := range 5 {
+		id := fmt.Sprint(i + 1)
+		p.call(id, "hold", map[string]string{"key": id})
+		p.until("progress")
+	}
+	close(a.bench.gate("1"))
+	p.until("call_tool_res")
+	delivered(1)
+	_ = p.ws.Close()
+	eventually(t, "it has gone", func() bool { return a.hub.Stats().Connections == 0 })
+	for i := range 4 {
+		close(a.bench.gate(fmt.Sprint(i + 2)))
+		eventually(t, "it is over", func() bool { return b.calls.Client(key).Order == uint64(i+2) })
+	}
+	get(b, "2")
+	delivered(2)
+	get(b, "4") // before the one before it, which is fetched where b does not see it
+	get(a, "3")
+	delivered(4)
+	p, _ = a.back("alice", "web", nil)
+	if r := p.next(); r["request_id"] != "5" {
+		t.Errorf("missed: %v", r)
+	}
+	p.quiet("it has all")
+}
+
 // A client that comes back for more than it takes is given as much as there is room for, and the rest as it reads: in order, and once.
 func TestWhatWasMissedComesAsItIsTaken(t *testing.T) {
 	const results, bytes, frames = 400, 60 << 10, 8

@@ -308,6 +308,12 @@ func (d *Dispatcher) Delivered(client queue.ClientKey, order uint64, now bool) {
 	d.inbox.post(func() { d.owner.delivered(client, order, now) })
 }
 
+// Fetched is Delivered for results that the client came for by itself, so that it has them: it counts also where the client's connection is, or was
+// last, at another server.
+func (d *Dispatcher) Fetched(client queue.ClientKey, order uint64) {
+	d.inbox.post(func() { d.owner.fetched(client, order) })
+}
+
 // Cancel ends a call as far as it can be ended, wherever it is. The error is of kind fault.NotFound when it is over, or unknown.
 func (d *Dispatcher) Cancel(ctx context.Context, key queue.Key) error {
 	return d.wait(ctx, func(done func(error)) { d.owner.cancel(key, done) })

@@ -30,7 +30,7 @@ type owner struct {
 	streams map[queue.ClientKey]*stream
 	rekeys  map[queue.ClientKey]*rekeying // by the key that they have still
 	holding map[*stream]struct{}          // those that hold results back until others are seen
-	toNote  map[queue.ClientKey]uint64
+	toNote  map[queue.ClientKey]given
 	noteAt  time.Time // when they are noted; zero for none
 
 	applied  uint64   // of the state: all changes up to it were seen
@@ -47,7 +47,7 @@ type atTime struct {
 }
 
 func newOwner(d *Dispatcher) *owner {
-	w := &owner{d: d, o: &d.o, streams: map[queue.ClientKey]*stream{}, holding: map[*stream]struct{}{}, toNote: map[queue.ClientKey]uint64{}, rekeys: map[queue.ClientKey]*rekeying{}}
+	w := &owner{d: d, o: &d.o, streams: map[queue.ClientKey]*stream{}, holding: map[*stream]struct{}{}, toNote: map[queue.ClientKey]given{}, rekeys: map[queue.ClientKey]*rekeying{}}
 	w.clear()
 	return w
 }

@@ -302,11 +302,28 @@ func (w *owner) letGo(key queue.ClientKey) {
 	}
 }
 
+// given is what a client was given and is not noted yet: up to which result by its connection, and up to which it is sure to have.
+type given struct{ written, fetched uint64 }
+
 // delivered notes what a client was given, soon.
 func (w *owner) delivered(key queue.ClientKey, order uint64, now bool) {
 	if order > 0 {
-		w.toNote[key] = max(w.toNote[key], order)
+		g := w.toNote[key]
+		g.written = max(g.written, order)
+		w.toNote[key] = g
 	}
+	w.noteSoon(now)
+}
+
+// fetched notes what a client has fetched, soon.
+func (w *owner) fetched(key queue.ClientKey, order uint64) {
+	g := w.toNote[key]
+	g.fetched = max(g.fetched, order)
+	w.toNote[key] = g
+	w.noteSoon(false)
+}
+
+func (w *owner) noteSoon(now bool) {
 	switch {
 	case len(w.toNote) == 0:
 	case now:
@@ -316,15 +333,18 @@ func (w *owner) delivered(key queue.ClientKey, order uint64, now bool) {
 	}
 }
 
-// note has the log know what clients were given. A client that is at another server by now is left out: what was written to its former
-// connection may never have arrived.
+// note has the log know what clients were given. Of a client that is at another server by now, only what it has fetched counts: what was written to its
+// former connection may never have arrived.
 func (w *owner) note() {
 	w.noteAt = time.Time{}
 	var commands []*clusterv1.Command
 	v := w.o.State.View()
-	for key, order := range w.toNote {
-		c := v.Client(key)
-		if c != nil && (c.Server != "" && c.Server != w.o.Server || c.Delivered >= order) {
+	for key, g := range w.toNote {
+		c, order := v.Client(key), max(g.written, g.fetched)
+		if c != nil && c.Server != "" && c.Server != w.o.Server {
+			order = g.fetched
+		}
+		if order == 0 || c != nil && c.Delivered >= order {
 			continue
 		}
 		commands = append(commands, &clusterv1.Command{Kind: &clusterv1.Command_TakeDelivery{TakeDelivery: &clusterv1.TakeDelivery{Owner: key.Owner, Session: key.Session, Order: order}}})
