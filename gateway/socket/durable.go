@@ -245,6 +245,19 @@ func (c *client) Chunk(ctx context.Context, id, text string) error {
 	return nil
 }
 
+// Waits implements dispatch.Sink.
+func (c *client) Waits() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waits := map[string]uint64{}
+	for id, k := range c.calls {
+		if k.accepted && k.result == nil && k.keeper != keeper(c.hub.memory) {
+			waits[id] = k.number
+		}
+	}
+	return waits
+}
+
 // Room implements dispatch.Sink: a client that is away is told nothing that would wait for it.
 func (c *client) Room() <-chan struct{} {
 	c.mu.Lock()

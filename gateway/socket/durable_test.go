@@ -293,6 +293,36 @@ func TestCallsThatRunElsewhere(t *testing.T) {
 	p.quiet("it has all")
 }
 
+// The state is set back to a snapshot: a client hears of its lost calls also where they ran at another server.
+func TestCallsThatRanElsewhereAreLost(t *testing.T) {
+	c := dispatchtest.New()
+	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
+	p := a.hello("alice", "story")
+	p.call("before", "hold", map[string]string{"key": "before"})
+	p.until("progress")
+	snapshot, err := a.server.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.call("since", "hold", map[string]string{"key": "since"})
+	p.until("progress")
+	q, _ := b.back("alice", "story", nil)
+	if err := c.Restore(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if m := q.until("call_tool_res"); m["request_id"] != "since" || code(m) != codeUnavailable {
+		t.Errorf("%v", m)
+	}
+	q.call("since", "echo", map[string]string{"key": "again"})
+	if m := q.until("call_tool_res"); m["request_id"] != "since" || text(m) != "again" {
+		t.Errorf("made anew: %v", m)
+	}
+	close(a.bench.gate("before"))
+	if m := q.until("call_tool_res"); m["request_id"] != "before" || text(m) != "before" {
+		t.Errorf("what the snapshot knows: %v", m)
+	}
+}
+
 // A former connection at another server is closed once it is known that the client has gone.
 func TestOneConnectionInTheCluster(t *testing.T) {
 	t.Parallel()

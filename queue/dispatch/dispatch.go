@@ -87,6 +87,8 @@ type Sink interface {
 	Refused(requestID string, err error)
 	Progress(requestID, note string)
 	Chunk(ctx context.Context, requestID, text string) error
+	// Waits returns the calls in flight that the client was told were accepted, here or elsewhere: their numbers, by their request ids.
+	Waits() map[string]uint64
 	// Room returns nil where another result may be told, else a channel that is closed once that is so, or once the client is not connected any more.
 	Room() <-chan struct{}
 	// Ended is told the results of the client's calls, in their order, wherever they were made and run; those that are not Kept only while there is room.
@@ -346,7 +348,7 @@ func (d *Dispatcher) Client(key queue.ClientKey) *queue.Client { return d.o.Stat
 
 // Lookup returns a call as it is in the cluster, nil for none: this server has first seen all that was committed before.
 func (d *Dispatcher) Lookup(ctx context.Context, key queue.Key) (*queue.Call, error) {
-	if err := d.wait(ctx, func(done func(error)) { d.owner.sync(key.Client(), done) }); err != nil {
+	if err := d.wait(ctx, func(done func(error)) { d.owner.sync(key.Client(), d.o.Patience/2, done) }); err != nil {
 		return nil, err
 	}
 	return d.Find(key), nil

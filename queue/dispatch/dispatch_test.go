@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -93,6 +94,7 @@ type sink struct {
 	orders  []uint64
 	outputs map[string]string
 	full    chan struct{} // nil while it takes results
+	waits   map[string]uint64
 }
 
 // stuff has it take no results until the channel is closed.
@@ -108,7 +110,24 @@ func (s *sink) say(format string, args ...any) {
 	s.said = append(s.said, fmt.Sprintf(format, args...))
 }
 
+func (s *sink) Waits() map[string]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.waits)
+}
+
+// wait has it wait for a call.
+func (s *sink) wait(c *queue.Call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waits == nil {
+		s.waits = map[string]uint64{}
+	}
+	s.waits[c.RequestID] = c.Number
+}
+
 func (s *sink) Accepted(c *queue.Call, known bool) {
+	s.wait(c)
 	if known {
 		s.say("%s known", c.RequestID)
 	} else {
@@ -151,6 +170,7 @@ func (s *sink) Ended(r dispatch.Result) {
 	s.say("%s %s", r.Call.RequestID, what)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.waits, r.Call.RequestID)
 	if !r.Kept {
 		s.orders = append(s.orders, r.Call.Order)
 	}

@@ -161,6 +161,46 @@ func TestTheStateIsSetBack(t *testing.T) {
 	})
 }
 
+// Clients at other servers than those that had the lost calls are told, too, and those whose calls are there are not.
+func TestTheStateIsSetBackAndClientsAreElsewhere(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a, b := start(t, c.Add("a"), nil), start(t, c.Add("b"), nil)
+		s, here := &sink{}, &sink{}
+		a.submit(s, "before", "hold", nil)
+		expect(t, s.take(), "before accepted")
+		snapshot, err := a.server.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.submit(s, "since", "hold", nil)
+		expect(t, s.take(), "since accepted")
+		opened, err := b.Open(t.Context(), alice, here)
+		if err != nil || len(opened.Unfinished) != 2 {
+			t.Fatalf("%+v, %v", opened, err)
+		}
+		for _, row := range opened.Unfinished {
+			here.wait(row)
+		}
+		b.Resume(alice, opened.Delivered)
+		a.Forget(alice, s)
+		c.Lead("") // it takes a moment until somebody leads
+		if err := c.Restore(snapshot); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		expect(t, here.take())
+		c.Lead("b")
+		time.Sleep(2 * time.Second)
+		expect(t, here.take(), "since SERVICE_UNAVAILABLE")
+		b.submit(here, "since", "echo", nil)
+		time.Sleep(time.Second)
+		expect(t, here.take(), "since accepted", "since done")
+		close(a.work.gate("before"))
+		time.Sleep(time.Second)
+		expect(t, here.take(), "before done")
+	})
+}
+
 // An Open of which nothing came holds nothing back, and has nothing told twice or left out.
 func TestAnOpenIsTakenBack(t *testing.T) {
 	in(t, func(t *testing.T, c *dispatchtest.Cluster) {

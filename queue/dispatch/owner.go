@@ -173,41 +173,6 @@ func (w *owner) when(index uint64, do func()) {
 	w.later = append(w.later, atTime{index, do})
 }
 
-// goBack forgets what was said of calls since the snapshot that the state was set back to. What the state says of a call counts from here on, although it
-// is older than what was known; those that it does not know are lost, and who waits for one is told so.
-func (w *owner) goBack(v View) {
-	w.applied = v.Index()
-	w.ended = tombs{index: map[queue.Key]uint64{}}
-	for key, e := range w.entries {
-		row := v.Call(key)
-		switch {
-		case e.call == nil:
-		case e.submitting: // the answer is on its way
-			if w.byNumber[e.call.Number] == e {
-				delete(w.byNumber, e.call.Number)
-			}
-			e.call = nil
-		case row == nil:
-			lost := *e.call
-			w.drop(e, errOutdated)
-			if st := w.streams[key.Client()]; st != nil && st.sink != nil {
-				lost.Status, lost.Order = queue.Ended, 0
-				lost.Outcome = &queue.Outcome{
-					Code: queue.CodeUnavailable, Message: "the cluster was set back to a snapshot from before the call; ask again", RetryAfter: time.Second, Passing: true,
-				}
-				st.sink.Ended(Result{Call: &lost})
-			}
-		default:
-			if e.run != nil && e.run.attempt != row.Attempt {
-				e.abandon(errOutdated)
-				w.giveBack(e)
-			}
-			e.mayRun = 0
-			w.know(e, row)
-		}
-	}
-}
-
 // reload takes the whole state anew.
 func (w *owner) reload(v View) {
 	here := map[queue.Key]bool{}

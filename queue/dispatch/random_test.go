@@ -122,6 +122,8 @@ func (e *ear) Refused(string, error)                       {}
 func (e *ear) Progress(string, string)                     {}
 func (e *ear) Chunk(context.Context, string, string) error { return nil }
 
+func (e *ear) Waits() map[string]uint64 { return nil } // no story sets the state back
+
 // Room is for one result in a while.
 func (e *ear) Room() <-chan struct{} {
 	e.w.mu.Lock()

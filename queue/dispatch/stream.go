@@ -257,11 +257,11 @@ func (w *owner) open(key queue.ClientKey, sink Sink, done func(Opened, error)) {
 	})
 }
 
-// sync is done once all was seen here that was committed before.
-func (w *owner) sync(client queue.ClientKey, done func(error)) {
+// sync is done once all was seen here that was committed before; patience is the log's.
+func (w *owner) sync(client queue.ClientKey, patience time.Duration, done func(error)) {
 	// It changes nothing: what was delivered is never taken back.
 	command := &clusterv1.Command{Kind: &clusterv1.Command_TakeDelivery{TakeDelivery: &clusterv1.TakeDelivery{Owner: client.Owner, Session: client.Session}}}
-	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
+	w.proposeOne(patience, command, func(c Committed, err error) {
 		if err != nil && c.Index == 0 {
 			done(err)
 			return
