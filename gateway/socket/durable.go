@@ -202,6 +202,7 @@ func (c *client) Accepted(row *queue.Call, known bool) {
 	if known {
 		if row.Status.Over() {
 			c.hub.count.cached.Add(1)
+			k.cached = true
 		} else {
 			c.hub.count.joined.Add(1)
 			k.moved = true

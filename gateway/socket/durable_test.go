@@ -349,8 +349,8 @@ func TestDurableCallsOverHTTP(t *testing.T) {
 	if status, m := a.post("/v1/call_tool", "alice", "", body("1", "echo", "hi")); status != http.StatusOK || text(m) != "hi" || m["order"] != 1.0 {
 		t.Errorf("%d %v", status, m)
 	}
-	// Its end may be known there already, or come while it is asked for; so nothing is said here of from_cache.
-	if status, m := b.post("/v1/call_tool", "alice", "", body("1", "echo", "hi")); status != http.StatusOK || text(m) != "hi" {
+	// Its end may be known there already, or come while it is asked for.
+	if status, m := b.post("/v1/call_tool", "alice", "", body("1", "echo", "hi")); status != http.StatusOK || text(m) != "hi" || m["from_cache"] != true {
 		t.Errorf("at another server: %d %v", status, m)
 	}
 	get := func(m *member, id string) (int, map[string]any) {
@@ -378,6 +378,52 @@ func TestDurableCallsOverHTTP(t *testing.T) {
 	// What was fetched counts as given.
 	p, _ := b.back("alice", "web", map[string]any{"last_order": 2})
 	p.quiet("nothing was missed")
+}
+
+// A call that has ended is asked for again at a server that has not heard of it: it is answered once, and that is the kept result.
+func TestAskedAgainWhereItsEndIsNotKnown(t *testing.T) {
+	for _, over := range []bool{true, false} { // before it is asked for again, and while it is
+		c := dispatchtest.New()
+		a, b := join(t, c, "a", nil), join(t, c, "b", nil)
+		p := a.hello("alice", "story")
+		q, _ := b.back("alice", "other", nil) // b is there, and alice's session is not
+		p.call("1", "hold", map[string]string{"key": "k"})
+		p.until("progress")
+		key := queue.Key{Owner: "token a1", Session: "story", RequestID: "1"}
+		ends := func() {
+			close(a.bench.gate("k"))
+			eventually(t, "it has ended", func() bool { return a.calls.Find(key).Status == queue.Ended })
+		}
+		if over {
+			b.server.Hold(true)
+			ends()
+		} else {
+			c.SetLatency(200 * time.Millisecond)
+		}
+		said := make(chan map[string]any, 1)
+		go func() {
+			_, m := b.post("/v1/call_tool", "alice", "", map[string]any{
+				"session_id": "story", "request_id": "1", "name": "hold", "arguments": map[string]string{"key": "k"},
+			})
+			said <- m
+		}()
+		if !over {
+			eventually(t, "it is on its way", func() bool { return b.hub.Stats().Durable == 1 })
+			c.Do(&clusterv1.Command{Kind: &clusterv1.Command_EndCall{EndCall: &clusterv1.EndCall{
+				Key: &clusterv1.CallKey{Owner: key.Owner, Session: key.Session, RequestId: key.RequestID}, ServerId: "a", Attempt: 1,
+				Outcome: &clusterv1.Outcome{Outputs: &clusterv1.Blob{Inline: []byte(`[{"type":"text","text":"k"}]`), SizeBytes: 28}},
+			}}})
+		}
+		if m := <-said; text(m) != "k" || m["from_cache"] != true || m["order"] != 1.0 {
+			t.Errorf("over %v: %v", over, m)
+		}
+		b.server.Hold(false)
+		c.SetLatency(0)
+		eventually(t, "it counts as given", func() bool { return a.calls.Client(key.Client()).Delivered == 1 })
+		_ = q.ws.Close()
+		q, _ = b.back("alice", "story", nil)
+		q.quiet("it has the result")
+	}
 }
 
 // Results that are fetched over HTTP count as given: in whatever order, after they were forgotten here, and by a server that starts anew.

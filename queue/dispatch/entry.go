@@ -215,7 +215,7 @@ func (w *owner) submitted(e *entry, c Committed) {
 		sink.Accepted(row, true)
 		if row.Status.Over() {
 			w.drop(e, errOutdated)
-			w.kept(w.streams[client], row)
+			w.wasOver(w.streams[client], row)
 			answer(errNotThere)
 			return
 		}

@@ -217,7 +217,7 @@ func (w *owner) seen(row *queue.Call) {
 	case e != nil && e.call != nil && row.ModifyIndex < e.call.ModifyIndex:
 	case e != nil && e.submitting:
 		if row.Status.Over() && row.RequestHash == e.request.Hash { // its answer is on the way, but this says it all
-			w.submitted(e, Committed{Call: row})
+			w.submitted(e, Committed{Call: row, Known: e.known || row.Server != w.o.Server})
 			return
 		}
 		w.know(e, row)

@@ -137,6 +137,9 @@ func (e *ear) Room() <-chan struct{} {
 func (e *ear) Ended(r dispatch.Result) {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
+	if !e.mine() {
+		return
+	}
 	if e.w.full == nil {
 		full := make(chan struct{})
 		e.w.full = full
@@ -148,9 +151,6 @@ func (e *ear) Ended(r dispatch.Result) {
 		})
 	} else if !r.Kept {
 		e.w.s.wrong = append(e.w.s.wrong, r.Call.RequestID+" came where there was no room")
-	}
-	if !e.mine() {
-		return
 	}
 	id := r.Call.RequestID
 	e.w.results[id]++

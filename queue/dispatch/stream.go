@@ -186,7 +186,20 @@ func (w *owner) fetch(st *stream, r *Result) {
 	}()
 }
 
-// kept answers a submission of a call that was over.
+// wasOver answers a submission of a call that was over. Where its client here has not been given the result, it is given that now, in its order, and the
+// state's feed tells it nothing new.
+func (w *owner) wasOver(st *stream, row *queue.Call) {
+	if st == nil || row.Order <= st.next {
+		w.kept(st, row)
+		return
+	}
+	if row.ModifyIndex > w.applied {
+		w.ended.add(row)
+	}
+	w.finished(row, nil)
+}
+
+// kept answers a submission of a call that was over, and given.
 func (w *owner) kept(st *stream, row *queue.Call) {
 	if st == nil || st.sink == nil {
 		return
