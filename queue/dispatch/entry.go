@@ -120,7 +120,7 @@ func (w *owner) submit(r *Request, arguments queue.Blob, sink Sink) {
 		e.known = !old.Anew()
 	}
 	e.lane = w.laneOf(r.OrderKey)
-	begin := w.room > 0 && len(w.ready) == 0 && e.lane.free()
+	begin := w.room > 0 && w.ready.len() == 0 && e.lane.free()
 	switch {
 	case begin:
 		w.takePlace(e)

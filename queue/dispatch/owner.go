@@ -23,8 +23,8 @@ type owner struct {
 	// takingBack are calls that are being ended as their submission had no answer.
 	takingBack map[queue.Key]struct{}
 	lanes      map[string]*lane
-	ready      readyHeap // calls that may begin
-	wakes      wakeHeap  // calls to be looked at again at a time
+	ready      entryHeap // calls that may begin
+	wakes      entryHeap // calls to be looked at again at a time
 	room       int       // how many more may run
 
 	streams map[queue.ClientKey]*stream
@@ -55,7 +55,7 @@ func newOwner(d *Dispatcher) *owner {
 // clear forgets all calls, but not who waits for them.
 func (w *owner) clear() {
 	w.entries, w.byNumber, w.lanes = map[queue.Key]*entry{}, map[uint64]*entry{}, map[string]*lane{}
-	w.ready, w.wakes, w.room, w.ending = nil, nil, w.o.MaxInFlight, 0
+	w.ready, w.wakes, w.room, w.ending = newReady(), newWakes(), w.o.MaxInFlight, 0
 	w.ended = tombs{index: map[queue.Key]uint64{}}
 	w.takingBack = map[queue.Key]struct{}{}
 }
@@ -272,7 +272,7 @@ func (w *owner) drop(e *entry, why error) {
 	if e.call != nil && w.byNumber[e.call.Number] == e {
 		delete(w.byNumber, e.call.Number)
 	}
-	w.unready(e)
+	w.ready.remove(e)
 	w.wakeAt(e, time.Time{})
 	w.giveBack(e)
 	w.leaveLane(e)
@@ -331,8 +331,8 @@ func (w *owner) proposeOne(patience time.Duration, c *clusterv1.Command, reply f
 
 // step does what has become possible, and returns in how long there is something to do without being told.
 func (w *owner) step(now time.Time) time.Duration {
-	for len(w.wakes) > 0 && !now.Before(w.wakes[0].wakeTime) {
-		e := w.wakes[0]
+	for w.wakes.len() > 0 && !now.Before(w.wakes.first().wakeTime) {
+		e := w.wakes.first()
 		w.wakeAt(e, time.Time{})
 		w.consider(e, now)
 	}
@@ -349,8 +349,8 @@ func (w *owner) step(now time.Time) time.Duration {
 		w.quiet = nil
 	}
 	next := time.Hour
-	if len(w.wakes) > 0 {
-		next = min(next, w.wakes[0].wakeTime.Sub(now))
+	if w.wakes.len() > 0 {
+		next = min(next, w.wakes.first().wakeTime.Sub(now))
 	}
 	if !w.noteAt.IsZero() {
 		next = min(next, w.noteAt.Sub(now))
@@ -360,12 +360,12 @@ func (w *owner) step(now time.Time) time.Duration {
 
 // beginMore has as many waiting calls begun as there is room for.
 func (w *owner) beginMore() {
-	for w.room > 0 && len(w.ready) > 0 && !w.stopping {
+	for w.room > 0 && w.ready.len() > 0 && !w.stopping {
 		var batch []*entry
 		var commands []*clusterv1.Command
-		for w.room > 0 && len(w.ready) > 0 && len(batch) < maxBeginBatch {
-			e := w.ready[0]
-			w.unready(e)
+		for w.room > 0 && w.ready.len() > 0 && len(batch) < maxBeginBatch {
+			e := w.ready.first()
+			w.ready.remove(e)
 			if e.lane != nil && e.lane.holder != nil && e.lane.holder != e {
 				continue // it is considered again when the lane is free
 			}

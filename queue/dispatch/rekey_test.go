@@ -164,3 +164,33 @@ func TestACallBeginsWhileItsSessionGoesToAnotherOwner(t *testing.T) {
 		}
 	})
 }
+
+func TestASessionGoesToAnotherOwner(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a, b := start(t, c.Add("a"), nil), start(t, c.Add("b"), nil)
+		s := &sink{}
+		c.Lead("b")
+		a.submit(s, "1", "hold", nil)
+		b.submit(&sink{}, "2", "hold", nil)
+		expect(t, s.take(), "1 accepted")
+		to := queue.ClientKey{Owner: "token b", Session: alice.Session}
+		if err := a.Rekey(t.Context(), alice, to, queue.Caller{Name: "alice-2", Role: "client"}); err != nil {
+			t.Fatal(err)
+		}
+		close(a.work.gate("1"))
+		expect(t, s.take(), "1 done")
+		close(b.work.gate("2"))
+		expect(t, s.take(), "2 done")
+		key := request("1", "").Key
+		if a.Find(key) != nil {
+			t.Error("the former owner has the call still")
+		}
+		key.Owner = to.Owner
+		if row := b.Find(key); row == nil || row.Caller.Name != "alice-2" || row.Status != queue.Ended || row.Attempt != 1 {
+			t.Errorf("%+v", row)
+		}
+		if got := s.orders; !slices.Equal(got, []uint64{1, 2}) {
+			t.Errorf("results came as %v", got)
+		}
+	})
+}
