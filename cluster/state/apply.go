@@ -23,15 +23,16 @@ type applier struct {
 	before *View      // the state before the entry
 	trees  trees      // the rest of the state as of the last flush
 
-	sessions  overlay[string, session.Session]
-	mailboxes overlay[string, mailboxRow]
-	dead      overlay[LetterKey, deadRow]
-	nodes     overlay[string, Node]
-	tokens    overlay[string, Token]
-	calls     overlay[queue.Key, queue.Call]
-	clients   overlay[queue.ClientKey, clientRow]
-	orders    overlay[string, orderRow]
-	talkers   overlay[string, talkerRow]
+	sessions   overlay[string, session.Session]
+	mailboxes  overlay[string, mailboxRow]
+	dead       overlay[LetterKey, deadRow]
+	nodes      overlay[string, Node]
+	tokens     overlay[string, Token]
+	calls      overlay[queue.Key, queue.Call]
+	clients    overlay[queue.ClientKey, clientRow]
+	orders     overlay[string, orderRow]
+	talkers    overlay[string, talkerRow]
+	deadOwners overlay[string, deadOwnerRow]
 
 	conversations overlay[ConversationKey, Conversation]
 
@@ -55,15 +56,16 @@ type nameKey struct{ namespace, name string }
 func newApplier(limits *Limits, intern *interner, keys keyIndex, w *memdb.Txn, before *View, t trees, r room, commands int) *applier {
 	return &applier{
 		limits: limits, intern: intern, keys: keys, meta: *before.meta, w: w, base: before.txn, before: before, trees: t,
-		sessions:  overTree(t.sessions, r.sessions, commands),
-		mailboxes: overTree(t.mailboxes, r.mailboxes, commands),
-		dead:      newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
-		nodes:     overTree(t.nodes, r.nodes, commands),
-		tokens:    newOverlay[string, Token](tableTokens, idBytes, commands),
-		calls:     newOverlay[queue.Key, queue.Call](tableCalls, callKeyBytes, commands),
-		clients:   newOverlay[queue.ClientKey, clientRow](tableClients, func(k queue.ClientKey) []byte { return clientKeyBytes(k, 0) }, commands),
-		orders:    newOverlay[string, orderRow](tableOrders, idBytes, commands),
-		talkers:   newOverlay[string, talkerRow](tableTalkers, idBytes, commands),
+		sessions:   overTree(t.sessions, r.sessions, commands),
+		mailboxes:  overTree(t.mailboxes, r.mailboxes, commands),
+		dead:       newOverlay[LetterKey, deadRow](tableDead, LetterKey.bytes, commands),
+		nodes:      overTree(t.nodes, r.nodes, commands),
+		tokens:     newOverlay[string, Token](tableTokens, idBytes, commands),
+		calls:      newOverlay[queue.Key, queue.Call](tableCalls, callKeyBytes, commands),
+		clients:    newOverlay[queue.ClientKey, clientRow](tableClients, func(k queue.ClientKey) []byte { return clientKeyBytes(k, 0) }, commands),
+		orders:     newOverlay[string, orderRow](tableOrders, idBytes, commands),
+		talkers:    newOverlay[string, talkerRow](tableTalkers, idBytes, commands),
+		deadOwners: newOverlay[string, deadOwnerRow](tableDeadOwners, idBytes, 1),
 
 		conversations: newOverlay[ConversationKey, Conversation](tableConversations, ConversationKey.bytes, commands),
 	}
@@ -202,6 +204,7 @@ func (a *applier) write() {
 	a.clients.flush(a.base, a.w)
 	a.orders.flush(a.base, a.w)
 	a.talkers.flush(a.base, a.w)
+	a.deadOwners.flush(a.base, a.w)
 	a.conversations.flush(a.base, a.w)
 	applyOps(a.base, a.w, a.ops)
 	a.ops = a.ops[:0]

@@ -25,7 +25,7 @@ func checkCalls(t fataler, v *View, want *Stats) {
 		}
 		rows[c.ClientKey] = clientRow{Client: *c}
 	}
-	orders := map[string][]uint64{}
+	orders, dead := map[string][]uint64{}, map[string]deadOwnerRow{}
 	sets := map[setID][]string{}
 	list := func(kind setKind, owner, key string) {
 		if key != "" {
@@ -42,6 +42,7 @@ func checkCalls(t fataler, v *View, want *Stats) {
 		want.Calls[c.Status][c.Priority]++
 		if c.Status == queue.Dead {
 			want.DeadCallBytes += c.StateBytes()
+			dead[c.Owner] = deadOwnerRow{c.Owner, dead[c.Owner].calls + 1, dead[c.Owner].bytes + c.StateBytes()}
 		} else {
 			want.CallBytes += c.StateBytes()
 		}
@@ -52,6 +53,7 @@ func checkCalls(t fataler, v *View, want *Stats) {
 		list(setCallsEnded, "", st.ended)
 		list(setCallsGiven, "", st.given)
 		list(setCallsDead, "", st.dead)
+		list(setCallsDeadOf, c.Owner, st.dead)
 		row.count(c)
 		rows[c.Client()] = row
 		if c.OrderKey != "" && !c.Status.Over() {
@@ -78,6 +80,16 @@ func checkCalls(t fataler, v *View, want *Stats) {
 	if len(orders) > 0 {
 		t.Fatalf("order keys without a row: %v", orders)
 	}
+	prefixed(v.txn, tableDeadOwners, nil, func(r *deadOwnerRow) bool {
+		if *r != dead[r.owner] {
+			t.Fatalf("dead calls: %+v, recounted %+v", *r, dead[r.owner])
+		}
+		delete(dead, r.owner)
+		return true
+	})
+	if len(dead) > 0 {
+		t.Fatalf("dead calls without their owner's row: %v", dead)
+	}
 	checkCallSets(t, v, sets)
 	want.DeadCallsDropped = v.Stats().DeadCallsDropped
 }
@@ -89,7 +101,7 @@ func checkCallSets(t fataler, v *View, want map[setID][]string) {
 	}
 	prefixed(v.txn, tableSets, nil, func(c *chunk) bool {
 		switch c.kind {
-		case setCallsOn, setCallsDue, setCallsEnded, setCallsGiven, setCallsDead, setClients:
+		case setCallsOn, setCallsDue, setCallsEnded, setCallsGiven, setCallsDead, setCallsDeadOf, setClients:
 		default:
 			return true
 		}
@@ -228,6 +240,12 @@ func checkBounds(t fataler, v *View, l *Limits) {
 		st.Calls.Of(queue.Dead) > uint64(l.DeadCalls) || st.DeadCallBytes > l.DeadCallBytes {
 		t.Fatalf("beyond its limits: %+v", st)
 	}
+	prefixed(v.txn, tableDeadOwners, nil, func(r *deadOwnerRow) bool {
+		if r.calls > uint64(l.DeadCallsPerOwner) || r.bytes > l.DeadCallBytesPerOwner {
+			t.Fatalf("beyond an owner's limits: %+v", r)
+		}
+		return true
+	})
 	checkTalkBounds(t, v, l)
 	for c := range v.Clients() {
 		if row := first[clientRow](v.txn, tableClients, byID, clientKeyBytes(c.ClientKey, 0)); row.kept() > l.CallsPerClient {

@@ -8,7 +8,6 @@ package state
 
 import (
 	"encoding/binary"
-	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -81,6 +80,7 @@ func (a *applier) putCall(row *clientRow, old, c *queue.Call) {
 		*a.meta.stats.bytesOf(old) -= old.StateBytes()
 		row.uncount(old)
 		a.leaveOrder(old)
+		a.uncountDead(old)
 	}
 	if c != nil {
 		c.ModifyIndex = a.meta.index
@@ -89,6 +89,7 @@ func (a *applier) putCall(row *clientRow, old, c *queue.Call) {
 		*a.meta.stats.bytesOf(c) += c.StateBytes()
 		row.count(c)
 		a.enterOrder(c)
+		a.countDead(c)
 		a.calls.put(c.Key, c)
 	} else {
 		a.calls.put(old.Key, nil)
@@ -265,27 +266,6 @@ func (a *applier) collectCalls(limit int) int {
 	aged(setCallsDead, a.limits.DeadKeep)
 	a.dropCalls(old)
 	return len(old) + a.collectClients(limit-len(old))
-}
-
-// boundDeadCalls lets the oldest dead calls go when there are too many, or they have too much, and says so.
-func (a *applier) boundDeadCalls() {
-	number, bytes := a.meta.stats.Calls.Of(queue.Dead), a.meta.stats.DeadCallBytes
-	over := func() bool { return number > uint64(a.limits.DeadCalls) || bytes > a.limits.DeadCallBytes }
-	if !over() {
-		return
-	}
-	a.flush()
-	var old []*queue.Call
-	for c := range callsOf(a.base, setID{kind: setCallsDead}) {
-		old = append(old, c)
-		number--
-		if bytes -= c.StateBytes(); !over() {
-			break
-		}
-	}
-	a.dropCalls(old)
-	a.meta.stats.DeadCallsDropped += uint64(len(old))
-	a.event(Event{Type: "call.dropped", Message: fmt.Sprintf("the %d oldest dead calls were dropped to keep within %d calls and %d bytes", len(old), a.limits.DeadCalls, a.limits.DeadCallBytes)})
 }
 
 // callsOf yields the calls of a set that txn has, in the set's order.

@@ -273,7 +273,9 @@ func (a *applier) rekeyClient(p *clusterv1.RekeyClient) (again bool, moved uint3
 		n := *c
 		n.Owner, n.Caller, n.ModifyIndex = row.Owner, caller, a.meta.index
 		a.calls.put(c.Key, nil)
-		a.calls.put(n.Key, &n) // counts and sets are by number, which stays
+		a.calls.put(n.Key, &n) // counts and sets are by number, which stays, but for those by owner
+		a.uncountDead(c)
+		a.countDead(&n)
 		moved++
 		return true
 	})

@@ -245,6 +245,7 @@ func smallLimits() Limits {
 	l.IdempotencyKeys, l.IdempotencyMinKeep, l.IdempotencyKeep = 120, 20e9, 60e9
 	l.CollectRows = 20
 	l.Calls, l.KeptCalls, l.CallsPerClient, l.CallBytes, l.Clients, l.DeadCalls, l.DeadCallBytes = 25, 60, 12, 2000, 9, 8, 2500
+	l.DeadCallsPerOwner, l.DeadCallBytesPerOwner = 5, 1500
 	l.ResultKeep, l.DeadKeep, l.ClientKeep = 30e9, 90e9, 50e9
 	l.Conversations, l.ConversationsPerOwner, l.ConversationMessages = 12, 6, 9
 	l.ConversationBytes, l.ConversationAnswerBytes, l.ConversationStateBytes, l.ConversationKeep = 300, 70, 1500, 40e9

@@ -38,9 +38,9 @@ type Limits struct {
 	// Clients is how many clients' sessions are known; one without calls that was not here for ResultKeep gives way.
 	Clients int
 	// DeadCalls and DeadCallBytes bound dead calls, which take no room from the others; beyond, the oldest are dropped, which is counted
-	// and told by an event.
-	DeadCalls     int
-	DeadCallBytes uint64
+	// and told by an event. DeadCallsPerOwner and DeadCallBytesPerOwner bound those of one caller alike, so that nobody takes all the room.
+	DeadCalls, DeadCallsPerOwner         int
+	DeadCallBytes, DeadCallBytesPerOwner uint64
 	// Collection removes results that ended ResultKeep ago, dead calls after DeadKeep, and clients that have neither and were not here for
 	// ClientKeep.
 	ResultKeep, DeadKeep, ClientKeep time.Duration
@@ -100,6 +100,8 @@ func DefaultLimits() Limits {
 		Clients:               100_000,
 		DeadCalls:             10_000,
 		DeadCallBytes:         64 << 20,
+		DeadCallsPerOwner:     1000,
+		DeadCallBytesPerOwner: 8 << 20,
 		ResultKeep:            10 * time.Minute,
 		DeadKeep:              24 * time.Hour,
 		ClientKeep:            time.Hour,

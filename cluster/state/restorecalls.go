@@ -18,6 +18,7 @@ import (
 type callLoader struct {
 	calls   []*queue.Call
 	clients map[queue.ClientKey]*clientRow
+	dead    map[string]*deadOwnerRow
 }
 
 func (l *loader) call(r *clusterv1.CallRow) error {
@@ -65,6 +66,9 @@ func (l *loader) finishCalls() error {
 	for _, k := range slices.Sorted(maps.Keys(orders)) {
 		l.insert(tableOrders, orders[k])
 	}
+	for _, k := range slices.Sorted(maps.Keys(l.calls.dead)) {
+		l.insert(tableDeadOwners, l.calls.dead[k])
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(l.calls.clients), compareClients) {
 		row := l.calls.clients[k]
 		slices.SortFunc(row.ended, func(a, b endedCall) int { return cmp.Compare(a.order, b.order) })
@@ -85,7 +89,7 @@ func (l *loader) putCall(row *clientRow, c *queue.Call, orders map[string]*order
 	for _, at := range []struct {
 		kind       setKind
 		owner, key string
-	}{{setCallsOn, c.Server, st.on}, {setCallsDue, "", st.due}, {setCallsEnded, "", st.ended}, {setCallsGiven, "", st.given}, {setCallsDead, "", st.dead}} {
+	}{{setCallsOn, c.Server, st.on}, {setCallsDue, "", st.due}, {setCallsEnded, "", st.ended}, {setCallsGiven, "", st.given}, {setCallsDead, "", st.dead}, {setCallsDeadOf, c.Owner, st.dead}} {
 		if at.key != "" {
 			l.set(at.kind, at.owner, at.key, "")
 		}
@@ -98,7 +102,23 @@ func (l *loader) putCall(row *clientRow, c *queue.Call, orders map[string]*order
 		}
 		r.numbers = append(r.numbers, c.Number)
 	}
+	if c.Status == queue.Dead {
+		l.countDead(c)
+	}
 	l.insert(tableCalls, c)
+}
+
+func (l *loader) countDead(c *queue.Call) {
+	r := l.calls.dead[c.Owner]
+	if r == nil {
+		r = &deadOwnerRow{owner: c.Owner}
+		if l.calls.dead == nil {
+			l.calls.dead = make(map[string]*deadOwnerRow)
+		}
+		l.calls.dead[c.Owner] = r
+	}
+	r.calls++
+	r.bytes += c.StateBytes()
 }
 
 func compareClients(a, b queue.ClientKey) int {

@@ -22,20 +22,21 @@ const chunkMax = 32
 type setKind byte
 
 const (
-	setNames      setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
-	setNodeNames  setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
-	setOnNode     setKind = 'o' // owner: node id; id → "" of the sessions that hold it
-	setMovingTo   setKind = 'v' // owner: node id; id → "" of the sessions that are moving to it and still hold another
-	setPending    setKind = 'p' // priority, create index, id → id
-	setEnded      setKind = 'e' // end time, id → id
-	setAging      setKind = 'a' // when a checkpoint goes for its age, id → id of the session
-	setEndedNames setKind = 'l' // owner: namespace; name, NUL, end time, id → id of the sessions that had it and have ended
-	setCallsOn    setKind = 'c' // owner: server id; priority, number of the calls that are not over
-	setCallsDue   setKind = 'd' // deadline, number of the calls that are not over
-	setCallsEnded setKind = 'f' // end time, number of the calls that have ended and are not dead
-	setCallsGiven setKind = 'g' // the same of those whose results were given to their clients
-	setCallsDead  setKind = 'x' // end time, number of the dead calls
-	setClients    setKind = 'k' // time, owner, NUL, session of all clients
+	setNames       setKind = 'n' // owner: namespace; name → id of the session that has it and has not ended
+	setNodeNames   setKind = 'm' // name → id of the node; in the nodes' table it would double the cost of every count
+	setOnNode      setKind = 'o' // owner: node id; id → "" of the sessions that hold it
+	setMovingTo    setKind = 'v' // owner: node id; id → "" of the sessions that are moving to it and still hold another
+	setPending     setKind = 'p' // priority, create index, id → id
+	setEnded       setKind = 'e' // end time, id → id
+	setAging       setKind = 'a' // when a checkpoint goes for its age, id → id of the session
+	setEndedNames  setKind = 'l' // owner: namespace; name, NUL, end time, id → id of the sessions that had it and have ended
+	setCallsOn     setKind = 'c' // owner: server id; priority, number of the calls that are not over
+	setCallsDue    setKind = 'd' // deadline, number of the calls that are not over
+	setCallsEnded  setKind = 'f' // end time, number of the calls that have ended and are not dead
+	setCallsGiven  setKind = 'g' // the same of those whose results were given to their clients
+	setCallsDead   setKind = 'x' // end time, number of the dead calls
+	setCallsDeadOf setKind = 'y' // owner: whose they are; the same of one owner
+	setClients     setKind = 'k' // time, owner, NUL, session of all clients
 
 	setConversations setKind = 't' // time of the last turn, namespace, NUL, owner, NUL, id of all conversations
 )

@@ -14,14 +14,15 @@ import (
 
 // The tables.
 const (
-	tableMeta    = "meta"
-	tableDead    = "dead-letters"
-	tableTokens  = "tokens"
-	tableEvents  = "events"
-	tableSets    = "sets"
-	tableCalls   = "calls"
-	tableClients = "clients"
-	tableOrders  = "order-keys"
+	tableMeta       = "meta"
+	tableDead       = "dead-letters"
+	tableTokens     = "tokens"
+	tableEvents     = "events"
+	tableSets       = "sets"
+	tableCalls      = "calls"
+	tableClients    = "clients"
+	tableOrders     = "order-keys"
+	tableDeadOwners = "dead-call-owners"
 
 	tableConversations = "conversations"
 	tableTalkers       = "conversation-owners"
@@ -143,8 +144,9 @@ func newDB() *memdb.MemDB {
 		tableSets:   one(tableSets, func(c *chunk) []byte { return c.bytes() }),
 		tableCalls: two(tableCalls, func(c *queue.Call) []byte { return callKeyBytes(c.Key) },
 			byNumber, func(c *queue.Call) []byte { return numberBytes(c.Number) }),
-		tableClients: one(tableClients, func(c *clientRow) []byte { return clientKeyBytes(c.ClientKey, 0) }),
-		tableOrders:  one(tableOrders, func(r *orderRow) []byte { return idBytes(r.key) }),
+		tableClients:    one(tableClients, func(c *clientRow) []byte { return clientKeyBytes(c.ClientKey, 0) }),
+		tableOrders:     one(tableOrders, func(r *orderRow) []byte { return idBytes(r.key) }),
+		tableDeadOwners: one(tableDeadOwners, func(r *deadOwnerRow) []byte { return idBytes(r.owner) }),
 
 		tableConversations: one(tableConversations, func(c *Conversation) []byte { return c.bytes() }),
 		tableTalkers:       one(tableTalkers, func(r *talkerRow) []byte { return idBytes(r.key()) }),

@@ -43,6 +43,7 @@ type call struct {
 	conn     *conn // on which it was asked for last; nil when over HTTP
 	moved    bool  // it was asked for again on another connection
 	joined   int   // how often it was asked for again on the same one
+	cached   bool  // it had ended when it was asked for
 	result   *message
 	taken    bool // the result was handed out over HTTP
 	again    bool // the outcome is not for good: asking again makes a new call
@@ -370,7 +371,7 @@ func (k *call) chunk(ctx context.Context, text string) error {
 // finish tells how the call came out; order is that of its result, where the cluster counts it. client.mu is held.
 func (k *call) finish(v verdict, order uint64) {
 	c, m := k.client, v.message(k.id)
-	m.Order = order
+	m.Order, m.FromCache = order, k.cached
 	if k.result != nil {
 		return
 	}
@@ -386,11 +387,11 @@ func (k *call) finish(v verdict, order uint64) {
 	}
 	if k.conn != nil && (order == 0 || c.conn != nil) { // what the cluster keeps, a client that is away is given when it comes back
 		first := m
-		first.FromInflight = k.moved
+		first.FromInflight = k.moved && !k.cached
 		c.answer(first)
 		for range k.joined {
 			more := m
-			more.FromInflight = !v.cancelled
+			more.FromInflight = !v.cancelled && !k.cached
 			c.answer(more)
 		}
 	}

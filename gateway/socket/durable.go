@@ -28,6 +28,7 @@ type Calls interface {
 	Join(ctx context.Context, key queue.Key, s dispatch.Sink) (*queue.Call, error)
 	Forget(client queue.ClientKey, s dispatch.Sink)
 	Delivered(client queue.ClientKey, order uint64, now bool)
+	Fetched(client queue.ClientKey, order uint64)
 	Cancel(ctx context.Context, key queue.Key) error
 	Rekey(ctx context.Context, from, to queue.ClientKey, caller queue.Caller) error
 	Find(key queue.Key) *queue.Call
@@ -201,6 +202,7 @@ func (c *client) Accepted(row *queue.Call, known bool) {
 	if known {
 		if row.Status.Over() {
 			c.hub.count.cached.Add(1)
+			k.cached = true
 		} else {
 			c.hub.count.joined.Add(1)
 			k.moved = true
@@ -242,6 +244,29 @@ func (c *client) Chunk(ctx context.Context, id, text string) error {
 		return k.chunk(ctx, text)
 	}
 	return nil
+}
+
+// Waits implements dispatch.Sink.
+func (c *client) Waits() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waits := map[string]uint64{}
+	for id, k := range c.calls {
+		if k.accepted && k.result == nil && k.keeper != keeper(c.hub.memory) {
+			waits[id] = k.number
+		}
+	}
+	return waits
+}
+
+// Room implements dispatch.Sink: a client that is away is told nothing that would wait for it.
+func (c *client) Room() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		return nil
+	}
+	return c.waitRoom()
 }
 
 // Ended implements dispatch.Sink.
@@ -311,9 +336,7 @@ const maxFetched = 1024
 // took notes that the client fetched a result. What it was given counts up to the first that it was not given, so one that it fetched before others
 // counts once it has those, too. c.mu is held.
 func (c *client) took(order uint64) {
-	if row := c.hub.cluster.calls.Client(c.key); row != nil { // it may have been given some by another server, or before it was forgotten here
-		c.given = max(c.given, row.Delivered)
-	}
+	given, sure := c.givenSoFar()
 	if order <= c.given {
 		return
 	}
@@ -323,9 +346,42 @@ func (c *client) took(order uint64) {
 	if len(c.fetchedOrders) < maxFetched || order == c.given+1 {
 		c.fetchedOrders[order] = struct{}{}
 	}
-	given := c.given
+	c.noteFetched(given, sure)
+}
+
+// tookMore counts what the client fetched here before it was given others at another server. c.mu is not held.
+func (c *client) tookMore() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.fetchedOrders) > 0 {
+		given, sure := c.givenSoFar()
+		c.noteFetched(given, sure)
+	}
+}
+
+// givenSoFar brings along what the client was given by other servers, or before it was forgotten here. It returns up to where that is now, and whether
+// the cluster knows it all. What was written to a former connection here may never have arrived: while the client is at another server, it does not count.
+// c.mu is held.
+func (c *client) givenSoFar() (given uint64, sure bool) {
+	row := c.hub.cluster.calls.Client(c.key)
+	if row == nil {
+		return c.given, false
+	}
+	if c.conn == nil && row.Server != "" && row.Server != c.hub.o.Server {
+		c.given = row.Delivered
+	}
+	c.given = max(c.given, row.Delivered)
+	return c.given, c.given == row.Delivered
+}
+
+// noteFetched has the cluster know what of that which was fetched joins up with what was given. c.mu is held.
+func (c *client) noteFetched(given uint64, sure bool) {
 	c.joinFetched()
-	if c.given > given {
+	switch {
+	case c.given == given:
+	case sure:
+		c.hub.cluster.calls.Fetched(c.key, c.given)
+	default:
 		c.hub.cluster.calls.Delivered(c.key, c.given, false)
 	}
 }

@@ -3,10 +3,11 @@ package socket
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -291,6 +292,36 @@ func TestCallsThatRunElsewhere(t *testing.T) {
 	p.quiet("it has all")
 }
 
+// The state is set back to a snapshot: a client hears of its lost calls also where they ran at another server.
+func TestCallsThatRanElsewhereAreLost(t *testing.T) {
+	c := dispatchtest.New()
+	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
+	p := a.hello("alice", "story")
+	p.call("before", "hold", map[string]string{"key": "before"})
+	p.until("progress")
+	snapshot, err := a.server.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.call("since", "hold", map[string]string{"key": "since"})
+	p.until("progress")
+	q, _ := b.back("alice", "story", nil)
+	if err := c.Restore(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if m := q.until("call_tool_res"); m["request_id"] != "since" || code(m) != codeUnavailable {
+		t.Errorf("%v", m)
+	}
+	q.call("since", "echo", map[string]string{"key": "again"})
+	if m := q.until("call_tool_res"); m["request_id"] != "since" || text(m) != "again" {
+		t.Errorf("made anew: %v", m)
+	}
+	close(a.bench.gate("before"))
+	if m := q.until("call_tool_res"); m["request_id"] != "before" || text(m) != "before" {
+		t.Errorf("what the snapshot knows: %v", m)
+	}
+}
+
 // A former connection at another server is closed once it is known that the client has gone.
 func TestOneConnectionInTheCluster(t *testing.T) {
 	t.Parallel()
@@ -308,79 +339,49 @@ func TestOneConnectionInTheCluster(t *testing.T) {
 	}
 }
 
-func TestDurableCallsOverHTTP(t *testing.T) {
+// A client that comes back for more than it takes is given as much as there is room for, and the rest as it reads: in order, and once.
+func TestWhatWasMissedComesAsItIsTaken(t *testing.T) {
+	const results, bytes, frames = 400, 60 << 10, 8
 	c := dispatchtest.New()
-	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
-	body := func(id, name, key string) map[string]any {
-		return map[string]any{"session_id": "web", "request_id": id, "name": name, "arguments": map[string]string{"key": key}}
+	m := join(t, c, "a", func(o *Options) {
+		o.Limits.QueueFrames, o.Limits.WriteTimeout = frames, time.Minute
+	})
+	outputs, err := json.Marshal([]map[string]string{{"type": "text", "text": strings.Repeat("x", bytes)}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if status, m := a.post("/v1/call_tool", "alice", "", body("1", "echo", "hi")); status != http.StatusOK || text(m) != "hi" || m["order"] != 1.0 {
-		t.Errorf("%d %v", status, m)
-	}
-	// Its end may be known there already, or come while it is asked for; so nothing is said here of from_cache.
-	if status, m := b.post("/v1/call_tool", "alice", "", body("1", "echo", "hi")); status != http.StatusOK || text(m) != "hi" {
-		t.Errorf("at another server: %d %v", status, m)
-	}
-	get := func(m *member, id string) (int, map[string]any) {
-		return m.ask(http.MethodGet, "/v1/results/"+id, "alice", nil, SessionHeader, "web")
-	}
-	if status, m := get(b, "1"); status != http.StatusOK || text(m) != "hi" {
-		t.Errorf("its result: %d %v", status, m)
-	}
-	if status, m := a.post("/v1/call_tool", "alice", "?wait_ms=0", body("2", "hold", "k")); status != http.StatusAccepted || m["op"] != "call_tool_ack" {
-		t.Errorf("%d %v", status, m)
-	}
-	done := make(chan map[string]any)
-	go func() { _, m := get(b, "2"); done <- m }()
-	eventually(t, "it is waited for", func() bool { return b.hub.Stats().Durable == 1 })
-	close(a.bench.gate("k"))
-	if m := <-done; text(m) != "k" {
-		t.Errorf("waited for elsewhere: %v", m)
-	}
-	if status, m := get(b, "none"); status != http.StatusNotFound || code(m) != codeNotFound {
-		t.Errorf("unknown: %d %v", status, m)
-	}
-	if status, m := b.post("/v1/hello", "alice", "", map[string]any{"session_id": "web"}); status != http.StatusOK || m["resumed"] != true || m["server"] != "b" {
-		t.Errorf("hello: %d %v", status, m)
-	}
-	// What was fetched counts as given.
-	p, _ := b.back("alice", "web", map[string]any{"last_order": 2})
-	p.quiet("nothing was missed")
-}
-
-// Results that are fetched over HTTP count as given: in whatever order, after they were forgotten here, and by a server that starts anew.
-func TestFetchedResultsCountAsGiven(t *testing.T) {
-	c := dispatchtest.New()
-	a, b := join(t, c, "a", nil), join(t, c, "b", nil)
-	key := queue.ClientKey{Owner: "token a1", Session: "web"}
-	get := func(m *member, id string) {
-		t.Helper()
-		if status, r := m.ask(http.MethodGet, "/v1/results/"+id, "alice", nil, SessionHeader, "web"); status != http.StatusOK {
-			t.Errorf("result %s: %d %v", id, status, r)
+	for i := range results {
+		key := &clusterv1.CallKey{Owner: "token a1", Session: "story", RequestId: fmt.Sprint(i)}
+		for _, r := range c.Do(
+			&clusterv1.Command{Kind: &clusterv1.Command_SubmitCall{SubmitCall: &clusterv1.SubmitCall{
+				Key: key, Tool: "echo", Priority: 3, ServerId: "gone", Deadline: time.Now().Add(time.Hour).UnixNano(), Begin: true,
+			}}},
+			&clusterv1.Command{Kind: &clusterv1.Command_EndCall{EndCall: &clusterv1.EndCall{
+				Key: key, ServerId: "gone", Attempt: 1, Outcome: &clusterv1.Outcome{Outputs: &clusterv1.Blob{Inline: outputs, SizeBytes: uint64(len(outputs))}},
+			}}},
+		) {
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
 		}
 	}
-	delivered := func(n uint64) {
-		t.Helper()
-		eventually(t, fmt.Sprint(n, " are noted"), func() bool { row := b.calls.Client(key); return row != nil && row.Delivered == n })
-	}
-	for n := range 5 {
-		id := fmt.Sprint(n + 1)
-		if status, r := a.post("/v1/call_tool", "alice", "?wait_ms=0", map[string]any{
-			"session_id": "web", "request_id": id, "name": "hold", "arguments": map[string]string{"key": id},
-		}); status != http.StatusAccepted {
-			t.Fatalf("%d %v", status, r)
+	p, _ := m.back("alice", "story", map[string]any{"last_order": 0})
+	key := queue.Key{Owner: "token a1", Session: "story", RequestID: "0"}
+	eventually(t, "all are on their way", func() bool { return m.calls.Stats().Resumed == results })
+	for range 20 { // results move on until nothing more is taken
+		if _, err := m.calls.Lookup(t.Context(), key); err != nil {
+			t.Fatal(err)
 		}
-		close(a.bench.gate(id))
-		eventually(t, id+" is over", func() bool { row := b.calls.Client(key); return row != nil && row.Order == uint64(n+1) })
+		if kept := m.hub.Stats().KeptBytes; kept > (frames+1)*(bytes+1024)+maxHistoryBytes {
+			t.Fatalf("%d bytes wait for a client that does not read", kept)
+		}
 	}
-	get(a, "2")
-	get(a, "1")
-	delivered(2)
-	get(b, "4") // which does not know the client yet
-	get(b, "3")
-	delivered(4)
-	get(b, "5")
-	delivered(5)
+	for i := range results {
+		if r := p.next(); r["request_id"] != fmt.Sprint(i) || r["order"] != float64(i+1) || len(text(r)) != bytes {
+			t.Fatalf("result %d: %v of order %v", i, r["request_id"], r["order"])
+		}
+	}
+	p.quiet("it has all")
 }
 
 func TestRotatingTokensInTheCluster(t *testing.T) {

@@ -269,6 +269,9 @@ func (h *Hub) Sweep(ctx context.Context) {
 			}
 			h.mu.Unlock()
 			for _, c := range all {
+				if h.cluster != nil {
+					c.tookMore()
+				}
 				if c.expire(now) {
 					h.forget(c)
 				}

@@ -87,7 +87,11 @@ type Sink interface {
 	Refused(requestID string, err error)
 	Progress(requestID, note string)
 	Chunk(ctx context.Context, requestID, text string) error
-	// Ended is told the results of the client's calls, in their order, wherever they were made and run.
+	// Waits returns the calls in flight that the client was told were accepted, here or elsewhere: their numbers, by their request ids.
+	Waits() map[string]uint64
+	// Room returns nil where another result may be told, else a channel that is closed once that is so, or once the client is not connected any more.
+	Room() <-chan struct{}
+	// Ended is told the results of the client's calls, in their order, wherever they were made and run; those that are not Kept only while there is room.
 	Ended(r Result)
 }
 
@@ -306,6 +310,12 @@ func (d *Dispatcher) Delivered(client queue.ClientKey, order uint64, now bool) {
 	d.inbox.post(func() { d.owner.delivered(client, order, now) })
 }
 
+// Fetched is Delivered for results that the client came for by itself, so that it has them: it counts also where the client's connection is, or was
+// last, at another server.
+func (d *Dispatcher) Fetched(client queue.ClientKey, order uint64) {
+	d.inbox.post(func() { d.owner.fetched(client, order) })
+}
+
 // Cancel ends a call as far as it can be ended, wherever it is. The error is of kind fault.NotFound when it is over, or unknown.
 func (d *Dispatcher) Cancel(ctx context.Context, key queue.Key) error {
 	return d.wait(ctx, func(done func(error)) { d.owner.cancel(key, done) })
@@ -338,7 +348,7 @@ func (d *Dispatcher) Client(key queue.ClientKey) *queue.Client { return d.o.Stat
 
 // Lookup returns a call as it is in the cluster, nil for none: this server has first seen all that was committed before.
 func (d *Dispatcher) Lookup(ctx context.Context, key queue.Key) (*queue.Call, error) {
-	if err := d.wait(ctx, func(done func(error)) { d.owner.sync(key.Client(), done) }); err != nil {
+	if err := d.wait(ctx, func(done func(error)) { d.owner.sync(key.Client(), d.o.Patience/2, done) }); err != nil {
 		return nil, err
 	}
 	return d.Find(key), nil

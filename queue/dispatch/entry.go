@@ -33,6 +33,7 @@ type entry struct {
 	failures   int           // attempts that failed in a way that may pass
 	notBefore  time.Time     // it is not begun again before that, beside what the state says
 	cancelled  []func(error) // who cancelled it while it was being submitted
+	before     []*rekeying   // what waits for the submission to be answered
 
 	placed   bool // it counts among those that run
 	lane     *lane
@@ -73,6 +74,15 @@ func (w *owner) submit(r *Request, arguments queue.Blob, sink Sink) {
 		w.d.count.refused.Add(1)
 		sink.Refused(r.RequestID, err)
 	}
+	if w.afterRekey(r.Client(), func(k queue.ClientKey, caller *queue.Caller) {
+		r.Owner, r.Session = k.Owner, k.Session
+		if caller != nil {
+			r.Caller = *caller
+		}
+		w.submit(r, arguments, sink)
+	}) {
+		return
+	}
 	w.streamOf(r.Client(), sink)
 	if _, ok := w.takingBack[r.Key]; ok { // what is made anew now may be ended for what is taken back, where the log hears that twice
 		refuse(fault.New(fault.Unavailable, "call %s is just being taken back; ask again", r.RequestID).WithRetry(time.Second))
@@ -110,7 +120,7 @@ func (w *owner) submit(r *Request, arguments queue.Blob, sink Sink) {
 		e.known = !old.Anew()
 	}
 	e.lane = w.laneOf(r.OrderKey)
-	begin := w.room > 0 && len(w.ready) == 0 && e.lane.free()
+	begin := w.room > 0 && w.ready.len() == 0 && e.lane.free()
 	switch {
 	case begin:
 		w.takePlace(e)
@@ -171,7 +181,12 @@ func (w *owner) proposeSubmit(e *entry, call *queue.Call, begin bool, also ...*c
 func (w *owner) submitted(e *entry, c Committed) {
 	sink, client := e.sink, e.key.Client()
 	e.submitting, e.sink, e.ahead = false, nil, nil
+	defer w.answered(e)
 	row := c.Call
+	if c.Err == nil && e.call != nil && row.Key != e.key && row.Number != e.call.Number {
+		w.madeTwice(e, row)
+		row, c.Known = e.call, false
+	}
 	if e.call != nil && (row == nil || e.call.ModifyIndex > row.ModifyIndex) && c.Err == nil {
 		row = e.call // the feed was ahead
 	}
@@ -200,7 +215,7 @@ func (w *owner) submitted(e *entry, c Committed) {
 		sink.Accepted(row, true)
 		if row.Status.Over() {
 			w.drop(e, errOutdated)
-			w.kept(w.streams[client], row)
+			w.wasOver(w.streams[client], row)
 			answer(errNotThere)
 			return
 		}
@@ -387,6 +402,11 @@ var errNotThere = fault.New(fault.NotFound, "no call of this request_id is in fl
 
 // cancel ends a call as far as it can be ended.
 func (w *owner) cancel(key queue.Key, done func(error)) {
+	if w.afterRekey(key.Client(), func(k queue.ClientKey, _ *queue.Caller) {
+		w.cancel(queue.Key{Owner: k.Owner, Session: k.Session, RequestID: key.RequestID}, done)
+	}) {
+		return
+	}
 	if e := w.entries[key]; e != nil {
 		switch {
 		case e.submitting:

@@ -161,6 +161,46 @@ func TestTheStateIsSetBack(t *testing.T) {
 	})
 }
 
+// Clients at other servers than those that had the lost calls are told, too, and those whose calls are there are not.
+func TestTheStateIsSetBackAndClientsAreElsewhere(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		a, b := start(t, c.Add("a"), nil), start(t, c.Add("b"), nil)
+		s, here := &sink{}, &sink{}
+		a.submit(s, "before", "hold", nil)
+		expect(t, s.take(), "before accepted")
+		snapshot, err := a.server.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.submit(s, "since", "hold", nil)
+		expect(t, s.take(), "since accepted")
+		opened, err := b.Open(t.Context(), alice, here)
+		if err != nil || len(opened.Unfinished) != 2 {
+			t.Fatalf("%+v, %v", opened, err)
+		}
+		for _, row := range opened.Unfinished {
+			here.wait(row)
+		}
+		b.Resume(alice, opened.Delivered)
+		a.Forget(alice, s)
+		c.Lead("") // it takes a moment until somebody leads
+		if err := c.Restore(snapshot); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		expect(t, here.take())
+		c.Lead("b")
+		time.Sleep(2 * time.Second)
+		expect(t, here.take(), "since SERVICE_UNAVAILABLE")
+		b.submit(here, "since", "echo", nil)
+		time.Sleep(time.Second)
+		expect(t, here.take(), "since accepted", "since done")
+		close(a.work.gate("before"))
+		time.Sleep(time.Second)
+		expect(t, here.take(), "before done")
+	})
+}
+
 // An Open of which nothing came holds nothing back, and has nothing told twice or left out.
 func TestAnOpenIsTakenBack(t *testing.T) {
 	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
@@ -195,5 +235,52 @@ func TestAnOpenIsTakenBack(t *testing.T) {
 		a.submit(s, "3", "echo", nil)
 		time.Sleep(time.Second)
 		expect(t, s.take(), "3 accepted", "3 done")
+	})
+}
+
+// slowState is a state whose changes are told late.
+type slowState struct {
+	dispatch.State
+	slow chan struct{} // holds one while none are told
+}
+
+type slowFeed struct {
+	dispatch.Feed
+	slow chan struct{}
+}
+
+func (s slowState) Subscribe() dispatch.Feed { return slowFeed{s.State.Subscribe(), s.slow} }
+
+func (f slowFeed) Next(ctx context.Context) (*dispatch.Change, error) {
+	c, err := f.Feed.Next(ctx)
+	f.slow <- struct{}{}
+	<-f.slow
+	return c, err
+}
+
+// A result that comes just while its client does is given in its order: the state had it already when its change was not told yet.
+func TestAResultComesWhileItsClientDoes(t *testing.T) {
+	in(t, func(t *testing.T, c *dispatchtest.Cluster) {
+		slow := make(chan struct{}, 1)
+		a := start(t, c.Add("a"), nil)
+		b := start(t, c.Add("b"), func(o *dispatch.Options) { o.State = slowState{o.State, slow} })
+		s, here := &sink{}, &sink{}
+		a.submit(s, "1", "hold", nil)
+		synctest.Wait()
+		slow <- struct{}{}
+		opened := make(chan dispatch.Opened, 1)
+		go func() {
+			o, err := b.Open(t.Context(), alice, here)
+			if err != nil {
+				t.Error(err)
+			}
+			opened <- o
+		}()
+		time.Sleep(time.Millisecond)
+		close(a.work.gate("1"))
+		time.Sleep(time.Millisecond)
+		<-slow
+		b.Resume(alice, (<-opened).Delivered)
+		expect(t, here.take(), "1 done")
 	})
 }

@@ -4,7 +4,6 @@ package dispatch
 
 import (
 	"cmp"
-	"container/heap"
 	"slices"
 	"time"
 )
@@ -86,80 +85,18 @@ func (w *owner) wakeLane(l *lane) {
 	}
 }
 
-// readyHeap are calls that may begin, the first of them first.
-type readyHeap []*entry
-
-func (h readyHeap) Len() int { return len(h) }
-func (h readyHeap) Less(i, j int) bool {
-	a, b := h[i].call, h[j].call
-	if a.Priority != b.Priority {
-		return a.Priority < b.Priority
-	}
-	return a.Number < b.Number
-}
-func (h readyHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].ready, h[j].ready = i, j }
-
-// Push implements heap.Interface.
-func (h *readyHeap) Push(x any) {
-	e := x.(*entry)
-	e.ready = len(*h)
-	*h = append(*h, e)
-}
-
-// Pop implements heap.Interface.
-func (h *readyHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	e.ready = -1
-	return e
-}
-
-func (w *owner) unready(e *entry) {
-	if e.ready >= 0 {
-		heap.Remove(&w.ready, e.ready)
-	}
-}
-
-// wakeHeap are calls that are to be looked at again, the next first.
-type wakeHeap []*entry
-
-func (h wakeHeap) Len() int           { return len(h) }
-func (h wakeHeap) Less(i, j int) bool { return h[i].wakeTime.Before(h[j].wakeTime) }
-func (h wakeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].wake, h[j].wake = i, j }
-
-// Push implements heap.Interface.
-func (h *wakeHeap) Push(x any) {
-	e := x.(*entry)
-	e.wake = len(*h)
-	*h = append(*h, e)
-}
-
-// Pop implements heap.Interface.
-func (h *wakeHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	e.wake = -1
-	return e
-}
-
 // wakeAt has a call looked at again at a time; the zero time for not at all.
 func (w *owner) wakeAt(e *entry, t time.Time) {
-	if e.wake >= 0 {
-		heap.Remove(&w.wakes, e.wake)
-	}
+	w.wakes.remove(e)
 	e.wakeTime = t
 	if !t.IsZero() {
-		heap.Push(&w.wakes, e)
+		w.wakes.add(e)
 	}
 }
 
 // consider looks whether a waiting call may begin, or its time is over.
 func (w *owner) consider(e *entry, now time.Time) {
-	w.unready(e)
+	w.ready.remove(e)
 	if e.gone || !e.waits() {
 		w.wakeAt(e, time.Time{})
 		return
@@ -181,7 +118,7 @@ func (w *owner) consider(e *entry, now time.Time) {
 	}
 	w.wakeAt(e, deadline)
 	if l := e.lane; l == nil || l.holder == e || l.holder == nil && l.waiting[0] == e {
-		heap.Push(&w.ready, e)
+		w.ready.add(e)
 	}
 }
 

@@ -23,13 +23,14 @@ type owner struct {
 	// takingBack are calls that are being ended as their submission had no answer.
 	takingBack map[queue.Key]struct{}
 	lanes      map[string]*lane
-	ready      readyHeap // calls that may begin
-	wakes      wakeHeap  // calls to be looked at again at a time
+	ready      entryHeap // calls that may begin
+	wakes      entryHeap // calls to be looked at again at a time
 	room       int       // how many more may run
 
 	streams map[queue.ClientKey]*stream
-	holding map[*stream]struct{} // those that hold results back until others are seen
-	toNote  map[queue.ClientKey]uint64
+	rekeys  map[queue.ClientKey]*rekeying // by the key that they have still
+	holding map[*stream]struct{}          // those that hold results back until others are seen
+	toNote  map[queue.ClientKey]given
 	noteAt  time.Time // when they are noted; zero for none
 
 	applied  uint64   // of the state: all changes up to it were seen
@@ -46,7 +47,7 @@ type atTime struct {
 }
 
 func newOwner(d *Dispatcher) *owner {
-	w := &owner{d: d, o: &d.o, streams: map[queue.ClientKey]*stream{}, holding: map[*stream]struct{}{}, toNote: map[queue.ClientKey]uint64{}}
+	w := &owner{d: d, o: &d.o, streams: map[queue.ClientKey]*stream{}, holding: map[*stream]struct{}{}, toNote: map[queue.ClientKey]given{}, rekeys: map[queue.ClientKey]*rekeying{}}
 	w.clear()
 	return w
 }
@@ -54,7 +55,7 @@ func newOwner(d *Dispatcher) *owner {
 // clear forgets all calls, but not who waits for them.
 func (w *owner) clear() {
 	w.entries, w.byNumber, w.lanes = map[queue.Key]*entry{}, map[uint64]*entry{}, map[string]*lane{}
-	w.ready, w.wakes, w.room, w.ending = nil, nil, w.o.MaxInFlight, 0
+	w.ready, w.wakes, w.room, w.ending = newReady(), newWakes(), w.o.MaxInFlight, 0
 	w.ended = tombs{index: map[queue.Key]uint64{}}
 	w.takingBack = map[queue.Key]struct{}{}
 }
@@ -121,6 +122,7 @@ func (w *owner) startOver() {
 			e.gone = true
 			w.d.count.refused.Add(1)
 			e.sink.Refused(e.key.RequestID, errStartedOver)
+			w.answered(e)
 		}
 		e.gone = true
 		e.abandon(errOutdated)
@@ -138,9 +140,16 @@ func (w *owner) apply(c *Change) {
 	}
 	for from, to := range c.Rekeyed {
 		w.rekeyed(from, to)
+		for _, row := range c.Calls {
+			if row.Client() == to {
+				w.renameSubmitted(from, row)
+			}
+		}
 	}
 	for _, row := range c.Calls {
-		w.seen(row)
+		if len(c.Rekeyed) == 0 || !w.toldBefore(row) {
+			w.seen(row)
+		}
 	}
 	w.applied = max(w.applied, c.Index)
 	w.ended.drop(w.applied)
@@ -162,41 +171,6 @@ func (w *owner) when(index uint64, do func()) {
 		return
 	}
 	w.later = append(w.later, atTime{index, do})
-}
-
-// goBack forgets what was said of calls since the snapshot that the state was set back to. What the state says of a call counts from here on, although it
-// is older than what was known; those that it does not know are lost, and who waits for one is told so.
-func (w *owner) goBack(v View) {
-	w.applied = v.Index()
-	w.ended = tombs{index: map[queue.Key]uint64{}}
-	for key, e := range w.entries {
-		row := v.Call(key)
-		switch {
-		case e.call == nil:
-		case e.submitting: // the answer is on its way
-			if w.byNumber[e.call.Number] == e {
-				delete(w.byNumber, e.call.Number)
-			}
-			e.call = nil
-		case row == nil:
-			lost := *e.call
-			w.drop(e, errOutdated)
-			if st := w.streams[key.Client()]; st != nil && st.sink != nil {
-				lost.Status, lost.Order = queue.Ended, 0
-				lost.Outcome = &queue.Outcome{
-					Code: queue.CodeUnavailable, Message: "the cluster was set back to a snapshot from before the call; ask again", RetryAfter: time.Second, Passing: true,
-				}
-				st.sink.Ended(Result{Call: &lost})
-			}
-		default:
-			if e.run != nil && e.run.attempt != row.Attempt {
-				e.abandon(errOutdated)
-				w.giveBack(e)
-			}
-			e.mayRun = 0
-			w.know(e, row)
-		}
-	}
 }
 
 // reload takes the whole state anew.
@@ -243,7 +217,7 @@ func (w *owner) seen(row *queue.Call) {
 	case e != nil && e.call != nil && row.ModifyIndex < e.call.ModifyIndex:
 	case e != nil && e.submitting:
 		if row.Status.Over() && row.RequestHash == e.request.Hash { // its answer is on the way, but this says it all
-			w.submitted(e, Committed{Call: row})
+			w.submitted(e, Committed{Call: row, Known: e.known || row.Server != w.o.Server})
 			return
 		}
 		w.know(e, row)
@@ -298,7 +272,7 @@ func (w *owner) drop(e *entry, why error) {
 	if e.call != nil && w.byNumber[e.call.Number] == e {
 		delete(w.byNumber, e.call.Number)
 	}
-	w.unready(e)
+	w.ready.remove(e)
 	w.wakeAt(e, time.Time{})
 	w.giveBack(e)
 	w.leaveLane(e)
@@ -357,8 +331,8 @@ func (w *owner) proposeOne(patience time.Duration, c *clusterv1.Command, reply f
 
 // step does what has become possible, and returns in how long there is something to do without being told.
 func (w *owner) step(now time.Time) time.Duration {
-	for len(w.wakes) > 0 && !now.Before(w.wakes[0].wakeTime) {
-		e := w.wakes[0]
+	for w.wakes.len() > 0 && !now.Before(w.wakes.first().wakeTime) {
+		e := w.wakes.first()
 		w.wakeAt(e, time.Time{})
 		w.consider(e, now)
 	}
@@ -375,8 +349,8 @@ func (w *owner) step(now time.Time) time.Duration {
 		w.quiet = nil
 	}
 	next := time.Hour
-	if len(w.wakes) > 0 {
-		next = min(next, w.wakes[0].wakeTime.Sub(now))
+	if w.wakes.len() > 0 {
+		next = min(next, w.wakes.first().wakeTime.Sub(now))
 	}
 	if !w.noteAt.IsZero() {
 		next = min(next, w.noteAt.Sub(now))
@@ -386,17 +360,18 @@ func (w *owner) step(now time.Time) time.Duration {
 
 // beginMore has as many waiting calls begun as there is room for.
 func (w *owner) beginMore() {
-	for w.room > 0 && len(w.ready) > 0 && !w.stopping {
+	for w.room > 0 && w.ready.len() > 0 && !w.stopping {
 		var batch []*entry
 		var commands []*clusterv1.Command
-		for w.room > 0 && len(w.ready) > 0 && len(batch) < maxBeginBatch {
-			e := w.ready[0]
-			w.unready(e)
+		for w.room > 0 && w.ready.len() > 0 && len(batch) < maxBeginBatch {
+			e := w.ready.first()
+			w.ready.remove(e)
 			if e.lane != nil && e.lane.holder != nil && e.lane.holder != e {
 				continue // it is considered again when the lane is free
 			}
 			w.takePlace(e)
 			e.pending++
+			e.mayRun = e.call.Attempt + 1 // which nobody else can begin: also where the answer is lost
 			batch = append(batch, e)
 			commands = append(commands, beginCommand(e.call))
 		}

@@ -105,6 +105,7 @@ type wanderer struct {
 	accepted map[string]bool
 	results  map[string]int // however they came
 	last     uint64
+	full     chan struct{} // while it takes no more results
 }
 
 // ear is one connection of a client; what comes on a former one is not heard.
@@ -121,11 +122,35 @@ func (e *ear) Refused(string, error)                       {}
 func (e *ear) Progress(string, string)                     {}
 func (e *ear) Chunk(context.Context, string, string) error { return nil }
 
+func (e *ear) Waits() map[string]uint64 { return nil } // no story sets the state back
+
+// Room is for one result in a while.
+func (e *ear) Room() <-chan struct{} {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	if e.w.full == nil {
+		return nil
+	}
+	return e.w.full
+}
+
 func (e *ear) Ended(r dispatch.Result) {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
 	if !e.mine() {
 		return
+	}
+	if e.w.full == nil {
+		full := make(chan struct{})
+		e.w.full = full
+		time.AfterFunc(30*time.Millisecond, func() {
+			e.w.mu.Lock()
+			defer e.w.mu.Unlock()
+			e.w.full = nil
+			close(full)
+		})
+	} else if !r.Kept {
+		e.w.s.wrong = append(e.w.s.wrong, r.Call.RequestID+" came where there was no room")
 	}
 	id := r.Call.RequestID
 	e.w.results[id]++
@@ -211,7 +236,7 @@ type step struct {
 	Wait           time.Duration
 }
 
-var kinds = []string{"call", "call", "call", "call", "release", "release", "crash", "revive", "assign", "move", "cancel", "leaderless", "lead", "lose", "lag", "pass", "pass"}
+var kinds = []string{"call", "call", "call", "call", "release", "release", "crash", "revive", "assign", "move", "cancel", "leaderless", "lead", "lose", "lag", "rekey", "pass", "pass"}
 
 func drawSteps(t *rapid.T) []step {
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	clusterv1 "github.com/neolith/orchestrator/api/proto/orchestrator/cluster/v1"
-	"github.com/neolith/orchestrator/internal/fault"
-	"github.com/neolith/orchestrator/internal/pbconv"
 	"github.com/neolith/orchestrator/queue"
 )
 
@@ -29,7 +27,7 @@ type stream struct {
 	holes  map[uint64]struct{} // orders that were passed over, and may come yet
 	out    []*Result           // to be handed on
 	paused int                 // Opens without their Resume or Release
-	busy   bool                // the first of out is being fetched
+	busy   bool                // the first of out is being fetched, or waits for room
 }
 
 // streamOf returns the stream of a client that is at this server.
@@ -117,9 +115,13 @@ func (w *owner) release(st *stream) {
 	w.pump(st)
 }
 
-// pump hands on what is ready.
+// pump hands on what is ready, as long as the client has room for it.
 func (w *owner) pump(st *stream) {
 	for len(st.out) > 0 && !st.busy && st.paused == 0 && st.sink != nil {
+		if room := st.sink.Room(); room != nil {
+			w.waitRoom(st, room)
+			return
+		}
 		r := st.out[0]
 		if o := r.Call.Outcome; r.Outputs == nil && r.Err == nil && o != nil {
 			if len(o.Outputs.Chunks) > 0 {
@@ -135,6 +137,32 @@ func (w *owner) pump(st *stream) {
 	if len(st.out) == 0 {
 		st.out = nil
 	}
+}
+
+// waitRoom goes on once the client has taken some of what it was told. Large results that wait are fetched when it is their turn: so what waits is in the
+// state anyway.
+func (w *owner) waitRoom(st *stream, room <-chan struct{}) {
+	for _, r := range st.out {
+		if o := r.Call.Outcome; o != nil && len(o.Outputs.Chunks) > 0 {
+			r.Outputs = nil
+		}
+	}
+	d := w.d
+	if !d.enter() {
+		return
+	}
+	st.busy = true
+	go func() {
+		defer d.work.Done()
+		select {
+		case <-room:
+		case <-d.life.Done():
+		}
+		d.inbox.post(func() {
+			st.busy = false
+			w.pump(st)
+		})
+	}()
 }
 
 // fetch gets a large result; what is behind it waits.
@@ -158,7 +186,20 @@ func (w *owner) fetch(st *stream, r *Result) {
 	}()
 }
 
-// kept answers a submission of a call that was over.
+// wasOver answers a submission of a call that was over. Where its client here has not been given the result, it is given that now, in its order, and the
+// state's feed tells it nothing new.
+func (w *owner) wasOver(st *stream, row *queue.Call) {
+	if st == nil || row.Order <= st.next {
+		w.kept(st, row)
+		return
+	}
+	if row.ModifyIndex > w.applied {
+		w.ended.add(row)
+	}
+	w.finished(row, nil)
+}
+
+// kept answers a submission of a call that was over, and given.
 func (w *owner) kept(st *stream, row *queue.Call) {
 	if st == nil || st.sink == nil {
 		return
@@ -229,11 +270,11 @@ func (w *owner) open(key queue.ClientKey, sink Sink, done func(Opened, error)) {
 	})
 }
 
-// sync is done once all was seen here that was committed before.
-func (w *owner) sync(client queue.ClientKey, done func(error)) {
+// sync is done once all was seen here that was committed before; patience is the log's.
+func (w *owner) sync(client queue.ClientKey, patience time.Duration, done func(error)) {
 	// It changes nothing: what was delivered is never taken back.
 	command := &clusterv1.Command{Kind: &clusterv1.Command_TakeDelivery{TakeDelivery: &clusterv1.TakeDelivery{Owner: client.Owner, Session: client.Session}}}
-	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
+	w.proposeOne(patience, command, func(c Committed, err error) {
 		if err != nil && c.Index == 0 {
 			done(err)
 			return
@@ -254,6 +295,7 @@ func (w *owner) resume(key queue.ClientKey, after uint64) {
 	there := map[uint64]bool{}
 	for _, r := range st.out {
 		there[r.Call.Order] = true
+		r.Kept = false // the client has said that it has no result behind that order, so this one is missed, not asked for
 	}
 	for row := range w.o.State.View().CallsOf(key) {
 		if row.Status.Over() && row.Order > after && row.Order <= st.next && !there[row.Order] {
@@ -273,46 +315,28 @@ func (w *owner) letGo(key queue.ClientKey) {
 	}
 }
 
-// rekeyed brings streams along with their sessions.
-func (w *owner) rekeyed(from, to queue.ClientKey) {
-	st := w.streams[from]
-	if st == nil {
-		return
-	}
-	delete(w.streams, from)
-	if up, ok := w.toNote[from]; ok {
-		delete(w.toNote, from)
-		w.toNote[to] = up
-	}
-	st.was = append(st.was, from) // runs that are under way know the session by it
-	st.key = to
-	w.streams[to] = st
-	w.d.setSink(to, st.sink)
-}
-
-// rekey gives a session to another owner.
-func (w *owner) rekey(from, to queue.ClientKey, caller queue.Caller, done func(error)) {
-	command := &clusterv1.Command{Kind: &clusterv1.Command_RekeyClient{RekeyClient: &clusterv1.RekeyClient{
-		Owner: from.Owner, Session: from.Session, NewOwner: to.Owner, Caller: pbconv.CallerToProto(caller),
-	}}}
-	w.proposeOne(w.o.Patience/2, command, func(c Committed, err error) {
-		switch {
-		case fault.Is(err, fault.NotFound): // it has made no call yet
-			w.rekeyed(from, to)
-			done(nil)
-		case err != nil:
-			done(err)
-		default:
-			w.when(c.Index, func() { done(nil) })
-		}
-	})
-}
+// given is what a client was given and is not noted yet: up to which result by its connection, and up to which it is sure to have.
+type given struct{ written, fetched uint64 }
 
 // delivered notes what a client was given, soon.
 func (w *owner) delivered(key queue.ClientKey, order uint64, now bool) {
 	if order > 0 {
-		w.toNote[key] = max(w.toNote[key], order)
+		g := w.toNote[key]
+		g.written = max(g.written, order)
+		w.toNote[key] = g
 	}
+	w.noteSoon(now)
+}
+
+// fetched notes what a client has fetched, soon.
+func (w *owner) fetched(key queue.ClientKey, order uint64) {
+	g := w.toNote[key]
+	g.fetched = max(g.fetched, order)
+	w.toNote[key] = g
+	w.noteSoon(false)
+}
+
+func (w *owner) noteSoon(now bool) {
 	switch {
 	case len(w.toNote) == 0:
 	case now:
@@ -322,15 +346,18 @@ func (w *owner) delivered(key queue.ClientKey, order uint64, now bool) {
 	}
 }
 
-// note has the log know what clients were given. A client that is at another server by now is left out: what was written to its former
-// connection may never have arrived.
+// note has the log know what clients were given. Of a client that is at another server by now, only what it has fetched counts: what was written to its
+// former connection may never have arrived.
 func (w *owner) note() {
 	w.noteAt = time.Time{}
 	var commands []*clusterv1.Command
 	v := w.o.State.View()
-	for key, order := range w.toNote {
-		c := v.Client(key)
-		if c != nil && (c.Server != "" && c.Server != w.o.Server || c.Delivered >= order) {
+	for key, g := range w.toNote {
+		c, order := v.Client(key), max(g.written, g.fetched)
+		if c != nil && c.Server != "" && c.Server != w.o.Server {
+			order = g.fetched
+		}
+		if order == 0 || c != nil && c.Delivered >= order {
 			continue
 		}
 		commands = append(commands, &clusterv1.Command{Kind: &clusterv1.Command_TakeDelivery{TakeDelivery: &clusterv1.TakeDelivery{Owner: key.Owner, Session: key.Session, Order: order}}})
