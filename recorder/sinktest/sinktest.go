@@ -280,7 +280,7 @@ func BenchmarkWrite(b *testing.B, s recorder.Sink) {
 	for b.Loop() {
 		round++
 		for n := range batch {
-			batch[n].ID = fmt.Sprintf("%08d-%d", round, n)
+			batch[n].ID, batch[n].Time = fmt.Sprintf("%08d-%d", round, n), Begin.Add(time.Duration(round*len(batch)+n)*100*time.Microsecond)
 		}
 		if _, err := s.Write(b.Context(), batch); err != nil {
 			b.Fatal(err)
