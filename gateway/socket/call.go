@@ -117,6 +117,8 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 	h := c.hub
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.held = conn != nil // its reader flushes
+	defer func() { c.held = false }()
 	if c.retired {
 		return nil, failed(codeUnavailable, "the session has just expired; say hello again")
 	}

@@ -40,6 +40,7 @@ type client struct {
 	ended    []*call       // whose results are kept, the oldest first
 	queue    []frame       // that wait to be written
 	queued   int           // bytes of them
+	held     bool          // whoever holds mu sees to their writing
 	written  []frame       // the last that were written: a client may have missed them, and then says from where on
 	history  int           // bytes of them
 	seq      uint64        // of the last frame
@@ -172,9 +173,17 @@ func (c *client) push(f frame) {
 	c.queue = append(c.queue, f)
 	c.queued += f.size()
 	c.hub.count.kept.Add(int64(f.size()))
-	if c.conn != nil {
+	if c.conn != nil && !c.held {
 		c.conn.startWriter()
 	}
+}
+
+// claim makes the caller the writer of what waits; nil when there is nothing to write, or somebody who does. c.mu is held.
+func (c *client) claim() *conn {
+	if c.conn == nil || !c.conn.mayWrite() {
+		return nil
+	}
+	return c.conn
 }
 
 // unqueue counts a frame out of the queue. c.mu is held.
@@ -214,14 +223,10 @@ func (c *client) waitRoom() <-chan struct{} {
 	return c.room
 }
 
-// next returns the frames to be written next on a connection; when there are none, its writer has ended. They stay in the queue.
-func (c *client) next(conn *conn) []frame {
+// next returns the frames to be written next, of which its writer knows that there are some. They stay in the queue.
+func (c *client) next() []frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.queue) == 0 || c.conn != conn {
-		conn.writing = false
-		return nil
-	}
 	n, size := 1, len(c.queue[0].data)
 	for n < len(c.queue) && n < maxBatchFrames && size+len(c.queue[n].data) <= maxBatchBytes {
 		size += len(c.queue[n].data)
@@ -230,8 +235,9 @@ func (c *client) next(conn *conn) []frame {
 	return c.queue[:n:n]
 }
 
-// wrote takes frames from the front of the queue: they were written. Those of calls are remembered for a while.
-func (c *client) wrote(batch []frame) {
+// wrote takes frames from the front of the queue: they were written on a connection. Those of calls are remembered for a while. more reports whether its
+// writer is to go on; when it is not, or could not write, it is the writer no longer.
+func (c *client) wrote(conn *conn, batch []frame, failed error) (more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	given := c.given
@@ -257,6 +263,10 @@ func (c *client) wrote(batch []frame) {
 		c.hub.cluster.calls.Delivered(c.key, c.given, false)
 	}
 	c.makeRoom()
+	if conn.closing = conn.closing || failed != nil; failed != nil || len(c.queue) == 0 {
+		conn.writing = false
+	}
+	return conn.writing
 }
 
 // Of the frames that were written last, so many are kept for a client that says what it saw last.

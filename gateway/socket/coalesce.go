@@ -6,13 +6,18 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The bounds of what is written at once.
 const (
 	maxBatchFrames = 32
 	maxBatchBytes  = 64 << 10
+	// takenBytes are taken by a socket that says that it can be written to: a third of its buffer, of 16 KiB at least, is free then.
+	takenBytes = 4 << 10
 )
 
 // errNoHalfClose is returned for connections that can only be closed as a whole.
@@ -29,9 +34,37 @@ type coalescer struct {
 	net.Conn
 	batches *sync.Pool // of *batch: an idle connection has none
 
+	raw   syscall.RawConn // of the socket; nil where it cannot be asked
+	asks  func(fd uintptr)
+	ready bool // what the socket said last
+
 	mu   sync.Mutex
 	held *batch    // nil while nothing is held back
 	by   time.Time // the write deadline
+}
+
+func newCoalescer(conn net.Conn, batches *sync.Pool) *coalescer {
+	c := &coalescer{Conn: conn, batches: batches}
+	if over, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = over.NetConn()
+	}
+	if socket, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = socket.SyscallConn() // without it nothing is asked
+		c.asks = func(fd uintptr) {
+			p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+			n, err := unix.Poll(p[:], 0)
+			c.ready = err == nil && n == 1 && p[0].Revents == unix.POLLOUT
+		}
+	}
+	return c
+}
+
+// takes reports whether the kernel takes a little, as much as takenBytes, without anybody waiting. One goroutine at a time may ask.
+func (c *coalescer) takes() bool {
+	if c.raw == nil {
+		return false
+	}
+	return c.raw.Control(c.asks) == nil && c.ready
 }
 
 // Write implements net.Conn.

@@ -22,7 +22,8 @@ import (
 type conn struct {
 	hub    *Hub
 	ws     *websocket.Conn
-	out    *coalescer // beneath ws
+	in     *bufio.Reader // of ws; the reader's
+	out    *coalescer    // beneath ws
 	ip     string
 	tls    *tls.ConnectionState
 	client *client
@@ -83,7 +84,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the upgrader has answered
 	}
 	ws.SetReadLimit(0) // read has its own, which counts what decompression makes of a message
-	c.out = hijack.out
+	c.in, c.out = hijack.in, hijack.out
 	if !h.start(c, ws, full) {
 		_ = ws.Close()
 		h.dismiss(c)
@@ -127,6 +128,7 @@ func (h *Hub) mayRefuse(f *failure) bool {
 type hijacker struct {
 	http.ResponseWriter
 	batches *sync.Pool
+	in      *bufio.Reader
 	out     *coalescer
 }
 
@@ -136,8 +138,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil || rw.Reader.Buffered() > 0 { // the library refuses a client that does not wait for the answer
 		return conn, rw, err
 	}
-	h.out = &coalescer{Conn: conn, batches: h.batches}
-	return h.out, bufio.NewReadWriter(bufio.NewReaderSize(conn, readBufferBytes), rw.Writer), nil
+	h.in, h.out = bufio.NewReaderSize(conn, readBufferBytes), newCoalescer(conn, h.batches)
+	return h.out, bufio.NewReadWriter(h.in, rw.Writer), nil
 }
 
 // errTooLarge and errBinary are messages that are not read.
@@ -230,6 +232,7 @@ func (c *conn) readAll() (code int, reason string) {
 		c.alive()
 		code, reason = c.handle(b.Bytes())
 		c.give(b)
+		c.flush()
 		if code != 0 {
 			return code, reason
 		}
@@ -285,33 +288,55 @@ func (c *conn) sendPing() {
 
 // startWriter makes sure that what waits is written. client.mu is held.
 func (c *conn) startWriter() {
+	if c.mayWrite() {
+		c.hub.pool.run(c.drain)
+	}
+}
+
+// mayWrite makes the caller the one who writes, if something waits and nobody does; drain ends that. client.mu is held.
+func (c *conn) mayWrite() bool {
 	if c.writing || c.closing || len(c.client.queue) == 0 {
-		return
+		return false
 	}
 	c.writing = true
 	c.writers.Add(1)
+	return true
+}
+
+// flush writes what the reader has queued, in its goroutine, which saves another one's being woken; not where that might have it wait, as it must hear
+// a cancel behind what it answers, nor where more has come in already, as that can be answered meanwhile.
+func (c *conn) flush() {
+	c.client.mu.Lock()
+	mine, little := c.mayWrite(), c.client.queued <= takenBytes
+	c.client.mu.Unlock()
+	if !mine {
+		return
+	}
+	if little && c.in.Buffered() == 0 && c.out.takes() && !c.writeSome() {
+		c.writers.Done()
+		return
+	}
 	c.hub.pool.run(c.drain)
 }
 
-// drain writes what waits, until nothing does. A frame that could not be written stays for the next connection.
+// drain writes what waits, until nothing does.
 func (c *conn) drain() {
 	defer c.writers.Done()
-	for {
-		batch := c.client.next(c)
-		if len(batch) == 0 {
-			return
-		}
-		n, err := c.writeAll(batch)
-		c.client.wrote(batch[:n])
-		if err != nil {
-			c.client.mu.Lock()
-			c.writing, c.closing = false, true
-			c.client.mu.Unlock()
-			c.kick(closeLimits, "the client does not take what is written to it", 0)
-			_ = c.ws.Close()
-			return
-		}
+	for c.writeSome() {
 	}
+}
+
+// writeSome writes what waits for longest; more reports whether something waits still, and the caller is its writer. A frame that could not be written
+// stays for the next connection.
+func (c *conn) writeSome() (more bool) {
+	batch := c.client.next()
+	n, err := c.writeAll(batch)
+	more = c.client.wrote(c, batch[:n], err)
+	if err != nil {
+		c.kick(closeLimits, "the client does not take what is written to it", 0)
+		_ = c.ws.Close()
+	}
+	return more
 }
 
 // writeAll writes messages at once, and returns how many were written whole.
