@@ -132,7 +132,7 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 	if err := tool.Schema.Check(t.arguments); err != nil {
 		return nil, failureOf(err)
 	}
-	keeper, f := c.keeperOf(&t)
+	keeper, f := c.keeperOf(&t, conn)
 	if f != nil {
 		return nil, f
 	}

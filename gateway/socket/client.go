@@ -34,6 +34,7 @@ type client struct {
 	who      auth.Identity
 	cred     auth.Credential
 	as       context.Context // for calls as its holder
+	self     context.Context // the same for calls that go no further than this server: the token is not read again, but looked up
 	conn     *conn           // nil while it is not connected
 	calls    map[string]*call
 	inFlight int
@@ -66,13 +67,16 @@ func (c *client) renew(who auth.Identity, cred auth.Credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.who, c.cred, c.as, c.since = who, cred, c.hub.o.Access.As(c.hub.life, cred), time.Now()
+	if c.self = c.as; who.TokenID != "" {
+		c.self = c.hub.o.Access.AsCaller(c.hub.life, who)
+	}
 }
 
-// caller returns who it is and by which credential.
-func (c *client) caller() (auth.Identity, auth.Credential) {
+// caller returns who it is, by which credential, and as whose its calls are counted.
+func (c *client) caller() (who auth.Identity, cred auth.Credential, owner string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.who, c.cred
+	return c.who, c.cred, c.key.Owner
 }
 
 // retire reports whether it may be forgotten, and has it refuse everything from then on.

@@ -15,10 +15,15 @@ type memory struct{ hub *Hub }
 
 // take implements keeper: the call is taken by having been found in order.
 func (m *memory) take(k *call, t toolCall) {
-	c, h := k.client, m.hub
 	if t.tool.AtOnce && m.atOnce(k, &t) {
 		return
 	}
+	m.beside(k, t)
+}
+
+// beside makes a call in a goroutine of its own. client.mu is held.
+func (m *memory) beside(k *call, t toolCall) {
+	c, h := k.client, m.hub
 	ctx, cancel := context.WithDeadline(c.as, k.deadline)
 	ctx, k.stop = context.WithCancelCause(ctx)
 	k.accept()
@@ -47,7 +52,7 @@ func (m *memory) take(k *call, t toolCall) {
 // to wait to begin. client.mu is held; who holds it for so long sees nothing of the call but that it has ended.
 func (m *memory) atOnce(k *call, t *toolCall) bool {
 	c := k.client
-	v, begun := m.hub.worker.try(c.as, t.tool, tools.Call{Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, AtOnce: true}, k.began)
+	v, begun := m.hub.worker.try(c.self, t.tool, tools.Call{Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, AtOnce: true}, k.began)
 	if begun {
 		k.finish(v, 0)
 	}
@@ -85,7 +90,9 @@ func (c *client) keepsTooMuch() bool {
 func (c *client) evict() {
 	waiting := map[string]bool{}
 	for i := range c.queue {
-		waiting[c.queue[i].call] = true
+		if id := c.queue[i].call; c.calls[id] != nil {
+			waiting[id] = true
+		}
 	}
 	for i := 0; i < len(c.ended) && c.keepsTooMuch(); {
 		if k := c.ended[i]; waiting[k.id] || k.conn == nil && !k.taken {

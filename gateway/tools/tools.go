@@ -242,8 +242,11 @@ func (r *repeating) Invoke(ctx context.Context, method string, args, reply any, 
 	pause, since := againFirst, start
 	for ; ; start = time.Now() {
 		err := r.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
+		if err == nil || once {
+			return err
+		}
 		f := fault.As(client.Fault(err))
-		if err == nil || once || f == nil || f.Kind != fault.Unavailable && f.Kind != fault.Aborted || ctx.Err() != nil {
+		if f == nil || f.Kind != fault.Unavailable && f.Kind != fault.Aborted || ctx.Err() != nil {
 			return err
 		}
 		if time.Since(start) > againFor/2 { // it waited long for something before it broke: another trouble than before
