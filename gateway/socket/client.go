@@ -42,8 +42,7 @@ type client struct {
 	queue    []frame       // that wait to be written
 	queued   int           // bytes of them
 	held     bool          // whoever holds mu sees to their writing
-	written  []frame       // the last that were written: a client may have missed them, and then says from where on
-	history  int           // bytes of them
+	written  history       // the last that were written: a client may have missed them, and then says from where on
 	seq      uint64        // of the last frame
 	room     chan struct{} // closed when there is room in the queue again; nil while nobody waits
 	since    time.Time     // when it was last connected
@@ -106,7 +105,7 @@ func (c *client) attach(conn *conn, has seen, opened *dispatch.Opened, ack []byt
 	c.conn = conn
 	var again []frame
 	if has.seq != nil {
-		for _, f := range c.written {
+		for f := range c.written.all {
 			if f.seq > *has.seq {
 				again = append(again, f)
 			}
@@ -165,7 +164,7 @@ func (c *client) detach(conn *conn) {
 		close(c.room)
 		c.room = nil
 	}
-	idle := len(c.calls) == 0 && len(c.queue) == 0 && len(c.written) == 0
+	idle := len(c.calls) == 0 && len(c.queue) == 0 && c.written.count == 0
 	c.mu.Unlock()
 	if idle {
 		c.hub.forget(c)
@@ -244,16 +243,17 @@ func (c *client) next() []frame {
 func (c *client) wrote(conn *conn, batch []frame, failed error) (more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	given := c.given
+	given, was := c.given, c.queued+c.written.bytes
 	for i := range batch {
-		f := c.queue[i]
+		f := &c.queue[i]
 		c.given = max(c.given, f.order)
-		c.queue[i] = frame{}
-		c.unqueue(&f)
+		c.queued -= f.size()
 		if f.seq != 0 {
-			c.remember(f)
+			c.written.remember(f)
 		}
+		*f = frame{}
 	}
+	c.hub.count.kept.Add(int64(c.queued + c.written.bytes - was))
 	switch {
 	case len(batch) < len(c.queue):
 		c.queue = c.queue[len(batch):]
@@ -273,34 +273,10 @@ func (c *client) wrote(conn *conn, batch []frame, failed error) (more bool) {
 	return conn.writing
 }
 
-// Of the frames that were written last, so many are kept for a client that says what it saw last.
-const (
-	maxHistoryFrames = 256
-	maxHistoryBytes  = 1 << 20
-)
-
-// remember keeps a frame that was written. c.mu is held.
-func (c *client) remember(f frame) {
-	if f.size() > maxHistoryBytes {
-		c.dropHistory() // there must be no holes: what is behind the large one is of no use without it
-		return
-	}
-	c.written = append(c.written, f)
-	c.history += f.size()
-	c.hub.count.kept.Add(int64(f.size()))
-	for len(c.written) > maxHistoryFrames || c.history > maxHistoryBytes {
-		old := c.written[0]
-		c.written[0] = frame{}
-		c.written = c.written[1:]
-		c.history -= old.size()
-		c.hub.count.kept.Add(-int64(old.size()))
-	}
-}
-
 // dropHistory forgets what was written. c.mu is held.
 func (c *client) dropHistory() {
-	c.hub.count.kept.Add(-int64(c.history))
-	c.written, c.history = nil, 0
+	c.hub.count.kept.Add(-int64(c.written.bytes))
+	c.written = history{}
 }
 
 // withdraw takes the frames of a call from the queue: its answer was fetched in another way. c.mu is held.

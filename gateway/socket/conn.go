@@ -32,6 +32,7 @@ type conn struct {
 	ping    *time.Timer
 	refused int       // frames refused in a row; the reader's
 	heard   time.Time // the read deadline that it set last
+	writeBy time.Time // the write deadline that was set last; the writer's
 
 	ending atomic.Pointer[ending]
 	kicked chan struct{} // closed with ending
@@ -183,14 +184,17 @@ func (c *conn) give(b *bytes.Buffer) {
 	}
 }
 
-// inSteps is a time from now on, or up to an eighth of it later: what is in the same step is the same deadline, and needs not be set again.
-func inSteps(d time.Duration) time.Time {
-	step := max(d/8, 1)
-	return time.Now().Add(d).Truncate(step).Add(step)
+// within returns a deadline that is so far away, or up to an eighth farther: the one that there is, where it is, as that needs not be set again.
+func within(by time.Time, d time.Duration) time.Time {
+	now := time.Now()
+	if left := by.Sub(now); left >= d && left <= d+d/8 {
+		return by
+	}
+	return now.Add(d + d/8)
 }
 
 // alive notes that something came from the other side.
-func (c *conn) alive() { c.hear(inSteps((missedPings + 1) * c.hub.o.Limits.PingEvery)) }
+func (c *conn) alive() { c.hear(within(c.heard, (missedPings+1)*c.hub.o.Limits.PingEvery)) }
 
 // hear sets until when something must come. Only the reader's goroutine calls it.
 func (c *conn) hear(by time.Time) {
@@ -210,6 +214,7 @@ func (c *conn) serve() {
 		return
 	}
 	c.hub.o.Logger.Debug("client connected", "client", c.client.session, "address", c.ip)
+	c.ws.SetCloseHandler(c.closed)
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	c.alive()
 	c.client.mu.Lock()
@@ -307,12 +312,12 @@ func (c *conn) mayWrite() bool {
 // a cancel behind what it answers, nor where more has come in already, as that can be answered meanwhile.
 func (c *conn) flush() {
 	c.client.mu.Lock()
-	mine, little := c.mayWrite(), c.client.queued <= takenBytes
+	mine, bytes := c.mayWrite(), c.client.queued
 	c.client.mu.Unlock()
 	if !mine {
 		return
 	}
-	if little && c.in.Buffered() == 0 && c.out.takes() && !c.writeSome() {
+	if bytes <= takenBytes && c.in.Buffered() == 0 && c.out.takes(bytes) && !c.writeSome() {
 		c.writers.Done()
 		return
 	}
@@ -341,7 +346,7 @@ func (c *conn) writeSome() (more bool) {
 
 // writeAll writes messages at once, and returns how many were written whole.
 func (c *conn) writeAll(batch []frame) (n int, err error) {
-	if len(batch) == 1 {
+	if len(batch) == 1 && len(batch[0].data) >= compressMinBytes { // it need not be held back, which copies it
 		if err := c.write(batch[0].data); err != nil {
 			return 0, err
 		}
@@ -350,10 +355,15 @@ func (c *conn) writeAll(batch []frame) (n int, err error) {
 	c.boundWrite()
 	c.out.hold()
 	for _, f := range batch {
-		if err = c.send(f.data); err != nil {
+		if len(f.data) < compressMinBytes {
+			c.hub.count.wrote(f.data)
+			err = c.out.text(f.data)
+		} else if err = c.send(f.data); err == nil {
+			c.out.mark()
+		}
+		if err != nil {
 			break
 		}
-		c.out.mark()
 	}
 	n, lost := c.out.release()
 	return n, errors.Join(err, lost)
@@ -367,19 +377,27 @@ func (c *conn) write(data []byte) error {
 
 // boundWrite sets until when what is written next must be taken.
 func (c *conn) boundWrite() {
-	by := inSteps(c.hub.o.Limits.WriteTimeout)
+	c.writeBy = within(c.writeBy, c.hub.o.Limits.WriteTimeout)
+	by := c.writeBy
 	if e := c.ending.Load(); e != nil && e.by.Before(by) {
 		by = e.by
 	}
 	_ = c.ws.SetWriteDeadline(by)
+	_ = c.out.SetWriteDeadline(by)
 }
 
 // send writes one message within that time.
 func (c *conn) send(data []byte) error {
 	c.ws.EnableWriteCompression(len(data) >= compressMinBytes)
-	c.hub.count.framesOut.Add(1)
-	c.hub.count.out.Add(uint64(len(data)))
+	c.hub.count.wrote(data)
 	return c.ws.WriteMessage(websocket.TextMessage, data)
+}
+
+// closed answers a close of the other side, as the library would; nothing is written behind it.
+func (c *conn) closed(code int, _ string) error {
+	c.out.shutText()
+	_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Now().Add(closeGrace)) // the reader ends in any case
+	return nil
 }
 
 // kick has the connection end; what waits may be written for so long. The first reason counts.

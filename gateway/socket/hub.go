@@ -103,6 +103,12 @@ type counters struct {
 	framesIn, framesOut, bytesIn, out atomic.Uint64
 }
 
+// wrote counts a message out.
+func (n *counters) wrote(data []byte) {
+	n.framesOut.Add(1)
+	n.out.Add(uint64(len(data)))
+}
+
 // New makes a hub. Sweep should be running; Close ends it.
 func New(o Options) *Hub {
 	h := &Hub{
