@@ -201,7 +201,7 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 			c.ack(k)
 			m := *k.result
 			m.FromCache = true
-			c.answer(m)
+			c.answer(&m)
 		}
 		return nil
 	}
@@ -227,7 +227,7 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 
 // ack tells that a call was taken. c.mu is held.
 func (c *client) ack(k *call) {
-	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+	c.answer(&message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 }
 
 // accept tells that the call was taken. client.mu is held.
@@ -350,7 +350,7 @@ func (k *call) chunk(ctx context.Context, text string) error {
 		k.streamed = true
 		room := c.waitRoom()
 		if room == nil {
-			c.answer(message{Op: "stream_chunk", RequestID: k.id, Chunk: text})
+			c.answer(&message{Op: "stream_chunk", RequestID: k.id, Chunk: text})
 			c.mu.Unlock()
 			return nil
 		}
@@ -384,16 +384,16 @@ func (k *call) finish(v verdict, order uint64) {
 		c.hub.count.cancelled.Add(1)
 	}
 	if k.streamed {
-		c.answer(message{Op: "stream_complete", RequestID: k.id, Truncated: k.truncated})
+		c.answer(&message{Op: "stream_complete", RequestID: k.id, Truncated: k.truncated})
 	}
 	if k.conn != nil && (order == 0 || c.conn != nil) { // what the cluster keeps, a client that is away is given when it comes back
 		first := m
 		first.FromInflight = k.moved
-		c.answer(first)
+		c.answer(&first)
 		for range k.joined {
 			more := m
 			more.FromInflight = !v.cancelled
-			c.answer(more)
+			c.answer(&more)
 		}
 	}
 	k.done.happen()

@@ -196,7 +196,7 @@ func (c *client) unqueue(f *frame) {
 }
 
 // answer queues a message that belongs to a call: it is written once, now or on a later connection. c.mu is held.
-func (c *client) answer(m message) {
+func (c *client) answer(m *message) {
 	c.seq++
 	m.Seq = c.seq
 	c.push(frame{seq: c.seq, order: m.Order, call: m.RequestID, data: m.encode()})

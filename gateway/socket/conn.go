@@ -29,9 +29,11 @@ type conn struct {
 	client *client
 	start  time.Time
 
-	ping    *time.Timer
-	refused int       // frames refused in a row; the reader's
-	heard   time.Time // the read deadline that it set last
+	ping *time.Timer
+	// The reader's: what it reads, frames refused in a row, and the read deadline that it set last.
+	message io.LimitedReader
+	refused int
+	heard   time.Time
 	writeBy time.Time // the write deadline that was set last; the writer's
 
 	ending atomic.Pointer[ending]
@@ -163,7 +165,9 @@ func (c *conn) read() (*bytes.Buffer, error) {
 		b = new(bytes.Buffer)
 	}
 	limit := int64(c.hub.o.Limits.FrameBytes)
-	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
+	c.message = io.LimitedReader{R: r, N: limit + 1}
+	n, err := b.ReadFrom(&c.message)
+	c.message.R = nil
 	if err == nil && n > limit {
 		err = errTooLarge
 	}

@@ -264,7 +264,7 @@ func (c *client) Ended(r dispatch.Result) {
 	default: // it was missed, or made elsewhere
 		m := v.message(r.Call.RequestID)
 		m.Order = r.Call.Order
-		c.answer(m)
+		c.answer(&m)
 	}
 }
 
@@ -277,7 +277,7 @@ func (k *call) conclude(m message, v *verdict) {
 	if k.conn != nil {
 		m.Order = 0 // it stands outside of the order
 		for range k.joined + 1 {
-			c.answer(m)
+			c.answer(&m)
 		}
 	}
 	k.done.happen()

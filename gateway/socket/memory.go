@@ -88,10 +88,11 @@ func (c *client) keepsTooMuch() bool {
 
 // evict forgets results that were delivered, the oldest first, until there is room. c.mu is held.
 func (c *client) evict() {
-	waiting := map[string]bool{}
-	for i := range c.queue {
-		if id := c.queue[i].call; c.calls[id] != nil {
-			waiting[id] = true
+	var waiting map[string]bool // for most there is nothing to write when they call
+	if len(c.queue) > 0 {
+		waiting = make(map[string]bool, len(c.queue))
+		for i := range c.queue {
+			waiting[c.queue[i].call] = true
 		}
 	}
 	for i := 0; i < len(c.ended) && c.keepsTooMuch(); {
