@@ -195,7 +195,7 @@ func (c *client) unqueue(f *frame) {
 	c.hub.count.kept.Add(-int64(f.size()))
 }
 
-// answer queues a message that belongs to a call: it is written once, now or on a later connection. c.mu is held.
+// answer numbers a message that belongs to a call, and queues it: it is written once, now or on a later connection. c.mu is held.
 func (c *client) answer(m *message) {
 	c.seq++
 	m.Seq = c.seq

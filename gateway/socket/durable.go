@@ -277,7 +277,8 @@ func (k *call) conclude(m message, v *verdict) {
 	if k.conn != nil {
 		m.Order = 0 // it stands outside of the order
 		for range k.joined + 1 {
-			c.answer(&m)
+			told := m
+			c.answer(&told)
 		}
 	}
 	k.done.happen()
