@@ -33,8 +33,7 @@ type client struct {
 	key      queue.ClientKey // its name in the cluster
 	who      auth.Identity
 	cred     auth.Credential
-	as       context.Context // for calls as its holder
-	self     context.Context // the same for calls that go no further than this server: the token is not read again, but looked up
+	self     context.Context // of callHere; nil until there was a call
 	conn     *conn           // nil while it is not connected
 	calls    map[string]*call
 	inFlight int
@@ -65,10 +64,19 @@ func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *
 func (c *client) renew(who auth.Identity, cred auth.Credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.who, c.cred, c.as, c.since = who, cred, c.hub.o.Access.As(c.hub.life, cred), time.Now()
-	if c.self = c.as; who.TokenID != "" {
-		c.self = c.hub.o.Access.AsCaller(c.hub.life, who)
+	c.who, c.cred, c.self, c.since = who, cred, nil, time.Now()
+}
+
+// callHere returns a context for calls that go no further than this server: a token is not read again, but looked up. c.mu is held.
+func (c *client) callHere() context.Context {
+	switch {
+	case c.self != nil:
+	case c.who.TokenID != "":
+		c.self = c.hub.o.Access.AsCaller(c.hub.life, c.who)
+	default:
+		c.self = c.hub.o.Access.As(c.hub.life, c.cred)
 	}
+	return c.self
 }
 
 // caller returns who it is, by which credential, and as whose its calls are counted.

@@ -25,7 +25,8 @@ type conn struct {
 	in     *bufio.Reader // of ws; the reader's
 	out    *coalescer    // beneath ws
 	ip     string
-	tls    *tls.ConnectionState
+	tls    *tls.ConnectionState // until the hello
+	secure bool                 // it is TLS
 	client *client
 	start  time.Time
 
@@ -65,7 +66,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.work.Done()
-	c := &conn{hub: h, ip: h.addressOf(r), tls: r.TLS, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
+	c := &conn{hub: h, ip: h.addressOf(r), tls: r.TLS, secure: r.TLS != nil, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
 	full := h.admit(c)
 	if full == nil {
 		if retry, ok := h.buckets.take(c.ip, ""); !ok {
@@ -218,6 +219,7 @@ func (c *conn) serve() {
 		return
 	}
 	c.hub.o.Logger.Debug("client connected", "client", c.client.session, "address", c.ip)
+	c.tls = nil // it is large; a credential has it where that is needed
 	c.ws.SetCloseHandler(c.closed)
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	c.alive()
@@ -231,6 +233,7 @@ func (c *conn) serve() {
 // readAll handles messages until the connection is to end; code is 0 when there is nobody to tell.
 func (c *conn) readAll() (code int, reason string) {
 	for {
+		c.rest()
 		b, err := c.read()
 		if e := c.ending.Load(); e != nil {
 			return e.code, e.reason

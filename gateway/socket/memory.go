@@ -24,7 +24,7 @@ func (m *memory) take(k *call, t toolCall) {
 // beside makes a call in a goroutine of its own. client.mu is held.
 func (m *memory) beside(k *call, t toolCall) {
 	c, h := k.client, m.hub
-	ctx, cancel := context.WithDeadline(c.as, k.deadline)
+	ctx, cancel := context.WithDeadline(h.o.Access.As(h.life, c.cred), k.deadline)
 	ctx, k.stop = context.WithCancelCause(ctx)
 	k.accept()
 	effect := "" // a tool that changes nothing has none
@@ -52,7 +52,7 @@ func (m *memory) beside(k *call, t toolCall) {
 // to wait to begin. client.mu is held; who holds it for so long sees nothing of the call but that it has ended.
 func (m *memory) atOnce(k *call, t *toolCall) bool {
 	c := k.client
-	v, begun := m.hub.worker.try(c.self, t.tool, tools.Call{Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, AtOnce: true}, k.began)
+	v, begun := m.hub.worker.try(c.callHere(), t.tool, tools.Call{Origin: tools.Origin{Client: c.session, RequestID: k.id}, Arguments: t.arguments, Priority: t.priority, AtOnce: true}, k.began)
 	if begun {
 		k.finish(v, 0)
 	}

@@ -71,12 +71,14 @@ func (c *conn) refuseHello(code int, reason, word string) {
 
 // credential reads who says hello.
 func (h *Hub) credential(r *request, c *conn) (auth.Credential, auth.Identity, error) {
-	cred := auth.Credential{TLS: c.tls}
+	var cred auth.Credential
 	token, f := r.text("token", maxTokenBytes)
 	if f != nil {
 		return cred, auth.Identity{}, errors.New(f.Message)
 	}
-	cred.Token = token
+	if cred.Token = token; token == "" { // a certificate may say who calls
+		cred.TLS = c.tls
+	}
 	who, err := h.o.Access.Identify(cred)
 	return cred, who, err
 }
