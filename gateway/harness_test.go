@@ -141,7 +141,7 @@ func startServer(t *testing.T, l net.Listener, transport *raft.InmemTransport, v
 		t.Fatal(err)
 	}
 	later.Node = node
-	authenticator := auth.NewAuthenticator(TokenStore{State: store}, time.Now)
+	authenticator := auth.NewAuthenticator(&TokenStore{State: store}, time.Now)
 	a.ops = NewOperations(Options{Node: node, State: store, Leader: lead, Router: route, Auth: authenticator, Peers: NewPeers(nil, "secret"), Chunks: chunks, Now: time.Now, Logger: log})
 	api := NewServer(a.ops, ServerOptions{Hub: hub, PeerSecret: "secret", Observe: func(string, codes.Code, time.Duration) {}})
 	a.api = api

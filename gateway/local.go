@@ -26,6 +26,9 @@ func (s *Server) Identify(c auth.Credential) (auth.Identity, error) {
 	return s.guard.identify(incoming(s.As(context.Background(), c)))
 }
 
+// Recheck says who somebody is now that showed a token before. Errors are of kind fault.Unauthenticated: the token is gone.
+func (s *Server) Recheck(who auth.Identity) (auth.Identity, error) { return s.guard.recheck(who) }
+
 // headersKey is what As says in the place of a caller's metadata. It is never changed.
 type headersKey struct{}
 
@@ -61,7 +64,7 @@ func (s *Server) AsCaller(ctx context.Context, who auth.Identity) context.Contex
 	if s.guard.plain {
 		v.secret = s.guard.peerSecret
 	}
-	return context.WithValue(ctx, onBehalfKey{}, v)
+	return context.WithValue(context.WithValue(ctx, headersKey{}, metadata.MD(nil)), onBehalfKey{}, v)
 }
 
 // recheck says who such a caller is now.

@@ -5,6 +5,8 @@ package gateway
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -21,16 +23,35 @@ type tokenService struct {
 	ops *Operations
 }
 
-// TokenStore looks tokens up for the authenticator.
-type TokenStore struct{ State *state.Store }
+// TokenStore looks tokens up for the authenticator. What it found in a state it knows until that changes in anything.
+type TokenStore struct {
+	State *state.Store
+	found atomic.Pointer[foundTokens]
+}
+
+// foundTokens are the tokens that were looked up in one state. There are as many as that has: what is not in it is not kept.
+type foundTokens struct {
+	view    *state.View
+	records sync.Map // of auth.TokenRecord, by id
+}
 
 // Token implements auth.Tokens.
-func (s TokenStore) Token(id string) (auth.TokenRecord, bool) {
-	t := s.State.View().Token(id)
+func (s *TokenStore) Token(id string) (auth.TokenRecord, bool) {
+	view, found := s.State.View(), s.found.Load()
+	if found == nil || found.view != view {
+		found = &foundTokens{view: view}
+		s.found.Store(found)
+	}
+	if r, ok := found.records.Load(id); ok {
+		return r.(auth.TokenRecord), true
+	}
+	t := view.Token(id)
 	if t == nil {
 		return auth.TokenRecord{}, false
 	}
-	return auth.TokenRecord{ID: t.ID, Name: t.Name, Role: auth.Role(t.Role), Namespace: t.Namespace, Hash: t.Hash, ExpireTime: t.ExpireTime}, true
+	r := auth.TokenRecord{ID: t.ID, Name: t.Name, Role: auth.Role(t.Role), Namespace: t.Namespace, Hash: t.Hash, ExpireTime: t.ExpireTime}
+	found.records.Store(id, r)
+	return r, true
 }
 
 func (s *tokenService) CreateToken(ctx context.Context, req *apiv1.CreateTokenRequest) (*apiv1.CreateTokenResponse, error) {

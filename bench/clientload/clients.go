@@ -163,31 +163,52 @@ func call(ctx context.Context, a CallArgs) (measure.Summary, error) {
 		}
 		defer conns[i].Close()
 	}
-	numbers := make([]int, a.Clients)
-	return measure.ClosedLoop(a.Clients, a.Warm, a.Length, func(caller int) error {
-		numbers[caller]++
-		return callOnce(conns[caller], strconv.Itoa(numbers[caller]), a)
-	}), nil
+	callers := make([]caller, a.Clients)
+	for i := range callers {
+		callers[i].ws = conns[i]
+	}
+	return measure.ClosedLoop(a.Clients, a.Warm, a.Length, func(i int) error { return callers[i].call(a) }), nil
 }
 
-// request writes a call.
-func request(id string, a CallArgs) []byte {
-	b := append(make([]byte, 0, 128), `{"op":"call_tool","request_id":"`...)
-	b = append(append(b, id...), `","name":"`...)
-	b = append(append(b, a.Tool...), `","arguments":{}`...)
+// caller makes calls on one WebSocket. What it writes and reads has one place each: the load has no part in what is measured but for what must be.
+type caller struct {
+	ws     *websocket.Conn
+	number int64
+	out    []byte
+	in     bytes.Buffer
+}
+
+// appendRequest writes a call.
+func appendRequest(b []byte, id int64, a CallArgs) []byte {
+	b = strconv.AppendInt(append(b, `{"op":"call_tool","request_id":"`...), id, 10)
+	b = append(append(b, `","name":"`...), a.Tool...)
+	b = append(b, `","arguments":{}`...)
 	if !a.Durable {
 		b = append(b, `,"durable":false`...)
 	}
 	return append(b, '}')
 }
 
-// callOnce makes a call and waits for its result.
-func callOnce(ws *websocket.Conn, id string, a CallArgs) error {
-	if err := ws.WriteMessage(websocket.TextMessage, request(id, a)); err != nil {
+// read returns the next message, which is good until the one behind it is read.
+func (c *caller) read() ([]byte, error) {
+	_, r, err := c.ws.NextReader()
+	if err != nil {
+		return nil, err
+	}
+	c.in.Reset()
+	_, err = c.in.ReadFrom(r)
+	return c.in.Bytes(), err
+}
+
+// call makes a call and waits for its result.
+func (c *caller) call(a CallArgs) error {
+	c.number++
+	c.out = appendRequest(c.out[:0], c.number, a)
+	if err := c.ws.WriteMessage(websocket.TextMessage, c.out); err != nil {
 		return err
 	}
 	for {
-		_, data, err := ws.ReadMessage()
+		data, err := c.read()
 		if err != nil {
 			return err
 		}
@@ -203,21 +224,22 @@ func callOnce(ws *websocket.Conn, id string, a CallArgs) error {
 
 // echo has clients send what a call looks like to the echo, each one after the other.
 func echo(ctx context.Context, a EchoArgs) (measure.Summary, error) {
-	conns := make([]*websocket.Conn, a.Clients)
-	for i := range conns {
+	callers := make([]caller, a.Clients)
+	for i := range callers {
 		ws, _, err := dialer(i, nil).DialContext(ctx, "ws://"+a.Address+"/", nil) //nolint:bodyclose // the library has read it
 		if err != nil {
 			return measure.Summary{}, err
 		}
-		conns[i] = ws
+		callers[i].ws = ws
 		defer ws.Close()
 	}
-	message := request("12345", CallArgs{Tool: "list_models"})
-	return measure.ClosedLoop(a.Clients, a.Warm, a.Length, func(caller int) error {
-		if err := conns[caller].WriteMessage(websocket.TextMessage, message); err != nil {
+	message := appendRequest(nil, 12345, CallArgs{Tool: "list_models"})
+	return measure.ClosedLoop(a.Clients, a.Warm, a.Length, func(i int) error {
+		c := &callers[i]
+		if err := c.ws.WriteMessage(websocket.TextMessage, message); err != nil {
 			return err
 		}
-		_, _, err := conns[caller].ReadMessage()
+		_, err := c.read()
 		return err
 	}), nil
 }

@@ -33,7 +33,7 @@ type Options struct {
 	Peers string
 	// Stability is how long the run without elections lasts.
 	Stability time.Duration
-	// Only limits send, spawn and nodes to the cases whose name holds it; empty for all.
+	// Only limits send, spawn, calls and nodes to the cases whose name holds it; empty for all.
 	Only string
 	// Profiles is a directory for processor profiles of the servers; empty for none.
 	Profiles string

@@ -6,6 +6,8 @@ package suite
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/neolith/orchestrator/bench/clientload"
 	"github.com/neolith/orchestrator/bench/measure"
@@ -35,8 +37,10 @@ type callFigures struct{ rate, latency measure.Figure }
 
 // callRun is what one run measures beside the product.
 type callRun struct {
-	echo, commit map[int]measure.Summary // by how many callers
-	plain        map[string]measure.Summary
+	echo   string                  // the address of the server that echoes
+	echoes int                     // its process
+	commit map[int]measure.Summary // by how many callers
+	plain  map[string]measure.Summary
 }
 
 // Calls measures calls of tools.
@@ -65,6 +69,8 @@ func (b *Bench) Calls(ctx context.Context) ([]*measure.Figure, error) {
 	for i, c := range callCases {
 		f := figures[i]
 		switch {
+		case !b.wanted(c.name):
+			continue
 		case c.clients == 1 && c.durable:
 			f.latency.WantAboveRawAtMost(durableExtra)
 		case c.clients == 1:
@@ -85,57 +91,52 @@ func (b *Bench) Calls(ctx context.Context) ([]*measure.Figure, error) {
 }
 
 func (b *Bench) callsRun(ctx context.Context, figures []*callFigures) error {
-	r := &callRun{echo: map[int]measure.Summary{}, commit: map[int]measure.Summary{}, plain: map[string]measure.Summary{}}
-	if err := b.callLimits(ctx, r); err != nil {
-		return err
-	}
-	for _, recorded := range []bool{false, true} {
-		settings := crowdSettings()
-		settings["recorder"] = map[string]string{"sink": "none"}
-		if recorded {
-			settings["recorder"] = map[string]string{"sink": "sqlite"}
-		}
-		err := b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Plain: true, Settings: settings}, func(c *testbed.Cluster) error {
-			return helper(clientload.Role, func(h *testbed.Helper) error {
-				for i, cc := range callCases {
-					if cc.recorder != recorded {
-						continue
-					}
-					if err := b.callOnce(ctx, c, h, cc, figures[i], r); err != nil {
-						return fmt.Errorf("%s: %w", cc.name, err)
-					}
-				}
-				return nil
-			})
-		})
-		if err != nil {
+	return helper(clientload.EchoRole, func(echo *testbed.Helper) error {
+		r := &callRun{echoes: echo.PID(), commit: map[int]measure.Summary{}, plain: map[string]measure.Summary{}}
+		if err := echo.Ask(ctx, "start", struct{}{}, &r.echo); err != nil {
 			return err
 		}
-	}
-	return nil
+		if err := b.commits(ctx, r); err != nil {
+			return err
+		}
+		for _, recorded := range []bool{false, true} {
+			if !slices.ContainsFunc(callCases, func(c callCase) bool { return c.recorder == recorded && b.wanted(c.name) }) {
+				continue
+			}
+			if err := b.callsOf(ctx, recorded, figures, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-// callLimits measures the echo and the commit.
-func (b *Bench) callLimits(ctx context.Context, r *callRun) error {
-	err := helper(clientload.EchoRole, func(server *testbed.Helper) error {
-		var address string
-		if err := server.Ask(ctx, "start", struct{}{}, &address); err != nil {
-			return err
-		}
+// callsOf measures the cases with or without a recorder, in a cluster of their own.
+func (b *Bench) callsOf(ctx context.Context, recorded bool, figures []*callFigures, r *callRun) error {
+	settings := crowdSettings()
+	settings["recorder"] = map[string]string{"sink": "none"}
+	if recorded {
+		settings["recorder"] = map[string]string{"sink": "sqlite"}
+	}
+	return b.withCluster(ctx, testbed.ClusterOptions{Servers: 3, Plain: true, Settings: settings}, func(c *testbed.Cluster) error {
 		return helper(clientload.Role, func(h *testbed.Helper) error {
-			for _, n := range []int{1, callClients} {
-				var s measure.Summary
-				if err := h.Ask(ctx, "echo", clientload.EchoArgs{Address: address, Clients: n, Warm: b.o.Warm, Length: b.o.Length}, &s); err != nil {
-					return err
+			for i, cc := range callCases {
+				if cc.recorder != recorded || !b.wanted(cc.name) {
+					continue
 				}
-				b.logf("  bare echo, %d clients: %s", n, brief(s))
-				r.echo[n] = s
+				if err := b.callOnce(ctx, c, h, cc, figures[i], r); err != nil {
+					return fmt.Errorf("%s: %w", cc.name, err)
+				}
 			}
 			return nil
 		})
 	})
-	if err != nil {
-		return err
+}
+
+// commits measures bare commits, where something is to be compared with them.
+func (b *Bench) commits(ctx context.Context, r *callRun) error {
+	if !slices.ContainsFunc(callCases, func(c callCase) bool { return c.durable && b.wanted(c.name) }) {
+		return nil
 	}
 	dir, remove, err := b.dir("raft")
 	if err != nil {
@@ -157,32 +158,58 @@ func (b *Bench) callLimits(ctx context.Context, r *callRun) error {
 	return nil
 }
 
+// echoOnce measures the echo by the same process that makes the calls, just before them.
+func (b *Bench) echoOnce(ctx context.Context, h *testbed.Helper, clients int, r *callRun) (s measure.Summary, note string, err error) {
+	cpu := meter([]int{r.echoes})
+	if err := h.Ask(ctx, "echo", clientload.EchoArgs{Address: r.echo, Clients: clients, Warm: b.o.Warm, Length: b.o.Length}, &s); err != nil {
+		return s, "", err
+	}
+	note = perCall("an echo", cpu, s)
+	b.logf("  bare echo, %d clients: %s; %s", clients, brief(s), note)
+	return s, note, nil
+}
+
+// perCall tells what one operation took of processors, in those who answer and in the clients.
+func perCall(what string, answering *cpuMeter, s measure.Summary) string {
+	each := func(cores float64) float64 { return cores * 1e6 / max(s.PerSecond, 1) }
+	return fmt.Sprintf("%s takes %.1f µs of processor time in the server and %.1f µs in its client", what, each(answering.cores()), each(s.CPU))
+}
+
 func (b *Bench) callOnce(ctx context.Context, c *testbed.Cluster, h *testbed.Helper, cc callCase, f *callFigures, r *callRun) error {
 	access, err := c.Access(ctx)
 	if err != nil {
 		return err
 	}
+	raw, note := r.commit[cc.clients], ""
+	if !cc.durable {
+		if raw, note, err = b.echoOnce(ctx, h, cc.clients, r); err != nil {
+			return err
+		}
+	}
 	args := clientload.CallArgs{Access: access, Clients: cc.clients, Tool: callTool, Durable: cc.durable, Warm: b.o.Warm, Length: b.o.Length}
 	var s measure.Summary
+	cpu := meter(serverPIDs(c))
 	err = b.profiled(ctx, c, "calls-"+slug(cc.name), b.o.Warm+b.o.Length, func() error { return h.Ask(ctx, "call", args, &s) })
 	if err != nil {
 		return err
 	}
-	raw := r.echo[cc.clients]
-	if cc.durable {
-		raw = r.commit[cc.clients]
-	}
+	note = joinNotes(perCall("a call", cpu, s), note, failedNote(s))
 	same := fmt.Sprint(cc.clients, cc.durable)
 	if cc.recorder {
 		raw = r.plain[same]
 	} else {
 		r.plain[same] = s
 	}
-	b.logf("  %s: %s (%.2f of %s)", cc.name, brief(s), s.PerSecond/max(raw.PerSecond, 1), f.rate.RawName)
+	b.logf("  %s: %s (%.2f of %s); %s", cc.name, brief(s), s.PerSecond/max(raw.PerSecond, 1), f.rate.RawName, note)
 	f.rate.AddRun(s.PerSecond, s.P99)
 	f.rate.AddRaw(raw.PerSecond, raw.P99)
 	f.latency.AddRun(s.P50, s.P99)
 	f.latency.AddRaw(raw.P50, raw.P99)
-	f.rate.Note = failedNote(s)
+	f.rate.Note = note
 	return nil
+}
+
+// joinNotes puts together what there is to say.
+func joinNotes(notes ...string) string {
+	return strings.Join(slices.DeleteFunc(notes, func(n string) bool { return n == "" }), "; ")
 }

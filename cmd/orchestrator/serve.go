@@ -129,7 +129,7 @@ func (s *server) prepare(ctx context.Context) (err error) {
 		}
 	}
 	s.store = state.New(state.DefaultLimits())
-	s.auth = auth.NewAuthenticator(gateway.TokenStore{State: s.store}, time.Now)
+	s.auth = auth.NewAuthenticator(&gateway.TokenStore{State: s.store}, time.Now)
 	return s.build(ctx)
 }
 

@@ -37,6 +37,8 @@ type anybody struct{}
 func (anybody) Identify(auth.Credential) (auth.Identity, error) {
 	return auth.Identity{Name: "bench", Role: auth.Client}, nil
 }
+func (anybody) Recheck(who auth.Identity) (auth.Identity, error) { return who, nil }
+
 func (anybody) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
 func (anybody) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }

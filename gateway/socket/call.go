@@ -118,6 +118,8 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 	h := c.hub
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.held = conn != nil // its reader flushes
+	defer func() { c.held = false }()
 	if c.retired {
 		return nil, failed(codeUnavailable, "the session has just expired; say hello again")
 	}
@@ -131,7 +133,7 @@ func (c *client) begin(conn *conn, t toolCall) (*call, *failure) {
 	if err := tool.Schema.Check(t.arguments); err != nil {
 		return nil, failureOf(err)
 	}
-	keeper, f := c.keeperOf(&t)
+	keeper, f := c.keeperOf(&t, conn)
 	if f != nil {
 		return nil, f
 	}
@@ -200,7 +202,7 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 			c.ack(k)
 			m := *k.result
 			m.FromCache = true
-			c.answer(m)
+			c.answer(&m)
 		}
 		return nil
 	}
@@ -226,7 +228,7 @@ func (c *client) repeat(k *call, conn *conn, hash uint64) *failure {
 
 // ack tells that a call was taken. c.mu is held.
 func (c *client) ack(k *call) {
-	c.answer(message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
+	c.answer(&message{Op: "call_tool_ack", RequestID: k.id, Name: k.name, Accepted: true, Timeout: max(time.Until(k.deadline), 0).Round(time.Millisecond).Seconds()})
 }
 
 // accept tells that the call was taken. client.mu is held.
@@ -349,7 +351,7 @@ func (k *call) chunk(ctx context.Context, text string) error {
 		k.streamed = true
 		room := c.waitRoom()
 		if room == nil {
-			c.answer(message{Op: "stream_chunk", RequestID: k.id, Chunk: text})
+			c.answer(&message{Op: "stream_chunk", RequestID: k.id, Chunk: text})
 			c.mu.Unlock()
 			return nil
 		}
@@ -383,16 +385,16 @@ func (k *call) finish(v verdict, order uint64) {
 		c.hub.count.cancelled.Add(1)
 	}
 	if k.streamed {
-		c.answer(message{Op: "stream_complete", RequestID: k.id, Truncated: k.truncated})
+		c.answer(&message{Op: "stream_complete", RequestID: k.id, Truncated: k.truncated})
 	}
 	if k.conn != nil && (order == 0 || c.conn != nil) { // what the cluster keeps, a client that is away is given when it comes back
 		first := m
 		first.FromInflight = k.moved && !k.cached
-		c.answer(first)
+		c.answer(&first)
 		for range k.joined {
 			more := m
 			more.FromInflight = !v.cancelled && !k.cached
-			c.answer(more)
+			c.answer(&more)
 		}
 	}
 	k.done.happen()

@@ -33,15 +33,15 @@ type client struct {
 	key      queue.ClientKey // its name in the cluster
 	who      auth.Identity
 	cred     auth.Credential
-	as       context.Context // for calls as its holder
+	self     context.Context // of callHere; nil until there was a call
 	conn     *conn           // nil while it is not connected
 	calls    map[string]*call
 	inFlight int
 	ended    []*call       // whose results are kept, the oldest first
 	queue    []frame       // that wait to be written
 	queued   int           // bytes of them
-	written  []frame       // the last that were written: a client may have missed them, and then says from where on
-	history  int           // bytes of them
+	held     bool          // whoever holds mu sees to their writing
+	written  history       // the last that were written: a client may have missed them, and then says from where on
 	seq      uint64        // of the last frame
 	room     chan struct{} // closed when there is room in the queue again; nil while nobody waits
 	since    time.Time     // when it was last connected
@@ -64,14 +64,26 @@ func newClient(h *Hub, key clientKey, who auth.Identity, cred auth.Credential) *
 func (c *client) renew(who auth.Identity, cred auth.Credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.who, c.cred, c.as, c.since = who, cred, c.hub.o.Access.As(c.hub.life, cred), time.Now()
+	c.who, c.cred, c.self, c.since = who, cred, nil, time.Now()
 }
 
-// caller returns who it is and by which credential.
-func (c *client) caller() (auth.Identity, auth.Credential) {
+// callHere returns a context for calls that go no further than this server: a token is not read again, but looked up. c.mu is held.
+func (c *client) callHere() context.Context {
+	switch {
+	case c.self != nil:
+	case c.who.TokenID != "":
+		c.self = c.hub.o.Access.AsCaller(c.hub.life, c.who)
+	default:
+		c.self = c.hub.o.Access.As(c.hub.life, c.cred)
+	}
+	return c.self
+}
+
+// caller returns who it is, by which credential, and as whose its calls are counted.
+func (c *client) caller() (who auth.Identity, cred auth.Credential, owner string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.who, c.cred
+	return c.who, c.cred, c.key.Owner
 }
 
 // retire reports whether it may be forgotten, and has it refuse everything from then on.
@@ -101,7 +113,7 @@ func (c *client) attach(conn *conn, has seen, opened *dispatch.Opened, ack []byt
 	c.conn = conn
 	var again []frame
 	if has.seq != nil {
-		for _, f := range c.written {
+		for f := range c.written.all {
 			if f.seq > *has.seq {
 				again = append(again, f)
 			}
@@ -160,7 +172,7 @@ func (c *client) detach(conn *conn) {
 		close(c.room)
 		c.room = nil
 	}
-	idle := len(c.calls) == 0 && len(c.queue) == 0 && len(c.written) == 0
+	idle := len(c.calls) == 0 && len(c.queue) == 0 && c.written.count == 0
 	c.mu.Unlock()
 	if idle {
 		c.hub.forget(c)
@@ -172,9 +184,17 @@ func (c *client) push(f frame) {
 	c.queue = append(c.queue, f)
 	c.queued += f.size()
 	c.hub.count.kept.Add(int64(f.size()))
-	if c.conn != nil {
+	if c.conn != nil && !c.held {
 		c.conn.startWriter()
 	}
+}
+
+// claim makes the caller the writer of what waits; nil when there is nothing to write, or somebody who does. c.mu is held.
+func (c *client) claim() *conn {
+	if c.conn == nil || !c.conn.mayWrite() {
+		return nil
+	}
+	return c.conn
 }
 
 // unqueue counts a frame out of the queue. c.mu is held.
@@ -183,8 +203,8 @@ func (c *client) unqueue(f *frame) {
 	c.hub.count.kept.Add(-int64(f.size()))
 }
 
-// answer queues a message that belongs to a call: it is written once, now or on a later connection. c.mu is held.
-func (c *client) answer(m message) {
+// answer numbers a message that belongs to a call, and queues it: it is written once, now or on a later connection. c.mu is held.
+func (c *client) answer(m *message) {
 	c.seq++
 	m.Seq = c.seq
 	c.push(frame{seq: c.seq, order: m.Order, call: m.RequestID, data: m.encode()})
@@ -214,14 +234,10 @@ func (c *client) waitRoom() <-chan struct{} {
 	return c.room
 }
 
-// next returns the frames to be written next on a connection; when there are none, its writer has ended. They stay in the queue.
-func (c *client) next(conn *conn) []frame {
+// next returns the frames to be written next, of which its writer knows that there are some. They stay in the queue.
+func (c *client) next() []frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.queue) == 0 || c.conn != conn {
-		conn.writing = false
-		return nil
-	}
 	n, size := 1, len(c.queue[0].data)
 	for n < len(c.queue) && n < maxBatchFrames && size+len(c.queue[n].data) <= maxBatchBytes {
 		size += len(c.queue[n].data)
@@ -230,20 +246,22 @@ func (c *client) next(conn *conn) []frame {
 	return c.queue[:n:n]
 }
 
-// wrote takes frames from the front of the queue: they were written. Those of calls are remembered for a while.
-func (c *client) wrote(batch []frame) {
+// wrote takes frames from the front of the queue: they were written on a connection. Those of calls are remembered for a while. more reports whether its
+// writer is to go on; when it is not, or could not write, it is the writer no longer.
+func (c *client) wrote(conn *conn, batch []frame, failed error) (more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	given := c.given
+	given, was := c.given, c.queued+c.written.bytes
 	for i := range batch {
-		f := c.queue[i]
+		f := &c.queue[i]
 		c.given = max(c.given, f.order)
-		c.queue[i] = frame{}
-		c.unqueue(&f)
+		c.queued -= f.size()
 		if f.seq != 0 {
-			c.remember(f)
+			c.written.remember(f)
 		}
+		*f = frame{}
 	}
+	c.hub.count.kept.Add(int64(c.queued + c.written.bytes - was))
 	switch {
 	case len(batch) < len(c.queue):
 		c.queue = c.queue[len(batch):]
@@ -257,36 +275,16 @@ func (c *client) wrote(batch []frame) {
 		c.hub.cluster.calls.Delivered(c.key, c.given, false)
 	}
 	c.makeRoom()
-}
-
-// Of the frames that were written last, so many are kept for a client that says what it saw last.
-const (
-	maxHistoryFrames = 256
-	maxHistoryBytes  = 1 << 20
-)
-
-// remember keeps a frame that was written. c.mu is held.
-func (c *client) remember(f frame) {
-	if f.size() > maxHistoryBytes {
-		c.dropHistory() // there must be no holes: what is behind the large one is of no use without it
-		return
+	if conn.closing = conn.closing || failed != nil; failed != nil || len(c.queue) == 0 {
+		conn.writing = false
 	}
-	c.written = append(c.written, f)
-	c.history += f.size()
-	c.hub.count.kept.Add(int64(f.size()))
-	for len(c.written) > maxHistoryFrames || c.history > maxHistoryBytes {
-		old := c.written[0]
-		c.written[0] = frame{}
-		c.written = c.written[1:]
-		c.history -= old.size()
-		c.hub.count.kept.Add(-int64(old.size()))
-	}
+	return conn.writing
 }
 
 // dropHistory forgets what was written. c.mu is held.
 func (c *client) dropHistory() {
-	c.hub.count.kept.Add(-int64(c.history))
-	c.written, c.history = nil, 0
+	c.hub.count.kept.Add(-int64(c.written.bytes))
+	c.written = history{}
 }
 
 // withdraw takes the frames of a call from the queue: its answer was fetched in another way. c.mu is held.

@@ -22,15 +22,20 @@ import (
 type conn struct {
 	hub    *Hub
 	ws     *websocket.Conn
-	out    *coalescer // beneath ws
+	in     *bufio.Reader // of ws; the reader's
+	out    *coalescer    // beneath ws
 	ip     string
-	tls    *tls.ConnectionState
+	tls    *tls.ConnectionState // until the hello
+	secure bool                 // it is TLS
 	client *client
 	start  time.Time
 
-	ping    *time.Timer
-	refused int       // frames refused in a row; the reader's
-	heard   time.Time // the read deadline that it set last
+	ping *time.Timer
+	// The reader's: what it reads, frames refused in a row, and the read deadline that it set last.
+	message io.LimitedReader
+	refused int
+	heard   time.Time
+	writeBy time.Time // the write deadline that was set last; the writer's
 
 	ending atomic.Pointer[ending]
 	kicked chan struct{} // closed with ending
@@ -61,7 +66,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.work.Done()
-	c := &conn{hub: h, ip: h.addressOf(r), tls: r.TLS, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
+	c := &conn{hub: h, ip: h.addressOf(r), tls: r.TLS, secure: r.TLS != nil, start: time.Now(), kicked: make(chan struct{}), gone: make(chan struct{})}
 	full := h.admit(c)
 	if full == nil {
 		if retry, ok := h.buckets.take(c.ip, ""); !ok {
@@ -83,7 +88,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the upgrader has answered
 	}
 	ws.SetReadLimit(0) // read has its own, which counts what decompression makes of a message
-	c.out = hijack.out
+	c.in, c.out = hijack.in, hijack.out
 	if !h.start(c, ws, full) {
 		_ = ws.Close()
 		h.dismiss(c)
@@ -127,6 +132,7 @@ func (h *Hub) mayRefuse(f *failure) bool {
 type hijacker struct {
 	http.ResponseWriter
 	batches *sync.Pool
+	in      *bufio.Reader
 	out     *coalescer
 }
 
@@ -136,8 +142,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil || rw.Reader.Buffered() > 0 { // the library refuses a client that does not wait for the answer
 		return conn, rw, err
 	}
-	h.out = &coalescer{Conn: conn, batches: h.batches}
-	return h.out, bufio.NewReadWriter(bufio.NewReaderSize(conn, readBufferBytes), rw.Writer), nil
+	h.in, h.out = bufio.NewReaderSize(conn, readBufferBytes), newCoalescer(conn, h.batches)
+	return h.out, bufio.NewReadWriter(h.in, rw.Writer), nil
 }
 
 // errTooLarge and errBinary are messages that are not read.
@@ -160,7 +166,9 @@ func (c *conn) read() (*bytes.Buffer, error) {
 		b = new(bytes.Buffer)
 	}
 	limit := int64(c.hub.o.Limits.FrameBytes)
-	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
+	c.message = io.LimitedReader{R: r, N: limit + 1}
+	n, err := b.ReadFrom(&c.message)
+	c.message.R = nil
 	if err == nil && n > limit {
 		err = errTooLarge
 	}
@@ -181,14 +189,17 @@ func (c *conn) give(b *bytes.Buffer) {
 	}
 }
 
-// inSteps is a time from now on, or up to an eighth of it later: what is in the same step is the same deadline, and needs not be set again.
-func inSteps(d time.Duration) time.Time {
-	step := max(d/8, 1)
-	return time.Now().Add(d).Truncate(step).Add(step)
+// within returns a deadline that is so far away, or up to an eighth farther: the one that there is, where it is, as that needs not be set again.
+func within(by time.Time, d time.Duration) time.Time {
+	now := time.Now()
+	if left := by.Sub(now); left >= d && left <= d+d/8 {
+		return by
+	}
+	return now.Add(d + d/8)
 }
 
 // alive notes that something came from the other side.
-func (c *conn) alive() { c.hear(inSteps((missedPings + 1) * c.hub.o.Limits.PingEvery)) }
+func (c *conn) alive() { c.hear(within(c.heard, (missedPings+1)*c.hub.o.Limits.PingEvery)) }
 
 // hear sets until when something must come. Only the reader's goroutine calls it.
 func (c *conn) hear(by time.Time) {
@@ -208,6 +219,8 @@ func (c *conn) serve() {
 		return
 	}
 	c.hub.o.Logger.Debug("client connected", "client", c.client.session, "address", c.ip)
+	c.tls = nil // it is large; a credential has it where that is needed
+	c.ws.SetCloseHandler(c.closed)
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	c.alive()
 	c.client.mu.Lock()
@@ -220,6 +233,7 @@ func (c *conn) serve() {
 // readAll handles messages until the connection is to end; code is 0 when there is nobody to tell.
 func (c *conn) readAll() (code int, reason string) {
 	for {
+		c.rest()
 		b, err := c.read()
 		if e := c.ending.Load(); e != nil {
 			return e.code, e.reason
@@ -230,6 +244,7 @@ func (c *conn) readAll() (code int, reason string) {
 		c.alive()
 		code, reason = c.handle(b.Bytes())
 		c.give(b)
+		c.flush()
 		if code != 0 {
 			return code, reason
 		}
@@ -285,38 +300,60 @@ func (c *conn) sendPing() {
 
 // startWriter makes sure that what waits is written. client.mu is held.
 func (c *conn) startWriter() {
+	if c.mayWrite() {
+		c.hub.pool.run(c.drain)
+	}
+}
+
+// mayWrite makes the caller the one who writes, if something waits and nobody does; drain ends that. client.mu is held.
+func (c *conn) mayWrite() bool {
 	if c.writing || c.closing || len(c.client.queue) == 0 {
-		return
+		return false
 	}
 	c.writing = true
 	c.writers.Add(1)
+	return true
+}
+
+// flush writes what the reader has queued, in its goroutine, which saves another one's being woken; not where that might have it wait, as it must hear
+// a cancel behind what it answers, nor where more has come in already, as that can be answered meanwhile.
+func (c *conn) flush() {
+	c.client.mu.Lock()
+	mine, bytes := c.mayWrite(), c.client.queued
+	c.client.mu.Unlock()
+	if !mine {
+		return
+	}
+	if bytes <= takenBytes && c.in.Buffered() == 0 && c.out.takes(bytes) && !c.writeSome() {
+		c.writers.Done()
+		return
+	}
 	c.hub.pool.run(c.drain)
 }
 
-// drain writes what waits, until nothing does. A frame that could not be written stays for the next connection.
+// drain writes what waits, until nothing does.
 func (c *conn) drain() {
 	defer c.writers.Done()
-	for {
-		batch := c.client.next(c)
-		if len(batch) == 0 {
-			return
-		}
-		n, err := c.writeAll(batch)
-		c.client.wrote(batch[:n])
-		if err != nil {
-			c.client.mu.Lock()
-			c.writing, c.closing = false, true
-			c.client.mu.Unlock()
-			c.kick(closeLimits, "the client does not take what is written to it", 0)
-			_ = c.ws.Close()
-			return
-		}
+	for c.writeSome() {
 	}
+}
+
+// writeSome writes what waits for longest; more reports whether something waits still, and the caller is its writer. A frame that could not be written
+// stays for the next connection.
+func (c *conn) writeSome() (more bool) {
+	batch := c.client.next()
+	n, err := c.writeAll(batch)
+	more = c.client.wrote(c, batch[:n], err)
+	if err != nil {
+		c.kick(closeLimits, "the client does not take what is written to it", 0)
+		_ = c.ws.Close()
+	}
+	return more
 }
 
 // writeAll writes messages at once, and returns how many were written whole.
 func (c *conn) writeAll(batch []frame) (n int, err error) {
-	if len(batch) == 1 {
+	if len(batch) == 1 && len(batch[0].data) >= compressMinBytes { // it need not be held back, which copies it
 		if err := c.write(batch[0].data); err != nil {
 			return 0, err
 		}
@@ -325,10 +362,15 @@ func (c *conn) writeAll(batch []frame) (n int, err error) {
 	c.boundWrite()
 	c.out.hold()
 	for _, f := range batch {
-		if err = c.send(f.data); err != nil {
+		if len(f.data) < compressMinBytes {
+			c.hub.count.wrote(f.data)
+			err = c.out.text(f.data)
+		} else if err = c.send(f.data); err == nil {
+			c.out.mark()
+		}
+		if err != nil {
 			break
 		}
-		c.out.mark()
 	}
 	n, lost := c.out.release()
 	return n, errors.Join(err, lost)
@@ -342,19 +384,27 @@ func (c *conn) write(data []byte) error {
 
 // boundWrite sets until when what is written next must be taken.
 func (c *conn) boundWrite() {
-	by := inSteps(c.hub.o.Limits.WriteTimeout)
+	c.writeBy = within(c.writeBy, c.hub.o.Limits.WriteTimeout)
+	by := c.writeBy
 	if e := c.ending.Load(); e != nil && e.by.Before(by) {
 		by = e.by
 	}
 	_ = c.ws.SetWriteDeadline(by)
+	_ = c.out.SetWriteDeadline(by)
 }
 
 // send writes one message within that time.
 func (c *conn) send(data []byte) error {
 	c.ws.EnableWriteCompression(len(data) >= compressMinBytes)
-	c.hub.count.framesOut.Add(1)
-	c.hub.count.out.Add(uint64(len(data)))
+	c.hub.count.wrote(data)
 	return c.ws.WriteMessage(websocket.TextMessage, data)
+}
+
+// closed answers a close of the other side, as the library would; nothing is written behind it.
+func (c *conn) closed(code int, _ string) error {
+	c.out.shutText()
+	_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Now().Add(closeGrace)) // the reader ends in any case
+	return nil
 }
 
 // kick has the connection end; what waits may be written for so long. The first reason counts.

@@ -47,16 +47,16 @@ type replicated struct {
 }
 
 // keeperOf says who keeps a call. c.mu is held.
-func (c *client) keeperOf(t *toolCall) (keeper, *failure) {
+func (c *client) keeperOf(t *toolCall, conn *conn) (keeper, *failure) {
 	h := c.hub
 	durable := h.cluster != nil && h.o.Durable
-	if t.durable != nil {
-		durable = *t.durable
+	if t.durable != unsaid {
+		durable = t.durable == said
 	}
 	switch {
 	case durable && h.cluster == nil:
 		return nil, invalid("durable", "is true, and this server keeps no calls in the cluster")
-	case !durable && h.cluster != nil:
+	case !durable && h.cluster != nil && (c.inCluster || conn == nil): // a connection has asked the cluster, or its session was made here
 		if row := h.cluster.calls.Find(queue.Key{Owner: c.key.Owner, Session: c.session, RequestID: t.id}); row != nil && !row.Anew() {
 			durable = true // the cluster has it already
 		}
@@ -289,7 +289,7 @@ func (c *client) Ended(r dispatch.Result) {
 	default: // it was missed, or made elsewhere
 		m := v.message(r.Call.RequestID)
 		m.Order = r.Call.Order
-		c.answer(m)
+		c.answer(&m)
 	}
 }
 
@@ -302,7 +302,8 @@ func (k *call) conclude(m message, v *verdict) {
 	if k.conn != nil {
 		m.Order = 0 // it stands outside of the order
 		for range k.joined + 1 {
-			c.answer(m)
+			told := m
+			c.answer(&told)
 		}
 	}
 	k.done.happen()

@@ -54,6 +54,15 @@ func (d *door) Identify(c auth.Credential) (auth.Identity, error) {
 	return id, nil
 }
 
+func (d *door) Recheck(who auth.Identity) (auth.Identity, error) {
+	for token, id := range holders {
+		if id == who {
+			return d.Identify(auth.Credential{Token: token})
+		}
+	}
+	return auth.Identity{}, fault.New(fault.Unauthenticated, "token: is unknown here")
+}
+
 func (d *door) As(ctx context.Context, c auth.Credential) context.Context { return ctx }
 
 func (d *door) AsCaller(ctx context.Context, who auth.Identity) context.Context { return ctx }
@@ -64,7 +73,7 @@ func (d *door) revoke(token string) {
 	d.revoked = map[string]bool{token: true}
 }
 
-// bench are tools for tests: echo answers at once; hold until the test lets it go or it is cancelled; fail with a kind; panic; big.
+// bench are tools for tests: echo answers at once; so does now, which need not wait to begin unless its key says so: full as long as that is held; hold until the test lets it go or it is cancelled; fail with a kind; panic; big.
 type bench struct {
 	*tools.Set
 	mu      sync.Mutex
@@ -81,8 +90,8 @@ func newBench() *bench {
 
 func (b *bench) Find(name string) (*tools.Tool, bool) {
 	switch name {
-	case "echo", "hold", "fail", "panic", "big", "stream":
-		return &tools.Tool{Name: name, ReadOnly: b.reads, Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
+	case "echo", "hold", "fail", "panic", "big", "stream", "now":
+		return &tools.Tool{Name: name, ReadOnly: b.reads || name == "now", AtOnce: name == "now", Schema: &tools.Schema{Type: "object", Values: &tools.Schema{Type: "string"}}}, true
 	}
 	return b.Set.Find(name)
 }
@@ -102,11 +111,27 @@ func (b *bench) Call(ctx context.Context, t *tools.Tool, c tools.Call) ([]tools.
 	if err := json.Unmarshal(c.Arguments, &a); err != nil {
 		return nil, err
 	}
+	if c.AtOnce && a["key"] == "full" {
+		return nil, tools.ErrWouldWait
+	}
 	b.mu.Lock()
 	b.runs[a["key"]]++
 	b.effects[c.ID] = true
 	b.mu.Unlock()
 	switch t.Name {
+	case "now":
+		if a["key"] == "broken" {
+			panic("a defect")
+		}
+		if a["key"] != "full" {
+			break
+		}
+		select {
+		case <-b.gate("full"):
+		case <-ctx.Done():
+			b.ended <- context.Cause(ctx)
+			return nil, ctx.Err()
+		}
 	case "hold":
 		c.Progress("holding")
 		select {

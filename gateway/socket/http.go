@@ -179,7 +179,8 @@ func (h *Hub) body(w http.ResponseWriter, r *http.Request, a *asked) *failure {
 	case err != nil:
 		return failed(codeInvalidRequest, "the message could not be read")
 	}
-	if a.request, err = parse(data); err != nil {
+	a.request = &request{words: h.words}
+	if err := a.parse(data); err != nil {
 		return failed(codeInvalidRequest, err.Error())
 	}
 	return nil

@@ -24,6 +24,8 @@ import (
 type Access interface {
 	// Identify says who shows a credential; its errors are of kind fault.Unauthenticated.
 	Identify(c auth.Credential) (auth.Identity, error)
+	// Recheck says who somebody is now that showed a token before, which has a TokenID; its errors are of kind fault.Unauthenticated: the token is gone.
+	Recheck(who auth.Identity) (auth.Identity, error)
 	// As returns a context for calls as the holder of a credential.
 	As(ctx context.Context, c auth.Credential) context.Context
 	// AsCaller is As for somebody who was identified before, at this server or another.
@@ -63,6 +65,8 @@ type Hub struct {
 	tools    []toolInfo // as list_tools shows them
 	upgrader websocket.Upgrader
 	receive  sync.Pool // of *bytes.Buffer
+	requests sync.Pool // of *request
+	words    words
 	batches  sync.Pool // of *batch
 	buckets  *buckets
 
@@ -99,6 +103,12 @@ type counters struct {
 	framesIn, framesOut, bytesIn, out atomic.Uint64
 }
 
+// wrote counts a message out.
+func (n *counters) wrote(data []byte) {
+	n.framesOut.Add(1)
+	n.out.Add(uint64(len(data)))
+}
+
 // New makes a hub. Sweep should be running; Close ends it.
 func New(o Options) *Hub {
 	h := &Hub{
@@ -112,12 +122,14 @@ func New(o Options) *Hub {
 			refuse(w, status, failed(codeInvalidRequest, reason.Error()))
 		},
 	}
+	h.words = newWords()
 	for _, t := range o.Tools.List() {
 		schema, err := t.Schema.MarshalJSON()
 		if err != nil {
 			panic("tool " + t.Name + ": " + err.Error()) // a defect of the program, found by its first test
 		}
 		h.tools = append(h.tools, toolInfo{t.Name, t.Description, schema})
+		h.words.add(t.Name)
 	}
 	h.life, h.end = context.WithCancelCause(context.Background())
 	h.worker, h.memory = worker{o.Tools, o.Limits.ResultBytes, o.Logger}, &memory{h}

@@ -34,7 +34,8 @@ func (c *conn) handshake() bool {
 		c.refuseHello(code, reason, "missing_hello")
 		return false
 	}
-	r, err := parse(bytes.Clone(b.Bytes()))
+	r := &request{words: c.hub.words}
+	err = r.parse(bytes.Clone(b.Bytes()))
 	c.give(b)
 	switch {
 	case err != nil:
@@ -70,12 +71,14 @@ func (c *conn) refuseHello(code int, reason, word string) {
 
 // credential reads who says hello.
 func (h *Hub) credential(r *request, c *conn) (auth.Credential, auth.Identity, error) {
-	cred := auth.Credential{TLS: c.tls}
+	var cred auth.Credential
 	token, f := r.text("token", maxTokenBytes)
 	if f != nil {
 		return cred, auth.Identity{}, errors.New(f.Message)
 	}
-	cred.Token = token
+	if cred.Token = token; token == "" { // a certificate may say who calls
+		cred.TLS = c.tls
+	}
 	who, err := h.o.Access.Identify(cred)
 	return cred, who, err
 }
@@ -132,8 +135,9 @@ const takeoverPatience = 250 * time.Millisecond
 
 // handle does what one message asks for. A code other than 0 ends the connection.
 func (c *conn) handle(data []byte) (code int, reason string) {
-	r, err := parse(data)
-	if err != nil {
+	r := c.hub.borrowRequest()
+	defer c.hub.returnRequest(r)
+	if err := r.parse(data); err != nil {
 		c.hub.count.malformed.Add(1)
 		c.say(message{Op: "error", Error: failed(codeInvalidRequest, err.Error())})
 		return closeBadJSON, err.Error()
@@ -224,8 +228,8 @@ func (c *conn) say(m message) {
 
 // pace takes a token of every bucket that the caller drinks from.
 func (c *conn) pace() *failure {
-	who, _ := c.client.caller()
-	if retry, ok := c.hub.buckets.take(c.ip, ownerOf(who)); !ok {
+	_, _, owner := c.client.caller()
+	if retry, ok := c.hub.buckets.take(c.ip, owner); !ok {
 		return tooFast(retry)
 	}
 	return nil
@@ -240,8 +244,14 @@ func (c *conn) callTool(r *request) *failure {
 		return f
 	}
 	// A token that was revoked since the hello gets nothing any more, kept results neither.
-	_, cred := c.client.caller()
-	if _, err := c.hub.o.Access.Identify(cred); err != nil {
+	who, cred, _ := c.client.caller()
+	var err error
+	if who.TokenID != "" {
+		_, err = c.hub.o.Access.Recheck(who)
+	} else {
+		_, err = c.hub.o.Access.Identify(cred)
+	}
+	if err != nil {
 		return failureOf(err)
 	}
 	_, f = c.client.begin(c, t)
@@ -264,7 +274,7 @@ func (c *conn) rotate(r *request) *failure {
 	case token == "":
 		return invalid("new", "is missing; give the token to go on with")
 	}
-	_, cred := c.client.caller()
+	_, cred, _ := c.client.caller()
 	if subtle.ConstantTimeCompare([]byte(was), []byte(cred.Token)) != 1 {
 		return failed(codeUnauthorized, "old: is not the token of this session")
 	}

@@ -18,11 +18,58 @@ type request struct {
 	op     string
 	id     string // request_id; empty when there is none, or it is wrong
 	fields []field
+	words  words
+}
+
+// words are texts that are said so often that nobody needs one of their own. It is made once, and then only read.
+type words map[string]string
+
+// newWords returns those of the protocol.
+func newWords() words {
+	w := words{}
+	for op := range answers {
+		w.add(op)
+	}
+	for _, p := range priorities {
+		w.add(p)
+	}
+	return w
+}
+
+func (w words) add(s string) { w[s] = s }
+
+// text returns bytes as a text.
+func (w words) text(b []byte) string {
+	if s, ok := w[string(b)]; ok {
+		return s
+	}
+	return string(b)
 }
 
 type field struct {
 	name  []byte
 	value json.RawMessage
+}
+
+// keepFields is how many fields a request that is used again has room for.
+const keepFields = 16
+
+// borrowRequest returns an empty request, until returnRequest.
+func (h *Hub) borrowRequest() *request {
+	if r, ok := h.requests.Get().(*request); ok {
+		return r
+	}
+	return &request{words: h.words}
+}
+
+// returnRequest takes one back: nothing of it may be used any more but its texts.
+func (h *Hub) returnRequest(r *request) {
+	if cap(r.fields) > keepFields {
+		return
+	}
+	clear(r.fields)
+	r.op, r.id, r.fields = "", "", r.fields[:0]
+	h.requests.Put(r)
 }
 
 // field returns a field, nil where there is none. Of two with one name the last one counts.
@@ -40,55 +87,53 @@ type errEnvelope struct{ why string }
 
 func (e *errEnvelope) Error() string { return e.why }
 
-// parse reads the envelope: one JSON object in UTF-8, not too deep, with an op. What it returns is good as long as data is.
-func parse(data []byte) (*request, error) {
+// parse reads the envelope: one JSON object in UTF-8, not too deep, with an op. What it holds then is good as long as data is.
+func (r *request) parse(data []byte) error {
 	switch {
 	case !utf8.Valid(data):
-		return nil, &errEnvelope{"the frame is not UTF-8"}
+		return &errEnvelope{"the frame is not UTF-8"}
 	case nesting(data) > maxNesting:
-		return nil, &errEnvelope{fmt.Sprintf("the frame nests deeper than %d", maxNesting)}
+		return &errEnvelope{fmt.Sprintf("the frame nests deeper than %d", maxNesting)}
 	}
 	if !json.Valid(data) {
 		var v json.RawMessage
-		return nil, &errEnvelope{fmt.Sprintf("the frame is not JSON: %v", json.Unmarshal(data, &v))}
+		return &errEnvelope{fmt.Sprintf("the frame is not JSON: %v", json.Unmarshal(data, &v))}
 	}
-	r := &request{}
 	var isObject bool
-	if r.fields, isObject = fieldsOf(data); !isObject {
-		return nil, &errEnvelope{"the frame is not a JSON object"}
+	if r.fields, isObject = appendFields(r.fields[:0], data); !isObject {
+		return &errEnvelope{"the frame is not a JSON object"}
 	}
 	r.op, _ = r.text("op", len(data))
 	if id, f := r.text("request_id", maxRequestIDBytes); f == nil && printable(id) {
 		r.id = id
 	}
-	return r, nil
+	return nil
 }
 
-// fieldsOf returns the fields of valid JSON, as parts of it, when that is an object.
-func fieldsOf(data []byte) (fields []field, isObject bool) {
+// appendFields adds the fields of valid JSON, as parts of it, when that is an object.
+func appendFields(to []field, data []byte) (fields []field, isObject bool) {
 	data = skipSpace(data)
 	if data[0] != '{' {
-		return nil, false
+		return to, false
 	}
-	fields = make([]field, 0, 8)
 	rest := skipSpace(data[1:])
 	for rest[0] != '}' {
 		end := endOf(rest)
 		name := rest[1 : end-1]
 		if bytes.IndexByte(name, '\\') >= 0 {
-			s, _ := unquote(rest[:end])
+			s, _ := unquote(rest[:end], nil)
 			name = []byte(s)
 		}
 		rest = skipSpace(rest[end:])
 		rest = skipSpace(rest[1:]) // behind the colon
 		end = endOf(rest)
-		fields = append(fields, field{name, json.RawMessage(rest[:end:end])})
+		to = append(to, field{name, json.RawMessage(rest[:end:end])})
 		rest = skipSpace(rest[end:])
 		if rest[0] == ',' {
 			rest = skipSpace(rest[1:])
 		}
 	}
-	return fields, true
+	return to, true
 }
 
 // skipSpace returns valid JSON from where it means something.
@@ -129,12 +174,12 @@ func endOf(data []byte) int {
 }
 
 // unquote reads a string of valid JSON in UTF-8; anything else is none.
-func unquote(raw []byte) (s string, isString bool) {
+func unquote(raw []byte, known words) (s string, isString bool) {
 	if raw[0] != '"' {
 		return "", false
 	}
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return string(raw[1 : len(raw)-1]), true
+		return known.text(raw[1 : len(raw)-1]), true
 	}
 	return s, json.Unmarshal(raw, &s) == nil
 }
@@ -177,7 +222,7 @@ func (r *request) text(field string, maxBytes int) (string, *failure) {
 	if isNull(raw) {
 		return "", nil
 	}
-	s, isString := unquote(raw)
+	s, isString := unquote(raw, r.words)
 	if !isString {
 		return "", invalid(field, "is not a string")
 	}
@@ -209,10 +254,25 @@ type toolCall struct {
 	id, name, priority string
 	arguments          json.RawMessage
 	timeout            time.Duration // 0 for none given
-	durable            *bool         // nil where it is not said
-	key                string        // calls with one run one after the other
-	tool               *tools.Tool   // once it was found
+	durable            choice
+	key                string      // calls with one run one after the other
+	tool               *tools.Tool // once it was found
 }
+
+// choice is something that a client may leave open.
+type choice byte
+
+const (
+	unsaid choice = iota
+	said
+	denied
+)
+
+// nothing is the arguments of calls that have none. It is never changed.
+var nothing = json.RawMessage("{}")
+
+// priorities are those that a call may have.
+var priorities = [...]string{"critical", "high", "normal", "low"}
 
 // orderKey is the key that the call names, or else the conversation that it belongs to.
 func (t *toolCall) orderKey() string {
@@ -233,8 +293,11 @@ func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
 	if c.name == "" {
 		return c, invalid("name", "is missing; list_tools tells the names")
 	}
-	if c.arguments = slices.Clone(r.field("arguments")); isNull(c.arguments) {
-		c.arguments = json.RawMessage("{}")
+	switch raw := r.field("arguments"); {
+	case isNull(raw), bytes.Equal(raw, nothing):
+		c.arguments = nothing
+	default:
+		c.arguments = slices.Clone(raw) // the call outlives the message
 	}
 	switch {
 	case len(c.arguments) > l.ArgumentBytes:
@@ -245,15 +308,17 @@ func (r *request) toolCall(l *Limits) (c toolCall, f *failure) {
 	if c.priority, f = r.text("priority", maxRequestIDBytes); f != nil {
 		return c, f
 	}
-	switch c.priority {
-	case "", "critical", "high", "normal", "low":
-	default:
+	if c.priority != "" && !slices.Contains(priorities[:], c.priority) {
 		return c, invalid("priority", "is not one of critical, high, normal, low")
 	}
-	if raw := r.field("durable"); !isNull(raw) {
-		if err := json.Unmarshal(raw, &c.durable); err != nil {
-			return c, invalid("durable", "is not true or false")
-		}
+	switch raw := r.field("durable"); {
+	case isNull(raw):
+	case string(raw) == "true":
+		c.durable = said
+	case string(raw) == "false":
+		c.durable = denied
+	default:
+		return c, invalid("durable", "is not true or false")
 	}
 	if c.key, f = r.text("key", maxRequestIDBytes); f != nil {
 		return c, f

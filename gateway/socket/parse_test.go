@@ -17,7 +17,8 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := parse(data)
+		r := &request{words: newWords()}
+		err := r.parse(data)
 		var want map[string]json.RawMessage
 		if broken := json.Unmarshal(data, &want); broken != nil || want == nil || !utf8.Valid(data) || nesting(data) > maxNesting {
 			if err == nil {

@@ -48,6 +48,20 @@ type worker struct {
 // do runs a tool until it ends or ctx does. since is when its client began to wait.
 func (w *worker) do(ctx context.Context, tool *tools.Tool, c tools.Call, since time.Time) verdict {
 	outputs, err := w.protected(ctx, tool, c)
+	return w.judge(ctx, tool, outputs, err, since)
+}
+
+// try is do for a call that is to be made at once; begun is false when it would have to wait, and nothing was done.
+func (w *worker) try(ctx context.Context, tool *tools.Tool, c tools.Call, since time.Time) (v verdict, begun bool) {
+	outputs, err := w.protected(ctx, tool, c)
+	if errors.Is(err, tools.ErrWouldWait) {
+		return v, false
+	}
+	return w.judge(ctx, tool, outputs, err, since), true
+}
+
+// judge says how the work of a tool came out.
+func (w *worker) judge(ctx context.Context, tool *tools.Tool, outputs []tools.Output, err error, since time.Time) verdict {
 	size := 0
 	for _, o := range outputs {
 		size += len(o.Text)

@@ -122,7 +122,7 @@ func runChat(ctx context.Context, api api, c *Call) ([]Output, error) {
 
 func listModelsTool() Tool {
 	return Tool{
-		Name: "list_models", ReadOnly: true,
+		Name: "list_models", ReadOnly: true, AtOnce: true,
 		Description: "List the language models that chat can ask, with their providers and prices (US dollars for a million tokens), as JSON.",
 		Schema:      object(nil, map[string]*Schema{}),
 		run: func(ctx context.Context, api api, _ *Call) ([]Output, error) {

@@ -23,6 +23,9 @@ import (
 // ErrCancelled is the cause of a context whose caller wants the call undone as far as it can be, rather than not to wait for it.
 var ErrCancelled = errors.New("the caller cancelled the call")
 
+// ErrWouldWait is returned for calls that were to be made at once and would have to wait before they are begun.
+var ErrWouldWait = errors.New("the call would have to wait")
+
 // Call is one call of a tool.
 type Call struct {
 	// ID names the call: calls with one ID have one effect. A call without gets one of its own, unless its tool is ReadOnly.
@@ -35,6 +38,9 @@ type Call struct {
 	Progress func(message string)
 	// Origin is where the call came from, for whoever observes it.
 	Origin Origin
+	// AtOnce has the call refused with ErrWouldWait, and nothing done, where it could not be begun without waiting for something. It is for tools that
+	// are AtOnce.
+	AtOnce bool
 	// Chunk takes a part of an answer that is on its way; nil where nobody does. It waits for a slow reader.
 	Chunk func(ctx context.Context, text string) error
 }
@@ -44,7 +50,8 @@ type Origin = recorder.Origin
 
 // Observer is told of each call.
 type Observer interface {
-	// Begin may give a call a context of its own, or refuse it before anything is done, with a fault.
+	// Begin may give a call a context of its own, or refuse it before anything is done, with a fault. It does not wait with a context that has
+	// ended, which is all that it is given for a call that is to be made at once.
 	Begin(ctx context.Context, t *Tool, c *Call) (context.Context, error)
 	// End is told how it ended, before the caller is.
 	End(ctx context.Context, t *Tool, c *Call, began time.Time, out []Output, err error)
@@ -70,6 +77,9 @@ type Tool struct {
 	Schema      *Schema
 	// ReadOnly tools change nothing; Destructive ones end or move something that somebody may be using.
 	ReadOnly, Destructive bool
+	// AtOnce tools answer from what this server has in memory: they wait for nothing, neither on another server nor on whoever reads the answer. They
+	// are ReadOnly and do not ask models.
+	AtOnce bool
 	// AsksModels: what fails is most often a provider elsewhere, and not the cluster.
 	AsksModels bool
 	// OrderKey is by what calls of the tool run one after the other, in the order in which they were made: those with the same key. nil, or an empty key, is
@@ -95,7 +105,8 @@ type Set struct {
 	api      api
 	list     []Tool
 	byName   map[string]*Tool
-	observer Observer // nil for nobody
+	observer Observer        // nil for nobody
+	ended    context.Context // one that has ended, for what is not to wait
 }
 
 // api is the public API as tools call it.
@@ -132,7 +143,9 @@ func (s *Set) Find(name string) (*Tool, bool) {
 // Observed returns the same tools, of whose calls an observer is told.
 func (s *Set) Observed(o Observer) *Set {
 	observed := *s
-	observed.observer = o
+	ended, end := context.WithCancel(context.Background())
+	end()
+	observed.observer, observed.ended = o, ended
 	return &observed
 }
 
@@ -145,7 +158,11 @@ func (s *Set) Call(ctx context.Context, t *Tool, c Call) (out []Output, err erro
 		return s.call(ctx, t, &c)
 	}
 	began := time.Now()
-	if ctx, err = s.observer.Begin(ctx, t, &c); err != nil {
+	if c.AtOnce {
+		if _, err = s.observer.Begin(s.ended, t, &c); err != nil {
+			return nil, ErrWouldWait
+		}
+	} else if ctx, err = s.observer.Begin(ctx, t, &c); err != nil {
 		return nil, err
 	}
 	err = errPanicked
@@ -240,8 +257,11 @@ func (r *repeating) Invoke(ctx context.Context, method string, args, reply any, 
 	pause, since := againFirst, start
 	for ; ; start = time.Now() {
 		err := r.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
+		if err == nil || once {
+			return err
+		}
 		f := fault.As(client.Fault(err))
-		if err == nil || once || f == nil || f.Kind != fault.Unavailable && f.Kind != fault.Aborted || ctx.Err() != nil {
+		if f == nil || f.Kind != fault.Unavailable && f.Kind != fault.Aborted || ctx.Err() != nil {
 			return err
 		}
 		if time.Since(start) > againFor/2 { // it waited long for something before it broke: another trouble than before

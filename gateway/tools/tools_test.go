@@ -234,3 +234,48 @@ func TestCancellingAMove(t *testing.T) {
 		t.Errorf("then asked %v", api.requests[1])
 	}
 }
+
+// full is an observer without room: who may wait, waits until there is.
+type full struct {
+	room  chan struct{}
+	ended int
+}
+
+func (f *full) Begin(ctx context.Context, _ *Tool, _ *Call) (context.Context, error) {
+	select {
+	case <-f.room:
+		return ctx, nil
+	default:
+	}
+	select {
+	case <-f.room:
+		return ctx, nil
+	case <-ctx.Done():
+		return ctx, fault.New(fault.Timeout, "there is no room")
+	}
+}
+
+func (f *full) End(context.Context, *Tool, *Call, time.Time, []Output, error) { f.ended++ }
+
+// What is to be done at once is not begun where its observer would have it wait, and nothing was done then.
+func TestCallsAtOnce(t *testing.T) {
+	api := &fakeAPI{answer: func(ctx context.Context, _ string, _ int) (proto.Message, error) {
+		return &apiv1.ListModelsResponse{}, ctx.Err()
+	}}
+	f := &full{room: make(chan struct{})}
+	set := New(api).Observed(f)
+	tool, _ := set.Find("list_models")
+	call := Call{Arguments: json.RawMessage("{}"), AtOnce: true}
+	if out, err := set.Call(t.Context(), tool, call); !errors.Is(err, ErrWouldWait) || out != nil || len(api.requests) != 0 || f.ended != 0 {
+		t.Fatalf("%v, %v; %d requests, %d ends", out, err, len(api.requests), f.ended)
+	}
+	close(f.room)
+	if out, err := set.Call(t.Context(), tool, call); err != nil || len(out) != 1 || len(api.requests) != 1 || f.ended != 1 {
+		t.Errorf("%v, %v; %d requests, %d ends", out, err, len(api.requests), f.ended)
+	}
+	for _, tool := range set.List() {
+		if tool.AtOnce && (!tool.ReadOnly || tool.AsksModels || tool.OrderKey != nil) {
+			t.Errorf("%s changes something, or asks models, and is made where it is read", tool.Name)
+		}
+	}
+}

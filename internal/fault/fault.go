@@ -73,6 +73,9 @@ func (e *Error) WithField(f string) *Error { e.Field = f; return e }
 
 // As returns the first Error in the chain, nil when there is none.
 func As(err error) *Error {
+	if err == nil { // as most often: errors.As has its target allocated
+		return nil
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return e

@@ -97,7 +97,7 @@ func command() *cobra.Command {
 	p.IntVar(&f.Sessions, "sessions", 1_000_000, "state: how many sessions")
 	p.IntVar(&f.Kills, "kills", 30, "failover: how often to kill the leader")
 	p.DurationVar(&f.Stability, "stability", 10*time.Minute, "stability: how long")
-	p.StringVar(&f.Only, "only", "", "send, spawn, nodes: measure only the cases whose name holds this")
+	p.StringVar(&f.Only, "only", "", "send, spawn, calls, nodes: measure only the cases whose name holds this")
 	p.StringVar(&f.Profiles, "profiles", "", "write processor profiles of instrumented servers to this directory; the figures are not comparable then")
 	p.BoolVar(&f.quick, "quick", false, "one short run of everything small, to see that it works")
 
