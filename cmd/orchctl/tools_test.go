@@ -80,6 +80,8 @@ func (p porter) Identify(c auth.Credential) (auth.Identity, error) {
 	return auth.Identity{Name: "somebody", Role: auth.Client}, nil
 }
 
+func (porter) Recheck(who auth.Identity) (auth.Identity, error) { return who, nil }
+
 func (porter) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
 func (porter) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }
