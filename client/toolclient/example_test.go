@@ -95,6 +95,8 @@ func (anybody) Identify(auth.Credential) (auth.Identity, error) {
 
 func (anybody) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
+func (anybody) Recheck(who auth.Identity) (auth.Identity, error) { return who, nil }
+
 func (anybody) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }
 
 // example is a gateway on a port.

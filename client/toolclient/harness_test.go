@@ -57,6 +57,13 @@ func (d door) Recheck(who auth.Identity) (auth.Identity, error) {
 
 func (door) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
+func (d door) Recheck(who auth.Identity) (auth.Identity, error) {
+	if who.TokenID == "a2" {
+		return d.Identify(auth.Credential{Token: otherToken})
+	}
+	return d.Identify(auth.Credential{Token: goodToken})
+}
+
 func (door) AsCaller(ctx context.Context, _ auth.Identity) context.Context { return ctx }
 
 // ledger is what the tools of all servers have done: an effect has one idempotency key, as in the cluster, and one answer.
