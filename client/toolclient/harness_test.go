@@ -50,11 +50,6 @@ func (d door) Identify(c auth.Credential) (auth.Identity, error) {
 	return auth.Identity{}, fault.New(fault.Unauthenticated, "token: is unknown here")
 }
 
-// Recheck knows the tokens by their ids.
-func (d door) Recheck(who auth.Identity) (auth.Identity, error) {
-	return d.Identify(auth.Credential{Token: map[string]string{"a1": goodToken, "a2": otherToken}[who.TokenID]})
-}
-
 func (door) As(ctx context.Context, _ auth.Credential) context.Context { return ctx }
 
 func (d door) Recheck(who auth.Identity) (auth.Identity, error) {
