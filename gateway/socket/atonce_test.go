@@ -68,7 +68,9 @@ func TestCallsThatWouldWait(t *testing.T) {
 
 // Who does not read what it is answered is still heard: its answers wait in the queue, and the reader does not wait with them.
 func TestACancelIsHeardBehindAnswersThatNobodyReads(t *testing.T) {
-	w := start(t, func(o *Options) { o.Limits.QueueFrames, o.Limits.QueueBytes, o.Limits.KeptCalls, o.Limits.WriteTimeout = 1<<20, 1<<30, 1<<20, time.Minute })
+	w := start(t, func(o *Options) {
+		o.Limits.QueueFrames, o.Limits.QueueBytes, o.Limits.KeptCalls, o.Limits.WriteTimeout = 1<<20, 1<<30, 1<<20, time.Minute
+	})
 	p := w.hello("alice", "")
 	noise := make([]byte, 2250) // which no compression makes small
 	_, _ = rand.Read(noise)
