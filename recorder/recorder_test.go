@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +34,7 @@ type fakeSink struct {
 	away   bool
 	lose   bool // it keeps a batch, and its answer is lost
 	writes int
+	takes  time.Duration // each write
 	wrote  chan struct{} // gets a token with each write, when there is room
 	pruned atomic.Int64
 }
@@ -42,6 +44,9 @@ func newFakeSink() *fakeSink {
 }
 
 func (s *fakeSink) Write(_ context.Context, batch []recorder.Interaction) (added int, err error) {
+	if s.takes > 0 {
+		time.Sleep(s.takes)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
@@ -310,27 +315,50 @@ func TestReleaseEndsTheWait(t *testing.T) {
 
 // The shipper sends a few thousand a second, and not each record by itself, while there is room.
 func TestTheShipperRests(t *testing.T) {
-	sink := newFakeSink()
-	r := serve(t, config(t.TempDir()), sink, nil)
-	began := time.Now()
-	const count = 3000
-	for n := range count {
-		if err := r.Record(call(fmt.Sprint(n))); err != nil {
-			t.Fatal(err)
-		}
-		if n%100 == 0 {
-			if err := r.Flush(within(t)); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &pacedSink{fakeSink: newFakeSink()}
+		sink.takes = 30 * time.Millisecond
+		r := serve(t, config(t.TempDir()), sink, nil)
+		for n := range 10_000 {
+			if err := r.Record(call(fmt.Sprint(n))); err != nil {
 				t.Fatal(err)
 			}
+			if n == 200 { // a small batch, too
+				if err := r.Drain(within(t)); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
+		if err := r.Drain(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		for n, w := range sink.log[:len(sink.log)-1] {
+			want := max(min(time.Duration(w.records)*time.Second/5200, 12*sink.takes), 50*time.Millisecond)
+			if got := sink.log[n+1].begun.Sub(w.begun); got < want*9/10 || got > want { // a spool that is not quite empty makes it a little shorter
+				t.Errorf("write %d of %d: %d records, and %s until the next; want %s", n+1, len(sink.log), w.records, got, want)
+			}
+		}
+		if len(sink.log) < 4 {
+			t.Errorf("%d writes", len(sink.log))
+		}
+	})
+}
+
+// pacedSink notes when it was written to.
+type pacedSink struct {
+	*fakeSink
+	log []struct {
+		begun   time.Time
+		records int
 	}
-	if err := r.Drain(within(t)); err != nil {
-		t.Fatal(err)
-	}
-	took := time.Since(began)
-	if took < count*time.Second/7000-200*time.Millisecond || sink.writes > int(2+took/(40*time.Millisecond)) {
-		t.Errorf("%d records in %d writes in %s", count, sink.writes, took)
-	}
+}
+
+func (s *pacedSink) Write(ctx context.Context, batch []recorder.Interaction) (int, error) {
+	s.log = append(s.log, struct {
+		begun   time.Time
+		records int
+	}{time.Now(), len(batch)})
+	return s.fakeSink.Write(ctx, batch)
 }
 
 func TestFullSpoolDropsAndCounts(t *testing.T) {

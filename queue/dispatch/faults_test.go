@@ -215,8 +215,9 @@ func TestAnOpenIsTakenBack(t *testing.T) {
 			return opened
 		}
 		a.submit(s, "1", "echo", nil)
+		synctest.Wait()
 		a.submit(s, "2", "hold", nil)
-		expect(t, s.take(), "1 accepted", "2 accepted", "1 done")
+		expect(t, s.take(), "1 accepted", "1 done", "2 accepted")
 		first := open()
 		open()
 		close(a.work.gate("2"))
