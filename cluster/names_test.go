@@ -32,24 +32,25 @@ type named struct {
 	seen         map[string]map[string]netip.Addr // by whom, of whom
 }
 
-// seer notes where a server sees the others. memberlist's own list may not be read while it changes.
+// seer notes where a server sees the others, from one start to the next: memberlist may still find somebody dead after it was shut down. Its own
+// list may not be read while it changes.
 type seer struct {
 	memberlist.EventDelegate
-	c  *named
-	id string
+	c    *named
+	seen map[string]netip.Addr
 }
 
 func (s seer) NotifyJoin(n *memberlist.Node) {
 	s.c.mu.Lock()
 	a, _ := netip.AddrFromSlice(n.Addr)
-	s.c.seen[s.id][n.Name] = a.Unmap()
+	s.seen[n.Name] = a.Unmap()
 	s.c.mu.Unlock()
 	s.EventDelegate.NotifyJoin(n)
 }
 
 func (s seer) NotifyLeave(n *memberlist.Node) {
 	s.c.mu.Lock()
-	delete(s.c.seen[s.id], n.Name)
+	delete(s.seen, n.Name)
 	s.c.mu.Unlock()
 	s.EventDelegate.NotifyLeave(n)
 }
@@ -116,8 +117,9 @@ func (c *named) tune(o *Options) {
 	if o.Listener, err = net.Listen("tcp", joined(found[0], c.raft)); err != nil {
 		c.t.Fatal(err)
 	}
+	seen := map[string]netip.Addr{}
 	c.mu.Lock()
-	c.seen[o.ID] = map[string]netip.Addr{}
+	c.seen[o.ID] = seen
 	c.mu.Unlock()
 	o.Transport, o.Dial = nil, c.dial
 	for i := range o.Servers {
@@ -129,7 +131,7 @@ func (c *named) tune(o *Options) {
 		return ServerStats{}, fault.New(fault.Unavailable, "nobody asks here")
 	}
 	o.Gossip = &GossipOptions{BindAddress: joined(found[0], c.gossip), Join: []string{net.JoinHostPort("all", strconv.Itoa(c.gossip))}, Lookup: c.lookup, tune: func(m *memberlist.Config) {
-		m.Events = seer{m.Events, c, o.ID}
+		m.Events = seer{m.Events, c, seen}
 		m.ProbeInterval, m.ProbeTimeout, m.SuspicionMult, m.GossipInterval = 100*time.Millisecond, 50*time.Millisecond, 2, 20*time.Millisecond
 	}}
 }
