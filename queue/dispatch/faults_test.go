@@ -281,7 +281,9 @@ func TestAResultComesWhileItsClientDoes(t *testing.T) {
 		close(a.work.gate("1"))
 		time.Sleep(time.Millisecond)
 		<-slow
-		b.Resume(alice, (<-opened).Delivered)
+		o := <-opened
+		synctest.Wait() // told after the Resume, it is said again as kept, for who waits for it
+		b.Resume(alice, o.Delivered)
 		expect(t, here.take(), "1 done")
 	})
 }
