@@ -197,8 +197,11 @@ describe('HTTP', () => {
     await w.clock.advance(1_000);
     assert.equal(a.error?.name, 'AbortError');
     assert.deepEqual([w.server.session('session').calls.get('a')?.end?.['op'], cancels], ['cancelled', 3]);
-    const b = watch(c.call('t', {}, { requestId: 'b', signal: AbortSignal.timeout(0) }));
+    const late = new AbortController();
+    const b = watch(c.call('t', {}, { requestId: 'b', signal: late.signal }));
+    await w.clock.settle();
     w.server.door = (path) => (path === '/v1/cancel' && cancels++, undefined);
+    late.abort();
     await w.clock.settle();
     await w.clock.advance(5_000);
     assert(b.done);
